@@ -1,4 +1,4 @@
-//! A contestant set up on a store: its files, its directories, its repository; and how it is measured there.
+//! A tool set up on a store: its files, its directories, its repository; and how it is measured there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,13 +11,13 @@ use walpoint_tests::cluster::Cluster;
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::{process, testbed, user};
 
-use crate::contestants::Tool;
 use crate::data;
 use crate::drive::{self, DriveOrder, DriveReport};
 use crate::machine;
 use crate::place::{StoreKind, StorePlace, Stores};
 use crate::processes;
 use crate::template::{self, Values};
+use crate::tools::Tool;
 use crate::work::WorkDirectory;
 
 /// No command of setting up takes longer.
@@ -34,10 +34,10 @@ pub struct Surroundings<'a> {
     pub cluster: Option<&'a Cluster>,
 }
 
-/// A contestant on a store.
+/// A tool on a store.
 #[derive(Debug)]
 pub struct Bed {
-    contestant: Tool,
+    tool: Tool,
     place: StorePlace,
     values: Values,
     /// Sockets, configuration, logs: in memory, with a short path.
@@ -51,7 +51,7 @@ pub struct Bed {
 pub struct Task<'a> {
     /// The work.
     pub load: drive::WorkKind,
-    /// The contestant's command for it, with placeholders.
+    /// The tool's command for it, with placeholders.
     pub command: &'a str,
     /// Whether its daemon runs beside it.
     pub daemon: bool,
@@ -73,9 +73,9 @@ pub struct Seen {
 }
 
 impl Bed {
-    /// Sets a contestant up on an empty store, for a data directory.
+    /// Sets a tool up on an empty store, for a data directory.
     pub fn make(
-        contestant: &Tool,
+        tool: &Tool,
         kind: StoreKind,
         pgdata: &Path,
         around: &mut Surroundings<'_>,
@@ -101,9 +101,9 @@ impl Bed {
             values.insert("conninfo".to_owned(), format!("host={} user=postgres", dir.path().display()));
         }
         values.extend(place.values().clone());
-        values.extend(contestant.values.clone());
-        values.extend(contestant.store.get(kind.name()).cloned().unwrap_or_default());
-        let bed = Bed { contestant: contestant.clone(), place, values, dir, scratch };
+        values.extend(tool.values.clone());
+        values.extend(tool.store.get(kind.name()).cloned().unwrap_or_default());
+        let bed = Bed { tool: tool.clone(), place, values, dir, scratch };
         match bed.set_up() {
             Ok(()) => Ok(bed),
             Err(problem) => {
@@ -115,10 +115,10 @@ impl Bed {
 
     fn set_up(&self) -> Result<(), String> {
         self.clear_scratch();
-        for (name, text) in &self.contestant.files {
+        for (name, text) in &self.tool.files {
             self.dir.write(name, template::fill(text, &self.values)?);
         }
-        for command in &self.contestant.setup {
+        for command in &self.tool.setup {
             let mut shell = Command::new("sh");
             shell.arg("-c").arg(self.fill(command)?).current_dir(self.dir.path());
             self.environment(&mut shell)?;
@@ -144,7 +144,7 @@ impl Bed {
         template::fill(command, &self.values)
     }
 
-    /// A command for somebody who does not have the contestant's environment: PostgreSQL's archiver.
+    /// A command for somebody who does not have the tool's environment: PostgreSQL's archiver.
     pub fn with_environment(&self, command: &str) -> Result<String, String> {
         let env = self.env()?;
         let settings: String = env.iter().map(|(name, value)| format!("{name}='{value}' ")).collect();
@@ -156,9 +156,9 @@ impl Bed {
         self.values.insert(name.to_owned(), value);
     }
 
-    /// The contestant.
-    pub fn contestant(&self) -> &Tool {
-        &self.contestant
+    /// The tool.
+    pub fn tool(&self) -> &Tool {
+        &self.tool
     }
 
     /// Its repository.
@@ -174,7 +174,7 @@ impl Bed {
 
     fn env(&self) -> Result<BTreeMap<String, String>, String> {
         let filled = |(name, text): (&String, &String)| Ok((name.clone(), self.fill(text)?));
-        self.contestant.env.iter().map(filled).collect()
+        self.tool.env.iter().map(filled).collect()
     }
 
     /// As the servers' user, with nothing in the environment that could be a setting of somebody else.
@@ -198,12 +198,12 @@ impl Bed {
         around: &mut Surroundings<'_>,
         before: impl FnOnce() -> Result<(), String>,
     ) -> Result<Seen, String> {
-        let daemon = self.contestant.daemon.as_deref().filter(|_| task.daemon);
+        let daemon = self.tool.daemon.as_deref().filter(|_| task.daemon);
         let order = DriveOrder {
             work: task.load,
             command: self.fill(task.command)?,
             daemon: daemon.map(|command| self.fill(command)).transpose()?,
-            ready: self.contestant.ready.as_deref().map(|command| self.fill(command)).transpose()?,
+            ready: self.tool.ready.as_deref().map(|command| self.fill(command)).transpose()?,
             env: self.env()?,
             pgdata: task.at.to_owned(),
             log: self.dir.join("commands.log"),
@@ -269,7 +269,7 @@ pub fn target(work: &WorkDirectory) -> PathBuf {
     work.root().join("run/target")
 }
 
-/// Placeholders that do not depend on store or contestant.
+/// Placeholders that do not depend on store or tool.
 pub fn common_values(work: &WorkDirectory) -> Values {
     let values =
         [("bin", work.root().join("bin")), ("pg", data::programs()), ("testbed", testbed::root().to_owned())];

@@ -3,7 +3,7 @@
 //! `restore_command` for one segment after the other.
 //!
 //! Over standard input and output it is told what to do ([`DriveOrder`]), says that the daemon is ready, is told to go, and
-//! gives a [`DriveReport`]. What the contestant leaves running is ended, and counted, before the report.
+//! gives a [`DriveReport`]. What the tool leaves running is ended, and counted, before the report.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -66,7 +66,7 @@ pub struct DriveReport {
     pub commands_ms: Vec<f64>,
     /// When each command had ended, in seconds since the beginning.
     pub ended: Vec<f64>,
-    /// CPU seconds of all processes of the contestant, from the moment when the daemon was ready.
+    /// CPU seconds of all processes of the tool, from the moment when the daemon was ready.
     pub cpu: f64,
     /// CPU seconds of the driver itself.
     pub driver_cpu: f64,

@@ -39,7 +39,7 @@ impl Far {
                 if end.load(Ordering::Relaxed) {
                     break;
                 }
-                // A connection that breaks is the contestant's affair.
+                // A connection that breaks is the tool's affair.
                 thread::spawn(move || drop(connect(near, target, round_trip)));
             }
         });

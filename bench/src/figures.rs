@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::contestants::OURS;
 use crate::measured::{Measured, MeasuredSummary};
 use crate::reference::Reference;
 use crate::run::RunOutcome;
 use crate::stats::median;
+use crate::tools::OURS;
 
 /// The family that the targets compare with.
 pub const PEER: &str = "pgbackrest";
@@ -64,7 +64,7 @@ impl GoodSide {
     }
 }
 
-/// All measurements, by row and contestant.
+/// All measurements, by row and tool.
 pub struct Table<'a> {
     rows: BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a Measured>>>,
 }
@@ -74,13 +74,13 @@ impl<'a> Table<'a> {
     pub fn of(measured: &'a [Measured]) -> Table<'a> {
         let mut rows: BTreeMap<&str, BTreeMap<&str, Vec<&Measured>>> = BTreeMap::new();
         for m in measured {
-            rows.entry(&m.row).or_default().entry(&m.contestant).or_default().push(m);
+            rows.entry(&m.row).or_default().entry(&m.tool).or_default().push(m);
         }
         Table { rows }
     }
 
-    /// The contestants of a row.
-    pub fn contestants(&self, row: &str) -> Vec<(&'a str, MeasuredSummary<'_>)> {
+    /// The tools of a row.
+    pub fn tools(&self, row: &str) -> Vec<(&'a str, MeasuredSummary<'_>)> {
         let found = self.rows.get(row).into_iter().flatten();
         found.map(|(name, rounds)| (*name, MeasuredSummary::of(rounds))).collect()
     }

@@ -1,24 +1,24 @@
 //! The comparison of Walpoint with other tools, side by side on one machine.
 //!
-//! A *row* is one kind of work on one kind of store (`archive-s3`). A *contestant* is a tool with its settings, described
-//! in `contestants.toml`: commands, files and environment, so that any other tool takes part by a few lines. A run
-//! measures every contestant of a row in turn, round after round, so that whatever else the machine does meets all of
+//! A *row* is one kind of work on one kind of store (`archive-s3`). A *tool* is a program with its settings, described
+//! in `tools.toml`: commands, files and environment, so that any other tool takes part by a few lines. A run
+//! measures every tool of a row in turn, round after round, so that whatever else the machine does meets all of
 //! them alike; the first round warms up and is not counted.
 //!
 //! Every measurement is made by a process of its own ([`drive`]) that does what PostgreSQL does and under which all
-//! processes of the contestant live, so their CPU time and memory are known exactly, whatever they detach. The store, the
+//! processes of the tool live, so their CPU time and memory are known exactly, whatever they detach. The store, the
 //! server and the measuring itself are not part of it.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`contestants`], [`template`] | the configuration file |
+//! | [`tools`], [`template`] | the configuration file |
 //! | [`data`] | the cluster and its WAL that everything is measured on |
 //! | [`drive`] | the load drivers: one process for each measurement |
 //! | [`processes`] | the processes below one: CPU time, peak memory |
 //! | [`place`], [`weed`], [`sink`] | stores, what they hold and how often they were asked |
 //! | [`far`] | a store that answers late |
 //! | [`long_archive`] | an archive of 100,000 segments for `plan` |
-//! | [`bed`] | a contestant set up on a store |
+//! | [`bed`] | a tool set up on a store |
 //! | [`rows`] | what is measured |
 //! | [`run`] | the rounds |
 //! | [`reference`](mod@reference) | what the processor could do: the same work in memory |
@@ -31,7 +31,6 @@
 //! directory or by `--keep`'s opposite: nothing outside that directory is written.
 
 pub mod bed;
-pub mod contestants;
 pub mod data;
 pub mod drive;
 pub mod far;
@@ -49,5 +48,6 @@ pub mod run;
 pub mod sink;
 pub mod stats;
 pub mod template;
+pub mod tools;
 pub mod weed;
 pub mod work;

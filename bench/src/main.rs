@@ -1,4 +1,4 @@
-//! `walpoint-bench`: measures Walpoint beside other tools. See `contestants.toml` for who takes part.
+//! `walpoint-bench`: measures Walpoint beside other tools. See `tools.toml` for who takes part.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use walpoint_bench::data::{Data, Size};
 use walpoint_bench::run::RunPlan;
 use walpoint_bench::work::WorkDirectory;
-use walpoint_bench::{contestants, drive, keeping, machine, results, rows, run, sink};
+use walpoint_bench::{drive, keeping, machine, results, rows, run, sink, tools};
 
 #[derive(Parser)]
 #[command(about = "Measures Walpoint beside other tools")]
@@ -20,7 +20,7 @@ struct Cli {
 enum Command {
     /// Measure, and write the results.
     Run(RunArgs),
-    /// Print rows and contestants.
+    /// Print rows and tools.
     List(ListArgs),
     /// One measurement; the program starts itself with this.
     #[command(hide = true)]
@@ -36,8 +36,8 @@ enum Command {
 #[derive(Parser)]
 struct ListArgs {
     /// Who takes part.
-    #[arg(long, default_value = "bench/contestants.toml")]
-    contestants: PathBuf,
+    #[arg(long, default_value = "bench/tools.toml")]
+    tools: PathBuf,
 }
 
 #[derive(Parser)]
@@ -45,7 +45,7 @@ struct RunArgs {
     /// Only these rows.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Only these contestants.
+    /// Only these tools.
     #[arg(long, value_delimiter = ',')]
     with: Vec<String>,
     /// Counted rounds of each row, after one that warms up.
@@ -64,8 +64,8 @@ struct RunArgs {
     #[arg(long)]
     max_load: Option<f64>,
     /// Who takes part.
-    #[arg(long, default_value = "bench/contestants.toml")]
-    contestants: PathBuf,
+    #[arg(long, default_value = "bench/tools.toml")]
+    tools: PathBuf,
     /// Where the results go.
     #[arg(long)]
     output: Option<PathBuf>,
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
 }
 
 fn list(args: &ListArgs) -> Result<(), String> {
-    let all = contestants::read(&args.contestants)?;
+    let all = tools::read(&args.tools)?;
     for row in rows::ROWS.into_iter().chain(rows::FAR_ROWS) {
         let names: Vec<&str> = all.iter().filter(|c| row.admits(c)).map(|c| c.name.as_str()).collect();
         println!("{:20} {}: {}", row.name, row.title, names.join(", "));
@@ -104,10 +104,10 @@ fn list(args: &ListArgs) -> Result<(), String> {
 }
 
 fn measure(args: &RunArgs) -> Result<(), String> {
-    let mut taking_part = contestants::read(&args.contestants)?;
+    let mut taking_part = tools::read(&args.tools)?;
     for name in &args.with {
         if !taking_part.iter().any(|c| c.name == *name) {
-            return Err(format!("no contestant {name}; see walpoint-bench list"));
+            return Err(format!("no tool {name}; see walpoint-bench list"));
         }
     }
     taking_part.retain(|c| args.with.is_empty() || args.with.contains(&c.name));
@@ -129,7 +129,7 @@ fn measure(args: &RunArgs) -> Result<(), String> {
     let work = WorkDirectory::take(&program, args.released.as_deref())?;
     let size = if args.quick { Size::QUICK } else { Size::FULL };
     let data = Data::get(&work, size);
-    let plan = RunPlan { rows: chosen, keeping, contestants: taking_part, rounds: args.rounds, size };
+    let plan = RunPlan { rows: chosen, keeping, tools: taking_part, rounds: args.rounds, size };
     let outcome = run::run(&plan, &work, &data);
     let text = results::write(&plan, &data, &outcome, load);
     let output = args.output.clone().unwrap_or_else(|| {

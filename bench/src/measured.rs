@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::stats::{max, median, percentile};
 
-/// One contestant in one round of one row.
+/// One tool in one round of one row.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Measured {
     /// The row.
     pub row: String,
-    /// The contestant.
-    pub contestant: String,
+    /// The tool.
+    pub tool: String,
     /// Its family.
     pub family: String,
     /// The round; 0 warms up.
@@ -53,7 +53,7 @@ impl Measured {
     }
 }
 
-/// All counted rounds of one contestant in one row.
+/// All counted rounds of one tool in one row.
 #[derive(Debug, Clone, Copy)]
 pub struct MeasuredSummary<'a> {
     rounds: &'a [&'a Measured],
@@ -133,11 +133,11 @@ pub(crate) mod tests {
     use super::*;
 
     /// A round that took so long.
-    pub(crate) fn measured(row: &str, contestant: &str, round: u32, seconds: f64) -> Measured {
+    pub(crate) fn measured(row: &str, tool: &str, round: u32, seconds: f64) -> Measured {
         Measured {
             row: row.to_owned(),
-            contestant: contestant.to_owned(),
-            family: contestant.split(' ').next().unwrap_or_default().to_owned(),
+            tool: tool.to_owned(),
+            family: tool.split(' ').next().unwrap_or_default().to_owned(),
             round,
             seconds,
             bytes: 1_000_000_000,

@@ -1,4 +1,4 @@
-//! A place for one contestant's repository: an empty directory, bucket or sink, which goes with the value.
+//! A place for one tool's repository: an empty directory, bucket or sink, which goes with the value.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +37,7 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    /// As in `contestants.toml`, which knows nothing of distance.
+    /// As in `tools.toml`, which knows nothing of distance.
     pub fn name(self) -> &'static str {
         match self {
             StoreKind::Local => "local",
@@ -67,7 +67,7 @@ impl Stores {
         self.weed.get_or_insert_with(|| Weed::start(&dir))
     }
 
-    /// The processes of SeaweedFS, whose CPU time is not the contestants'.
+    /// The processes of SeaweedFS, whose CPU time is not the tools'.
     pub fn pids(&self) -> Vec<u32> {
         self.weed.iter().map(Weed::pid).collect()
     }
@@ -147,7 +147,7 @@ impl StorePlace {
         self.kind
     }
 
-    /// Processes of its own, whose CPU time is not the contestant's.
+    /// Processes of its own, whose CPU time is not the tool's.
     pub fn pids(&self) -> Vec<u32> {
         self.sink.iter().map(|(process, _)| process.pid()).collect()
     }

@@ -22,9 +22,9 @@ pub fn write(plan: &RunPlan, data: &Data, outcome: &RunOutcome, load_before: f64
     keeping::table::write(&mut text, &outcome.findings);
     let table = Table::of(&outcome.measured);
     for row in &plan.rows {
-        let contestants = table.contestants(row.name);
-        if !contestants.is_empty() {
-            whole_row(&mut text, row.name, row.title, &contestants, table.foreign(row.name));
+        let tools = table.tools(row.name);
+        if !tools.is_empty() {
+            whole_row(&mut text, row.name, row.title, &tools, table.foreign(row.name));
         }
     }
     if !outcome.references.is_empty() {
@@ -69,9 +69,9 @@ fn conditions(text: &mut String, plan: &RunPlan, data: &Data, outcome: &RunOutco
         .collect();
     put(text, format_args!("| WAL | {} (16 MiB each, PostgreSQL 15) |\n", phases.join(", ")));
     put(text, format_args!("| cluster | {} MB |\n", number(data.cluster_bytes as f64 / 1e6)));
-    for contestant in &plan.contestants {
-        if let Some(version) = outcome.versions.get(&contestant.name) {
-            put(text, format_args!("| {} | {version}; {} |\n", contestant.name, contestant.settings));
+    for tool in &plan.tools {
+        if let Some(version) = outcome.versions.get(&tool.name) {
+            put(text, format_args!("| {} | {version}; {} |\n", tool.name, tool.settings));
         }
     }
     text.push('\n');
@@ -109,7 +109,7 @@ fn whole_row(
     text: &mut String,
     name: &str,
     title: &str,
-    contestants: &[(&str, MeasuredSummary<'_>)],
+    tools: &[(&str, MeasuredSummary<'_>)],
     foreign: f64,
 ) {
     put(text, format_args!("## {title} (`{name}`)\n\n"));
@@ -118,7 +118,7 @@ fn whole_row(
     }
     *text += "| | MB/s | seconds | command p50 / p99 / max ms | CPU s/GB | stored MB | requests | peak memory MiB |\n";
     *text += "|---|---|---|---|---|---|---|---|\n";
-    for (contestant, summary) in contestants {
+    for (tool, summary) in tools {
         let (p50, p99, max) = summary.commands();
         let requests: Vec<String> =
             summary.requests().into_iter().map(|(kind, count)| format!("{kind} {count:.0}")).collect();
@@ -131,7 +131,7 @@ fn whole_row(
         put(
             text,
             format_args!(
-                "| {contestant} | {} | {} | {} / {} / {} | {} | {} | {} | {} |\n",
+                "| {tool} | {} | {} | {} / {} / {} | {} | {} | {} | {} |\n",
                 number(summary.median(Measured::rate)),
                 number(summary.median(|m| m.seconds)),
                 number(p50),
@@ -146,14 +146,14 @@ fn whole_row(
     }
     text.push('\n');
     let phases: Vec<(&str, Vec<(String, f64)>)> =
-        contestants.iter().map(|(name, summary)| (*name, summary.phases())).collect();
+        tools.iter().map(|(name, summary)| (*name, summary.phases())).collect();
     let longest = phases.iter().map(|(_, phases)| phases).max_by_key(|phases| phases.len());
     if let Some(names) = longest.filter(|names| names.len() > 1) {
         let titles: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
         put(text, format_args!("| MB/s | {} |\n|---|{}\n", titles.join(" | "), "---|".repeat(titles.len())));
-        for (contestant, rates) in phases.iter().filter(|(_, rates)| !rates.is_empty()) {
+        for (tool, rates) in phases.iter().filter(|(_, rates)| !rates.is_empty()) {
             let rates: Vec<String> = rates.iter().map(|(_, rate)| number(*rate)).collect();
-            put(text, format_args!("| {contestant} | {} |\n", rates.join(" | ")));
+            put(text, format_args!("| {tool} | {} |\n", rates.join(" | ")));
         }
         text.push('\n');
     }

@@ -1,7 +1,7 @@
 //! What is measured: kinds of work on kinds of stores.
 
-use crate::contestants::Tool;
 use crate::place::StoreKind;
+use crate::tools::Tool;
 
 /// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,18 +162,18 @@ pub fn chosen(names: &[String]) -> Vec<BenchRow> {
 }
 
 impl BenchRow {
-    /// Whether a contestant takes part.
-    pub fn admits(&self, contestant: &Tool) -> bool {
+    /// Whether a tool takes part.
+    pub fn admits(&self, tool: &Tool) -> bool {
         let command = match self.kind {
-            RowKind::Archive => &contestant.archive,
-            RowKind::Fetch { .. } => &contestant.fetch,
-            RowKind::Backup => &contestant.backup,
-            RowKind::Restore => &contestant.restore,
-            RowKind::Plan => &contestant.plan,
+            RowKind::Archive => &tool.archive,
+            RowKind::Fetch { .. } => &tool.fetch,
+            RowKind::Backup => &tool.backup,
+            RowKind::Restore => &tool.restore,
+            RowKind::Plan => &tool.plan,
         };
         command.is_some()
-            && contestant.store.contains_key(self.store.name())
-            && (contestant.rows.is_empty() || contestant.rows.iter().any(|name| name == self.name))
+            && tool.store.contains_key(self.store.name())
+            && (tool.rows.is_empty() || tool.rows.iter().any(|name| name == self.name))
     }
 
     /// Whether its work is on segments of WAL, and not on a cluster.

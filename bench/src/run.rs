@@ -1,4 +1,4 @@
-//! The rounds: every contestant of a row in turn, again and again.
+//! The rounds: every tool of a row in turn, again and again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,6 @@ use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::{process, user};
 
 use crate::bed::{self, Bed, Surroundings, Task};
-use crate::contestants::Tool;
 use crate::data::{Data, SEGMENT, Size};
 use crate::drive::{self, WorkKind as Load};
 use crate::keeping::{self, finding::BoundFinding};
@@ -20,6 +19,7 @@ use crate::place::{StoreKind, Stores, bytes_below};
 use crate::reference::{InMemory, Reference};
 use crate::rows::{BenchRow, RowKind};
 use crate::template;
+use crate::tools::Tool;
 use crate::work::WorkDirectory;
 
 /// What to run.
@@ -30,7 +30,7 @@ pub struct RunPlan {
     /// The rows of the second table, in order.
     pub keeping: Vec<keeping::KeepingRow>,
     /// Who takes part.
-    pub contestants: Vec<Tool>,
+    pub tools: Vec<Tool>,
     /// Counted rounds of each row.
     pub rounds: u32,
     /// How large the data set is.
@@ -46,7 +46,7 @@ pub struct RunOutcome {
     pub left_out: Vec<String>,
     /// The reference in memory, measured in the rounds of archiving.
     pub references: Vec<Reference>,
-    /// What each contestant says of its version.
+    /// What each tool says of its version.
     pub versions: BTreeMap<String, String>,
     /// The second table.
     pub findings: Vec<BoundFinding>,
@@ -60,7 +60,7 @@ const LOOK_MS: u64 = 20;
 /// What PostgreSQL's archiver has not archived after this long is left to the next command.
 const ARCHIVER_LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether beds can be used again: what was archived or backed up, by contestant and store.
+/// Whether beds can be used again: what was archived or backed up, by tool and store.
 type Kept = BTreeMap<(String, StoreKind, bool), Bed>;
 
 /// Runs it all.
@@ -68,26 +68,26 @@ pub fn run(plan: &RunPlan, work: &WorkDirectory, data: &Data) -> RunOutcome {
     let mut outcome = RunOutcome::default();
     let mut runner =
         Runner { plan, work, data, stores: Stores::new(work), cluster: None, kept: Kept::new(), long: None };
-    let mut contestants = Vec::new();
-    for contestant in &plan.contestants {
-        match runner.look_at(contestant) {
+    let mut tools = Vec::new();
+    for tool in &plan.tools {
+        match runner.look_at(tool) {
             Ok(version) => {
-                outcome.versions.insert(contestant.name.clone(), version);
-                contestants.push(contestant.clone());
+                outcome.versions.insert(tool.name.clone(), version);
+                tools.push(tool.clone());
             }
-            Err(problem) => outcome.left_out.push(format!("{}: {problem}", contestant.name)),
+            Err(problem) => outcome.left_out.push(format!("{}: {problem}", tool.name)),
         }
     }
     data.warm();
     for (n, row) in plan.rows.iter().enumerate() {
-        let taking_part: Vec<Tool> = contestants.iter().filter(|c| row.admits(c)).cloned().collect();
+        let taking_part: Vec<Tool> = tools.iter().filter(|c| row.admits(c)).cloned().collect();
         runner.row(*row, taking_part, &mut outcome);
         runner.clear_kept(&plan.rows[n + 1..]);
     }
     if let Some(mut cluster) = runner.cluster.take() {
         cluster.stop(Shutdown::Fast);
     }
-    if let Some(ours) = contestants.iter().find(|c| c.is_ours()) {
+    if let Some(ours) = tools.iter().find(|c| c.is_ours()) {
         let stores = &mut runner.stores;
         outcome.findings = keeping::run(plan, work, data, stores, ours, &mut outcome.left_out);
     }
@@ -105,25 +105,25 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Whether a contestant can take part; its version.
-    fn look_at(&self, contestant: &Tool) -> Result<String, String> {
+    /// Whether a tool can take part; its version.
+    fn look_at(&self, tool: &Tool) -> Result<String, String> {
         let mut values = bed::common_values(self.work);
-        values.extend(contestant.values.clone());
-        for file in &contestant.needs {
+        values.extend(tool.values.clone());
+        for file in &tool.needs {
             let file = template::fill(file, &values)?;
             if !Path::new(&file).exists() {
                 return Err(format!("{file} is not installed"));
             }
         }
-        let Some(version) = &contestant.version else { return Ok(String::new()) };
+        let Some(version) = &tool.version else { return Ok(String::new()) };
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(template::fill(version, &values)?);
         let output = process::run(user::become_user(&mut shell), Duration::from_secs(30));
         Ok(output.stdout.lines().next().unwrap_or_default().trim().to_owned())
     }
 
-    fn row(&mut self, row: BenchRow, mut contestants: Vec<Tool>, outcome: &mut RunOutcome) {
-        if contestants.is_empty() {
+    fn row(&mut self, row: BenchRow, mut tools: Vec<Tool>, outcome: &mut RunOutcome) {
+        if tools.is_empty() {
             return;
         }
         if row.needs_cluster() && self.cluster.is_none() {
@@ -143,16 +143,15 @@ impl Runner<'_> {
                 }
             }
             // Nobody is always the first.
-            let turn = round as usize % contestants.len();
-            let order: Vec<Tool> =
-                contestants.iter().cycle().skip(turn).take(contestants.len()).cloned().collect();
-            for contestant in order {
-                match self.measure(row, &contestant, round) {
+            let turn = round as usize % tools.len();
+            let order: Vec<Tool> = tools.iter().cycle().skip(turn).take(tools.len()).cloned().collect();
+            for tool in order {
+                match self.measure(row, &tool, round) {
                     Ok(measured) => {
                         eprintln!(
                             "{}: round {round}: {}: {:.2} s, {:.0} MB/s, {:.2} CPU s/GB, others {:.0} %",
                             row.name,
-                            contestant.name,
+                            tool.name,
                             measured.seconds,
                             measured.rate(),
                             measured.cpu_per_gb(),
@@ -161,13 +160,13 @@ impl Runner<'_> {
                         outcome.measured.push(measured);
                     }
                     Err(problem) => {
-                        eprintln!("{}: {}: {problem}", row.name, contestant.name);
-                        outcome.left_out.push(format!("{} in {}: {problem}", contestant.name, row.name));
-                        contestants.retain(|other| other.name != contestant.name);
+                        eprintln!("{}: {}: {problem}", row.name, tool.name);
+                        outcome.left_out.push(format!("{} in {}: {problem}", tool.name, row.name));
+                        tools.retain(|other| other.name != tool.name);
                     }
                 }
             }
-            if contestants.is_empty() {
+            if tools.is_empty() {
                 return;
             }
         }
@@ -187,24 +186,24 @@ impl Runner<'_> {
         }
     }
 
-    fn measure(&mut self, row: BenchRow, contestant: &Tool, round: u32) -> Result<Measured, String> {
+    fn measure(&mut self, row: BenchRow, tool: &Tool, round: u32) -> Result<Measured, String> {
         match row.kind {
-            RowKind::Plan => self.plan(row, contestant, round),
+            RowKind::Plan => self.plan(row, tool, round),
             RowKind::Archive | RowKind::Backup => {
-                let (bed, measured) = self.write(row, contestant, round)?;
-                let key = (contestant.name.clone(), row.store, row.is_about_wal());
+                let (bed, measured) = self.write(row, tool, round)?;
+                let key = (tool.name.clone(), row.store, row.is_about_wal());
                 if let Some(old) = self.kept.insert(key, bed) {
                     old.remove(&mut self.stores);
                 }
                 Ok(measured)
             }
             RowKind::Fetch { .. } | RowKind::Restore => {
-                let key = (contestant.name.clone(), row.store, row.is_about_wal());
+                let key = (tool.name.clone(), row.store, row.is_about_wal());
                 let bed = match self.kept.remove(&key) {
                     Some(bed) => bed,
                     None => {
                         let kind = if row.is_about_wal() { RowKind::Archive } else { RowKind::Backup };
-                        self.write(BenchRow { kind, ..row }, contestant, 0)?.0
+                        self.write(BenchRow { kind, ..row }, tool, 0)?.0
                     }
                 };
                 let measured = self.read(row, &bed, round);
@@ -215,23 +214,23 @@ impl Runner<'_> {
     }
 
     /// Archives, or takes a backup, into an empty repository.
-    fn write(&mut self, row: BenchRow, contestant: &Tool, round: u32) -> Result<(Bed, Measured), String> {
+    fn write(&mut self, row: BenchRow, tool: &Tool, round: u32) -> Result<(Bed, Measured), String> {
         let pgdata = if row.is_about_wal() { &self.data.wal } else { &self.data.cluster };
         let mut around =
             Surroundings { work: self.work, stores: &mut self.stores, cluster: self.cluster.as_ref() };
-        let bed = Bed::make(contestant, row.store, pgdata, &mut around)?;
+        let bed = Bed::make(tool, row.store, pgdata, &mut around)?;
         let result = if row.is_about_wal() {
             drive::clear_archive_status(pgdata);
-            let segments = segments(self.data, contestant);
-            let command = contestant.archive.as_deref().expect("admitted");
+            let segments = segments(self.data, tool);
+            let command = tool.archive.as_deref().expect("admitted");
             let load = Load::Archive { segments };
             let task = Task { load, command, daemon: true, at: pgdata, look_ms: look(round) };
             bed.measure(task, &mut around, || Ok(()))
         } else {
             let cluster = around.cluster.expect("a running cluster");
-            let archive = contestant.archive.as_deref().unwrap_or("/bin/true");
+            let archive = tool.archive.as_deref().unwrap_or("/bin/true");
             let archive = bed.with_environment(archive);
-            let command = contestant.backup.as_deref().expect("admitted");
+            let command = tool.backup.as_deref().expect("admitted");
             let ready = || {
                 archive_by(cluster, &archive?);
                 cluster.psql("checkpoint");
@@ -259,22 +258,22 @@ impl Runner<'_> {
         self.work.dir("run");
         self.work.remove("run/target");
         bed.clear_scratch();
-        let contestant = bed.contestant().clone();
+        let tool = bed.tool().clone();
         let mut around =
             Surroundings { work: self.work, stores: &mut self.stores, cluster: self.cluster.as_ref() };
         let seen = match row.kind {
             RowKind::Fetch { pace_ms } => {
                 recovering(&self.data.wal, &target);
-                let segments = segments(self.data, &contestant);
+                let segments = segments(self.data, &tool);
                 let load = Load::Fetch { segments: segments.clone(), pace_ms };
-                let command = contestant.fetch.as_deref().expect("admitted");
+                let command = tool.fetch.as_deref().expect("admitted");
                 let task = Task { load, command, daemon: false, at: &target, look_ms: look(round) };
                 let seen = bed.measure(task, &mut around, || Ok(()))?;
                 same_segments(&self.data.wal, &target, &segments)?;
                 seen
             }
             _ => {
-                let command = contestant.restore.as_deref().expect("admitted");
+                let command = tool.restore.as_deref().expect("admitted");
                 let at = target.parent().expect("a directory");
                 let task = Task { load: Load::Once, command, daemon: false, at, look_ms: look(round) };
                 let seen = bed.measure(task, &mut around, || Ok(()))?;
@@ -291,20 +290,20 @@ impl Runner<'_> {
     }
 
     /// Plans a restore; the archive is made in the first round.
-    fn plan(&mut self, row: BenchRow, contestant: &Tool, round: u32) -> Result<Measured, String> {
+    fn plan(&mut self, row: BenchRow, tool: &Tool, round: u32) -> Result<Measured, String> {
         let long = self.long.get_or_insert_with(LongCluster::make);
         let mut around = Surroundings { work: self.work, stores: &mut self.stores, cluster: None };
-        let key = (contestant.name.clone(), row.store, row.is_about_wal());
+        let key = (tool.name.clone(), row.store, row.is_about_wal());
         let bed = match self.kept.remove(&key) {
             Some(bed) if round > 0 => bed,
             _ => {
-                let mut bed = Bed::make(contestant, row.store, long.pgdata(), &mut around)?;
+                let mut bed = Bed::make(tool, row.store, long.pgdata(), &mut around)?;
                 let moment = long.fill(&bed.fill("{repository}")?)?;
                 bed.set("moment", moment);
                 bed
             }
         };
-        let command = contestant.plan.as_deref().expect("admitted");
+        let command = tool.plan.as_deref().expect("admitted");
         let task = Task { load: Load::Once, command, daemon: false, at: long.pgdata(), look_ms: look(round) };
         let seen = bed.measure(task, &mut around, || Ok(()));
         let measured = seen.map(|seen| self.measured(row, &bed, round, seen));
@@ -313,13 +312,13 @@ impl Runner<'_> {
     }
 
     fn measured(&mut self, row: BenchRow, bed: &Bed, round: u32, seen: bed::Seen) -> Measured {
-        let contestant = bed.contestant();
+        let tool = bed.tool();
         let report = seen.report;
         let segments = if row.is_about_wal() { report.commands_ms.len() as u64 } else { 0 };
         Measured {
             row: row.name.to_owned(),
-            contestant: contestant.name.clone(),
-            family: contestant.family.clone(),
+            tool: tool.name.clone(),
+            family: tool.family.clone(),
             round,
             seconds: report.seconds,
             bytes: match row.kind {
@@ -344,10 +343,10 @@ fn look(round: u32) -> u64 {
     if round == 0 { LOOK_WARMING_UP_MS } else { LOOK_MS }
 }
 
-/// The segments that a contestant archives.
-fn segments(data: &Data, contestant: &Tool) -> Vec<String> {
+/// The segments that a tool archives.
+fn segments(data: &Data, tool: &Tool) -> Vec<String> {
     let mut segments = data.segments();
-    segments.truncate(contestant.segments.unwrap_or(usize::MAX));
+    segments.truncate(tool.segments.unwrap_or(usize::MAX));
     segments
 }
 
@@ -372,7 +371,7 @@ pub(crate) fn archive_by(cluster: &Cluster, command: &str) {
     cluster.psql(&format!("alter system set archive_command = '{quoted}'; select pg_reload_conf()"));
 }
 
-/// Waits until PostgreSQL's archiver has nothing to do: a command of one contestant must not run into the next one's time,
+/// Waits until PostgreSQL's archiver has nothing to do: a command of one tool must not run into the next one's time,
 /// nor outlive its own directories.
 pub(crate) fn wait_for_archiver(cluster: &Cluster) {
     let status = cluster.wal_dir().join("archive_status");

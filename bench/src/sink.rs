@@ -1,4 +1,4 @@
-//! A server that speaks enough S3 to archive to, and keeps next to nothing: what is measured against it is the contestant
+//! A server that speaks enough S3 to archive to, and keeps next to nothing: what is measured against it is the tool
 //! and not a store.
 //!
 //! Small objects (descriptors, lineages, index) are kept and read back; of larger ones only that they are there and how

@@ -1,12 +1,12 @@
 //! The pieces of the comparison work together: one segment is archived by our own daemon into a server that keeps
-//! nothing, under a driver, as `contestants.toml` says.
+//! nothing, under a driver, as `tools.toml` says.
 
 use std::path::Path;
 
 use walpoint_bench::bed::{Bed, Surroundings, Task};
-use walpoint_bench::contestants;
 use walpoint_bench::drive::{self, WorkKind as Load};
 use walpoint_bench::place::{StoreKind, Stores};
+use walpoint_bench::tools;
 use walpoint_bench::work::WorkDirectory;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 
@@ -20,8 +20,8 @@ fn a_segment_is_archived_to_the_sink_and_everything_is_counted() {
     let program = Path::new(env!("CARGO_BIN_EXE_walpoint-bench"));
     let work = WorkDirectory::at(cluster.dir().join("bench"), program).unwrap();
     let mut stores = Stores::new(&work);
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("contestants.toml");
-    let all = contestants::read(&file).unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools.toml");
+    let all = tools::read(&file).unwrap();
     let ours = all.iter().find(|c| c.is_ours()).unwrap();
     let mut around = Surroundings { work: &work, stores: &mut stores, cluster: None };
     let bed = Bed::make(ours, StoreKind::Sink, cluster.pgdata(), &mut around).unwrap();

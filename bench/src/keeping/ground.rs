@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use super::damage::files_below;
 use crate::bed::{self, Seen, Surroundings};
-use crate::contestants::Tool;
 use crate::data::{Data, Size};
 use crate::place::Stores;
 use crate::stats::median;
+use crate::tools::Tool;
 use crate::work::WorkDirectory;
 
 /// Where time is compared and a round is long, so many rounds are enough.

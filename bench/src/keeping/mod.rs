@@ -37,10 +37,10 @@ mod verify;
 
 use self::finding::BoundFinding;
 use self::ground::KeepingBed;
-use crate::contestants::Tool;
 use crate::data::Data;
 use crate::place::Stores;
 use crate::run::RunPlan;
+use crate::tools::Tool;
 use crate::work::WorkDirectory;
 
 /// A row of the second table.

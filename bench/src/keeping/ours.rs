@@ -1,4 +1,4 @@
-//! A repository of ours, and what is done with it. The commands are those of `contestants.toml`, with options.
+//! A repository of ours, and what is done with it. The commands are those of `tools.toml`, with options.
 
 use std::fs;
 use std::path::Path;
@@ -8,10 +8,10 @@ use walpoint_tests::cluster::Cluster;
 
 use super::ground::KeepingBed;
 use crate::bed::{self, Bed, Seen, Task};
-use crate::contestants::Tool;
 use crate::drive::WorkKind as Load;
 use crate::place::StoreKind;
 use crate::run::{archive_by, wait_for_archiver};
+use crate::tools::Tool;
 
 /// What a repository is like.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,8 +40,8 @@ impl OurRepository {
         pgdata: &Path,
         cluster: Option<&Cluster>,
     ) -> Result<OurRepository, String> {
-        let contestant = with(ground.ours, settings);
-        let bed = Bed::make(&contestant, store, pgdata, &mut ground.surroundings(cluster))?;
+        let tool = with(ground.ours, settings);
+        let bed = Bed::make(&tool, store, pgdata, &mut ground.surroundings(cluster))?;
         Ok(OurRepository { bed })
     }
 
@@ -64,7 +64,7 @@ impl OurRepository {
         what: &str,
         round: u32,
     ) -> Result<Seen, String> {
-        let archive = self.bed.with_environment(command(&self.bed.contestant().archive)?)?;
+        let archive = self.bed.with_environment(command(&self.bed.tool().archive)?)?;
         let ready = || {
             archive_by(cluster, &archive);
             cluster.psql("checkpoint");
@@ -72,7 +72,7 @@ impl OurRepository {
         };
         let task = Task {
             load: Load::Once,
-            command: command(&self.bed.contestant().backup)?,
+            command: command(&self.bed.tool().backup)?,
             daemon: true,
             at: cluster.pgdata(),
             look_ms: KeepingBed::look_ms(round),
@@ -95,7 +95,7 @@ impl OurRepository {
     ) -> Result<Seen, String> {
         let wal = ground.data.wal.clone();
         crate::drive::clear_archive_status(&wal);
-        let archive = command(&self.bed.contestant().archive)?.to_owned();
+        let archive = command(&self.bed.tool().archive)?.to_owned();
         self.measure(
             ground,
             Load::Archive { segments },
@@ -118,7 +118,7 @@ impl OurRepository {
         if !delta {
             ground.put_aside().map_err(|e| format!("putting a restored directory aside: {e}"))?;
         }
-        let restore = command(&self.bed.contestant().restore)?;
+        let restore = command(&self.bed.tool().restore)?;
         let restore = format!("{restore}{} --json > {PRINTED}", if delta { " --delta" } else { "" });
         let at = target.parent().expect("a directory").to_owned();
         self.measure(ground, Load::Once, (&restore, &at), &format!("round {round}: {what}"), round)
@@ -170,9 +170,9 @@ impl OurRepository {
     }
 }
 
-/// A command that we have as a contestant.
+/// A command that `tools.toml` has of ours.
 fn command(of: &Option<String>) -> Result<&str, String> {
-    of.as_deref().ok_or_else(|| "we have no such command in contestants.toml".to_owned())
+    of.as_deref().ok_or_else(|| "we have no such command in tools.toml".to_owned())
 }
 
 /// Us, with a repository like that.
@@ -200,12 +200,12 @@ fn with(ours: &Tool, settings: Settings) -> Tool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contestants;
+    use crate::tools;
 
     #[test]
-    fn what_contestants_toml_says_of_us_can_be_varied() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contestants.toml");
-        let all = contestants::read(&path).unwrap();
+    fn what_tools_toml_says_of_us_can_be_varied() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools.toml");
+        let all = tools::read(&path).unwrap();
         let ours = all.iter().find(|c| c.is_ours()).unwrap();
         let varied = with(ours, Settings { encrypted: true, keeps_one: true });
         assert!(varied.setup.iter().any(|command| command.ends_with("init --cluster main --encrypt")));

@@ -1,4 +1,4 @@
-//! Who takes part: `contestants.toml`. Unknown keys are errors.
+//! Who takes part: `tools.toml`. Unknown keys are errors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,7 +78,7 @@ pub const OURS: &str = "walpoint";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    contestant: Vec<Tool>,
+    tool: Vec<Tool>,
 }
 
 impl Tool {
@@ -139,20 +139,20 @@ pub fn read(path: &Path) -> Result<Vec<Tool>, String> {
 pub fn parse(text: &str) -> Result<Vec<Tool>, String> {
     let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
     let mut known: Vec<Tool> = Vec::new();
-    for mut contestant in file.contestant {
-        if known.iter().any(|other| other.name == contestant.name) {
-            return Err(format!("two contestants are called {}", contestant.name));
+    for mut tool in file.tool {
+        if known.iter().any(|other| other.name == tool.name) {
+            return Err(format!("two tools are called {}", tool.name));
         }
-        if let Some(like) = &contestant.like {
+        if let Some(like) = &tool.like {
             let other = known.iter().find(|other| other.name == *like);
-            let other = other
-                .ok_or_else(|| format!("{} is like {like}, which does not stand before", contestant.name))?;
-            contestant.complete(&other.clone());
+            let other =
+                other.ok_or_else(|| format!("{} is like {like}, which does not stand before", tool.name))?;
+            tool.complete(&other.clone());
         }
-        if contestant.family.is_empty() {
-            contestant.family.clone_from(&contestant.name);
+        if tool.family.is_empty() {
+            tool.family.clone_from(&tool.name);
         }
-        known.push(contestant);
+        known.push(tool);
     }
     Ok(known)
 }
@@ -164,12 +164,12 @@ mod tests {
 
     #[test]
     fn the_file_in_the_tree_is_right() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contestants.toml");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools.toml");
         let all = read(&path).unwrap();
         assert!(all.iter().any(Tool::is_ours));
-        for contestant in &all {
-            for row in &contestant.rows {
-                assert!(rows::find(row).is_some(), "{}: no row {row}", contestant.name);
+        for tool in &all {
+            for row in &tool.rows {
+                assert!(rows::find(row).is_some(), "{}: no row {row}", tool.name);
             }
         }
     }
@@ -177,11 +177,11 @@ mod tests {
     #[test]
     fn one_is_like_another_but_for_what_it_says() {
         let text = r#"
-            [[contestant]]
+            [[tool]]
             name = "a"
             archive = "a %p"
             values = { jobs = "2", level = "1" }
-            [[contestant]]
+            [[tool]]
             name = "b"
             like = "a"
             values = { jobs = "4" }
@@ -193,14 +193,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_told() {
-        assert!(parse("[[contestant]]\nname = \"a\"\nachive = \"x\"").unwrap_err().contains("achive"));
-        assert!(
-            parse("[[contestant]]\nname = \"a\"\nlike = \"b\"")
-                .unwrap_err()
-                .contains("does not stand before")
-        );
-        assert!(
-            parse("[[contestant]]\nname = \"a\"\n[[contestant]]\nname = \"a\"").unwrap_err().contains("two")
-        );
+        assert!(parse("[[tool]]\nname = \"a\"\nachive = \"x\"").unwrap_err().contains("achive"));
+        assert!(parse("[[tool]]\nname = \"a\"\nlike = \"b\"").unwrap_err().contains("does not stand before"));
+        assert!(parse("[[tool]]\nname = \"a\"\n[[tool]]\nname = \"a\"").unwrap_err().contains("two"));
     }
 }
