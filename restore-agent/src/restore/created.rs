@@ -9,16 +9,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use walpoint_base::{CreatedTablespace, Lsn, PgMajor, tablespace};
+use anyhow::bail;
+use walpoint_base::{CreatedTablespace, Lsn, PgMajor};
 use walpoint_plan::restore::SegmentDecoder;
 use walpoint_repo::planning::created_tablespaces;
 use walpoint_runtime::args::CommonArgs;
 
 use super::decided::Decided;
+use super::elsewhere;
 use super::layout::Layout;
-use super::{directory, identity};
-use super::{elsewhere, existing};
+use super::outside::{self, LocationStep};
+use super::outside_state::{LocationState, VersionDirectory};
+use super::refusal::OutsideRefusal;
 use crate::decoder::WalDecoder;
 use crate::plan::{Planned, TablespaceDocument};
 
@@ -31,13 +33,36 @@ pub(super) struct Created {
     major: u8,
 }
 
-/// What lies at these locations.
+/// What was found at these locations.
+#[derive(Debug, Default)]
+pub(super) struct LocationStates(BTreeMap<PathBuf, LocationState>);
+
+/// What is to be done at these locations.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Directories of this version that belong to the data directory: they have to go aside.
-    pub(super) ours: Vec<PathBuf>,
+    pub(super) ours: Vec<VersionDirectory>,
     /// Locations that do not exist, for a person.
     pub(super) missing: Vec<String>,
+}
+
+/// A location with what is done there.
+struct DecidedLocation<'a> {
+    location: &'a Path,
+    record: (Lsn, u32),
+    step: LocationStep<'a>,
+}
+
+impl Found {
+    /// The directories that have to go aside.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.ours.iter().map(|version| version.path.clone()).collect()
+    }
+
+    /// Whether nothing else lies there than at another look.
+    pub(super) fn is_as(&self, earlier: &Self) -> bool {
+        (self.paths(), &self.missing) == (earlier.paths(), &earlier.missing)
+    }
 }
 
 impl Created {
@@ -68,16 +93,43 @@ impl Created {
         self.locations.is_empty()
     }
 
-    /// Looks at the locations; refuses what is another cluster's.
-    pub(super) fn look(&self, layout: &Layout, decided: &Decided) -> anyhow::Result<Found> {
+    /// Looks at the locations that are not known yet.
+    pub(super) fn probe(
+        &self,
+        mut known: LocationStates,
+        layout: &Layout,
+        decided: &Decided,
+    ) -> LocationStates {
+        for location in self.locations.keys() {
+            let probe = || LocationState::probe(location, self.major, layout, decided);
+            known.0.entry(location.clone()).or_insert_with(probe);
+        }
+        known
+    }
+
+    /// What is done at each location that was looked at, by what was found there.
+    fn decide<'a>(
+        &'a self,
+        states: &'a LocationStates,
+    ) -> impl Iterator<Item = anyhow::Result<DecidedLocation<'a>>> {
+        self.locations.iter().filter_map(|(location, record)| {
+            let step = outside::location(location, states.0.get(location)?);
+            let decided = step.map(|step| DecidedLocation { location, record: *record, step });
+            Some(decided.map_err(OutsideRefusal::explain))
+        })
+    }
+
+    /// Decides by what was found at the locations; refuses what is another cluster's.
+    pub(super) fn found(&self, states: &LocationStates) -> anyhow::Result<Found> {
         let mut found = Found::default();
-        for (location, record) in &self.locations {
-            match self.lies_there(location, layout, decided)? {
-                There::Free => {}
-                There::Missing => found.missing.push(missing(location, *record)),
-                There::Ours(versions) => found.ours.extend(versions),
-                There::Foreign { versions, server } => {
-                    bail!(overwrites(location, *record, &versions, server))
+        for decided in self.decide(states) {
+            let DecidedLocation { location, record, step } = decided?;
+            match step {
+                LocationStep::Nothing => {}
+                LocationStep::WarnOfMissing => found.missing.push(missing(location, record)),
+                LocationStep::PutAway(versions) => found.ours.extend_from_slice(versions),
+                LocationStep::Refuse { versions, server } => {
+                    bail!(overwrites(location, record, versions, server))
                 }
             }
         }
@@ -87,17 +139,17 @@ impl Created {
     /// What `restore --dry-run` says about the locations, and why the restore would refuse, if it would.
     pub(super) fn describe(
         &self,
-        layout: &Layout,
-        decided: &Decided,
+        states: &LocationStates,
     ) -> anyhow::Result<(Vec<TablespaceDocument>, Option<String>)> {
         let (mut tablespaces, mut refusal) = (Vec::new(), None);
-        for (location, record) in &self.locations {
-            let (state, note) = match self.lies_there(location, layout, decided)? {
-                There::Free => ("free", None),
-                There::Missing => ("missing", Some(missing(location, *record))),
-                There::Ours(_) => ("own", None),
-                There::Foreign { versions, server } => {
-                    let text = overwrites(location, *record, &versions, server);
+        for decided in self.decide(states) {
+            let DecidedLocation { location, record, step } = decided?;
+            let (state, note) = match step {
+                LocationStep::Nothing => ("free", None),
+                LocationStep::WarnOfMissing => ("missing", Some(missing(location, record))),
+                LocationStep::PutAway(_) => ("own", None),
+                LocationStep::Refuse { versions, server } => {
+                    let text = overwrites(location, record, versions, server);
                     refusal.get_or_insert_with(|| text.clone());
                     ("foreign", Some(text))
                 }
@@ -105,7 +157,7 @@ impl Created {
             let (lsn, oid) = record;
             tablespaces.push(TablespaceDocument {
                 lsn: lsn.to_string(),
-                oid: *oid,
+                oid,
                 location: location.display().to_string(),
                 state,
                 note,
@@ -114,39 +166,6 @@ impl Created {
         tablespaces.sort_by_key(|one| one.lsn.parse::<Lsn>().unwrap_or_default());
         Ok((tablespaces, refusal))
     }
-
-    fn lies_there(&self, location: &Path, layout: &Layout, decided: &Decided) -> anyhow::Result<There> {
-        let pgdata = layout.pgdata();
-        // What the restore itself makes, repairs or moves is taken care of.
-        let restored = layout.others().iter().any(|other| identity::same(other, location));
-        let versions = tablespace::version_directories(location, self.major)
-            .with_context(|| location.display().to_string())?;
-        let Some(versions) = versions else {
-            return Ok(if restored { There::Free } else { There::Missing });
-        };
-        if versions.is_empty() || directory::belongs_to(location, pgdata, decided.user) {
-            return Ok(There::Free);
-        }
-        let link = decided.link_to(location);
-        let used = existing::used_by_another_server(pgdata, &[location.to_owned()]);
-        if link.is_none_or(|link| link == Path::new("pg_wal")) || used.is_some() {
-            return Ok(There::Foreign { versions, server: used.map(|(_, server)| server) });
-        }
-        decided.require_visible(location)?;
-        Ok(if restored { There::Free } else { There::Ours(versions) })
-    }
-}
-
-/// What lies at one location.
-enum There {
-    /// Nothing of this version, or what the restore takes care of.
-    Free,
-    /// There is no such directory.
-    Missing,
-    /// These directories of the data directory that is repaired or replaced.
-    Ours(Vec<PathBuf>),
-    /// Directories of another one, and the data directory of the server that uses them, if it was found.
-    Foreign { versions: Vec<PathBuf>, server: Option<PathBuf> },
 }
 
 fn missing(location: &Path, (lsn, oid): (Lsn, u32)) -> String {
@@ -160,10 +179,10 @@ fn missing(location: &Path, (lsn, oid): (Lsn, u32)) -> String {
 fn overwrites(
     location: &Path,
     (lsn, oid): (Lsn, u32),
-    versions: &[PathBuf],
-    server: Option<PathBuf>,
+    versions: &[VersionDirectory],
+    server: Option<&Path>,
 ) -> String {
-    let names: Vec<_> = versions.iter().filter_map(|v| Some(v.file_name()?.to_string_lossy())).collect();
+    let names: Vec<_> = versions.iter().filter_map(|v| Some(v.path.file_name()?.to_string_lossy())).collect();
     let user = server.map(|server| format!(", used by the server that runs on {}", server.display()));
     format!(
         "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was changed; \

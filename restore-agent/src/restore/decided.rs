@@ -7,20 +7,22 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 use walpoint_base::WalFileName;
 
-use super::directory::{self, Contents};
-use super::existing::{self, Existing};
+use super::directory::Contents;
+use super::existing::Existing;
+use super::identity::Position;
 use super::kept::Kept;
 use super::layout::Layout;
 use super::named::Named;
+use super::outside::{self, Directory, DirectoryStep, OfData};
+use super::outside_state::OutsideState;
 use super::owners::Owner;
-use super::previous::{self, Record};
-use super::reach;
+use super::previous::Record;
 use super::refusal::Refusal;
-use super::running::{self, LockFile, RunningServer};
+use super::running::{LockFile, RunningServer};
 use super::steps::{self, RestoreMode, Step, Which};
 use super::stored::{NotStored, Whose};
 use super::target_state::{Previous, TargetState};
@@ -42,7 +44,7 @@ pub(super) struct OldWal {
 pub(super) struct Decided {
     pub(super) mode: RestoreMode,
     /// Whether the person who restores says that no server runs there.
-    vouched: bool,
+    pub(super) vouched: bool,
     steps: Vec<Step>,
     pub(super) contents: Contents,
     /// The data directory whose links are followed.
@@ -116,22 +118,6 @@ impl Decided {
     /// The link, relative to the data directory, that proves a directory outside it to be its own.
     pub(super) fn link_to(&self, directory: &Path) -> Option<PathBuf> {
         self.existing.as_ref()?.link_to(directory, self.user)
-    }
-
-    /// Refuses a directory that only a link proves to belong to the data directory, where a server could hide: the data
-    /// directory may be a copy, whose links lead to the original's directories.
-    pub(super) fn require_visible(&self, directory: &Path) -> anyhow::Result<()> {
-        if self.vouched {
-            return Ok(());
-        }
-        match running::hidden(directory).with_context(|| directory.display().to_string())? {
-            None => Ok(()),
-            Some(reason) => bail!(
-                "{}: a PostgreSQL server may be using it, if the data directory whose link leads there is a copy, and {reason}: \
-                 nothing was changed",
-                directory.display()
-            ),
-        }
     }
 
     /// Looks again, later, and refuses a directory that is not what it was. This is the one second look at what was probed: planning
@@ -230,64 +216,67 @@ impl Decided {
             .map_err(|refusal| refusal.explain(pgdata))
     }
 
-    /// Refuses directories outside PGDATA that are in use. What has to be moved aside, if that is the way: each directory
-    /// with its link.
-    pub(super) fn check_others(
-        &self,
-        layout: &Layout,
-        named: &Named,
-    ) -> anyhow::Result<Vec<(PathBuf, Option<PathBuf>)>> {
-        let pgdata = layout.pgdata();
-        let mut others = Vec::new();
-        for other in layout.others() {
-            if !directory::belongs_to(&other, pgdata, self.user) {
-                reach::check(&other, named.has(&other), self.user).map_err(|e| anyhow!(e))?;
-            }
-            others.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
-        }
-        if self.mode != RestoreMode::New
-            && let Some((directory, server)) = existing::used_by_another_server(pgdata, &others)
-        {
-            bail!(
-                "{} is in use by the server that runs on {}; choose another place with --tablespace OLD=NEW or --wal-dir: nothing \
-                 was changed",
-                directory.display(),
-                server.display()
-            );
-        }
-        others.retain(|other| !directory::belongs_to(other, pgdata, self.user));
-        // Moving loses nothing, and an earlier restore made it by itself.
-        let beside =
-            |other: &Path| matches!(self.mode, RestoreMode::Replace { .. }) && other == default_extra(pgdata);
-        let in_the_way =
-            previous::in_the_way(&others, |other| self.link_to(other), beside).map_err(|e| anyhow!(e))?;
-        for (directory, link) in &in_the_way {
-            if link.is_some() {
-                self.require_visible(directory)?;
-            }
-        }
-        Ok(in_the_way)
+    /// What is done with the data directory, as far as it decides about the directories outside.
+    pub(super) fn of_data(&self) -> OfData<'_> {
+        OfData::by(&self.steps, self.unfinished().map_or(&[], |previous| &previous.pending))
     }
 
-    /// How the data directory will be moved aside, if it will.
+    /// The data directory that was moved aside last, if an earlier run had not yet moved all that belongs to it.
+    fn unfinished(&self) -> Option<&Previous> {
+        self.previous.as_ref().filter(|previous| !previous.complete)
+    }
+
+    /// How the data directory will be moved aside with these directories, if it will.
     pub(super) fn replacement(
         &self,
         pgdata: &Path,
-        in_the_way: Vec<(PathBuf, Option<PathBuf>)>,
+        directories: Vec<(PathBuf, Option<PathBuf>)>,
     ) -> anyhow::Result<Option<Record>> {
-        if self.does(&Step::MoveAside) {
-            return Record::plan(pgdata, in_the_way, None, Timestamp::now()).map(Some);
+        match self.of_data() {
+            OfData::Moved => Record::plan(pgdata, directories, None, Timestamp::now()).map(Some),
+            OfData::Moving { .. } => Ok(self.unfinished().map(|previous| previous.record.clone())),
+            OfData::Written | OfData::Repaired => Ok(None),
         }
-        if !self.does(&Step::FinishMovingAside) {
-            return Ok(None);
+    }
+}
+
+/// The directories outside the data directory, with what is decided about them.
+#[derive(Debug)]
+pub(super) struct DecidedOutside {
+    directories: Vec<Directory>,
+    /// The nearest directories that are there, above all places that are written to.
+    pub(super) parents: Vec<PathBuf>,
+}
+
+impl DecidedOutside {
+    /// Looks at the directories of a layout and decides.
+    pub(super) fn look(
+        layout: &Layout,
+        decided: &Decided,
+        named: &Named,
+        repositories: &[PathBuf],
+    ) -> anyhow::Result<Self> {
+        let state = OutsideState::probe(layout, decided, named, repositories);
+        let is_data_reached = decided.does(&Step::ProveReach);
+        let directories = outside::decide(&state, decided.of_data()).and_then(|directories| {
+            outside::require_data(&state.data, is_data_reached).map(|()| directories)
+        });
+        match directories {
+            Err(refusal) => Err(refusal.explain_from(state)),
+            Ok(directories) => {
+                let parents = outside::positions(&state).filter_map(Position::nearest_above);
+                Ok(Self { directories, parents: parents.map(Path::to_owned).collect() })
+            }
         }
-        // An earlier run had moved the data directory and not yet all that belongs to it.
-        let unfinished = self.previous.as_ref().filter(|previous| !previous.complete);
-        let waits = |directory: &PathBuf| unfinished.is_some_and(|found| found.pending.contains(directory));
-        match in_the_way.iter().find(|(directory, _)| !waits(directory)) {
-            Some((other, _)) => directory::require_empty(other).map_err(|e| anyhow!(e)).map(|()| None),
-            None => Ok(unfinished.map(|found| found.record.clone())),
-        }
+    }
+
+    /// The directories that go aside with the data directory, each with its link.
+    pub(super) fn moved(&self) -> Vec<(PathBuf, Option<PathBuf>)> {
+        let moved = self.directories.iter().filter_map(|directory| match &directory.step {
+            DirectoryStep::MoveAside { link } => Some((directory.path.clone(), link.clone())),
+            _ => None,
+        });
+        moved.collect()
     }
 }
 

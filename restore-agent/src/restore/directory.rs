@@ -143,23 +143,41 @@ pub(crate) fn clear(directory: &Anchor) -> Result<(), DirectoryError> {
     directory.clear(&[MARKER, "lost+found"]).map_err(error_at(directory.path()))
 }
 
-/// Refuses a directory outside PGDATA that holds anything.
-pub(crate) fn require_empty(directory: &Path) -> Result<(), String> {
-    let shown = directory.display();
-    let first = match fs::read_dir(directory) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-            return Err(DirectoryError::NoDirectory(directory.to_owned()).to_string());
+/// What is in the way in a directory outside PGDATA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum InUse {
+    /// It holds something.
+    NotEmpty,
+    /// It is a file, or lies below one.
+    NoDirectory,
+    /// It cannot be looked at; why.
+    Unread(String),
+}
+
+impl InUse {
+    /// Looks at a directory; `None` if it does not exist, or is empty.
+    pub(crate) fn look(directory: &Path) -> Option<Self> {
+        match fs::read_dir(directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => Some(Self::NoDirectory),
+            Err(e) => Some(Self::Unread(e.to_string())),
+            Ok(mut entries) => entries
+                .any(|entry| entry.as_ref().map_or(true, |entry| counts(&entry.file_name())))
+                .then_some(Self::NotEmpty),
         }
-        Err(e) => return Err(format!("{shown}: {e}")),
-        Ok(mut entries) => entries.find(|e| e.as_ref().map_or(true, |e| counts(&e.file_name()))),
-    };
-    match first {
-        None => Ok(()),
-        Some(_) => Err(format!(
-            "{shown} is not empty; another cluster may use it. Choose another place with --tablespace OLD=NEW, --tablespace-dir, \
-             --wal-dir or --extra-dir: nothing was changed"
-        )),
+    }
+
+    /// Says it of a directory.
+    pub(crate) fn explain(&self, directory: &Path) -> String {
+        let shown = directory.display();
+        match self {
+            Self::NoDirectory => DirectoryError::NoDirectory(directory.to_owned()).to_string(),
+            Self::Unread(error) => format!("{shown}: {error}"),
+            Self::NotEmpty => format!(
+                "{shown} is not empty; another cluster may use it. Choose another place with --tablespace OLD=NEW, --tablespace-dir, \
+                 --wal-dir or --extra-dir: nothing was changed"
+            ),
+        }
     }
 }
 
@@ -294,16 +312,20 @@ mod tests {
             let error = resolve(&path).and_then(|path| inspect(&path)).unwrap_err();
             assert!(matches!(&error, DirectoryError::NoDirectory(path) if *path == file), "{error}");
         }
-        assert!(require_empty(&file).unwrap_err().contains("no directory"));
+        assert_eq!(InUse::look(&file), Some(InUse::NoDirectory));
+        assert!(InUse::NoDirectory.explain(&file).contains("no directory"));
     }
 
     #[test]
-    fn a_directory_in_use_is_refused() {
+    fn what_is_in_the_way_is_seen_and_said() {
         let dir = tempfile::tempdir().unwrap();
-        require_empty(dir.path()).unwrap();
-        require_empty(&dir.path().join("missing")).unwrap();
+        assert_eq!(InUse::look(dir.path()), None);
+        assert_eq!(InUse::look(&dir.path().join("missing")), None);
+        fs::create_dir(dir.path().join("lost+found")).unwrap();
+        assert_eq!(InUse::look(dir.path()), None);
         durable::create(&dir.path().join("x"), b"").unwrap();
-        assert!(require_empty(dir.path()).unwrap_err().contains("--tablespace OLD=NEW"));
+        assert_eq!(InUse::look(dir.path()), Some(InUse::NotEmpty));
+        assert!(InUse::NotEmpty.explain(dir.path()).contains("--tablespace OLD=NEW"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use walpoint_runtime::progress::ByteProgress;
 
 use super::beneath::{Anchor, OpenRoots};
 use super::copy::{Copier, WrittenFiles};
+use super::created::LocationStates;
+use super::decided::DecidedOutside;
 use super::directory::{self, Contents, Held};
 use super::finish::{Finish, UNFINISHED_CONTROL};
 use super::kept::Kept;
@@ -25,7 +27,7 @@ use super::report::RestoreReport;
 use super::steps::{RestoreMode, Step};
 use super::sync::Filesystems;
 use super::{
-    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, places, reach, required, tablespaces,
+    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, reach, required, tablespaces,
 };
 use crate::plan::Planned;
 use crate::settings;
@@ -51,7 +53,7 @@ impl Restore {
         let _held = self.take_place(&pgdata)?;
         let kept = if self.decided.does(&Step::Keep) {
             let now = Timestamp::now();
-            Kept::keep(&pgdata, &self.unarchived.names, &self.found.ours, now, self.owner)?
+            Kept::keep(&pgdata, &self.unarchived.names, &self.found.paths(), now, self.owner)?
         } else {
             None
         };
@@ -130,9 +132,9 @@ impl Restore {
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
         // The deliberate second look: it says there why.
         self.decided.prove_unchanged(pgdata)?;
-        places::check(&self.layout, &self.decided, &self.marker, &self.repositories)?;
-        self.decided.check_others(&self.layout, &self.named)?;
-        if self.created.look(&self.layout, &self.decided)? != self.found {
+        DecidedOutside::look(&self.layout, &self.decided, &self.named, &self.repositories)?;
+        let states = self.created.probe(LocationStates::default(), &self.layout, &self.decided);
+        if !self.created.found(&states)?.is_as(&self.found) {
             bail!(
                 "where replay creates tablespaces something else lies than when the restore began; nothing was changed"
             );

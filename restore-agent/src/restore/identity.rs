@@ -2,7 +2,7 @@
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::directory;
 
@@ -35,11 +35,63 @@ pub(crate) fn same(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Whether a path lies within a directory, or leads to it.
-pub(crate) fn lies_within(path: &Path, directory: &Path) -> bool {
-    path.starts_with(directory)
-        || Identity::of(directory)
-            .is_some_and(|outer| path.ancestors().any(|ancestor| Identity::of(ancestor) == Some(outer)))
+/// A path with what it leads to and what lies above it: by that alone it is known whether one directory lies within another,
+/// whatever they are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    path: PathBuf,
+    /// Of the path and of each one above it; `None` where nothing is, or it cannot be looked at.
+    identities: Vec<Option<Identity>>,
+}
+
+impl Position {
+    /// Looks at a path and at those above it.
+    pub(crate) fn of(path: PathBuf) -> Self {
+        let identities = path.ancestors().map(Identity::of).collect();
+        Self { path, identities }
+    }
+
+    /// The path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the path leads to, if something is there.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identities.first().copied().flatten()
+    }
+
+    /// What lies above the path, innermost first.
+    pub(crate) fn above(&self) -> impl Iterator<Item = Identity> {
+        self.identities.iter().skip(1).copied().flatten()
+    }
+
+    /// The nearest path above it that leads to something.
+    pub(crate) fn nearest_above(&self) -> Option<&Path> {
+        let mut above = self.path.ancestors().zip(&self.identities).skip(1);
+        above.find(|(_, identity)| identity.is_some()).map(|(path, _)| path)
+    }
+
+    /// Whether it lies within a directory, or is that.
+    pub(crate) fn lies_within(&self, directory: &Self) -> bool {
+        self.path.starts_with(&directory.path)
+            || directory.identity().is_some_and(|outer| self.identities.contains(&Some(outer)))
+    }
+}
+
+/// Positions without a filesystem.
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use super::*;
+
+    /// A path of which this many of the outermost directories exist, `/` included; their inodes are these.
+    pub(crate) fn position(path: &str, inodes: &[u64]) -> Position {
+        let path = PathBuf::from(path);
+        let missing = path.ancestors().count() - inodes.len();
+        let found = inodes.iter().rev().map(|inode| Some(Identity { device: 1, inode: *inode }));
+        let identities = std::iter::repeat_n(None, missing).chain(found).collect();
+        Position { path, identities }
+    }
 }
 
 #[cfg(test)]
@@ -57,9 +109,19 @@ mod tests {
         assert!(same(&path("real/inner"), &path("link/inner")));
         assert!(same(&path("real/new"), &path("link/new")) && !same(&path("real/new"), &path("real/old")));
         assert!(!same(&path("real"), &path("real/inner")) && !same(&path("real"), &path("real/new")));
-        assert!(lies_within(&path("link/inner/new"), &path("real")));
-        assert!(
-            lies_within(&path("real"), &path("link")) && !lies_within(&path("real"), &path("link/inner"))
-        );
+    }
+
+    #[test]
+    fn a_position_lies_within_what_is_above_it_under_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("real/inner")).unwrap();
+        symlink(dir.path().join("real"), dir.path().join("link")).unwrap();
+        let at = |name: &str| Position::of(dir.path().join(name));
+        assert!(at("link/inner/new").lies_within(&at("real")) && at("real").lies_within(&at("link")));
+        assert!(!at("real").lies_within(&at("link/inner")) && !at("real/new").lies_within(&at("real/inner")));
+        assert!(at("real/new/deep").lies_within(&at("real/new")), "by name, where nothing is");
+        assert_eq!(at("real/new/deep").nearest_above(), Some(dir.path().join("real").as_path()));
+        assert_eq!((at("real/new").identity(), at("link").identity()), (None, at("real").identity()));
+        assert_eq!(at("link/inner").above().next(), at("real").identity());
     }
 }

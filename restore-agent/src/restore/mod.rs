@@ -8,11 +8,12 @@
 //! | [`workdir`] | where processes work, though a filesystem does not answer |
 //! | [`target_state`], [`existing`] | what is there, asked once |
 //! | [`steps`], [`refusal`] | what is done with it, decided without IO, or why nothing is |
-//! | [`decided`] | both together, and what is done by that before the place is taken |
+//! | [`outside_state`], [`outside`] | the same of the directories outside: what is there, and what is decided |
+//! | [`decided`] | all of it together, and what is done by that before the place is taken |
 //! | [`previous`], [`rollback`] | a data directory that was moved aside, and its way back |
 //! | [`free_space`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
-//! | [`layout`], [`places`] | where every path of the backup leads, and that nothing else lies there |
+//! | [`layout`], [`places`] | where every path of the backup leads; that the places lie apart |
 //! | [`owners`] | who gets the files |
 //! | [`reach`], [`named`] | what root may write to for another user, and what the command line names |
 //! | [`beneath`] | reaching everything below the places without following a link |
@@ -56,6 +57,8 @@ mod kept;
 mod layout;
 mod named;
 mod origin;
+mod outside;
+mod outside_state;
 mod owners;
 mod places;
 mod prepare;
@@ -94,7 +97,7 @@ use crate::plan::{self, Planned};
 use crate::target::{TargetActionArgument, TargetArgs};
 use crate::wal::origin::RecoveryOrigin;
 use copy::WrittenFiles;
-use created::{Created, Found};
+use created::{Created, Found, LocationStates};
 use decided::Decided;
 use directory::{Contents, Marker};
 use kept::Kept;
@@ -272,7 +275,7 @@ async fn dry_run(
         (Vec::new(), None)
     } else {
         let layout = lay_out(args, &summary, pgdata.clone(), decided.existing.as_ref())?;
-        created.describe(&layout, &decided)?
+        created.describe(&created.probe(LocationStates::default(), &layout, &decided))?
     };
     // Over a finished restore there is nothing to prepare.
     let prepared = match refusal {

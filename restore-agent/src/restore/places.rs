@@ -3,15 +3,29 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_storage::store::StoreSettings;
 
-use super::decided::Decided;
-use super::directory::{self, Contents, Marker};
+use super::directory;
 use super::existing;
-use super::identity::{self, Identity};
-use super::layout::Layout;
+use super::identity::Position;
+use super::refusal::OutsideRefusal;
+
+/// A directory that is written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) position: Position,
+    /// Another data directory within which it lies.
+    pub(super) around: Option<PathBuf>,
+}
+
+impl Place {
+    /// Looks at a path without links.
+    pub(super) fn look(path: PathBuf) -> Self {
+        let around = existing::around(&path).map(ToOwned::to_owned);
+        Self { position: Position::of(path), around }
+    }
+}
 
 /// The repositories of this command line that are directories.
 pub(super) fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<PathBuf>> {
@@ -21,88 +35,108 @@ pub(super) fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<Path
     Ok(directories.filter_map(|directory| directory::resolve(&directory).ok()).collect())
 }
 
-/// Every directory that will be written to. Refuses them if they lie within each other, or within what is somebody else's.
-pub(super) fn check(
-    layout: &Layout,
-    decided: &Decided,
-    marker: &Marker,
-    repositories: &[PathBuf],
-) -> anyhow::Result<Vec<PathBuf>> {
-    if let Contents::Unfinished(earlier) = &decided.contents
-        && (&earlier.repository, &earlier.cluster) != (&marker.repository, &marker.cluster)
-    {
-        bail!(
-            "{} holds the unfinished restore of cluster {} from another repository; empty it first",
-            layout.pgdata().display(),
-            earlier.cluster
-        );
-    }
-    let mut places = vec![layout.pgdata().to_owned()];
-    for other in layout.others() {
-        places.push(directory::resolve(&other).with_context(|| other.display().to_string())?);
-    }
+/// Refuses places that lie within each other, or within what is somebody else's. Decided by what was found alone.
+pub(super) fn require_apart(
+    mut places: Vec<&Place>,
+    repositories: &[Position],
+) -> Result<(), OutsideRefusal> {
     // Sorted by components, what lies in a directory follows it.
-    places.sort();
+    places.sort_by_key(|place| place.position.path());
     let by_name = places.windows(2).find_map(|pair| match pair {
-        [outer, inner] if inner.starts_with(outer) => Some((outer, inner)),
+        [outer, inner] if inner.position.path().starts_with(outer.position.path()) => {
+            Some((&outer.position, &inner.position))
+        }
         _ => None,
     });
     if let Some((outer, inner)) = by_name.or_else(|| by_identity(&places)) {
-        bail!(
-            "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
-             --extra-dir: nothing was changed",
-            outer.display(),
-            inner.display()
-        );
+        let (outer, inner) = (outer.path().to_owned(), inner.path().to_owned());
+        return Err(OutsideRefusal::WithinEachOther { outer, inner });
     }
     for place in &places {
-        let (shown, hint) = (place.display(), "choose another place: nothing was changed");
-        let overlaps = |repository: &&PathBuf| {
-            identity::lies_within(repository, place) || identity::lies_within(place, repository)
+        let path = || place.position.path().to_owned();
+        let overlaps = |repository: &&Position| {
+            repository.lies_within(&place.position) || place.position.lies_within(repository)
         };
         if let Some(repository) = repositories.iter().find(overlaps) {
-            bail!("{shown} and the repository {} lie within each other; {hint}", repository.display());
+            let repository = repository.path().to_owned();
+            return Err(OutsideRefusal::WithRepository { place: path(), repository });
         }
-        if let Some(other) = existing::around(place) {
-            bail!("{shown} lies within {}, which is a data directory of its own; {hint}", other.display());
+        if let Some(data) = &place.around {
+            return Err(OutsideRefusal::WithinData { place: path(), data: data.clone() });
         }
     }
-    Ok(places)
+    Ok(())
 }
 
 /// Two places one of which is, or lies within, the other one by another name, as a bind mount gives it.
-fn by_identity(places: &[PathBuf]) -> Option<(&PathBuf, &PathBuf)> {
+fn by_identity<'a>(places: &[&'a Place]) -> Option<(&'a Position, &'a Position)> {
     let mut known = BTreeMap::new();
-    for place in places {
-        if let Some(twin) = Identity::of(place).and_then(|identity| known.insert(identity, place)) {
-            return Some((twin, place));
+    for Place { position, .. } in places {
+        if let Some(twin) = position.identity().and_then(|identity| known.insert(identity, position)) {
+            return Some((twin, position));
         }
     }
-    places.iter().find_map(|place| {
-        let outer = place.ancestors().skip(1).find_map(|ancestor| known.get(&Identity::of(ancestor)?));
-        outer.map(|outer| (*outer, place))
+    places.iter().find_map(|Place { position, .. }| {
+        let outer = position.above().find_map(|identity| known.get(&identity).copied());
+        outer.map(|outer| (outer, position))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
+    use super::super::identity::fixtures::position;
     use super::*;
 
+    fn place(path: &str, inodes: &[u64]) -> Place {
+        Place { position: position(path, inodes), around: None }
+    }
+
     #[test]
-    fn one_directory_under_two_names_is_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        fs::create_dir_all(path("a/inner")).unwrap();
-        fs::create_dir_all(path("b")).unwrap();
-        symlink(path("a"), path("alias")).unwrap();
-        assert_eq!(by_identity(&[path("a"), path("b")]), None);
-        assert_eq!(by_identity(&[path("a"), path("alias")]), Some((&path("a"), &path("alias"))));
-        assert_eq!(
-            by_identity(&[path("alias/inner/new"), path("a")]),
-            Some((&path("a"), &path("alias/inner/new")))
-        );
+    fn places_lie_apart_whatever_they_are_called() {
+        // `/` is inode 1; `/a` is 2 and holds 3; `/b` is 4.
+        let (a, inner) = (place("/a", &[1, 2]), place("/a/inner", &[1, 2, 3]));
+        let (b, new) = (place("/b", &[1, 4]), place("/b/new", &[1, 4]));
+        let (alias, in_alias) = (place("/alias", &[1, 2]), place("/alias/inner/new", &[1, 2, 3]));
+        let within = |outer: &Place, inner: &Place| {
+            let path = |place: &Place| place.position.path().to_owned();
+            Err(OutsideRefusal::WithinEachOther { outer: path(outer), inner: path(inner) })
+        };
+        for (places, is) in [
+            (vec![&b, &a], Ok(())),
+            (vec![&new, &inner], Ok(())),
+            (vec![&inner, &a], within(&a, &inner)),
+            (vec![&a, &a], within(&a, &a)),
+            (vec![&new, &b], within(&b, &new)),
+            // By other names, as links and mounts give them.
+            (vec![&a, &alias], within(&a, &alias)),
+            (vec![&a, &in_alias], within(&a, &in_alias)),
+            (vec![&in_alias, &b], Ok(())),
+        ] {
+            assert_eq!(require_apart(places.clone(), &[]), is, "{places:?}");
+        }
+    }
+
+    #[test]
+    fn no_place_lies_around_or_within_a_repository_or_within_another_data_directory() {
+        let a = place("/a", &[1, 2]);
+        let with = |repository: &Position| {
+            let repository = repository.path().to_owned();
+            Err(OutsideRefusal::WithRepository { place: "/a".into(), repository })
+        };
+        for (repository, is_refused) in [
+            (position("/a", &[1, 2]), true),
+            (position("/a/repository", &[1, 2, 9]), true),
+            (position("/", &[1]), true),
+            (position("/alias/repository", &[1, 2, 9]), true),
+            (position("/alias/not/mounted", &[1, 2]), true),
+            (position("/b", &[1, 4]), false),
+            (position("/ab", &[1, 5]), false),
+        ] {
+            let is = if is_refused { with(&repository) } else { Ok(()) };
+            assert_eq!(require_apart(vec![&a], std::slice::from_ref(&repository)), is, "{repository:?}");
+        }
+        let within = Place { around: Some("/data".into()), ..place("/data/new", &[1, 6]) };
+        let refused = OutsideRefusal::WithinData { place: "/data/new".into(), data: "/data".into() };
+        assert_eq!(require_apart(vec![&a, &within], &[]), Err(refused));
     }
 }

@@ -10,19 +10,20 @@ use walpoint_repo::backup::{BackupReader, BackupSummary, Backups};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
 
-use super::created::{Created, Found};
-use super::decided::{self, Decided};
+use super::created::{Created, Found, LocationStates};
+use super::decided::{self, Decided, DecidedOutside};
 use super::directory::{Marker, RelativeTime};
 use super::existing::Existing;
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
-use super::steps::{RestoreMode, Step};
+use super::refusal::OutsideRefusal;
+use super::steps::{self, RestoreMode, Step};
 use super::stored::{NotStored, Whose};
 use super::tablespaces::{self, RestoredTablespace, Wishes};
 use super::unarchived::Unarchived;
 use super::{
-    Restore, RestoreArgs, behind, command, elsewhere, failure, files, free_space, origin, places, reach,
+    Restore, RestoreArgs, behind, command, elsewhere, failure, files, free_space, origin, outside, places,
     required,
 };
 use crate::plan::{self, Planned};
@@ -52,25 +53,24 @@ impl Restore {
         let named = Named::by(args, &pgdata);
         let layout = Arc::new(lay_out(args, &summary, pgdata, decided.existing.as_ref())?);
         let marker = marker(args, &planned, &layout, &decided);
+        steps::same_restore(&decided.contents, &marker)
+            .map_err(|refusal| refusal.explain(layout.pgdata()))?;
         let repositories = places::local_repositories(common)?;
-        let places = places::check(&layout, &decided, &marker, &repositories)?;
-        let mut in_the_way = decided.check_others(&layout, &named)?;
-        if decided.does(&Step::ProveReach) {
-            reach::check(layout.pgdata(), named.pgdata, owner).map_err(|e| anyhow!(e))?;
-        }
+        let outside = DecidedOutside::look(&layout, &decided, &named, &repositories)?;
         let created = Created::read(common, &planned, summary.facts.major).await?;
         let required = required::read(common, &planned).await?;
         let Replay { created, found, unarchived } = match &mut not_stored {
             None => {
-                Replay { found: created.look(&layout, &decided)?, created, unarchived: Unarchived::default() }
+                let states = created.probe(LocationStates::default(), &layout, &decided);
+                Replay { found: created.found(&states)?, created, unarchived: Unarchived::default() }
             }
             Some(not_stored) => replay(args, &planned, &layout, &decided, created, not_stored).await?,
         };
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
-        if decided.does(&Step::MoveAside) || decided.does(&Step::FinishMovingAside) {
-            in_the_way.extend(found.ours.iter().map(|directory| (directory.clone(), None)));
-        }
-        let replacement = decided.replacement(layout.pgdata(), in_the_way)?;
+        outside::require_moves(&found.ours, decided.of_data()).map_err(OutsideRefusal::explain)?;
+        let mut moved = outside.moved();
+        moved.extend(found.paths().into_iter().map(|directory| (directory, None)));
+        let replacement = decided.replacement(layout.pgdata(), moved)?;
         free_space::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
         let source = command::RestoreSource {
             config: common.config_path().map(std::path::absolute).transpose()?,
@@ -80,7 +80,7 @@ impl Restore {
         };
         if let Some(owner) = owner {
             // What is missing will be made for that user.
-            let parents = places.iter().filter_map(|place| place.ancestors().skip(1).find(|a| a.exists()));
+            let parents = outside.parents.iter().map(PathBuf::as_path);
             let (config, repo) = (source.config.as_deref(), &source.repo[..]);
             owners::prove_usable(owner, &plan::probe_arguments(config, repo, &planned.cluster, parents))?;
         }
@@ -162,7 +162,8 @@ async fn replay(
     created: Created,
     not_stored: &mut NotStored,
 ) -> anyhow::Result<Replay> {
-    let found = created.look(layout, decided)?;
+    let states = created.probe(LocationStates::default(), layout, decided);
+    let found = created.found(&states)?;
     if decided.does(&Step::LookBack)
         && let Err(error) = not_stored.look_back(decided, planned).await
     {
@@ -178,7 +179,8 @@ async fn replay(
     let unarchived = Unarchived::find(not_stored, layout.pgdata(), planned).await?;
     elsewhere::warn_of_damage(&not_stored.copies);
     let more = created.with(&unarchived.creates);
-    let replay = match more.look(layout, decided) {
+    let states = more.probe(states, layout, decided);
+    let replay = match more.found(&states) {
         Ok(found) => Replay { created: more, found, unarchived },
         Err(error) if decided.does(&Step::LeaveWal) => {
             let mut replay = Replay { created, found, unarchived };

@@ -8,26 +8,28 @@
 //! The record is written first, then the data directory is renamed, then the rest, one by one: a crash leaves the old
 //! directory in place, or none at all and a record of what is still to be done, which [`Record::go`] does.
 
+mod immovable;
 mod names;
 mod proof;
 mod record;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
+pub(super) use self::immovable::Immovable;
 pub(super) use self::names::SUFFIX;
 pub(crate) use self::names::{all, at, latest, left_in};
 use self::names::{beside, candidates, moment};
 use super::beneath::OpenRoots;
-use super::directory;
+use super::directory::InUse;
 use super::identity;
 use super::owners::Owner;
 use super::reach;
@@ -68,8 +70,8 @@ pub(crate) struct Move {
 }
 
 impl Record {
-    /// Plans to move a data directory and directories outside it, each with its link. Everything that would fail is found
-    /// out here, before anything is moved.
+    /// Plans to move a data directory and directories outside it, each with its link. Whether they can be moved is found out before
+    /// ([`Immovable`]).
     pub(crate) fn plan(
         pgdata: &Path,
         directories: Vec<(PathBuf, Option<PathBuf>)>,
@@ -85,9 +87,6 @@ impl Record {
         let names = (from..).map(|n| if n == 0 { time.clone() } else { format!("{time}-{n}") });
         let free = |name: &String| all().all(|d| fs::symlink_metadata(beside(d, name)).is_err());
         let name = names.take(1000).find(free).context("no name is free to move the directory to")?;
-        for directory in all() {
-            movable(directory)?;
-        }
         let spelled = |link: &PathBuf| fs::read_link(pgdata.join(link)).ok();
         let moves = directories.iter().map(|(from, link)| Move {
             from: from.clone(),
@@ -260,25 +259,6 @@ fn remove_abandoned(directory: &Path) -> anyhow::Result<()> {
     durable::remove_abandoned(directory).map(drop).with_context(|| directory.display().to_string())
 }
 
-/// Whether a directory can be renamed within its parent.
-fn movable(directory: &Path) -> anyhow::Result<()> {
-    let shown = directory.display();
-    let Some(parent) = directory.parent() else { bail!("{shown} is the root and cannot be moved aside") };
-    let hint = "use --delta, or put the new one elsewhere; nothing was changed";
-    if fs::metadata(directory).with_context(|| shown.to_string())?.dev()
-        != fs::metadata(parent).with_context(|| parent.display().to_string())?.dev()
-    {
-        bail!("{shown} is a mount point, which cannot be moved aside; {hint}");
-    }
-    if rustix::fs::access(parent, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_err() {
-        bail!(
-            "{shown} cannot be moved aside, because nothing may be written to {}; {hint}",
-            parent.display()
-        );
-    }
-    Ok(())
-}
-
 /// Directories outside `pgdata` that are in the way of others, each with the link that proves whose it is; an error names
 /// one that no link leads to.
 pub(crate) fn in_the_way(
@@ -288,11 +268,11 @@ pub(crate) fn in_the_way(
 ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
     let mut directories = Vec::new();
     for directory in wanted {
-        let Err(in_use) = directory::require_empty(directory) else { continue };
+        let Some(in_use) = InUse::look(directory) else { continue };
         match link_to(directory) {
             Some(link) => directories.push((directory.clone(), Some(link))),
             None if also_ours(directory) => directories.push((directory.clone(), None)),
-            None => return Err(in_use),
+            None => return Err(in_use.explain(directory)),
         }
     }
     Ok(directories)
@@ -466,6 +446,5 @@ mod tests {
         let moved = in_the_way(&wanted, link, |_| false).unwrap();
         assert_eq!(moved, [(bed.path("fast"), Some("pg_tblspc/1".into()))]);
         assert!(in_the_way(&wanted, |_| None, |_| false).unwrap_err().contains("fast"));
-        assert!(Record::plan(Path::new("/proc"), Vec::new(), None, Timestamp::now()).is_err());
     }
 }

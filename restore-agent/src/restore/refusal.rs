@@ -1,11 +1,13 @@
 //! Why nothing is done with what lies at the target of a restore, and what to do about it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use walpoint_base::{SystemId, WalFileName};
 
-use super::directory::DirectoryError;
+use super::directory::{DirectoryError, InUse};
+use super::outside_state::OutsideState;
+use super::previous::Immovable;
 use super::running::{LockFile, Reason};
 use super::target_state::TargetState;
 
@@ -22,6 +24,8 @@ pub(super) enum Refusal {
     NoDataDirectory { example: String },
     /// It holds an unfinished repair.
     OnlyDelta { backup: String },
+    /// It holds an unfinished restore from another repository, or of another cluster: this one.
+    OtherRestore { cluster: String },
     /// It is another cluster's.
     OtherCluster { found: SystemId, wanted: SystemId },
     /// Its `pg_control` does not say whose it is.
@@ -81,6 +85,9 @@ impl Refusal {
             Self::OnlyDelta { backup } => anyhow!(
                 "{shown} holds an unfinished restore --delta of backup {backup}, which only --delta can finish; nothing was changed"
             ),
+            Self::OtherRestore { cluster } => anyhow!(
+                "{shown} holds the unfinished restore of cluster {cluster} from another repository; empty it first"
+            ),
             Self::OtherCluster { found, wanted } => anyhow!(
                 "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}); --replace \
                  keeps it, --delta --overwrite-other-cluster overwrites it: nothing was changed"
@@ -109,6 +116,87 @@ impl Refusal {
                     ),
                 }
             }
+        }
+    }
+}
+
+/// Why nothing is done with the directories outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum OutsideRefusal {
+    /// Where a name leads could not be found out.
+    Unread { name: PathBuf },
+    /// One place would lie within another one, or be it.
+    WithinEachOther { outer: PathBuf, inner: PathBuf },
+    /// A place and a repository would lie within each other.
+    WithRepository { place: PathBuf, repository: PathBuf },
+    /// A place would lie within another data directory.
+    WithinData { place: PathBuf, data: PathBuf },
+    /// Root must not fill it for another user.
+    Barred { why: String },
+    /// A server uses it that runs on another data directory.
+    Used { directory: PathBuf, server: PathBuf },
+    /// Something is in the way there that is not the data directory's.
+    InUse { directory: PathBuf, in_use: InUse },
+    /// A server may be using it that cannot be seen.
+    Hidden { directory: PathBuf, reason: Reason },
+    /// Whether one can be seen could not be found out.
+    Unseen { directory: PathBuf, error: String },
+    /// It has to be moved aside, and cannot be.
+    Fixed { directory: PathBuf, immovable: Immovable },
+    /// What lies where replay creates a tablespace could not be found out.
+    UnreadLocation { location: PathBuf, error: String },
+}
+
+impl OutsideRefusal {
+    /// Says it. Why a name could not be followed is in the state that was decided about.
+    pub(super) fn explain_from(self, state: OutsideState) -> anyhow::Error {
+        if let Self::Unread { name } = &self {
+            let other = state.others.into_iter().find(|other| other.name == *name);
+            if let Some(error) = other.and_then(|other| other.found.err()) {
+                return anyhow::Error::from(error).context(name.display().to_string());
+            }
+        }
+        self.explain()
+    }
+
+    /// Says it.
+    pub(super) fn explain(self) -> anyhow::Error {
+        let another = "choose another place: nothing was changed";
+        match self {
+            Self::Unread { name } => anyhow!("{} could not be read: nothing was changed", name.display()),
+            Self::WithinEachOther { outer, inner } => anyhow!(
+                "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
+                 --extra-dir: nothing was changed",
+                outer.display(),
+                inner.display()
+            ),
+            Self::WithRepository { place, repository } => anyhow!(
+                "{} and the repository {} lie within each other; {another}",
+                place.display(),
+                repository.display()
+            ),
+            Self::WithinData { place, data } => anyhow!(
+                "{} lies within {}, which is a data directory of its own; {another}",
+                place.display(),
+                data.display()
+            ),
+            Self::Barred { why } => anyhow!(why),
+            Self::Used { directory, server } => anyhow!(
+                "{} is in use by the server that runs on {}; choose another place with --tablespace OLD=NEW or --wal-dir: nothing \
+                 was changed",
+                directory.display(),
+                server.display()
+            ),
+            Self::InUse { directory, in_use } => anyhow!(in_use.explain(&directory)),
+            Self::Hidden { directory, reason } => anyhow!(
+                "{}: a PostgreSQL server may be using it, if the data directory whose link leads there is a copy, and {reason}: \
+                 nothing was changed",
+                directory.display()
+            ),
+            Self::Unseen { directory: path, error } | Self::UnreadLocation { location: path, error } => {
+                anyhow!(error).context(path.display().to_string())
+            }
+            Self::Fixed { directory, immovable } => immovable.explain(&directory),
         }
     }
 }

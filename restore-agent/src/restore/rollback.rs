@@ -15,7 +15,7 @@ use walpoint_runtime::{help, output};
 use super::directory;
 use super::existing::Existing;
 use super::kept::{self, Kept};
-use super::previous::{self, Record};
+use super::previous::{self, Immovable, Record};
 use super::reach;
 
 const EXAMPLES: &[(&str, &str)] = &[(
@@ -120,8 +120,13 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
     refuse_running(&back.aside, vouched)?;
     back.prove()?;
     if pgdata.exists() {
-        let record =
-            Record::plan(pgdata, in_the_way(pgdata, back)?, Some(back.aside.clone()), Timestamp::now())?;
+        let directories = in_the_way(pgdata, back)?;
+        for directory in directories.iter().map(|(directory, _)| directory.as_path()).chain([pgdata]) {
+            if let Some(immovable) = Immovable::look(directory) {
+                return Err(immovable.explain(directory));
+            }
+        }
+        let record = Record::plan(pgdata, directories, Some(back.aside.clone()), Timestamp::now())?;
         record.go()?;
         (report.moved_aside, report.places) = (Some(record.aside.display().to_string()), record.places());
     } else if unfinished.is_some() {

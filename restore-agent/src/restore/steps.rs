@@ -202,6 +202,18 @@ fn replace_again(state: &TargetState, contents: &Contents, discard_wal: bool) ->
     Ok(steps)
 }
 
+/// Refuses what an interrupted restore left that wanted something of another repository or cluster.
+pub(super) fn same_restore(contents: &Contents, wanted: &Marker) -> Result<(), Refusal> {
+    match contents {
+        Contents::Unfinished(earlier)
+            if (&earlier.repository, &earlier.cluster) != (&wanted.repository, &wanted.cluster) =>
+        {
+            Err(Refusal::OtherRestore { cluster: earlier.cluster.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Decides [`Step::ProveCluster`]. `found`: whose the data directory is by its `pg_control`, if that can be read.
 pub(super) fn cluster(found: Option<SystemId>, wanted: SystemId) -> Result<(), Refusal> {
     match found {

@@ -1,4 +1,5 @@
-//! The state of the directory that a cluster is restored into: asked once, before anything is planned, and never changed after that.
+//! The state of the directory that a cluster is restored into: asked once, before anything is planned, and never changed after that. The
+//! directories outside are the second part of it, asked when the plan and the backup have named them ([`super::outside_state`]).
 //!
 //! Nothing is decided here. What could not be found out is part of the state, because whether it matters depends on what is decided
 //! ([`super::steps`]). Whether an archive has the WAL that lies there is not part of it: that takes a plan ([`super::stored`]).

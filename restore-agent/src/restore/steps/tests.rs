@@ -441,6 +441,24 @@ fn a_refusal_says_why_what_it_needs_could_not_be_read() {
 }
 
 #[test]
+fn an_interrupted_restore_of_another_repository_or_cluster_is_not_gone_over() {
+    let other = |cluster: &str, repository: &str| Marker {
+        cluster: cluster.into(),
+        repository: repository.into(),
+        backup: "another".into(),
+        ..marker(false)
+    };
+    for (wanted, is_refused) in [(other("c", "r"), false), (other("d", "r"), true), (other("c", "s"), true)] {
+        let refused = same_restore(&Contents::Unfinished(marker(false)), &wanted);
+        let is = if is_refused { Err(Refusal::OtherRestore { cluster: "c".into() }) } else { Ok(()) };
+        assert_eq!(refused, is);
+        for contents in [Contents::Empty, Contents::Finished(marker(false)), Contents::Occupied("x".into())] {
+            assert_eq!(same_restore(&contents, &wanted), Ok(()));
+        }
+    }
+}
+
+#[test]
 fn only_the_plans_cluster_is_proven() {
     let (own, other) = (SystemId(7), SystemId(8));
     assert_eq!(cluster(Some(own), own), Ok(()));
