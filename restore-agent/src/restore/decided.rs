@@ -278,6 +278,13 @@ impl DecidedOutside {
         });
         moved.collect()
     }
+
+    /// A directory that goes aside by only one of two looks: what the record does not name would stay, and be written over.
+    pub(super) fn first_moved_otherwise(&self, earlier: &Self) -> Option<PathBuf> {
+        let (now, before) = (self.moved(), earlier.moved());
+        let is_in_one = |directory: &&(PathBuf, _)| now.contains(directory) != before.contains(directory);
+        now.iter().chain(&before).find(is_in_one).map(|(directory, _)| directory.clone())
+    }
 }
 
 /// Where what lay outside the data directory goes unless told otherwise.

@@ -132,7 +132,10 @@ impl Restore {
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
         // The deliberate second look: it says there why.
         self.decided.prove_unchanged(pgdata)?;
-        DecidedOutside::look(&self.layout, &self.decided, &self.named, &self.repositories)?;
+        let outside = DecidedOutside::look(&self.layout, &self.decided, &self.named, &self.repositories)?;
+        if let Some(directory) = outside.first_moved_otherwise(&self.outside) {
+            bail!("{} is not what it was when the restore began; nothing was changed", directory.display());
+        }
         let states = self.created.probe(LocationStates::default(), &self.layout, &self.decided);
         if !self.created.found(&states)?.is_as(&self.found) {
             bail!(

@@ -98,7 +98,7 @@ use crate::target::{TargetActionArgument, TargetArgs};
 use crate::wal::origin::RecoveryOrigin;
 use copy::WrittenFiles;
 use created::{Created, Found, LocationStates};
-use decided::Decided;
+use decided::{Decided, DecidedOutside};
 use directory::{Contents, Marker};
 use kept::Kept;
 use layout::Layout;
@@ -342,6 +342,7 @@ struct Restore {
     root_mode: u32,
     marker: Marker,
     decided: Decided,
+    outside: DecidedOutside,
     named: Named,
     /// How what is there will be moved aside.
     replacement: Option<Record>,

@@ -95,6 +95,7 @@ impl Restore {
             root_mode,
             marker,
             decided,
+            outside,
             named,
             replacement,
             created,

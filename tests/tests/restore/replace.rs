@@ -12,6 +12,7 @@ use walpoint_tests::faults;
 use walpoint_tests::oracle::{self, Contents};
 use walpoint_tests::process;
 use walpoint_tests::store::Store;
+use walpoint_tests::user;
 
 use crate::tree::{contents, differing};
 
@@ -94,6 +95,25 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
     check(&bed, undone, &good);
     rollback().expect_success();
     check(&bed, &pgdata, &good);
+}
+
+/// R4: a tablespace that was not mounted when the restore looked at it is not written over when it is there after all.
+#[test]
+fn a_tablespace_that_comes_back_meanwhile_is_not_written_over() {
+    let (bed, _, bad) = bed();
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let link = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();
+    let (space, away) = (fs::read_link(link).unwrap(), bed.place("away"));
+    fs::rename(&space, &away).unwrap();
+    fs::create_dir(&space).unwrap();
+    user::give(&space);
+    let mount = format!("rmdir {0} && mv {1} {0}", space.display(), away.display());
+    let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap(), "--before", &mount];
+    let output = bed.agent.restore(&[&arguments, &RESTORE[..]].concat()).expect_status(1);
+    let refusal = format!("{} is not what it was when the restore began; nothing was changed", space.display());
+    assert!(output.stderr.contains(&refusal), "{output:#?}");
+    assert_eq!(asides(&bed), Vec::<PathBuf>::new());
+    check(&bed, &pgdata, &bad);
 }
 
 /// R4: nothing is put back under a running server, and nothing is invented.
