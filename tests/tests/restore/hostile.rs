@@ -79,7 +79,7 @@ impl Scene {
                 agent: String::new(),
                 label: String::new(),
                 parents: vec![],
-                adopted: vec![],
+                resumed: vec![],
             };
             change(&mut facts);
             let writer = backups.begin(intent, size, &WriteOptions::default()).await.unwrap();

@@ -25,7 +25,7 @@ impl Replicas<BackupWriter> {
         let mut all = Vec::new();
         for destination in copies {
             let intent = intent(request, begun, destination, stolen).await?;
-            let resumed = intent.adopted.clone();
+            let resumed = intent.resumed.clone();
             let writer = destination.backups().begin(intent, block_size, &options).await?;
             log_foundation(destination.name(), &writer, request.full);
             let outcome = ReplicaOutcome::open(destination.name());
@@ -44,18 +44,18 @@ async fn intent(
     destination: &Destination,
     stolen: bool,
 ) -> anyhow::Result<Intent> {
-    let ReusableBackups { parents, mut adopted } = match request.full {
+    let ReusableBackups { parents, mut resumed } = match request.full {
         true => ReusableBackups::default(),
         false => ReusableBackups::choose(&destination.backups().list().await?),
     };
     if stolen {
         // One of them may still be running: it is neither resumed nor ended.
-        adopted.clear();
+        resumed.clear();
     }
     let Begun { id, started, .. } = *begun;
     let lineage = destination.lineage.id;
     let (host, agent, label) = (host(), AGENT.to_owned(), request.label.clone());
-    Ok(Intent { id, lineage, started, host, agent, label, parents, adopted })
+    Ok(Intent { id, lineage, started, host, agent, label, parents, resumed })
 }
 
 fn log_foundation(repository: &str, writer: &BackupWriter, full: bool) {

@@ -72,7 +72,7 @@ pub struct Announcement {
     pub agent: String,
     /// Why.
     pub reason: AnnouncementReason,
-    /// Backups whose intent, progress and manifest are announced: none of them is a parent, or adopted, any more. Their
+    /// Backups whose intent, progress and manifest are announced: none of them is a parent, or resumed, any more. Their
     /// packs are announced only where `packs` names them.
     #[serde(with = "texts")]
     pub backups: Vec<BackupId>,
@@ -243,7 +243,7 @@ impl AnnouncedSet {
         Self { anything: !all.damaged.is_empty(), ..set }
     }
 
-    /// Whether a backup may no longer be a parent, or adopted.
+    /// Whether a backup may no longer be a parent, or resumed.
     pub fn has_backup(&self, id: BackupId) -> bool {
         self.anything || self.backups.contains(&id)
     }

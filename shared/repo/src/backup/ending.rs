@@ -35,7 +35,7 @@ pub struct Intent {
     pub parents: Vec<BackupId>,
     /// Unfinished backups whose blocks it may use.
     #[serde(with = "texts")]
-    pub adopted: Vec<BackupId>,
+    pub resumed: Vec<BackupId>,
 }
 
 /// Stands where a manifest would, once nobody may write it any more.

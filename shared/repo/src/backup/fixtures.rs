@@ -78,7 +78,7 @@ pub async fn smallest(archive: &WalArchive, id: BackupId, stop: Lsn, ended: Time
         agent: String::new(),
         label: String::new(),
         parents: vec![],
-        adopted: vec![],
+        resumed: vec![],
     };
     let block_size = BlockSize::new(lineage.block_size).ok_or_else(|| failed("no block size"))?;
     let writer = backups.begin(intent, block_size, &WriteOptions::default()).await?;

@@ -1,7 +1,7 @@
 //! Packs: objects of up to 32 MiB full of frames, with a directory in front.
 //!
 //! The directory is the object's meta frame, so one ranged request of the beginning gives the header with the salt, and
-//! where every frame is. It is complete: blocks can be verified, and a pack adopted, without any manifest.
+//! where every frame is. It is complete: blocks can be verified, and a pack reused, without any manifest.
 
 use std::ops::Range;
 

@@ -103,7 +103,7 @@ pub(super) async fn with_named(
     Ok(with)
 }
 
-/// What an unfinished backup may use: its own, its parents', and all that it adopted, with what those use.
+/// What an unfinished backup may use: its own, its parents', and all that it resumed, with what those use.
 fn add_unfinished(
     gathered: &Gathered,
     id: BackupId,
@@ -139,7 +139,7 @@ fn add_unfinished(
             }
             roots.keep_all_packs(*parent);
         }
-        todo.extend(&intent.adopted);
+        todo.extend(&intent.resumed);
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn intent(bed: &Bed, id: BackupId, started: Timestamp) -> Intent {
         agent: String::new(),
         label: String::new(),
         parents: vec![],
-        adopted: vec![],
+        resumed: vec![],
     }
 }
 
@@ -349,16 +349,16 @@ async fn a_hold_spares_what_was_announced() {
     assert_eq!(segments(&bed).await, (45..100).collect::<Vec<u64>>());
 }
 
-/// K3: what an unfinished backup may use stays as long as it is unfinished: its parents, what it adopted, what that used.
+/// K3: what an unfinished backup may use stays as long as it is unfinished: its parents, what it resumed, what that used.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_under_way_keeps_what_it_builds_on() {
     let (bed, ids) = world().await;
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let block = BlockSize::new(8192).unwrap();
     let (dead, running) = (id(60, 50), id(70, 30));
-    let adopted = Intent { parents: vec![ids[0]], ..intent(&bed, dead, ago(50)) };
-    drop(backups.begin(adopted, block, &WriteOptions::default()).await.unwrap());
-    let intent = Intent { parents: vec![ids[2]], adopted: vec![dead], ..intent(&bed, running, ago(30)) };
+    let resumed = Intent { parents: vec![ids[0]], ..intent(&bed, dead, ago(50)) };
+    drop(backups.begin(resumed, block, &WriteOptions::default()).await.unwrap());
+    let intent = Intent { parents: vec![ids[2]], resumed: vec![dead], ..intent(&bed, running, ago(30)) };
     drop(backups.begin(intent, block, &WriteOptions::default()).await.unwrap());
     // It was stopped for longer than any grace period, and no later one was finished.
     age(&bed, &running.to_string(), 40).await;
@@ -399,7 +399,7 @@ async fn what_was_taken_over_and_finished_all_the_same_stays_whole() {
     let (bed, ids) = world().await;
     let slow = Intent { parents: vec![ids[0]], ..intent(&bed, id(16, 200), ago(200)) };
     let slow = begin(&bed, slow).await;
-    let other = Intent { adopted: vec![slow.id()], ..intent(&bed, id(70, 30), ago(30)) };
+    let other = Intent { resumed: vec![slow.id()], ..intent(&bed, id(70, 30), ago(30)) };
     drop(begin(&bed, other).await);
     // What the oldest one holds: nothing of it is stored again.
     let slow = finish(&bed, slow, 5, 200).await;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `cluster` | a data directory in miniature, and what happens to it |
 //! | `world` | the repository in a directory, its clock, and what should be in it |
-//! | `writing` | backups: begun, stopped, gone on with, cut off by a crash |
+//! | `writing` | backups: begun, stopped, resumed, cut off by a crash |
 //! | `expiry` | expiry, holds, and what must be there after it |
 //! | `damage` | damage, and verification |
 //! | `reading` | restores, whole and over what is there |

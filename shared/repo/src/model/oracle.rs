@@ -164,7 +164,7 @@ impl Fates {
 
 /// Backups that unfinished ones may use: their parents, and what they took over.
 pub(super) fn built_on(unfinished: &BTreeMap<BackupId, Intent>) -> BTreeSet<BackupId> {
-    unfinished.values().flat_map(|intent| intent.parents.iter().chain(&intent.adopted)).copied().collect()
+    unfinished.values().flat_map(|intent| intent.parents.iter().chain(&intent.resumed)).copied().collect()
 }
 
 /// The backups in the order of their positions, which tell which one is newer, whatever clocks say; and none is older than what came

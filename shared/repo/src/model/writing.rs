@@ -1,4 +1,4 @@
-//! Backups: taken at once, stopped and gone on with, cut off by a crash, or taken while something expires.
+//! Backups: taken at once, stopped and resumed, cut off by a crash, or taken while something expires.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ impl World {
         let full = self.rng.random_ratio(1, 12);
         let base =
             if full { ReusableBackups::default() } else { ReusableBackups::choose(&backups.list().await?) };
-        let ReusableBackups { parents, adopted } = base;
+        let ReusableBackups { parents, resumed } = base;
         let intent = Intent {
             id,
             lineage: plan.facts.lineage,
@@ -89,7 +89,7 @@ impl World {
             agent: String::new(),
             label: plan.facts.label.clone(),
             parents,
-            adopted,
+            resumed,
         };
         let pack = self.rng.random_range(20_000..400_000);
         let packs = PackLimits { pack, in_flight: 2 * pack + self.rng.random_range(0..pack) };
@@ -138,26 +138,26 @@ impl World {
         }
     }
 
-    /// A whole backup. What it adopted is ended, as long as nothing comes in between.
+    /// A whole backup. What it resumed is ended, as long as nothing comes in between.
     pub(super) async fn back_up(&mut self) {
         let Some((id, plan)) = self.plan() else { return };
         let repository = self.open().await;
         let writing = self.begin(&repository, id, plan.clone()).boxed_local().await.unwrap();
-        let adopted = writing.intent.adopted.clone();
-        self.journal.note(format!("backup {id} on {:?}, adopts {adopted:?}", writing.intent.parents));
+        let resumed = writing.intent.resumed.clone();
+        self.journal.note(format!("backup {id} on {:?}, resumes {resumed:?}", writing.intent.parents));
         let stop = self.archive().await;
         writing.finish(&mut self.rng, stop).boxed_local().await.unwrap();
         self.became(id, &plan, stop).await;
         assert!(self.made.contains_key(&id));
         if self.rng.random_bool(0.9) {
-            self.end(&adopted, id).await;
+            self.end(&resumed, id).await;
         }
         self.restore(id).boxed_local().await;
     }
 
-    async fn end(&mut self, adopted: &[BackupId], by: BackupId) {
+    async fn end(&mut self, resumed: &[BackupId], by: BackupId) {
         let backups = self.backups().await;
-        for dead in adopted {
+        for dead in resumed {
             match backups.abort(*dead, &format!("backup {by} went on with it")).await {
                 Ok(()) => drop(self.unfinished.remove(dead)),
                 // It was finished meanwhile.

@@ -77,7 +77,7 @@ async fn write(repository: &Repository, lineage: &Lineage, number: usize, base: 
     let backups = Backups::of(repository, &cluster());
     let base = match base {
         Base::Nothing => ReusableBackups::default(),
-        Base::Oldest => ReusableBackups { parents: vec![id(0)], adopted: Vec::new() },
+        Base::Oldest => ReusableBackups { parents: vec![id(0)], resumed: Vec::new() },
         Base::Listed => ReusableBackups::choose(&backups.list().await?),
     };
     let ended = ago(AGES[number]);
@@ -89,7 +89,7 @@ async fn write(repository: &Repository, lineage: &Lineage, number: usize, base: 
         agent: String::new(),
         label: String::new(),
         parents: base.parents,
-        adopted: base.adopted,
+        resumed: base.resumed,
     };
     let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &WriteOptions::default()).await?;
     let mut lane = writer.lane();

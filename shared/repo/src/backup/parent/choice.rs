@@ -6,8 +6,8 @@ use super::super::catalog::{ListedBackup, ListedState};
 
 /// Finished backups that are named: the first that can be used is the parent.
 const CANDIDATES: usize = 3;
-/// Unfinished backups that are gone on with, at most.
-const ADOPTED: usize = 8;
+/// At most so many unfinished backups are resumed.
+const RESUMED: usize = 8;
 
 /// What a new backup should build on.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -15,7 +15,7 @@ pub struct ReusableBackups {
     /// Finished backups, the best first.
     pub parents: Vec<BackupId>,
     /// Unfinished ones that stored something, oldest first.
-    pub adopted: Vec<BackupId>,
+    pub resumed: Vec<BackupId>,
 }
 
 impl ReusableBackups {
@@ -35,10 +35,10 @@ impl ReusableBackups {
         }
         finished.sort_unstable_by(|a, b| b.cmp(a));
         unfinished.sort_unstable();
-        let of_late = unfinished.len().saturating_sub(ADOPTED);
+        let of_late = unfinished.len().saturating_sub(RESUMED);
         Self {
             parents: finished.into_iter().take(CANDIDATES).map(|(_, id)| id).collect(),
-            adopted: unfinished.into_iter().skip(of_late).map(|(_, id)| id).collect(),
+            resumed: unfinished.into_iter().skip(of_late).map(|(_, id)| id).collect(),
         }
     }
 }
@@ -72,12 +72,12 @@ mod tests {
             listed(7, 62, 3, Ended(at(63))),
             ListedBackup { begun: None, ..listed(8, 0, 3, Unfinished) },
         ];
-        let ReusableBackups { parents, adopted } = ReusableBackups::choose(&all);
+        let ReusableBackups { parents, resumed } = ReusableBackups::choose(&all);
         assert_eq!(parents, [id(1), id(2), id(3)]);
-        assert_eq!(adopted, [id(5), id(4)], "the newest last; one that stored nothing is of no use");
+        assert_eq!(resumed, [id(5), id(4)], "the newest last; one that stored nothing is of no use");
         assert_eq!(ReusableBackups::choose(&[]), ReusableBackups::default());
         let many: Vec<ListedBackup> = (0..20).map(|n| listed(n, i64::from(n), 1, Unfinished)).collect();
-        assert_eq!(ReusableBackups::choose(&many).adopted.len(), ADOPTED);
-        assert_eq!(ReusableBackups::choose(&many).adopted.last(), Some(&id(19)));
+        assert_eq!(ReusableBackups::choose(&many).resumed.len(), RESUMED);
+        assert_eq!(ReusableBackups::choose(&many).resumed.last(), Some(&id(19)));
     }
 }

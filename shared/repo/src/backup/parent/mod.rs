@@ -133,7 +133,7 @@ impl Parents {
             notes: Vec::new(),
         };
         let (mut parent, mut stretches) = (None, None);
-        if !intent.parents.is_empty() || !intent.adopted.is_empty() {
+        if !intent.parents.is_empty() || !intent.resumed.is_empty() {
             let announced = backups.announcements().await?;
             opening.announced = AnnouncedSet::of(&announced);
             // Without a note for each backup that is not built on then.
@@ -143,7 +143,7 @@ impl Parents {
                 parent = opening.parent(&intent.parents, scratch).await?;
             }
             let mut builder = BlockRangesBuilder::new(scratch);
-            for (id, age) in intent.adopted.iter().rev().zip(0u16..) {
+            for (id, age) in intent.resumed.iter().rev().zip(0u16..) {
                 opening.resume(*id, age, &mut builder).await?;
             }
             stretches = builder.finish(block_size)?;

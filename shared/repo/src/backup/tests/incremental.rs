@@ -7,8 +7,8 @@ use super::*;
 /// Blocks of the clusters here.
 const BLOCK: u32 = 1024;
 
-fn building_on(id: BackupId, parents: &[BackupId], adopted: &[BackupId]) -> Intent {
-    Intent { parents: parents.to_vec(), adopted: adopted.to_vec(), ..intent(id) }
+fn building_on(id: BackupId, parents: &[BackupId], resumed: &[BackupId]) -> Intent {
+    Intent { parents: parents.to_vec(), resumed: resumed.to_vec(), ..intent(id) }
 }
 
 async fn begin(scene: &Scene, intent: Intent) -> BackupWriter {
@@ -96,8 +96,8 @@ fn an_unfinished_backup_is_gone_on_with() {
             let tree = large();
             // Dies in the middle of the longest file, and once more.
             for n in 1..=2u32 {
-                let adopted: Vec<BackupId> = (1..n).map(id).collect();
-                let writer = begin(&scene, building_on(id(n), &[], &adopted)).await;
+                let resumed: Vec<BackupId> = (1..n).map(id).collect();
+                let writer = begin(&scene, building_on(id(n), &[], &resumed)).await;
                 let mut lane = writer.lane();
                 let lane = tokio::task::spawn_blocking(move || {
                     write_file(&mut lane, b"base/3", &[Piece::Noise(4, 10_000)], 5000);

@@ -90,7 +90,7 @@ fn intent(id: BackupId) -> Intent {
         agent: "0.1.0".to_owned(),
         label: String::new(),
         parents: vec![],
-        adopted: vec![],
+        resumed: vec![],
     }
 }
 

@@ -90,7 +90,7 @@ impl Draft {
         Ok(manifest.manifest.summary)
     }
 
-    /// What was announced after the backup began is not built on either. The next backup adopts this one, and stores again
+    /// What was announced after the backup began is not built on either. The next backup resumes this one, and stores again
     /// what was announced.
     async fn prove_nothing_announced(&self) -> Result<()> {
         if self.manifest.backups.len() < 2 {
