@@ -204,7 +204,7 @@ fn archived_after_all_is_no_gap(bed: &Bed, saved: &Path, gap: &str) {
     });
 }
 
-/// A12: what exceeds `queue_max` while the store fails is given up, loudly and no more than that, with a daemon and without,
+/// A12: what exceeds `queue_max` while the store fails is dropped, loudly and no more than that, with a daemon and without,
 /// and a new backup makes up for it.
 #[test]
 fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
@@ -231,7 +231,7 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     let before = segment();
     bed.cluster.wait_done(&before);
 
-    // What cannot be put on record is not given up.
+    // What cannot be put on record is not dropped.
     let record = bed.cluster.wal_dir().join("walpoint-dropped");
     std::fs::create_dir(&record).unwrap();
     proxy.set(Fault::Refuse);

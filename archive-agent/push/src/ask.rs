@@ -24,7 +24,7 @@ pub(crate) enum PushAnswer {
     Stored(Vec<String>),
     /// The daemon says why not.
     Failed(String),
-    /// Given up: PostgreSQL shall take it for archived. What its log shall say.
+    /// Dropped: PostgreSQL takes it for archived. What its log says.
     Dropped(String),
     /// No daemon answered, and why: nothing is known about the file.
     Unanswered(String),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_said_for_the_same_file_only() {
+    fn a_dropped_file_counts_for_the_same_file_only() {
         let dropped = asked(|f| vec![Some(reply(PushOutcome::Dropped, f, "too much waits"))]);
         assert!(matches!(dropped, PushAnswer::Dropped(text) if text == "too much waits"));
         let other = asked(|f| {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_does_not_come_back_is_given_up() {
+    fn a_daemon_that_does_not_come_back_is_not_waited_for_forever() {
         let begun = Instant::now();
         assert!(matches!(asked(|_| vec![None]), PushAnswer::Unanswered(_)));
         assert!(begun.elapsed() >= RESTART);

@@ -63,7 +63,7 @@ fn push(arguments: &Arguments) -> ExitCode {
             say(&format!("ERROR: could not archive \"{}\": {message}", file.name));
             ExitCode::FAILURE
         }
-        PushAnswer::Dropped(message) => give_up(arguments, &file, &message),
+        PushAnswer::Dropped(message) => record_drop(arguments, &file, &message),
         PushAnswer::Unanswered(reason) => {
             say(&format!("WARNING: archiving \"{}\" without the daemon: {reason}", file.name));
             match direct::push(arguments) {
@@ -90,8 +90,8 @@ fn remember(arguments: &Arguments, file: &WalFile, lines: &[String]) {
     }
 }
 
-/// Takes a file for archived that was given up, once that is on record.
-fn give_up(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode {
+/// Takes a file for archived that was dropped, once that is on record.
+fn record_drop(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode {
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
     match dropped::record(directory, file.name, DropReason::QueueMax) {
         Ok(Recorded::Yes) => say(&format!("WARNING: \"{}\" was {message}", file.name)),

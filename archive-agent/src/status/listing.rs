@@ -42,7 +42,7 @@ struct BackupNames {
     started: Option<jiff::Timestamp>,
     timeline: u32,
     start_lsn: String,
-    /// Whether something stands under the name of its manifest: it is finished, or was given up.
+    /// Whether something stands under the name of its manifest: it is finished, or was aborted.
     has_manifest: bool,
 }
 

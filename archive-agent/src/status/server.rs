@@ -53,7 +53,7 @@ pub(super) struct ServerState {
     /// Bytes of WAL written since the end of the last segment archived; what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
-    /// WAL that was given up and that no backup makes up for.
+    /// WAL that was dropped and that no backup makes up for.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
     /// Where another server's WAL stands under this one's names.

@@ -52,7 +52,7 @@ pub(super) fn remedy(cure: &Cure) -> String {
         Cure::Resupply => RESUPPLY.to_owned(),
         Cure::ResupplyOrBackup(behind) => format!("{RESUPPLY}; a new backup begins a window behind {behind}"),
         Cure::SplitBrain => SPLIT_BRAIN.to_owned(),
-        Cure::PutBackOrGiveUp(id) => put_back_or_give_up(*id),
+        Cure::PutBackOrExpire(id) => put_back_or_expire(*id),
         Cure::WaitOrForce => WAIT_OR_FORCE.to_owned(),
         Cure::Hold(remedy) => format!("{UNKNOWN_HOLD}: {}", walpoint_words::instruction(remedy)),
         Cure::Acknowledging(remedy) => format!(
@@ -66,9 +66,9 @@ pub(super) fn remedy(cure: &Cure) -> String {
     }
 }
 
-fn put_back_or_give_up(id: BackupId) -> String {
+fn put_back_or_expire(id: BackupId) -> String {
     format!(
-        "put the object back, from another version of it in the store or from a copy of the store, else take a backup and give this \
-         one up with archive-agent expire --backup {id}; until then restore from another one, or from another repository"
+        "put the object back, from another version of it in the store or from a copy of the store, else take a backup and delete this \
+         one with archive-agent expire --backup {id}; until then restore from another one, or from another repository"
     )
 }

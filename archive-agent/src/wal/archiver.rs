@@ -126,7 +126,7 @@ impl<U: Upload> Archiver<U> {
         };
         let (result, overflow) =
             match self.queue.is_limited() && self.queue.holds(name).await.unwrap_or(false) {
-                true => self.store_or_give_up(name, request.identity, begun).await,
+                true => self.store_or_drop(name, request.identity, begun).await,
                 false => (self.make_durable(name, request.identity, begun).await, None),
             };
         match (result, overflow) {
@@ -138,7 +138,7 @@ impl<U: Upload> Archiver<U> {
                 PushReply { remember, ..reply(PushOutcome::Stored, identity, String::new()) }
             }
             (Err(NotStored::Failed(problem)), Some(overflow)) => {
-                let message = self.queue.give_up(name, &overflow, &problem);
+                let message = self.queue.drop_file(name, &overflow, &problem);
                 self.acknowledged.notify_one();
                 reply(PushOutcome::Dropped, request.identity, message)
             }
@@ -176,7 +176,7 @@ impl<U: Upload> Archiver<U> {
     }
 
     /// Makes a file durable, or tells how much too much waits if that did not succeed in a while.
-    async fn store_or_give_up(
+    async fn store_or_drop(
         self: &Arc<Self>,
         name: WalFileName,
         wanted: FileIdentity,
@@ -446,7 +446,7 @@ impl<U: Upload> Archiver<U> {
         }
     }
 
-    /// Gives up every upload under way. What they were about to store may or may not be stored.
+    /// Abandons every upload under way. What they were about to store may or may not be stored.
     pub(crate) fn abandon(&self) {
         self.abandoned.cancel();
     }

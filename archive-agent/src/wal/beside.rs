@@ -62,7 +62,7 @@ impl<F> Line<F> {
                 self.falls_behind();
                 vec![name]
             }
-            Phase::Behind => self.give_up(name),
+            Phase::Behind => self.drain_with(name),
         }
     }
 
@@ -78,7 +78,7 @@ impl<F> Line<F> {
     /// A file that was taken was stored, or not; what the repository misses therefore.
     fn ended(&mut self, name: WalFileName, stored: bool) -> Vec<WalFileName> {
         self.under_way = self.under_way.saturating_sub(1);
-        let missed = if stored { Vec::new() } else { self.give_up(name) };
+        let missed = if stored { Vec::new() } else { self.drain_with(name) };
         if !stored || self.phase == Phase::Ending {
             self.falls_behind();
         }
@@ -86,7 +86,7 @@ impl<F> Line<F> {
     }
 
     /// A file, and all that waits.
-    fn give_up(&mut self, name: WalFileName) -> Vec<WalFileName> {
+    fn drain_with(&mut self, name: WalFileName) -> Vec<WalFileName> {
         let waiting = std::mem::take(&mut self.waiting).into_values().map(|(name, _)| name);
         std::iter::once(name).chain(waiting).collect()
     }

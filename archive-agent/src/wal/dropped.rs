@@ -35,7 +35,7 @@ pub(crate) struct Gap {
     first: String,
     /// The last one.
     last: String,
-    /// When the first one was given up.
+    /// When the first one was dropped.
     since: Timestamp,
     /// How many of them an operator skipped.
     skipped: usize,
@@ -80,7 +80,7 @@ impl Gap {
     }
 }
 
-/// The gap that recovery from the newest backups cannot pass. While a repository cannot be read, all that was ever given up
+/// The gap that recovery from the newest backups cannot pass. While a repository cannot be read, all that was ever dropped
 /// counts.
 pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     let wal = uploader.wal_directory();

@@ -29,7 +29,7 @@
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
 //! | [`resting`] | which of those failed a moment ago, for the next command |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
-//! | [`queue`], [`dropped`] | how much may wait, and what was given up beyond that |
+//! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
 //! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |

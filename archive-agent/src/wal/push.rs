@@ -84,7 +84,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             if recorded == Recorded::DiskFull {
                 tracing::warn!(file = %name, "not on record as dropped: the disk is full");
             }
-            queue.give_up(name, &overflow, &problem);
+            queue.drop_file(name, &overflow, &problem);
             Ok(())
         }
     }

@@ -1,7 +1,7 @@
 //! How much WAL may wait for being archived, where that is limited (`queue_max`).
 //!
 //! Beyond the limit a full disk is worse than a gap in the archive: PostgreSQL hears of the oldest files that they were
-//! archived, and removes them. Only what exceeds the limit is given up, and only what cannot be stored in a while. The command
+//! archived, and removes them. Only what exceeds the limit is dropped, and only what cannot be stored in a while. The command
 //! that PostgreSQL runs puts it on record first ([`walpoint_base::dropped`]).
 
 use std::fmt;
@@ -22,15 +22,15 @@ use super::dropped;
 use super::reach::{self, Looked, UnreachedIn};
 use super::ready;
 
-/// How long a file of a queue that is too long is tried before it is given up, and for each MiB of it a little longer. Longer
+/// How long a file of a queue that is too long is tried before it is dropped, and for each MiB of it a little longer. Longer
 /// than an upload rests after a failure.
 const PATIENCE: Duration = Duration::from_secs(8);
 const PATIENCE_PER_MIB: Duration = Duration::from_millis(125);
 
-/// The same after one was given up and nothing was stored since.
+/// The same after one was dropped and nothing was stored since.
 const NO_HOPE: Duration = Duration::from_secs(1);
 
-/// A process that stands in for the daemon goes by what the one before it gave up at most so many seconds ago: after three failures
+/// A process that stands in for the daemon goes by what the one before it dropped at most so many seconds ago: after three failures
 /// PostgreSQL rests for a minute.
 const LATELY: i64 = 120;
 
@@ -40,7 +40,7 @@ pub(crate) const AT_ONCE: Duration = Duration::from_millis(100);
 /// How often to look whether the queue became too long.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often to look whether a command without a daemon gave up anything.
+/// How often to look whether a command without a daemon dropped anything.
 const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// At one of so many of these looks the repositories are asked whether all that is archived can be recovered.
@@ -55,9 +55,9 @@ pub(crate) struct Queue {
     wal: PathBuf,
     /// In bytes.
     max: Option<u64>,
-    /// Whether a file was given up and none was stored since.
+    /// Whether a file was dropped and none was stored since.
     dropping: AtomicBool,
-    /// Told after every file that was given up.
+    /// Notified after every file that was dropped.
     pub(crate) dropped: Notify,
     /// What is archived and cannot be recovered, until a look finds no such thing: whatever tells it is started again.
     unreached: Mutex<Option<UnreachedIn>>,
@@ -91,7 +91,7 @@ impl Queue {
         }
     }
 
-    /// Whether anything is ever given up.
+    /// Whether anything is ever dropped.
     pub(crate) fn is_limited(&self) -> bool {
         self.max.is_some()
     }
@@ -112,7 +112,7 @@ impl Queue {
         (bytes > max).then_some(Overflow { files, bytes, max })
     }
 
-    /// Whether PostgreSQL waits for a file. What a person pushes by hand before or after that is not given up.
+    /// Whether PostgreSQL waits for a file. What a person pushes by hand before or after that is not dropped.
     pub(crate) async fn holds(&self, name: WalFileName) -> Result<bool, DiskError> {
         let mark = self.wal.join(format!("archive_status/{name}.ready"));
         disk::look(&self.wal, move || mark.exists()).await
@@ -136,7 +136,7 @@ impl Queue {
     }
 
     /// How long a file of that many bytes may be tried before the queue is looked at again, or, if that is too long, before it
-    /// is given up.
+    /// is dropped.
     pub(crate) fn patience(&self, bytes: u64, overflow: Option<&Overflow>) -> Duration {
         match overflow {
             None => INTERVAL,
@@ -145,7 +145,7 @@ impl Queue {
         }
     }
 
-    /// Takes over from a process that gave up the file before this one, or this one: PostgreSQL asks for one after the other, so
+    /// Takes over from a process that dropped the file before this one, or this one: PostgreSQL asks for one after the other, so
     /// nothing was stored since. A record that cannot be read says nothing. Blocks.
     pub(crate) fn take_over(&self, name: WalFileName, size: SegmentSize) {
         let Ok(Some(newest)) = walpoint_base::dropped::newest(&self.wal) else { return };
@@ -163,8 +163,8 @@ impl Queue {
         self.dropping.store(false, Ordering::Relaxed);
     }
 
-    /// Gives up a file. What PostgreSQL's log shall say about it.
-    pub(crate) fn give_up(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
+    /// Drops a file. What PostgreSQL's log says about it.
+    pub(crate) fn drop_file(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
         self.dropping.store(true, Ordering::Relaxed);
         self.dropped.notify_one();
         let told = format!(
@@ -182,7 +182,7 @@ fn comes_next(before: WalFileName, name: WalFileName, size: SegmentSize) -> bool
     before.timeline == name.timeline && (first == second || first.next() == second)
 }
 
-/// Looks whether anything was given up that no backup makes up for; `working` is called whenever nothing was. An error names
+/// Looks whether anything was dropped that no backup makes up for; `working` is called whenever nothing was. An error names
 /// it: it is started again.
 pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
     let mut looks = 0_u32;
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_right_behind_one_that_was_given_up_is_not_tried_long() {
+    fn a_file_right_behind_one_that_was_dropped_is_not_tried_long() {
         let dir = tempfile::tempdir().unwrap();
         let size = SegmentSize::new(16 << 20).unwrap();
         let overflow = Overflow { files: 9, bytes: 9 << 24, max: 1 };

@@ -23,7 +23,7 @@ const SKIP: &str = "skip";
 /// What a line ends with if the file was archived, damaged.
 const DAMAGED: &str = "damaged";
 
-/// A file that was given up.
+/// A file that was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dropped {
     /// Which one.
@@ -45,7 +45,7 @@ pub enum DropReason {
     Damaged,
 }
 
-/// What may be done with a file that is given up.
+/// What may be done with a file that is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Recorded {
     /// It is on record, durably.

@@ -116,8 +116,8 @@ pub struct ClusterSettings {
     /// How long one `archive-push` may try before it fails and PostgreSQL asks again.
     #[serde(default = "defaults::push_timeout")]
     pub push_timeout: SignedDuration,
-    /// More WAL than this does not wait for being archived: the oldest files are given up, and PostgreSQL removes them. Nothing is
-    /// given up if unset.
+    /// More WAL than this does not wait for being archived: the oldest files are dropped, and PostgreSQL removes them. Nothing is
+    /// dropped if unset.
     #[serde(default)]
     pub queue_max: Option<ByteSize>,
     /// How long archive recovery tries to read from a store that fails, before it stops with 255. What waiting cannot change, such as

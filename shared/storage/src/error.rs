@@ -189,8 +189,8 @@ pub enum Remedy {
     SupersedeAgain,
     /// Verify the backups that are there: some may be incomplete.
     VerifyBackups,
-    /// Give a backup up that cannot be read.
-    GiveUpBackup(BackupId),
+    /// Delete a backup that cannot be read.
+    ExpireBackup(BackupId),
 }
 
 /// Something that a person should know though nothing failed, and what can be done about it.

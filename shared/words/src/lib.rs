@@ -52,7 +52,7 @@ fn advice(remedy: &Remedy) -> String {
         Remedy::VerifyBackups => {
             ". HINT: earlier backups may be incomplete, run \"archive-agent verify\"".to_owned()
         }
-        Remedy::GiveUpBackup(id) => format!("; archive-agent expire --backup {id} gives it up"),
+        Remedy::ExpireBackup(id) => format!("; archive-agent expire --backup {id} deletes it"),
         Remedy::PlaceHoldAnew { .. } | Remedy::VerifyAll | Remedy::SupersedeAgain => {
             format!("{}{}", lead(remedy), instruction(remedy))
         }

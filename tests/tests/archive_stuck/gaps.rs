@@ -193,7 +193,7 @@ fn a_damaged_backup_makes_up_for_no_gap() {
 
 /// A12: with `queue_max` no file is kept for ever: neither one that was cut short nor one that cannot be read.
 #[test]
-fn what_has_not_the_length_of_a_segment_is_given_up_like_any_other() {
+fn what_has_not_the_length_of_a_segment_is_dropped_like_any_other() {
     let (mut bed, names) = stuck(|path| {
         std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(300_000).unwrap();
     });

@@ -34,7 +34,7 @@ pub(super) struct Gathered {
     pub(super) lineages: Vec<LineageFacts>,
     /// Backups without a manifest.
     pub(super) unfinished: Vec<Unfinished>,
-    /// Backups that were given up, and when.
+    /// Backups that were aborted, and when.
     pub(super) ended: Vec<(BackupId, Timestamp)>,
     /// Finished backups whose manifest cannot be read.
     pub(super) unreadable: Vec<BackupId>,
@@ -177,7 +177,7 @@ impl Gathered {
 
     /// Notes a backup that cannot be read, and that a person may give it up.
     fn cannot_read(&mut self, id: BackupId, what: String) {
-        self.unreadables.push(Remark { what, remedy: Some(Remedy::GiveUpBackup(id)) });
+        self.unreadables.push(Remark { what, remedy: Some(Remedy::ExpireBackup(id)) });
         self.unreadable.push(id);
     }
 

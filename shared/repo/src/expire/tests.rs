@@ -413,7 +413,7 @@ async fn what_was_taken_over_and_finished_all_the_same_stays_whole() {
     }
 }
 
-/// K3: given up at any moment, the next run finishes the work.
+/// K3: interrupted at any moment, the next run finishes the work.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_expiry_is_finished_by_the_next() {
     let (bed, ids) = world().await;

@@ -29,7 +29,7 @@ impl World {
         let broken = self.made.iter().find(|(_, made)| made.manifest != Readable::All).map(|(id, _)| *id);
         match (self.rng.random_range(0..7), broken) {
             (0, None) => self.damage_manifest().await,
-            (0..3, Some(id)) => self.give_up(id),
+            (0..3, Some(id)) => self.delete_by_hand(id),
             (6, _) => self.damage_segment(),
             _ => self.damage_pack(),
         }
@@ -116,7 +116,7 @@ impl World {
     }
 
     /// Somebody deletes by hand what is left of a backup.
-    fn give_up(&mut self, id: BackupId) {
+    fn delete_by_hand(&mut self, id: BackupId) {
         std::fs::remove_dir_all(self.bed.dir.path().join(format!("clusters/main/backups/{id}"))).unwrap();
         self.made.remove(&id);
         self.journal.note(format!("{id} is deleted by hand"));

@@ -191,7 +191,7 @@ impl Run<'_> {
                 what: "the manifest is not there, and what the backup stored is".to_owned(),
                 backups: vec![id.to_string()],
                 moments: Some("those that this backup is the only way to; others can be restored".to_owned()),
-                remedy: Cure::PutBackOrGiveUp(*id),
+                remedy: Cure::PutBackOrExpire(*id),
             });
         }
         for one in listed.iter().filter(|one| one.state == ListedState::Unfinished && !lost.contains(&one.id))

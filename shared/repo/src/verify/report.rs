@@ -112,8 +112,8 @@ pub enum Cure {
     ResupplyOrBackup(&'static str),
     /// Two servers archived under one timeline: each has to get a lineage of its own.
     SplitBrain,
-    /// Put the manifest of this backup back, or give the backup up.
-    PutBackOrGiveUp(BackupId),
+    /// Put the manifest of this backup back, or delete the backup.
+    PutBackOrExpire(BackupId),
     /// A lease: it ends by itself, unless a backup is to begin at once.
     WaitOrForce,
     /// A hold that cannot be read.

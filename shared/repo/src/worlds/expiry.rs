@@ -1,5 +1,5 @@
 //! What is listed as a backup restores, whatever is deleted beside it: a backup that builds on the oldest one is made while
-//! another one is finished, after which retention gives up the oldest, without a grace period.
+//! another one is finished, after which retention drops the oldest, without a grace period.
 
 use std::sync::Arc;
 

@@ -225,7 +225,7 @@ impl BackupWriter {
         Ok(Manifest { summary, backups, packs, pages: Vec::new(), findings: Vec::new() })
     }
 
-    /// Gives up: waits for what is on its way and puts a tombstone where the manifest would be.
+    /// Aborts: waits for what is on its way and puts a tombstone where the manifest would be.
     pub async fn abandon(self, reason: &str) -> Result<()> {
         self.shared.sink().settle().await;
         self.backups.abort(self.intent.id, reason).await

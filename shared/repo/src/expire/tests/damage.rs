@@ -249,7 +249,7 @@ async fn what_is_listed_and_not_found_is_not_gone() {
     assert_eq!(finished(&bed).await, [newest]);
 }
 
-/// Promise 11: a backup that was finished and has lost its manifest keeps what it may need until a person gives it up; one that is
+/// Promise 11: a backup that was finished and has lost its manifest keeps what it may need until a person deletes it; one that is
 /// being deleted does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_manifest_keeps_everything_older() {
@@ -264,7 +264,7 @@ async fn a_lost_manifest_keeps_everything_older() {
     let report = run(&bed, &at_once(1)).await;
     let told = |remark: &Remark| {
         remark.what.contains(&format!("manifest of backup {} is lost", ids[2]))
-            && remark.remedy == Some(Remedy::GiveUpBackup(ids[2]))
+            && remark.remedy == Some(Remedy::ExpireBackup(ids[2]))
     };
     assert!(report.remarks.iter().any(told), "{:?}", report.remarks);
     assert!(packs(&keys(&bed).await) > 0);
