@@ -140,16 +140,16 @@ fn attributes(mode: u16) -> Attributes {
 }
 
 fn directory(lane: &mut PackStream, root: Root, path: &str) {
-    lane.directory(TablePath::forged(root, path), attributes(0o700)).unwrap();
+    lane.directory(TablePath::unchecked(root, path), attributes(0o700)).unwrap();
 }
 
 fn link(lane: &mut PackStream, path: &str, target: &Path) {
     let target = target.to_str().unwrap();
-    lane.link(TablePath::forged(Root::Data, path), attributes(0o777), target.as_bytes()).unwrap();
+    lane.link(TablePath::unchecked(Root::Data, path), attributes(0o777), target.as_bytes()).unwrap();
 }
 
 fn file(lane: &mut PackStream, root: Root, path: &str, content: &[u8]) {
-    let mut file = lane.file(TablePath::forged(root, path));
+    let mut file = lane.file(TablePath::unchecked(root, path));
     file.write(content).unwrap();
     file.finish(attributes(0o600)).unwrap();
 }
@@ -195,7 +195,7 @@ fn paths_that_lead_out_are_refused() {
                         .content
                         .clone();
                     let mut add = |path: &str, content: &EntryContent| {
-                        let path = TablePath::forged(root, path);
+                        let path = TablePath::unchecked(root, path);
                         entries.push(FileEntry {
                             path,
                             attributes: attributes(0o700),
@@ -222,7 +222,7 @@ fn paths_that_lead_out_are_refused() {
         |_| {},
         |_| {},
         |entries| {
-            let path = TablePath::forged(Root::Extra(7), "");
+            let path = TablePath::unchecked(Root::Extra(7), "");
             entries.push(FileEntry { path, attributes: attributes(0o700), content: EntryContent::Directory });
         },
     );
@@ -255,7 +255,7 @@ fn linked_places(scene: &Scene, as_root: bool) {
             let id = scene.forge(
                 |_| {},
                 |lane| {
-                    let path = TablePath::forged(Root::Data, name);
+                    let path = TablePath::unchecked(Root::Data, name);
                     lane.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes())
                         .unwrap();
                     file(lane, Root::Data, &format!("{name}/evil"), b"evil");
@@ -311,7 +311,7 @@ fn hostile_tablespaces_are_refused() {
                 facts.tablespaces = vec![BackupTablespace { oid: 16400, path }];
             },
             |lane| {
-                let path = TablePath::forged(Root::Data, "pg_tblspc/16400");
+                let path = TablePath::unchecked(Root::Data, "pg_tblspc/16400");
                 lane.linked_directory(path, attributes(0o777), location.as_bytes()).unwrap();
                 file(lane, Root::Data, "pg_tblspc/16400/evil", b"evil");
             },
@@ -336,7 +336,7 @@ fn hostile_tablespaces_are_refused() {
         let id = scene.forge(
             |_| {},
             |lane| {
-                let path = TablePath::forged(Root::Data, name);
+                let path = TablePath::unchecked(Root::Data, name);
                 let target = scene.outside.join("empty");
                 lane.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes()).unwrap();
                 file(lane, Root::Data, &format!("{name}/evil"), b"evil");
@@ -354,7 +354,7 @@ fn huge_lengths_take_no_memory() {
         let id = scene.forge(
             |_| {},
             |lane| {
-                let mut file = lane.file(TablePath::forged(Root::Data, "huge"));
+                let mut file = lane.file(TablePath::unchecked(Root::Data, "huge"));
                 file.zeros(length).unwrap();
                 file.finish(attributes(0o600)).unwrap();
             },

@@ -95,7 +95,7 @@ impl Rows {
 #[cfg(test)]
 impl Rows {
     /// A result with these columns and rows, as if a server had sent it.
-    pub(crate) fn forged(columns: &[&str], rows: &[&[Option<&str>]]) -> Self {
+    pub(crate) fn fixture(columns: &[&str], rows: &[&[Option<&str>]]) -> Self {
         let columns: Arc<[String]> = columns.iter().map(|&column| column.to_owned()).collect();
         let value = |value: &Option<&str>| value.map(|text| Box::from(text.as_bytes()));
         let row = |row: &&[Option<&str>]| Row {

@@ -98,7 +98,7 @@ impl Cursor<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::fixtures::Forge;
+    use super::super::fixtures::WalFixture;
     use super::*;
 
     const PAGE: u32 = 8192;
@@ -113,12 +113,12 @@ mod tests {
         data[next_xid..next_xid + 8].copy_from_slice(&(5u64 << 32 | 777).to_le_bytes());
         data[oldest_xid] = 9;
         data[made..made + 8].copy_from_slice(&time.to_le_bytes());
-        Forge::data(&data)
+        WalFixture::data(&data)
     }
 
-    fn window(forge: &Forge, lsn: Lsn) -> Vec<u8> {
-        let all: Vec<u8> = forge.segments().into_iter().flat_map(|(_, content)| content).collect();
-        let page = (lsn.0 - lsn.0 % u64::from(PAGE)) - forge.start().0;
+    fn window(fixture: &WalFixture, lsn: Lsn) -> Vec<u8> {
+        let all: Vec<u8> = fixture.segments().into_iter().flat_map(|(_, content)| content).collect();
+        let page = (lsn.0 - lsn.0 % u64::from(PAGE)) - fixture.start().0;
         let begin = usize::try_from(page).unwrap();
         let end = begin + usize::try_from(checkpoint_window(PAGE)).unwrap();
         all[begin..end.min(all.len())].to_vec()
@@ -129,12 +129,12 @@ mod tests {
         for (major, left) in
             [17, 19].into_iter().flat_map(|major| [4000, 64, 24, 40, 104].map(|left| (major, left)))
         {
-            let mut forge = Forge::new(major, 1);
+            let mut fixture = WalFixture::new(major, 1);
             // So that it ends on the next page, or in the next segment.
-            forge.fill_segment_but(left);
-            let lsn = forge.record(0, XLOG_CHECKPOINT_ONLINE, 0, &checkpoint(major, 0x123, 42));
-            let next = forge.commit(7, 8);
-            let wal = window(&forge, lsn);
+            fixture.fill_segment_but(left);
+            let lsn = fixture.record(0, XLOG_CHECKPOINT_ONLINE, 0, &checkpoint(major, 0x123, 42));
+            let next = fixture.commit(7, 8);
+            let wal = window(&fixture, lsn);
             let found = checkpoint_at(lsn, PAGE, &wal).unwrap();
             assert_eq!(
                 (found.lsn, found.redo, found.timeline, found.previous_timeline, found.next_xid, found.time),
@@ -142,7 +142,7 @@ mod tests {
                 "{major} {left}"
             );
             assert_eq!(found.oldest_xid, 9);
-            let told = checkpoint_at(next, PAGE, &window(&forge, next)).unwrap_err();
+            let told = checkpoint_at(next, PAGE, &window(&fixture, next)).unwrap_err();
             assert_eq!(told, format!("no checkpoint starts at {next}"));
             assert!(checkpoint_at(lsn + 8, PAGE, &wal).is_err());
             assert!(checkpoint_at(lsn, PAGE, &[]).is_err());

@@ -128,7 +128,7 @@ fn beginning(record: &WalRecord, wal: &[u8], begin: Lsn, block: usize) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::Forge;
+    use super::super::fixtures::WalFixture;
     use super::*;
     use crate::wal::{DatabaseDirectory, Rmgr};
 
@@ -139,23 +139,23 @@ mod tests {
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
-    fn copied(forge: &mut Forge, to: u32, from: DatabaseDirectory) -> Lsn {
-        let body = Forge::data(&words(&[to, 1663, from.database, from.tablespace]));
-        forge.record(Rmgr::DBASE.0, 0x01, 700, &body)
+    fn copied(fixture: &mut WalFixture, to: u32, from: DatabaseDirectory) -> Lsn {
+        let body = WalFixture::data(&words(&[to, 1663, from.database, from.tablespace]));
+        fixture.record(Rmgr::DBASE.0, 0x01, 700, &body)
     }
 
     /// A change of a block, so long that it goes on in the next page or segment.
-    fn changed(forge: &mut Forge, directory: DatabaseDirectory, length: u16) -> Lsn {
+    fn changed(fixture: &mut WalFixture, directory: DatabaseDirectory, length: u16) -> Lsn {
         let mut body = vec![0, 0x20];
         body.extend(length.to_le_bytes());
         body.extend(words(&[directory.tablespace, directory.database, 16384, 3]));
         body.resize(body.len() + usize::from(length), 1);
-        forge.record(10, 0, 700, &body)
+        fixture.record(10, 0, 700, &body)
     }
 
-    fn look(forge: &Forge, from: Lsn) -> Vec<(Lsn, Option<Lsn>)> {
-        let mut copies = DatabaseCopies::new(from, forge.position());
-        for (name, content) in forge.segments() {
+    fn look(fixture: &WalFixture, from: Lsn) -> Vec<(Lsn, Option<Lsn>)> {
+        let mut copies = DatabaseCopies::new(from, fixture.position());
+        for (name, content) in fixture.segments() {
             copies.segment(name, &content).unwrap();
         }
         copies.found().iter().map(|found| (found.record, found.changed)).collect()
@@ -165,30 +165,30 @@ mod tests {
     fn a_source_that_is_changed_behind_the_copy_is_found_wherever_a_boundary_lies() {
         for (major, drop) in [(13, 0x10), (17, 0x20)] {
             for left in [8, 16, 24, 40, 56, 72, 200] {
-                let mut forge = Forge::new(major, 1);
-                changed(&mut forge, SOURCE, 100);
-                let copy = copied(&mut forge, 7, SOURCE);
-                changed(&mut forge, OTHER, 100);
-                copied(&mut forge, 8, SOURCE);
-                let untouched = look(&forge, Lsn(0));
+                let mut fixture = WalFixture::new(major, 1);
+                changed(&mut fixture, SOURCE, 100);
+                let copy = copied(&mut fixture, 7, SOURCE);
+                changed(&mut fixture, OTHER, 100);
+                copied(&mut fixture, 8, SOURCE);
+                let untouched = look(&fixture, Lsn(0));
                 assert_eq!(untouched.iter().map(|found| found.1).collect::<Vec<_>>(), [None, None]);
-                forge.fill_segment_but(left);
-                let change = changed(&mut forge, SOURCE, 30_000);
-                forge.filler(200);
-                let found = look(&forge, Lsn(0));
+                fixture.fill_segment_but(left);
+                let change = changed(&mut fixture, SOURCE, 30_000);
+                fixture.filler(200);
+                let found = look(&fixture, Lsn(0));
                 // The fillers refer to no blocks that make sense, so the first of them may be anything.
                 assert!(found.iter().all(|found| found.1.is_some_and(|at| at <= change)), "{found:?}");
                 assert_eq!(found[0].0, copy);
-                assert_eq!(look(&forge, copy + 8).len(), 1, "before the backup's start");
+                assert_eq!(look(&fixture, copy + 8).len(), 1, "before the backup's start");
 
-                let mut forge = Forge::new(major, 1);
-                forge.fill_segment_but(left);
-                let copy = copied(&mut forge, 7, SOURCE);
-                changed(&mut forge, OTHER, 60_000);
-                assert_eq!(look(&forge, Lsn(0)), [(copy, None)], "{left}");
-                let dropped = forge.record(Rmgr::DBASE.0, drop, 700, &Forge::data(&words(&[5, 1, 1663])));
-                forge.filler(64);
-                assert_eq!(look(&forge, Lsn(0)), [(copy, Some(dropped))], "{left}");
+                let mut fixture = WalFixture::new(major, 1);
+                fixture.fill_segment_but(left);
+                let copy = copied(&mut fixture, 7, SOURCE);
+                changed(&mut fixture, OTHER, 60_000);
+                assert_eq!(look(&fixture, Lsn(0)), [(copy, None)], "{left}");
+                let dropped = fixture.record(Rmgr::DBASE.0, drop, 700, &WalFixture::data(&words(&[5, 1, 1663])));
+                fixture.filler(64);
+                assert_eq!(look(&fixture, Lsn(0)), [(copy, Some(dropped))], "{left}");
             }
         }
     }

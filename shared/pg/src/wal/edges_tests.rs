@@ -5,11 +5,11 @@ use walpoint_base::chain::{Break, ChainEnd, Link};
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, SegmentFacts};
 
-use super::fixtures::{BLOCK, Forge};
+use super::fixtures::{BLOCK, WalFixture};
 use super::*;
 
-fn facts(forge: &Forge) -> Vec<SegmentFacts> {
-    forge.segments().iter().map(|(name, content)| inspect(*name, content).unwrap()).collect()
+fn facts(fixture: &WalFixture) -> Vec<SegmentFacts> {
+    fixture.segments().iter().map(|(name, content)| inspect(*name, content).unwrap()).collect()
 }
 
 /// The first link that is none, in the order of the segments.
@@ -33,13 +33,13 @@ fn was_compared(facts: &[SegmentFacts]) -> bool {
 fn every_split_of_a_record_continues_and_no_other_rest_does() {
     for left in (8..=48).step_by(8) {
         let with = |xid: u32| {
-            let mut forge = Forge::new(16, 1);
-            forge.fill_segment_but(left);
-            forge.record(10, 0, xid, &[u8::try_from(xid % 251).unwrap(); 30]);
-            forge.filler(200);
-            forge.fill_segment_but(0);
-            forge.filler(40);
-            facts(&forge)
+            let mut fixture = WalFixture::new(16, 1);
+            fixture.fill_segment_but(left);
+            fixture.record(10, 0, xid, &[u8::try_from(xid % 251).unwrap(); 30]);
+            fixture.filler(200);
+            fixture.fill_segment_but(0);
+            fixture.filler(40);
+            facts(&fixture)
         };
         let (ours, theirs) = (with(4242), with(4243));
         assert_eq!(broken(&ours), None, "{left}");
@@ -56,16 +56,16 @@ fn a_record_over_many_segments_is_compared_at_its_end() {
     for left in [8, 16, 24, 64, 4096] {
         for len in [1_500_000, 2_000_000, 4_000_000] {
             let with = |byte: u8| {
-                let mut forge = Forge::new(17, 1);
-                forge.fill_segment_but(left);
+                let mut fixture = WalFixture::new(17, 1);
+                fixture.fill_segment_but(left);
                 let mut body = vec![7; len];
                 // In the second segment.
                 body[500_000] = byte;
-                forge.record(10, 0, u32::from(byte), &body);
-                forge.filler(100);
-                forge.switch();
-                forge.filler(100);
-                facts(&forge)
+                fixture.record(10, 0, u32::from(byte), &body);
+                fixture.filler(100);
+                fixture.switch();
+                fixture.filler(100);
+                facts(&fixture)
             };
             let (ours, theirs) = (with(1), with(2));
             assert_eq!(broken(&ours), None, "{left} {len}");
@@ -85,13 +85,13 @@ fn a_record_over_many_segments_is_compared_at_its_end() {
 #[test]
 fn a_switch_at_a_boundary_continues() {
     for left in [8, 16, 24, 32] {
-        let mut forge = Forge::new(14, 1);
-        forge.fill_segment_but(left);
-        forge.switch();
-        forge.commit(7, 7);
-        forge.switch();
-        forge.commit(8, 8);
-        let facts = facts(&forge);
+        let mut fixture = WalFixture::new(14, 1);
+        fixture.fill_segment_but(left);
+        fixture.switch();
+        fixture.commit(7, 7);
+        fixture.switch();
+        fixture.commit(8, 8);
+        let facts = facts(&fixture);
         assert_eq!(broken(&facts), None, "{left}");
         assert!(facts.iter().take(facts.len() - 1).all(|facts| facts.whole), "{left}");
     }
@@ -102,14 +102,14 @@ fn an_abandoned_record_is_followed_by_one_that_points_before_it() {
     // Abandoned at the boundary, one page behind it, and after all of a segment.
     for (len, boundaries) in [(BLOCK, 0), (3 * BLOCK, 1), (3 << 20, 128), (3 << 20, 130)] {
         for left in [8, 16, 24, 4096] {
-            let mut forge = Forge::new(18, 1);
-            forge.commit(3, 3);
-            forge.fill_segment_but(left);
-            forge.abandon(len, boundaries);
-            forge.commit(4, 4);
-            forge.fill_segment_but(0);
-            forge.filler(100);
-            let facts = facts(&forge);
+            let mut fixture = WalFixture::new(18, 1);
+            fixture.commit(3, 3);
+            fixture.fill_segment_but(left);
+            fixture.abandon(len, boundaries);
+            fixture.commit(4, 4);
+            fixture.fill_segment_but(0);
+            fixture.filler(100);
+            let facts = facts(&fixture);
             assert_eq!(broken(&facts), None, "{len} {boundaries} {left}");
             let over = facts.iter().position(|facts| facts.chain.begin.overwritten).unwrap();
             assert_ne!(facts[over].chain.begin.previous, facts[0].last_record, "{len} {boundaries} {left}");
@@ -120,12 +120,12 @@ fn an_abandoned_record_is_followed_by_one_that_points_before_it() {
 
 #[test]
 fn what_another_server_wrote_breaks_the_chain() {
-    let (mut ours, mut theirs) = (Forge::new(16, 1), Forge::new(16, 1));
-    for (forge, size) in [(&mut ours, 200), (&mut theirs, 264)] {
-        forge.fill_segment_but(4096);
-        forge.filler(4096 - size);
-        forge.filler(size);
-        forge.filler(100);
+    let (mut ours, mut theirs) = (WalFixture::new(16, 1), WalFixture::new(16, 1));
+    for (fixture, size) in [(&mut ours, 200), (&mut theirs, 264)] {
+        fixture.fill_segment_but(4096);
+        fixture.filler(4096 - size);
+        fixture.filler(size);
+        fixture.filler(100);
     }
     let mixed = [facts(&ours)[0].clone(), facts(&theirs)[1].clone()];
     let broken = broken(&mixed);
@@ -139,21 +139,21 @@ fn what_another_server_wrote_breaks_the_chain() {
 #[test]
 fn what_a_restore_has_to_know_of_is_marked_wherever_a_boundary_lies() {
     let location = b"\0\0\x40\0/srv/space\0";
-    let tablespace = |forge: &mut Forge| forge.record(5, 0x00, 7, &Forge::data(location));
-    let dropped = |forge: &mut Forge| forge.record(5, 0x10, 7, &Forge::data(&location[..4]));
+    let tablespace = |fixture: &mut WalFixture| fixture.record(5, 0x00, 7, &WalFixture::data(location));
+    let dropped = |fixture: &mut WalFixture| fixture.record(5, 0x10, 7, &WalFixture::data(&location[..4]));
     let parameters = |level: u8| {
         let mut data = vec![0; 28];
         (data[0], data[20]) = (100, level);
-        move |forge: &mut Forge| forge.record(0, 0x60, 0, &Forge::data(&data))
+        move |fixture: &mut WalFixture| fixture.record(0, 0x60, 0, &WalFixture::data(&data))
     };
-    let marked = |left: usize, last: &dyn Fn(&mut Forge) -> Lsn| {
-        let mut forge = Forge::new(16, 1);
-        forge.fill_segment_but(left);
-        last(&mut forge);
-        forge.filler(200);
-        forge.fill_segment_but(0);
-        forge.filler(64);
-        facts(&forge).iter().fold(SegmentMarks::default(), |marks, facts| marks.or(facts.marks))
+    let marked = |left: usize, last: &dyn Fn(&mut WalFixture) -> Lsn| {
+        let mut fixture = WalFixture::new(16, 1);
+        fixture.fill_segment_but(left);
+        last(&mut fixture);
+        fixture.filler(200);
+        fixture.fill_segment_but(0);
+        fixture.filler(64);
+        facts(&fixture).iter().fold(SegmentMarks::default(), |marks, facts| marks.or(facts.marks))
     };
     let only = |tablespace, parameters, minimal| SegmentMarks {
         tablespace,
@@ -161,7 +161,7 @@ fn what_a_restore_has_to_know_of_is_marked_wherever_a_boundary_lies() {
         minimal,
         database_copy: false,
     };
-    let copied = |forge: &mut Forge| forge.record(4, 0x01, 7, &Forge::data(&[7; 16]));
+    let copied = |fixture: &mut WalFixture| fixture.record(4, 0x01, 7, &WalFixture::data(&[7; 16]));
     for left in (8..=104).step_by(8) {
         assert_eq!(marked(left, &tablespace), only(true, false, false), "{left}");
         assert_eq!(
@@ -170,8 +170,8 @@ fn what_a_restore_has_to_know_of_is_marked_wherever_a_boundary_lies() {
             "{left}"
         );
         assert_eq!(marked(left, &dropped), only(false, false, false), "{left}");
-        assert_eq!(marked(left, &|forge| forge.commit(7, 7)), only(false, false, false), "{left}");
-        assert_eq!(marked(left, &|forge| forge.filler(2_000_000)), only(false, false, false), "{left}");
+        assert_eq!(marked(left, &|fixture| fixture.commit(7, 7)), only(false, false, false), "{left}");
+        assert_eq!(marked(left, &|fixture| fixture.filler(2_000_000)), only(false, false, false), "{left}");
         // Where its values lie in the next segment, they may be anything.
         let crosses = left < 54;
         assert_eq!(marked(left, &parameters(1)), only(false, true, crosses), "{left}");
@@ -182,13 +182,13 @@ fn what_a_restore_has_to_know_of_is_marked_wherever_a_boundary_lies() {
 #[test]
 fn the_location_of_a_tablespace_is_read() {
     for left in [16, 24, 40, 200] {
-        let mut forge = Forge::new(13, 1);
-        forge.fill_segment_but(left);
-        forge.record(5, 0x00, 7, &Forge::data(b"\x02\x40\0\0/srv/space\0"));
-        forge.fill_segment_but(0);
+        let mut fixture = WalFixture::new(13, 1);
+        fixture.fill_segment_but(left);
+        fixture.record(5, 0x00, 7, &WalFixture::data(b"\x02\x40\0\0/srv/space\0"));
+        fixture.fill_segment_but(0);
         let mut reader = RecordReader::new();
         let mut kinds = Vec::new();
-        for (name, content) in forge.segments() {
+        for (name, content) in fixture.segments() {
             kinds.extend(reader.segment(name, &content).unwrap().map(|record| record.unwrap().kind));
         }
         let location = b"/srv/space".to_vec();
@@ -203,20 +203,20 @@ proptest! {
     fn valid_wal_never_breaks_the_chain(
         records in prop::collection::vec((0u8..10, 24usize..400_000, 1usize..140), 10..60),
     ) {
-        let mut forge = Forge::new(16, 1);
+        let mut fixture = WalFixture::new(16, 1);
         for (kind, len, boundaries) in records {
             match kind {
-                0 => { forge.switch(); }
-                1 => { forge.commit(7, 7); }
+                0 => { fixture.switch(); }
+                1 => { fixture.commit(7, 7); }
                 2 => {
                     // As long as it has to be to reach that boundary.
-                    forge.abandon(len + boundaries * BLOCK + BLOCK, boundaries);
+                    fixture.abandon(len + boundaries * BLOCK + BLOCK, boundaries);
                 }
-                3 if forge.left_in_segment() > 2 * BLOCK => forge.fill_segment_but(len % 64 * 8),
-                4 => { forge.filler(len * 8); }
-                _ => { forge.filler(len); }
+                3 if fixture.left_in_segment() > 2 * BLOCK => fixture.fill_segment_but(len % 64 * 8),
+                4 => { fixture.filler(len * 8); }
+                _ => { fixture.filler(len); }
             }
         }
-        prop_assert_eq!(broken(&facts(&forge)), None);
+        prop_assert_eq!(broken(&facts(&fixture)), None);
     }
 }

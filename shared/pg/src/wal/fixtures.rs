@@ -10,7 +10,7 @@ pub(super) const BLOCK: usize = 8192;
 const FIRST_SEGMENT: u64 = 5;
 
 /// Writes WAL from the start of a segment on; the fifth unless said.
-pub(super) struct Forge {
+pub(super) struct WalFixture {
     pub(super) major: PgMajor,
     pub(super) size: SegmentSize,
     pub(super) timeline: u32,
@@ -20,7 +20,7 @@ pub(super) struct Forge {
     overwrite: bool,
 }
 
-impl Forge {
+impl WalFixture {
     pub(super) fn new(major: u32, mib: u64) -> Self {
         Self::at(major, mib, FIRST_SEGMENT)
     }

@@ -7,39 +7,39 @@ use proptest::prelude::*;
 use walpoint_base::crossing::Crossing;
 use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentName, TimelineHistory, TimelineId};
 
-use super::fixtures::{BLOCK, FIRST, Forge};
+use super::fixtures::{BLOCK, FIRST, WalFixture};
 use super::*;
 
-fn only(forge: &Forge) -> (SegmentName, Vec<u8>) {
-    forge.segments().swap_remove(0)
+fn only(fixture: &WalFixture) -> (SegmentName, Vec<u8>) {
+    fixture.segments().swap_remove(0)
 }
 
-fn facts(forge: &Forge) -> Vec<SegmentFacts> {
-    forge.segments().iter().map(|(name, content)| inspect(*name, content).unwrap()).collect()
+fn facts(fixture: &WalFixture) -> Vec<SegmentFacts> {
+    fixture.segments().iter().map(|(name, content)| inspect(*name, content).unwrap()).collect()
 }
 
-fn full(major: u32) -> Forge {
-    let mut forge = Forge::new(major, 1);
-    forge.commit(100, 1000);
-    forge.restore_point("before", 1100);
-    forge.abort(101, 900);
-    forge.commit_prepared(99, 1200);
-    forge.fill_segment_but(24);
-    forge.filler(200);
-    forge
+fn full(major: u32) -> WalFixture {
+    let mut fixture = WalFixture::new(major, 1);
+    fixture.commit(100, 1000);
+    fixture.restore_point("before", 1100);
+    fixture.abort(101, 900);
+    fixture.commit_prepared(99, 1200);
+    fixture.fill_segment_but(24);
+    fixture.filler(200);
+    fixture
 }
 
 #[test]
 fn a_full_segment_states_its_facts() {
     for major in 13..=19 {
-        let forge = full(major);
-        let found = facts(&forge);
+        let fixture = full(major);
+        let found = facts(&fixture);
         let first = &found[0];
         assert_eq!((u32::from(first.major.get()), first.system_id.0), (major, fixtures::SYSTEM_ID));
-        assert_eq!(first.first_record, Some(forge.start() + FIRST));
+        assert_eq!(first.first_record, Some(fixture.start() + FIRST));
         assert!(first.whole && !first.switched);
-        assert_eq!(first.last_record, Some(forge.start() + (1 << 20) - 24));
-        assert_eq!(first.end, forge.start() + (1 << 20) - 24, "the last record ends in the next segment");
+        assert_eq!(first.last_record, Some(fixture.start() + (1 << 20) - 24));
+        assert_eq!(first.end, fixture.start() + (1 << 20) - 24, "the last record ends in the next segment");
         let range = first.transactions.unwrap();
         assert_eq!((range.count, range.earliest, range.latest), (3, PgTimestamp(900), PgTimestamp(1200)));
         assert_eq!((range.lowest_xid, range.highest_xid), (99, 101));
@@ -55,13 +55,13 @@ fn a_full_segment_states_its_facts() {
 #[test]
 fn every_split_of_a_record_between_segments_is_read() {
     for left in (0..=152).step_by(8) {
-        let mut forge = Forge::new(16, 1);
-        forge.fill_segment_but(left);
-        forge.commit_prepared(4242, 5);
-        forge.restore_point("split", 6);
-        forge.fill_segment_but(0);
-        let segments = forge.segments();
-        assert!(facts(&forge).iter().take(2).all(|facts| facts.whole), "{left}");
+        let mut fixture = WalFixture::new(16, 1);
+        fixture.fill_segment_but(left);
+        fixture.commit_prepared(4242, 5);
+        fixture.restore_point("split", 6);
+        fixture.fill_segment_but(0);
+        let segments = fixture.segments();
+        assert!(facts(&fixture).iter().take(2).all(|facts| facts.whole), "{left}");
         let mut reader = RecordReader::new();
         let mut kinds = Vec::new();
         for (name, content) in &segments {
@@ -78,61 +78,61 @@ fn every_split_of_a_record_between_segments_is_read() {
 
 #[test]
 fn a_record_that_may_end_a_transaction_in_the_next_segment_is_flagged() {
-    let open = |left: usize, last: &dyn Fn(&mut Forge) -> Lsn| {
-        let mut forge = Forge::new(16, 1);
-        forge.fill_segment_but(left);
-        last(&mut forge);
-        facts(&forge)[0].crossing.open.is_some()
+    let open = |left: usize, last: &dyn Fn(&mut WalFixture) -> Lsn| {
+        let mut fixture = WalFixture::new(16, 1);
+        fixture.fill_segment_but(left);
+        last(&mut fixture);
+        facts(&fixture)[0].crossing.open.is_some()
     };
     for left in [8, 16, 24, 32] {
-        assert!(open(left, &|forge| forge.commit(7, 7)), "{left}");
-        assert!(open(left, &|forge| forge.restore_point("p", 7)), "{left}");
+        assert!(open(left, &|fixture| fixture.commit(7, 7)), "{left}");
+        assert!(open(left, &|fixture| fixture.restore_point("p", 7)), "{left}");
         assert_eq!(
-            open(left, &|forge| forge.filler(64)),
+            open(left, &|fixture| fixture.filler(64)),
             left < 24,
             "{left}: unreadable headers may be anything"
         );
     }
-    assert!(!open(64, &|forge| forge.commit(7, 7)), "it ends here");
+    assert!(!open(64, &|fixture| fixture.commit(7, 7)), "it ends here");
 }
 
 #[test]
 fn both_pieces_of_a_crossing_record_say_what_it_is() {
     let end = |xid| Crossing::End { time: PgTimestamp(-5_000), xid: Some(xid) };
     for left in (8..=64).step_by(8) {
-        let crossing = |last: &dyn Fn(&mut Forge) -> Lsn| {
-            let mut forge = Forge::new(16, 1);
-            forge.fill_segment_but(left);
-            last(&mut forge);
-            forge.filler(64);
-            let found = facts(&forge);
+        let crossing = |last: &dyn Fn(&mut WalFixture) -> Lsn| {
+            let mut fixture = WalFixture::new(16, 1);
+            fixture.fill_segment_but(left);
+            last(&mut fixture);
+            fixture.filler(64);
+            let found = facts(&fixture);
             found.get(1).map(|next| {
                 let open = found[0].crossing.open.as_ref();
                 Crossing::between(open, &next.crossing, &next.chain.begin)
             })
         };
-        let commit = crossing(&|forge| forge.commit(7, -5_000));
+        let commit = crossing(&|fixture| fixture.commit(7, -5_000));
         assert_eq!(commit, Some(if left < 40 { end(7) } else { Crossing::Nothing }), "{left}");
-        let abort = crossing(&|forge| forge.abort(8, -5_000));
+        let abort = crossing(&|fixture| fixture.abort(8, -5_000));
         assert_eq!(abort, commit.map(|c| if c == end(7) { end(8) } else { c }), "{left}");
-        let prepared = crossing(&|forge| forge.commit_prepared(9, -5_000));
+        let prepared = crossing(&|fixture| fixture.commit_prepared(9, -5_000));
         assert_eq!(prepared, Some(if left < 48 { end(9) } else { Crossing::Nothing }), "{left}");
-        let with_more = crossing(&|forge| forge.commit_with(10, 11, -5_000));
+        let with_more = crossing(&|fixture| fixture.commit_with(10, 11, -5_000));
         assert_eq!(with_more, Some(if left < 48 { end(10) } else { Crossing::Nothing }), "{left}");
-        let point = crossing(&|forge| forge.restore_point("p", 7)).unwrap();
+        let point = crossing(&|fixture| fixture.restore_point("p", 7)).unwrap();
         assert!(point.may_be_named("p") && !point.may_be_named("q"), "{left} {point:?}");
-        let filler = crossing(&|forge| forge.filler(200));
+        let filler = crossing(&|fixture| fixture.filler(200));
         assert_eq!(filler, Some(Crossing::Nothing), "{left}");
     }
 }
 
 #[test]
 fn a_record_over_three_segments_leaves_one_without_a_start() {
-    let mut forge = Forge::new(17, 1);
-    forge.fill_segment_but(64);
-    forge.filler(2_000_000);
-    forge.switch();
-    let found = facts(&forge);
+    let mut fixture = WalFixture::new(17, 1);
+    fixture.fill_segment_but(64);
+    fixture.filler(2_000_000);
+    fixture.switch();
+    let found = facts(&fixture);
     assert_eq!(found.len(), 3);
     assert!(found.iter().all(|facts| facts.whole));
     assert_eq!((found[1].records, found[1].first_record, found[1].last_record), (0, None, None));
@@ -143,10 +143,10 @@ fn a_record_over_three_segments_leaves_one_without_a_start() {
 #[test]
 fn a_switch_may_begin_in_the_segment_before() {
     for left in [8, 16, 24, 32] {
-        let mut forge = Forge::new(14, 1);
-        forge.fill_segment_but(left);
-        forge.switch();
-        let found = facts(&forge);
+        let mut fixture = WalFixture::new(14, 1);
+        fixture.fill_segment_but(left);
+        fixture.switch();
+        let found = facts(&fixture);
         assert_eq!(found.len(), if left < 24 { 2 } else { 1 });
         assert!(found.iter().all(|facts| facts.whole), "{left}");
         assert!(found.last().unwrap().switched, "{left}");
@@ -156,19 +156,19 @@ fn a_switch_may_begin_in_the_segment_before() {
 #[test]
 fn a_broken_record_and_the_page_in_its_place_are_valid() {
     for (before, boundaries) in [(0, 1), (0, 2), (8, 1), (16, 1), (4096, 1), (8000, 1)] {
-        let mut forge = Forge::new(15, 1);
-        forge.commit(3, 3);
+        let mut fixture = WalFixture::new(15, 1);
+        fixture.commit(3, 3);
         if before > 0 {
-            let at = usize::try_from(forge.position().0).unwrap() % BLOCK;
-            forge.filler(BLOCK - at - before);
+            let at = usize::try_from(fixture.position().0).unwrap() % BLOCK;
+            fixture.filler(BLOCK - at - before);
         }
-        let broken = forge.abandon(3 * BLOCK, boundaries);
-        forge.commit(4, 4);
-        forge.fill_segment_but(0);
-        let found = &facts(&forge)[0];
+        let broken = fixture.abandon(3 * BLOCK, boundaries);
+        fixture.commit(4, 4);
+        fixture.fill_segment_but(0);
+        let found = &facts(&fixture)[0];
         assert!(found.whole);
         assert_eq!(found.transactions.unwrap().count, 2);
-        let (name, content) = only(&forge);
+        let (name, content) = only(&fixture);
         let records: Vec<_> =
             RecordReader::new().segment(name, &content).unwrap().collect::<Result<_, _>>().unwrap();
         assert!(records.iter().all(|record| record.start != broken));
@@ -180,13 +180,13 @@ fn a_broken_record_and_the_page_in_its_place_are_valid() {
 #[test]
 fn a_record_may_be_broken_off_at_the_end_of_a_segment() {
     for major in [18, 19] {
-        let mut forge = Forge::new(major, 1);
-        forge.fill_segment_but(4096);
-        forge.abandon(BLOCK, 0);
-        forge.fill_segment_but(0);
-        assert!(facts(&forge).iter().all(|facts| facts.whole));
+        let mut fixture = WalFixture::new(major, 1);
+        fixture.fill_segment_but(4096);
+        fixture.abandon(BLOCK, 0);
+        fixture.fill_segment_but(0);
+        assert!(facts(&fixture).iter().all(|facts| facts.whole));
         let mut reader = RecordReader::new();
-        for (name, content) in forge.segments() {
+        for (name, content) in fixture.segments() {
             assert!(reader.segment(name, &content).unwrap().all(|record| record.is_ok()));
         }
     }
@@ -194,12 +194,12 @@ fn a_record_may_be_broken_off_at_the_end_of_a_segment() {
 
 #[test]
 fn a_new_timeline_begins_with_pages_of_its_parent() {
-    let mut forge = Forge::new(16, 1);
-    forge.filler(3 * BLOCK);
-    let switch = forge.position();
-    forge.timeline = 3;
-    forge.fill_segment_but(0);
-    let (name, content) = only(&forge);
+    let mut fixture = WalFixture::new(16, 1);
+    fixture.filler(3 * BLOCK);
+    let switch = fixture.position();
+    fixture.timeline = 3;
+    fixture.fill_segment_but(0);
+    let (name, content) = only(&fixture);
     assert_eq!(name.timeline.get(), 3);
     let found = inspect(name, &content).unwrap();
     assert_eq!((found.first_page_timeline.get(), found.whole), (1, true));
@@ -216,8 +216,8 @@ fn a_new_timeline_begins_with_pages_of_its_parent() {
 
 #[test]
 fn the_wrong_file_is_refused_with_the_reason() {
-    let forge = full(17);
-    let (name, content) = only(&forge);
+    let fixture = full(17);
+    let (name, content) = only(&fixture);
     let text = |name, content: &[u8]| inspect(name, content).unwrap_err().to_string();
     assert!(text(name, &[]).contains("it is empty"));
     assert!(text(name, &vec![0; 1 << 20]).contains("all its bytes are zero"));
@@ -244,16 +244,16 @@ fn the_wrong_file_is_refused_with_the_reason() {
 
 #[test]
 fn segments_must_follow_each_other() {
-    let mut forge = full(16);
-    forge.fill_segment_but(0);
-    forge.filler(100);
-    let segments = forge.segments();
+    let mut fixture = full(16);
+    fixture.fill_segment_but(0);
+    fixture.filler(100);
+    let segments = fixture.segments();
     let mut reader = RecordReader::new();
     assert!(reader.segment(segments[0].0, &segments[0].1).unwrap().all(|record| record.is_ok()));
     let gap = reader.segment(segments[2].0, &segments[2].1).err();
     assert!(matches!(gap, Some(WalError::NotConsecutive { .. })));
 
-    let mut other = Forge::new(16, 1);
+    let mut other = WalFixture::new(16, 1);
     other.fill_segment_but(0);
     other.filler(100);
     let foreign = &other.segments()[1];
@@ -355,12 +355,12 @@ proptest! {
 #[test]
 fn the_first_of_masses_of_restore_points_are_kept_and_all_can_be_taken() {
     const ALL: usize = 9500;
-    let mut forge = Forge::new(17, 1);
+    let mut fixture = WalFixture::new(17, 1);
     for n in 0..ALL {
-        forge.restore_point(&format!("point {n}"), 0);
+        fixture.restore_point(&format!("point {n}"), 0);
     }
-    forge.switch();
-    let (name, content) = forge.segments().remove(0);
+    fixture.switch();
+    let (name, content) = fixture.segments().remove(0);
     let found = inspect(name, &content).unwrap();
     let kept = found.restore_points.len();
     assert_eq!((kept, found.further_points as usize), (SegmentFacts::POINTS, ALL - SegmentFacts::POINTS));

@@ -22,7 +22,7 @@ use super::read::BackupReader;
 use super::write::{Draft, WalStored, WriteOptions};
 use crate::wal::WalArchive;
 
-/// The pack that holds the forged file table; no small backup has so many.
+/// The pack that holds the other file table; no small backup has so many.
 const PACK: PackNo = PackNo(99);
 
 /// Publishes `draft` with another file table of one page: its entries changed by `edit`, the page's bytes by `bytes`.

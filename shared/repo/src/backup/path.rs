@@ -169,7 +169,7 @@ impl TablePath {
 
     /// A path that nothing was checked of: for tests that write what a reader has to refuse.
     #[cfg(feature = "conformance")]
-    pub fn forged(root: Root, path: impl Into<Vec<u8>>) -> Self {
+    pub fn unchecked(root: Root, path: impl Into<Vec<u8>>) -> Self {
         Self { root, path: RelativePath(path.into()) }
     }
 

@@ -12,7 +12,7 @@ fn announced() -> Vec<Space> {
 }
 
 fn stop() -> AnswerPiece {
-    AnswerPiece::Rows(Rows::forged(&["recptr", "tli"], &[&[Some("0/3000100"), Some("1")]]))
+    AnswerPiece::Rows(Rows::fixture(&["recptr", "tli"], &[&[Some("0/3000100"), Some("1")]]))
 }
 
 fn data(text: &'static str) -> AnswerPiece {

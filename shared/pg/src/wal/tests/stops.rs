@@ -4,7 +4,7 @@ use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget};
 
 use super::only;
 use crate::wal::find::{HeldLocks, StopFinder, Taken, TargetRule, find};
-use crate::wal::fixtures::Forge;
+use crate::wal::fixtures::WalFixture;
 
 fn rule(target: RecoveryTarget, inclusive: bool) -> TargetRule {
     TargetRule { target, inclusive, consistent: Lsn::INVALID }
@@ -12,18 +12,18 @@ fn rule(target: RecoveryTarget, inclusive: bool) -> TargetRule {
 
 #[test]
 fn recovery_stops_where_postgresql_does() {
-    let mut forge = Forge::new(17, 1);
-    let a = forge.commit(10, 1000);
-    let b = forge.commit(12, 3000);
-    let c = forge.abort(11, 2000);
-    let d = forge.commit(13, 3000);
-    let point = forge.restore_point("p", 3500);
-    let again = forge.restore_point("p", 3600);
-    let e = forge.commit_prepared(9, 4000);
-    let last = forge.filler(64);
-    forge.switch();
+    let mut fixture = WalFixture::new(17, 1);
+    let a = fixture.commit(10, 1000);
+    let b = fixture.commit(12, 3000);
+    let c = fixture.abort(11, 2000);
+    let d = fixture.commit(13, 3000);
+    let point = fixture.restore_point("p", 3500);
+    let again = fixture.restore_point("p", 3600);
+    let e = fixture.commit_prepared(9, 4000);
+    let last = fixture.filler(64);
+    fixture.switch();
     let stop = |target, inclusive, from| {
-        let stop = find(rule(target, inclusive), from, forge.segments()).unwrap();
+        let stop = find(rule(target, inclusive), from, fixture.segments()).unwrap();
         stop.map(|stop| (stop.record.start, stop.replayed))
     };
     let time = |t| RecoveryTarget::Time(PgTimestamp(t));
@@ -51,11 +51,11 @@ fn recovery_stops_where_postgresql_does() {
     assert_eq!(stop(RecoveryTarget::Latest, true, any), None);
 
     let consistent = TargetRule { consistent: e, ..rule(RecoveryTarget::Immediate, true) };
-    let found = find(consistent, any, forge.segments()).unwrap().unwrap();
+    let found = find(consistent, any, fixture.segments()).unwrap().unwrap();
     assert_eq!((found.record.start, found.end()), (again, e));
 
     let mut finder = StopFinder::new(rule(time(9999), true), any);
-    let (name, content) = only(&forge);
+    let (name, content) = only(&fixture);
     assert_eq!(finder.segment(name, &content), Ok(None));
     assert_eq!(finder.progress().last_time, Some(PgTimestamp(4000)));
     assert!(finder.progress().last_record.is_some_and(|start| start > last));
@@ -64,20 +64,20 @@ fn recovery_stops_where_postgresql_does() {
 
 #[test]
 fn what_is_locked_at_the_stop_is_known() {
-    let mut forge = Forge::new(17, 1);
-    forge.lock(90, 1);
-    forge.commit(80, 100);
-    forge.lock(91, 2);
-    forge.commit_with(90, 91, 200);
-    let since = forge.lock(92, 3);
-    forge.lock(92, 3);
-    forge.lock(93, 4);
-    let last_end = forge.abort(93, 250);
-    forge.commit(92, 300);
-    forge.filler(100);
+    let mut fixture = WalFixture::new(17, 1);
+    fixture.lock(90, 1);
+    fixture.commit(80, 100);
+    fixture.lock(91, 2);
+    fixture.commit_with(90, 91, 200);
+    let since = fixture.lock(92, 3);
+    fixture.lock(92, 3);
+    fixture.lock(93, 4);
+    let last_end = fixture.abort(93, 250);
+    fixture.commit(92, 300);
+    fixture.filler(100);
     let stop = |xid, inclusive| {
         let rule = TargetRule { target: RecoveryTarget::Xid(xid), inclusive, consistent: Lsn(0) };
-        find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks
+        find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks
     };
     let held = |locks: &HeldLocks| -> Vec<(u32, u32)> {
         locks.all().iter().map(|(_, lock)| (lock.xid, lock.relation)).collect()
@@ -95,13 +95,13 @@ fn what_is_locked_at_the_stop_is_known() {
 
 #[test]
 fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
-    let mut forge = Forge::new(17, 1);
-    let repeated = forge.repeat_lock(90, 1);
-    let taken = forge.lock(90, 2);
-    forge.repeat_lock(90, 2);
-    forge.commit(90, 100);
+    let mut fixture = WalFixture::new(17, 1);
+    let repeated = fixture.repeat_lock(90, 1);
+    let taken = fixture.lock(90, 2);
+    fixture.repeat_lock(90, 2);
+    fixture.commit(90, 100);
     let rule = TargetRule { target: RecoveryTarget::Xid(90), inclusive: false, consistent: Lsn(0) };
-    let locks = find(rule, Lsn(0), forge.segments()).unwrap().unwrap().locks.all();
+    let locks = find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks.all();
     let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
     assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);
 }
