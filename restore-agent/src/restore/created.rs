@@ -39,7 +39,7 @@ pub(super) struct LocationStates(BTreeMap<PathBuf, LocationState>);
 
 /// What is to be done at these locations.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundLocations {
     /// Directories of this version that belong to the data directory: they have to go aside.
     pub(super) ours: Vec<VersionDirectory>,
     /// Locations that do not exist, for a person.
@@ -53,7 +53,7 @@ struct DecidedLocation<'a> {
     step: LocationStep<'a>,
 }
 
-impl Found {
+impl FoundLocations {
     /// The directories that have to go aside.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.ours.iter().map(|version| version.path.clone()).collect()
@@ -120,8 +120,8 @@ impl Created {
     }
 
     /// Decides by what was found at the locations; refuses what is another cluster's.
-    pub(super) fn found(&self, states: &LocationStates) -> anyhow::Result<Found> {
-        let mut found = Found::default();
+    pub(super) fn found(&self, states: &LocationStates) -> anyhow::Result<FoundLocations> {
+        let mut found = FoundLocations::default();
         for decided in self.decide(states) {
             let DecidedLocation { location, record, step } = decided?;
             match step {

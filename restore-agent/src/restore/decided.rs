@@ -17,7 +17,7 @@ use super::identity::Position;
 use super::kept::Kept;
 use super::layout::Layout;
 use super::named::Named;
-use super::outside::{self, Directory, DirectoryStep, OfData};
+use super::outside::{self, DirectoryStep, OfData, OutsideDirectory};
 use super::outside_state::OutsideState;
 use super::owners::Owner;
 use super::previous::Record;
@@ -243,7 +243,7 @@ impl Decided {
 /// The directories outside the data directory, with what is decided about them.
 #[derive(Debug)]
 pub(super) struct DecidedOutside {
-    directories: Vec<Directory>,
+    directories: Vec<OutsideDirectory>,
     /// The nearest directories that are there, above all places that are written to.
     pub(super) parents: Vec<PathBuf>,
 }

@@ -97,7 +97,7 @@ use crate::plan::{self, Planned};
 use crate::target::{TargetActionArgument, TargetArgs};
 use crate::wal::origin::RecoveryOrigin;
 use copy::WrittenFiles;
-use created::{Created, Found, LocationStates};
+use created::{Created, FoundLocations, LocationStates};
 use decided::{Decided, DecidedOutside};
 use directory::{Contents, Marker};
 use kept::Kept;
@@ -349,7 +349,7 @@ struct Restore {
     /// Tablespaces that replay creates.
     created: Created,
     /// What lies at their locations.
-    found: Found,
+    found: FoundLocations,
     /// What settings replay needs.
     required: RequiredSettings,
     /// WAL of the data directory that is repaired, and in no archive.

@@ -71,13 +71,13 @@ pub(super) enum DirectoryStep {
 
 /// A directory outside the data directory, with what is done with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Directory {
+pub(super) struct OutsideDirectory {
     pub(super) path: PathBuf,
     pub(super) step: DirectoryStep,
 }
 
 /// What a restore does with each directory of its layout, in its order, or why it does nothing.
-pub(super) fn decide(state: &OutsideState, data: OfData<'_>) -> Result<Vec<Directory>, OutsideRefusal> {
+pub(super) fn decide(state: &OutsideState, data: OfData<'_>) -> Result<Vec<OutsideDirectory>, OutsideRefusal> {
     let mut found = Vec::new();
     for other in &state.others {
         match &other.found {
@@ -103,7 +103,7 @@ pub(super) fn decide(state: &OutsideState, data: OfData<'_>) -> Result<Vec<Direc
         let own = (state.data.place.position.path(), state.data.immovable.as_ref());
         moved.chain([own]).try_for_each(|(directory, immovable)| require_movable(directory, immovable))?;
     }
-    let directory = |(found, step): (&&FoundDirectory, _)| Directory { path: path(found).to_owned(), step };
+    let directory = |(found, step): (&&FoundDirectory, _)| OutsideDirectory { path: path(found).to_owned(), step };
     Ok(found.iter().zip(steps).map(directory).collect())
 }
 

@@ -10,7 +10,7 @@ use walpoint_repo::backup::{BackupReader, BackupSummary, Backups};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
 
-use super::created::{Created, Found, LocationStates};
+use super::created::{Created, FoundLocations, LocationStates};
 use super::decided::{self, Decided, DecidedOutside};
 use super::directory::{Marker, RelativeTime};
 use super::existing::Existing;
@@ -150,7 +150,7 @@ async fn not_stored(
 struct Replay {
     created: Created,
     /// What lies where it creates tablespaces.
-    found: Found,
+    found: FoundLocations,
     unarchived: Unarchived,
 }
 

@@ -245,7 +245,7 @@ impl Case {
             Data::MovingOthers => OfData::Moving { pending: &none },
         };
         let decided = decide(&self.state(), data)?;
-        let [Directory { path, step }] = decided.as_slice() else { panic!("{decided:?}") };
+        let [OutsideDirectory { path, step }] = decided.as_slice() else { panic!("{decided:?}") };
         assert_eq!(path, Path::new("/fast"));
         Ok(step.clone())
     }
@@ -348,7 +348,7 @@ fn directories_are_decided_about_in_the_order_of_the_layout() {
     ]);
     let decided = decide(&state, OfData::Moved).unwrap();
     let link = |link: &str| DirectoryStep::MoveAside { link: Some(link.into()) };
-    let directory = |path: &str, step| Directory { path: path.into(), step };
+    let directory = |path: &str, step| OutsideDirectory { path: path.into(), step };
     let expected = [
         directory("/fast", link("pg_tblspc/7")),
         directory("/new", DirectoryStep::Fill),
