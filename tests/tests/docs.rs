@@ -139,7 +139,7 @@ fn every_member_of_the_json_is_described() {
         ("shared/repo/src/verify/report.rs", &["Verified", "VerifyFinding"]),
         ("archive-agent/src/hold/document.rs", &["HoldsDocument", "Holding", "HoldDocument"]),
         ("archive-agent/src/lineage.rs", &["Document", "Settled"]),
-        ("archive-agent/src/check/mod.rs", &["Found"]),
+        ("archive-agent/src/check/mod.rs", &["CheckDocument"]),
         ("archive-agent/src/check/report.rs", &["Line"]),
         ("archive-agent/src/restore_point.rs", &["RestorePointReport"]),
         ("archive-agent/src/config.rs", &["ConfigReport", "ConfiguredCluster", "ConfiguredRepository"]),

@@ -72,7 +72,7 @@ pub(crate) struct CheckArgs {
 
 /// What `check --json` prints.
 #[derive(Debug, Serialize)]
-struct Found<'a> {
+struct CheckDocument<'a> {
     cluster: &'a str,
     failed: usize,
     warnings: usize,
@@ -229,7 +229,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     waiting.end();
     let (failed, warnings) = (report.count(Grade::Failed), report.count(Grade::Warning));
     if common.json {
-        output::json(&Found {
+        output::json(&CheckDocument {
             cluster: selection.cluster.as_str(),
             failed,
             warnings,

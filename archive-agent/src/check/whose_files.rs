@@ -53,7 +53,7 @@ async fn until(pgdata: &Path, exported: &ExportedSnapshots, there: bool) -> anyh
         let (place, of) = (directory.clone(), exported.clone());
         let found = tokio::task::spawn_blocking(move || look(&place, &of)).await?;
         let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
-        if found == (if there { Found::All } else { Found::None }) {
+        if found == (if there { ExportedFiles::All } else { ExportedFiles::None }) {
             return Ok(true);
         }
         if began.elapsed() >= PATIENCE {
@@ -65,7 +65,7 @@ async fn until(pgdata: &Path, exported: &ExportedSnapshots, there: bool) -> anyh
 
 /// What is in the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum ExportedFiles {
     /// Exactly what the session exported.
     All,
     /// Nothing of it.
@@ -74,7 +74,7 @@ enum Found {
     Other,
 }
 
-fn look(directory: &Path, exported: &ExportedSnapshots) -> io::Result<Found> {
+fn look(directory: &Path, exported: &ExportedSnapshots) -> io::Result<ExportedFiles> {
     let read = |name: String| match std::fs::read(directory.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some),
@@ -91,9 +91,9 @@ fn look(directory: &Path, exported: &ExportedSnapshots) -> io::Result<Found> {
         ours &= content.is_none_or(|content| exported.is_ours(&content));
     }
     Ok(match (there, missing) {
-        (false, _) => Found::None,
-        (true, false) if ours && !too_many => Found::All,
-        _ => Found::Other,
+        (false, _) => ExportedFiles::None,
+        (true, false) if ours && !too_many => ExportedFiles::All,
+        _ => ExportedFiles::Other,
     })
 }
 

@@ -38,7 +38,7 @@ const QUIET: Duration = Duration::from_secs(2);
 
 /// How far an upload is.
 #[derive(Debug, Clone)]
-pub(crate) enum Progress {
+pub(crate) enum UploadProgress {
     /// Under way; what went wrong last, if anything did.
     Running(Option<Arc<str>>),
     /// Ended: the identity of the file that is durable, or why it is not.
@@ -63,7 +63,7 @@ pub(crate) struct Archiver<U = Uploader> {
     asking: OpenQuestions,
     stored: Mutex<LastStored>,
     /// Invariant: an entry is removed by the task that fills it, panic or not.
-    active: Mutex<HashMap<WalFileName, watch::Receiver<Progress>>>,
+    active: Mutex<HashMap<WalFileName, watch::Receiver<UploadProgress>>>,
     /// What failed lately, and when.
     failed: Mutex<HashMap<WalFileName, Instant>>,
     /// The file that PostgreSQL heard last could not be archived, and why; nothing after one was.
@@ -272,7 +272,7 @@ impl<U: Upload> Archiver<U> {
 
     async fn outcome(
         &self,
-        mut upload: watch::Receiver<Progress>,
+        mut upload: watch::Receiver<UploadProgress>,
         begun: Instant,
         limit: Duration,
     ) -> Result<FileIdentity, String> {
@@ -282,7 +282,7 @@ impl<U: Upload> Archiver<U> {
                 "not stored within {}{}; the daemon goes on trying",
                 human::span(limit),
                 match &*upload.borrow() {
-                    Progress::Running(Some(problem)) => format!(": {problem}"),
+                    UploadProgress::Running(Some(problem)) => format!(": {problem}"),
                     _ => format!(": {}", self.uploader.waits_for()),
                 }
             )),
@@ -318,12 +318,12 @@ impl<U: Upload> Archiver<U> {
     }
 
     /// The upload of a file: the one under way, or a new one.
-    pub(crate) fn start(self: &Arc<Self>, name: WalFileName) -> watch::Receiver<Progress> {
+    pub(crate) fn start(self: &Arc<Self>, name: WalFileName) -> watch::Receiver<UploadProgress> {
         let mut active = lock(&self.active);
         if let Some(upload) = active.get(&name) {
             return upload.clone();
         }
-        let (progress, upload) = watch::channel(Progress::Running(None));
+        let (progress, upload) = watch::channel(UploadProgress::Running(None));
         active.insert(name, upload.clone());
         let entry = Entry { archiver: Arc::clone(self), name };
         tokio::spawn(async move {
@@ -335,7 +335,7 @@ impl<U: Upload> Archiver<U> {
             };
             archiver.note(name, epoch, &result);
             drop(entry);
-            progress.send_replace(Progress::Ended(result));
+            progress.send_replace(UploadProgress::Ended(result));
         });
         upload
     }
@@ -380,7 +380,7 @@ impl<U: Upload> Archiver<U> {
     async fn upload(
         &self,
         name: WalFileName,
-        progress: &watch::Sender<Progress>,
+        progress: &watch::Sender<UploadProgress>,
     ) -> Result<FileIdentity, Arc<str>> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), self.push_timeout);
         loop {
@@ -389,7 +389,7 @@ impl<U: Upload> Archiver<U> {
                 Err(UploadError { text, permanent: true }) => return Err(text.into()),
                 Err(UploadError { text, permanent: false }) => Arc::<str>::from(text),
             };
-            progress.send_replace(Progress::Running(Some(Arc::clone(&problem))));
+            progress.send_replace(UploadProgress::Running(Some(Arc::clone(&problem))));
             if !backoff.wait().await {
                 return Err(problem);
             }
@@ -453,9 +453,9 @@ impl<U: Upload> Archiver<U> {
 }
 
 /// Waits for the end of an upload.
-async fn ended(upload: &mut watch::Receiver<Progress>) -> Result<FileIdentity, String> {
+async fn ended(upload: &mut watch::Receiver<UploadProgress>) -> Result<FileIdentity, String> {
     loop {
-        if let Progress::Ended(result) = &*upload.borrow_and_update() {
+        if let UploadProgress::Ended(result) = &*upload.borrow_and_update() {
             return result.clone().map_err(|problem| problem.to_string());
         }
         if upload.changed().await.is_err() {

@@ -175,14 +175,14 @@ async fn stored(archive: &WalArchive, name: SegmentName, limit: u64) -> Result<O
 pub(super) struct Forks {
     looked: Option<Instant>,
     /// By the timeline that begins there: the hash of its history, and the fork.
-    found: BTreeMap<TimelineId, (ContentHash, Option<Fork>, Progress)>,
+    found: BTreeMap<TimelineId, (ContentHash, Option<Fork>, ForkComparison)>,
     disputed: Vec<SplitBrain>,
     /// Timelines that a person says do not count.
     abandoned: BTreeSet<TimelineId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum ForkComparison {
     /// To be compared.
     Open,
     /// A side was missing. Tried again when the archive was looked at again.
@@ -219,18 +219,18 @@ impl ForkSide<'_> {
         let (timeline, lineage) = (self.name.timeline, self.archive.lineage().id);
         let (split, forks) = self.target.known(lineage, |known| {
             let split = known.forks.disputed.iter().find(|split| split.timeline() == timeline).cloned();
-            let of_it = |(_, fork, progress): &(ContentHash, Option<Fork>, Progress)| {
+            let of_it = |(_, fork, progress): &(ContentHash, Option<Fork>, ForkComparison)| {
                 let fork = fork.filter(|fork| match fork.first.timeline == timeline {
                     true => self.name >= fork.first,
                     false => fork.parent.timeline == timeline && self.name >= fork.parent,
                 })?;
                 let judged = match progress {
-                    Progress::Open => false,
-                    Progress::Waits => ![fork.first, fork.parent].contains(&self.name),
-                    Progress::Differs => fork.parent.timeline != timeline,
-                    Progress::Compared => true,
+                    ForkComparison::Open => false,
+                    ForkComparison::Waits => ![fork.first, fork.parent].contains(&self.name),
+                    ForkComparison::Differs => fork.parent.timeline != timeline,
+                    ForkComparison::Compared => true,
                 };
-                (!judged).then_some((fork, *progress == Progress::Differs))
+                (!judged).then_some((fork, *progress == ForkComparison::Differs))
             };
             (split, known.forks.found.values().filter_map(of_it).collect::<Vec<(Fork, bool)>>())
         });
@@ -249,10 +249,10 @@ impl ForkSide<'_> {
 
     async fn differs(&self, fork: &Fork) -> Result<bool, RepoError> {
         // What is stored meanwhile does not read them as well.
-        self.note(fork, Progress::Waits);
+        self.note(fork, ForkComparison::Waits);
         let (progress, differs) = match self.beginnings(fork).await? {
-            Some((parent, first)) => (Progress::Compared, !parent.is(&first)),
-            None => (Progress::Waits, false),
+            Some((parent, first)) => (ForkComparison::Compared, !parent.is(&first)),
+            None => (ForkComparison::Waits, false),
         };
         self.note(fork, progress);
         Ok(differs)
@@ -266,18 +266,18 @@ impl ForkSide<'_> {
             tracing::error!(repository = self.target.name(), "{split}");
             let lineage = self.archive.lineage().id;
             self.target.known(lineage, |known| known.forks.disputed.push(split.clone()));
-            self.note(fork, Progress::Compared);
+            self.note(fork, ForkComparison::Compared);
             return if self.name.timeline == fork.child() { Err(split.into()) } else { Ok(true) };
         }
         // Of two servers the one that comes second is refused, each time that it asks.
         if self.name.timeline == fork.parent.timeline {
-            self.note(fork, Progress::Differs);
+            self.note(fork, ForkComparison::Differs);
             return Err(SplitBrain::new(self.archive, self.name.timeline, what).into());
         }
         Ok(false)
     }
 
-    fn note(&self, fork: &Fork, progress: Progress) {
+    fn note(&self, fork: &Fork, progress: ForkComparison) {
         self.target.known(self.archive.lineage().id, |known| {
             if let Some(found) = known.forks.found.get_mut(&fork.child()) {
                 found.2 = progress;
@@ -369,15 +369,15 @@ async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoEr
         let hash = archive.repository().sealer().content_hash(&content);
         let fork = TimelineHistory::parse(timeline, &content).ok();
         let fork = fork.and_then(|history| Fork::of(&history, size));
-        target.known(lineage, |known| known.forks.found.insert(timeline, (hash, fork, Progress::Open)));
+        target.known(lineage, |known| known.forks.found.insert(timeline, (hash, fork, ForkComparison::Open)));
     }
     let disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
     let abandoned = archive.abandoned_here(&listed.abandoned).await?;
     target.known(lineage, |known| {
         known.forks.disputed = disputed;
         known.forks.abandoned = abandoned.into_keys().collect();
-        for (_, _, progress) in known.forks.found.values_mut().filter(|found| found.2 == Progress::Waits) {
-            *progress = Progress::Open;
+        for (_, _, progress) in known.forks.found.values_mut().filter(|found| found.2 == ForkComparison::Waits) {
+            *progress = ForkComparison::Open;
         }
     });
     Ok(())

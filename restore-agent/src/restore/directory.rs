@@ -126,15 +126,15 @@ fn counts(name: &OsStr) -> bool {
 
 /// Keeps other restores out of the directory for as long as it is held.
 #[derive(Debug)]
-pub(crate) struct Held(#[expect(dead_code, reason = "its lock is what counts")] File);
+pub(crate) struct DirectoryLock(#[expect(dead_code, reason = "its lock is what counts")] File);
 
 /// Locks the directory, which exists.
-pub(crate) fn hold(pgdata: &Path) -> Result<Held, DirectoryError> {
+pub(crate) fn hold(pgdata: &Path) -> Result<DirectoryLock, DirectoryError> {
     let directory = Anchor::open(pgdata).map_err(error_at(pgdata))?.into_directory();
     match directory.try_lock() {
         Err(fs::TryLockError::WouldBlock) => Err(DirectoryError::Busy(pgdata.to_owned())),
         // A filesystem without locks on directories has none for another restore either.
-        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Held(directory)),
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(DirectoryLock(directory)),
     }
 }
 

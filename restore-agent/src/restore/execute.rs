@@ -18,7 +18,7 @@ use super::beneath::{Anchor, OpenRoots};
 use super::copy::{Copier, WrittenFiles};
 use super::created::LocationStates;
 use super::decided::DecidedOutside;
-use super::directory::{self, Contents, Held};
+use super::directory::{self, Contents, DirectoryLock};
 use super::finish::{Finish, UNFINISHED_CONTROL};
 use super::kept::Kept;
 use super::owners::Owner;
@@ -127,7 +127,7 @@ impl Restore {
     }
 
     /// Makes the directory that is written to what it has to be: there, ours, and empty unless it is repaired.
-    fn take_place(&self, pgdata: &Path) -> anyhow::Result<Held> {
+    fn take_place(&self, pgdata: &Path) -> anyhow::Result<DirectoryLock> {
         // What is there is held too until it is out of the way.
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
         // The deliberate second look: it says there why.

@@ -24,7 +24,7 @@ use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
-use self::from_one::Found;
+use self::from_one::FetchedFrom;
 use self::lineage::BindingFile;
 use crate::wal::asking::{Began, PendingQuestions};
 use crate::wal::atomic_file::{self, Durability};
@@ -289,18 +289,18 @@ impl ClusterArchive {
         });
         while let Some((source, answer)) = asking.next().await {
             match answer {
-                Ok(Found::Landed(size, creates)) => {
+                Ok(FetchedFrom::Landed(size, creates)) => {
                     asked.failures.extend(asking.unanswered().map(FetchSource::unanswered));
                     asked.land(wanted, source, size, creates);
                     return asked;
                 }
-                Ok(Found::Missing(wal)) => asked.missing.push(Missing { name: &source.name, wal }),
-                Ok(Found::Flagged(wal)) => {
+                Ok(FetchedFrom::Missing(wal)) => asked.missing.push(Missing { name: &source.name, wal }),
+                Ok(FetchedFrom::Flagged(wal)) => {
                     asked.there = true;
                     asked.failures.push(flagged::failure(source));
                     flagged.push(Flagged { source, wal });
                 }
-                Ok(Found::Unusable(error)) => {
+                Ok(FetchedFrom::Unusable(error)) => {
                     asked.there = true;
                     asked.failures.push(source.failed(&error));
                 }
@@ -328,9 +328,9 @@ impl ClusterArchive {
         for source in flagged::in_order(&flagged, name, self.served.first()).await {
             let wanted = WantedFile { flagged: true, ..wanted };
             match self.fetch_from(source, wanted, Began::default()).await {
-                Ok(Found::Landed(size, creates)) => return asked.land(wanted, source, size, creates),
-                Ok(Found::Unusable(error)) | Err(error) => asked.failures.push(source.failed(&error)),
-                Ok(Found::Missing(_) | Found::Flagged(_)) => {}
+                Ok(FetchedFrom::Landed(size, creates)) => return asked.land(wanted, source, size, creates),
+                Ok(FetchedFrom::Unusable(error)) | Err(error) => asked.failures.push(source.failed(&error)),
+                Ok(FetchedFrom::Missing(_) | FetchedFrom::Flagged(_)) => {}
             }
         }
     }

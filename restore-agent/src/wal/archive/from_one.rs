@@ -22,7 +22,7 @@ use crate::wal::source::FetchSource;
 /// Objects that a store lists at once.
 const PAGE: usize = 1000;
 
-pub(super) enum Found {
+pub(super) enum FetchedFrom {
     /// Its length, and the tablespaces that replay of it creates.
     Landed(u64, Vec<CreatedTablespace>),
     Missing(WalArchive),
@@ -38,24 +38,24 @@ impl ClusterArchive {
         source: &FetchSource,
         wanted: WantedFile<'_>,
         began: Began,
-    ) -> anyhow::Result<Found> {
+    ) -> anyhow::Result<FetchedFrom> {
         let wal = self.open(source).await?;
         let reader = match read(&wal, &wanted).await {
             Ok(Some(reader)) => reader,
             Ok(None) => match wanted.built {
-                None => return Ok(Found::Missing(wal)),
-                Some(_) => return Ok(Found::Unusable(wanted.without_source())),
+                None => return Ok(FetchedFrom::Missing(wal)),
+                Some(_) => return Ok(FetchedFrom::Unusable(wanted.without_source())),
             },
-            Err(error @ RepoError::Corrupt { .. }) => return Ok(Found::Unusable(error.into())),
+            Err(error @ RepoError::Corrupt { .. }) => return Ok(FetchedFrom::Unusable(error.into())),
             Err(error) => return Err(error.into()),
         };
         began.store(true, Ordering::Relaxed);
         let (name, stored) = (wanted.name, wanted.stored());
         if reader.header().is_some_and(|header| header.damaged) && !wanted.flagged {
             if self.damaged_too {
-                return Ok(Found::Flagged(wal));
+                return Ok(FetchedFrom::Flagged(wal));
             }
-            return Ok(Found::Unusable(flagged(name).into()));
+            return Ok(FetchedFrom::Unusable(flagged(name).into()));
         }
         let given = match (stored, reader.header()) {
             (WalFileName::Segment(segment), Some(header)) => Some((segment, header.clone())),
@@ -66,7 +66,7 @@ impl ClusterArchive {
                 self.served.admit(&wal, (*segment, header), self.origin.wal(), |id| self.opened(id)).await
         {
             return match error.is::<LastingError>() {
-                true => Ok(Found::Unusable(error)),
+                true => Ok(FetchedFrom::Unusable(error)),
                 // What cannot be compared at the moment may be another server's.
                 false => Err(error),
             };
@@ -79,7 +79,7 @@ impl ClusterArchive {
         };
         let size = match land(&wal, reader, &wanted).await? {
             Ok(size) => size,
-            Err(unusable) => return Ok(Found::Unusable(unusable)),
+            Err(unusable) => return Ok(FetchedFrom::Unusable(unusable)),
         };
         if let Some((segment, header)) = &given {
             self.served.note(&wal, *segment, header, &self.origin);
@@ -95,7 +95,7 @@ impl ClusterArchive {
             }
             self.origin.seen(wal.repository().id(), newest);
         }
-        Ok(Found::Landed(size, creates))
+        Ok(FetchedFrom::Landed(size, creates))
     }
 }
 

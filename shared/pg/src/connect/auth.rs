@@ -31,7 +31,7 @@ pub(super) struct Login<'a> {
 
 /// What has happened so far.
 #[derive(Default)]
-struct Progress {
+struct AuthProgress {
     scram: Option<ScramSha256>,
     /// A method was demanded and answered.
     answered: bool,
@@ -42,7 +42,7 @@ struct Progress {
 
 /// Talks until the server says AuthenticationOk. The startup message is sent already.
 pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(), ConnectFailure> {
-    let mut progress = Progress::default();
+    let mut progress = AuthProgress::default();
     loop {
         let Incoming::Message(message) = wire.receive().await.map_err(failure)? else {
             return Err(ConnectFailure::Protocol("CopyBothResponse instead of authentication".into()));
@@ -103,7 +103,7 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
     }
 }
 
-impl Progress {
+impl AuthProgress {
     fn verdict(&self, login: &Login<'_>) -> Result<(), ConnectFailure> {
         let refused = |what: &str| Err(ConnectFailure::Authentication(what.to_owned()));
         if self.scram.is_some() {

@@ -149,7 +149,7 @@ pub async fn incomplete(
     if copies.0.is_empty() && copies.1.is_empty() {
         return Ok(Agreement::Same);
     }
-    let (ours, theirs) = try_join(Held::of(one, name), Held::of(other, name)).await?;
+    let (ours, theirs) = try_join(ArchivedSegment::of(one, name), ArchivedSegment::of(other, name)).await?;
     let (here, there) = names(one, other);
     let start =
         name.number(one.lineage().segment_size).map(|number| number.start(one.lineage().segment_size));
@@ -193,7 +193,7 @@ pub(super) async fn damaged_beyond(
     name: SegmentName,
     until: Lsn,
 ) -> Result<Option<String>> {
-    let (read, other) = try_join(Held::of(read, name), Held::of(other, name)).await?;
+    let (read, other) = try_join(ArchivedSegment::of(read, name), ArchivedSegment::of(other, name)).await?;
     for copy in other.damaged.iter().filter(|copy| copy.may_go_beyond(Some(until))) {
         let within = match &read.read {
             Some(read) => copy.is_beginning_of(read).await?,
@@ -208,13 +208,13 @@ pub(super) async fn damaged_beyond(
 }
 
 /// What an archive has of one segment.
-struct Held {
+struct ArchivedSegment {
     whole: bool,
     read: Option<Surveyed>,
     damaged: Vec<Surveyed>,
 }
 
-impl Held {
+impl ArchivedSegment {
     async fn of(archive: &WalArchive, name: SegmentName) -> Result<Self> {
         let header = match archive.header(name).await {
             // Then it is there.

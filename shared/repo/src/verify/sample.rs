@@ -32,7 +32,7 @@ const MAX_PLACE: usize = 4096;
 
 /// Where the last run stopped.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Place {
+struct SamplePosition {
     /// The name of the object that it read last.
     after: String,
 }
@@ -118,7 +118,7 @@ impl Run<'_> {
         self.report.notes.push(format!("{} of {all} objects were read", self.report.read_objects));
         // What was found is told even where nothing can be written.
         if let Some(after) = place
-            && let Err(error) = self.remember(last, &Place { after }).await
+            && let Err(error) = self.remember(last, &SamplePosition { after }).await
         {
             let error = error_chain(&error);
             self.report.notes.push(format!("the next run begins where this one did: {error}"));
@@ -146,15 +146,15 @@ impl Run<'_> {
     }
 
     /// The number of the last entry, and what it says.
-    async fn place(&self) -> Result<(u64, Place)> {
+    async fn place(&self) -> Result<(u64, SamplePosition)> {
         let paths = ClusterPaths::new(self.cluster);
-        let Ok(prefix) = paths.sequence(&format!("leases/{TASK}")) else { return Ok((0, Place::default())) };
+        let Ok(prefix) = paths.sequence(&format!("leases/{TASK}")) else { return Ok((0, SamplePosition::default())) };
         let store = self.repository.store();
         let entries = store.list_all(&prefix).await?;
         let numbers = entries.iter().filter_map(|entry| entry.key.below(&prefix)?.parse::<u64>().ok());
-        let Some(last) = numbers.max() else { return Ok((0, Place::default())) };
-        let Ok(key) = paths.lease(TASK, last) else { return Ok((last, Place::default())) };
-        let Some(bytes) = found(store.get(&key).await)? else { return Ok((last, Place::default())) };
+        let Some(last) = numbers.max() else { return Ok((0, SamplePosition::default())) };
+        let Ok(key) = paths.lease(TASK, last) else { return Ok((last, SamplePosition::default())) };
+        let Some(bytes) = found(store.get(&key).await)? else { return Ok((last, SamplePosition::default())) };
         let mut json = Vec::new();
         let read = ObjectReader::open(self.repository.sealer(), &[ObjectKind::Lease], &key, bytes)
             .and_then(|reader| reader.read_all(MAX_PLACE, &mut json));
@@ -164,7 +164,7 @@ impl Run<'_> {
     }
 
     /// Writes the next entry and deletes the one before. Whoever may only read begins at the beginning each time.
-    async fn remember(&self, last: u64, place: &Place) -> Result<()> {
+    async fn remember(&self, last: u64, place: &SamplePosition) -> Result<()> {
         let paths = ClusterPaths::new(self.cluster);
         let internal = |what: String| RepoError::Internal(format!("the place cannot be written: {what}"));
         let key = paths.lease(TASK, last + 1).map_err(|e| internal(e.to_string()))?;

@@ -35,7 +35,7 @@ pub enum NumberClaim {
 }
 
 /// What is stored under a name, as far as it matters here.
-struct Found {
+struct StoredContent {
     content: ContentHash,
     /// The salt tells our own bytes from equal ones. Documents have none.
     salt: Option<Salt>,
@@ -100,8 +100,8 @@ impl Store {
         &self,
         key: &Key,
         pieces: &[Bytes],
-        look: impl Fn() -> BoxFuture<'a, Result<Option<Found>>>,
-    ) -> Result<Option<Found>> {
+        look: impl Fn() -> BoxFuture<'a, Result<Option<StoredContent>>>,
+    ) -> Result<Option<StoredContent>> {
         let mut attempts = self.inner.limits.attempts();
         loop {
             let failure = match self.try_create(key, pieces).await {
@@ -152,20 +152,20 @@ impl Store {
         }
     }
 
-    async fn look_at_document(&self, key: &Key) -> Result<Option<Found>> {
+    async fn look_at_document(&self, key: &Key) -> Result<Option<StoredContent>> {
         let Some(found) = crate::found(self.get_range(key, 0..MAX_DOCUMENT as u64).await)? else {
             return Ok(None);
         };
         let theirs = std::str::from_utf8(&found.bytes).ok().and_then(written_check);
         let content = theirs.ok_or_else(|| RepoError::corrupt(key, "it does not end with a check"))?;
-        Ok(Some(Found { content, salt: None }))
+        Ok(Some(StoredContent { content, salt: None }))
     }
 
-    async fn look(&self, object: &SealedObject) -> Result<Option<Found>> {
+    async fn look(&self, object: &SealedObject) -> Result<Option<StoredContent>> {
         self.look_at(object.sealer(), &object.key).await
     }
 
-    async fn look_at(&self, sealer: &Sealer, key: &Key) -> Result<Option<Found>> {
+    async fn look_at(&self, sealer: &Sealer, key: &Key) -> Result<Option<StoredContent>> {
         let Some(found) = crate::found(self.get_range(key, 0..OBJECT_HEADER as u64).await)? else {
             return Ok(None);
         };
@@ -180,6 +180,6 @@ impl Store {
                 found.size, header.object_len
             )));
         }
-        Ok(Some(Found { content: header.content, salt: Some(header.salt) }))
+        Ok(Some(StoredContent { content: header.content, salt: Some(header.salt) }))
     }
 }
