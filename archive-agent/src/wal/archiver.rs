@@ -233,10 +233,10 @@ impl<U: Upload> Archiver<U> {
             let seen = match self.uploader.look(name).await {
                 Ok(seen) => seen,
                 // It is that file, and cannot be read: why it is not stored makes no difference to what is dropped.
-                Err(trouble) if self.lies_here(name, wanted).await => {
-                    return Err(NotStored::Failed(trouble.text));
+                Err(error) if self.lies_here(name, wanted).await => {
+                    return Err(NotStored::Failed(error.text));
                 }
-                Err(trouble) => return Err(NotStored::OtherFile(trouble.text)),
+                Err(error) => return Err(NotStored::OtherFile(error.text)),
             };
             if seen != wanted {
                 return Err(NotStored::OtherFile(self.other_file(&seen, &wanted)));

@@ -30,7 +30,6 @@ use super::disk;
 use super::identity;
 use super::neighbors;
 use super::target::WalTarget;
-use super::upload::UploadError;
 
 /// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -42,7 +41,7 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     loop {
         // A standby leaves it to its primary, and a server that does not ask for archiving gets nothing archived.
         if archiver.asking().asks().await?
-            && let Some(timeline) = archiver.uploader().written_timeline().await.map_err(told)?
+            && let Some(timeline) = archiver.uploader().written_timeline().await?
             && (timeline, archiver.uploader().epoch()) != seen
         {
             // Opening a repository may bind the directory to another lineage.
@@ -57,15 +56,11 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     }
 }
 
-fn told(UploadError { text, .. }: UploadError) -> anyhow::Error {
-    anyhow::anyhow!(text)
-}
-
 /// Archives what lies in `pg_wal` of the timelines before this one and is missing in a repository that has to acknowledge.
 /// An error means that it is worth another try.
 async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<()> {
     let uploader = archiver.uploader();
-    let cluster = uploader.identity().await.map_err(told)?;
+    let cluster = uploader.identity().await?;
     let directory = archiver.wal_directory();
     let wal = directory.clone();
     let Some((history, _)) = disk::look(&directory, move || history_in(&wal, timeline)).await? else {
@@ -287,7 +282,7 @@ async fn store_histories(
                 Ok(Some(_)) | Err(RepoError::Corrupt { .. }) => continue,
                 Err(error) => return Err(error.into()),
             }
-            uploader.upload_to(target, name, path.clone(), false).await.map_err(told)?;
+            uploader.upload_to(target, name, path.clone(), false).await?;
             tracing::info!(file = %name, repository = target.name(), "archived: the server before the promotion had not done so");
         }
     }

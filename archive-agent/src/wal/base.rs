@@ -11,7 +11,7 @@ use walpoint_storage::RepoError;
 
 use super::check::history_in;
 use super::disk;
-use super::upload::{UploadError, Uploader};
+use super::upload::Uploader;
 
 /// The path to the timeline that the server is on, by its own history of it or else by what is stored; `None` while the
 /// server has no timeline.
@@ -19,8 +19,7 @@ pub(super) async fn path(
     uploader: &Uploader,
     archive: &WalArchive,
 ) -> anyhow::Result<Option<TimelineHistory>> {
-    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
-    let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(None) };
+    let Some(timeline) = uploader.newest_timeline().await? else { return Ok(None) };
     let wal = uploader.wal_directory();
     let directory = wal.clone();
     let own = disk::run(&directory, move || history_in(&wal, timeline)).await?;

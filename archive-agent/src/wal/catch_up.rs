@@ -101,8 +101,7 @@ async fn catch_up(
     missed: &Missed,
     known: bool,
 ) -> anyhow::Result<CaughtUp> {
-    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
-    let cluster = uploader.identity().await.map_err(told)?;
+    let cluster = uploader.identity().await?;
     let to = match target.acknowledges {
         true => target.archive(&cluster).await?,
         false => open(target, &cluster).await?,
@@ -322,7 +321,7 @@ impl Copy<'_> {
                 self.uploader.upload_to(self.target, name.file, path.clone(), damaged).await.map(|_| true)
             }
             Ok(None) => return Ok(false),
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         };
         // Whatever became of it: it may be a gigabyte.
         tokio::fs::remove_file(&path).await.ok();
@@ -359,9 +358,9 @@ impl Done<'_> {
     fn count(&mut self, name: WalFileName, result: Result<bool, UploadError>) -> anyhow::Result<()> {
         match result {
             Ok(copied) => *self.copied += usize::from(copied),
-            Err(UploadError { text, permanent: lasting }) => {
+            Err(UploadError { text, permanent }) => {
                 let problem = anyhow::anyhow!("{name}: {text}");
-                if !lasting {
+                if !permanent {
                     return Err(problem);
                 }
                 self.failures += 1;

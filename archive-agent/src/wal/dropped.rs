@@ -17,7 +17,7 @@ use walpoint_repo::wal::WalArchive;
 use super::comparison::{self, Comparison};
 use super::disk;
 use super::target::WalTarget;
-use super::upload::{UploadError, Uploader};
+use super::upload::Uploader;
 use super::{base, claim};
 
 /// Dropped files that are looked for in the archive, the newest ones.
@@ -94,7 +94,7 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     if dropped.is_empty() {
         return Ok(None);
     }
-    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow::anyhow!(text))?;
+    let cluster = uploader.identity().await?;
     let (mut newest, mut archives) = (Vec::new(), Vec::new());
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         let archive = target.archive(&cluster).await.ok();

@@ -9,7 +9,6 @@ use std::time::Duration;
 use walpoint_repo::index::IndexWriter;
 
 use super::archiver::Archiver;
-use super::upload::UploadError;
 
 /// How often to look for what standbys and pushes without a daemon have stored.
 const CATCH_UP: Duration = Duration::from_secs(3600);
@@ -24,15 +23,14 @@ pub(crate) async fn keep(
     working: impl Fn(),
 ) -> anyhow::Result<()> {
     let Some(target) = archiver.uploader().targets().get(repository) else { return Ok(()) };
-    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
-    let cluster = archiver.uploader().identity().await.map_err(told)?;
+    let cluster = archiver.uploader().identity().await?;
     loop {
         let archive = target.archive(&cluster).await?;
         let (lineage, left) = (archive.lineage().id, target.lineages_left());
         let mut writer = IndexWriter::new(archive);
         catch_up(&mut writer).await?;
         // Now, and not when the first segments are waited for.
-        if let Some(timeline) = archiver.uploader().timeline().await.map_err(told)? {
+        if let Some(timeline) = archiver.uploader().timeline().await? {
             writer.remember(timeline).await?;
         }
         working();
@@ -77,11 +75,7 @@ async fn catch_up(writer: &mut IndexWriter) -> anyhow::Result<()> {
 pub(crate) async fn catch_up_once(archiver: &Archiver) {
     for target in archiver.uploader().targets() {
         let caught_up = async {
-            let cluster = archiver
-                .uploader()
-                .identity()
-                .await
-                .map_err(|UploadError { text, .. }| anyhow::anyhow!(text))?;
+            let cluster = archiver.uploader().identity().await?;
             let mut writer = IndexWriter::new(target.archive(&cluster).await?);
             catch_up(&mut writer).await
         };

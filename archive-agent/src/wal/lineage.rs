@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use walpoint_base::{
     ClusterName, LineageId, Lsn, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
@@ -185,9 +185,9 @@ pub(crate) async fn of_directory(
     let directory = pgdata.to_owned();
     let read = disk::run(pgdata, move || {
         let control = read_control(&directory)?;
-        Ok((check::identity(&control), ServerMoment::of(&directory, TimelineId::FIRST)?))
+        Ok::<_, UploadError>((check::identity(&control), ServerMoment::of(&directory, TimelineId::FIRST)?))
     });
-    let (identity, moment) = read.await?.map_err(|UploadError { text, .. }| anyhow!(text))?;
+    let (identity, moment) = read.await??;
     let bound = all.get(&repository.id()).filter(|bound| bound.system_id == identity.system_id);
     if let Some(bound) = bound {
         return Ok(repository.read_lineage(cluster, *bound).await?);

@@ -114,7 +114,7 @@ impl WalTarget {
         }
         let pgdata = self.pgdata.clone();
         let moment = disk::run(&self.pgdata, move || ServerMoment::of(&pgdata, TimelineId::FIRST)).await;
-        let moment = moment.map_err(RepoError::from)?.map_err(|trouble| TargetError::Server(trouble.text))?;
+        let moment = moment.map_err(RepoError::from)?.map_err(|error| TargetError::Server(error.text))?;
         if moment.written.is_some() {
             return Ok(());
         }
@@ -165,7 +165,7 @@ impl WalTarget {
                 let moment = disk::run(&self.pgdata, move || ServerMoment::of(&pgdata, at_least))
                     .await
                     .map_err(RepoError::from)?;
-                By::Wal(moment.map_err(|trouble| TargetError::Server(trouble.text))?, elsewhere)
+                By::Wal(moment.map_err(|error| TargetError::Server(error.text))?, elsewhere)
             }
         };
         if let Some((identity, before, archive)) = &open.archive

@@ -188,8 +188,8 @@ pub(super) async fn during<T>(
     let before = changes();
     let (stored, looked) = tokio::join!(store, look(targets));
     // What is there now says more than what an upload into it ran into.
-    if let Err(trouble @ UploadError { permanent: true, .. }) = looked {
-        return Err(trouble);
+    if let Err(error @ UploadError { permanent: true, .. }) = looked {
+        return Err(error);
     }
     let stored = stored?;
     // The upload took its time, or opened the repository. Mostly nothing is asked.

@@ -132,7 +132,7 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
     if !wal.join(name.to_string()).exists() {
         return Err(anyhow!("\"{name}\" is not in {}, and nothing was changed", wal.display()).into());
     }
-    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow!(text))?;
+    let cluster = uploader.identity().await?;
     let history = history_in(&wal, segment.timeline)
         .map_or_else(|| TimelineHistory::root(segment.timeline), |(history, _)| history);
     for target in uploader.targets() {
@@ -168,7 +168,7 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
         )
         .into());
     }
-    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow!(text))?;
+    let cluster = uploader.identity().await?;
     for target in uploader.targets() {
         let archive = target.archive(&cluster).await.map_err(anyhow::Error::from)?;
         archive.put_file(name, Vec::new()).await.map_err(anyhow::Error::from).with_context(|| {

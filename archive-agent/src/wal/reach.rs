@@ -10,7 +10,7 @@ use walpoint_repo::catalog::{Catalog, Unreached};
 
 use super::disk;
 use super::target::WalTarget;
-use super::upload::{UploadError, Uploader};
+use super::upload::Uploader;
 
 /// Why the newest WAL of a timeline cannot be recovered from a repository, if it cannot: not while what is missing waits in this
 /// `pg_wal` to be archived.
@@ -78,9 +78,8 @@ pub(crate) enum Looked {
 
 /// Looks for the first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered.
 pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
-    let told = |UploadError { text, .. }: UploadError| anyhow::anyhow!(text);
-    let cluster = uploader.identity().await.map_err(told)?;
-    let Some(timeline) = uploader.written_timeline().await.map_err(told)? else { return Ok(Looked::Nothing) };
+    let cluster = uploader.identity().await?;
+    let Some(timeline) = uploader.written_timeline().await? else { return Ok(Looked::Nothing) };
     let wal = uploader.wal_directory();
     let required = |target: &&WalTarget| target.acknowledges;
     let mut looked = Looked::Nothing;
@@ -116,7 +115,7 @@ impl UnreachedIn {
 /// The first lineage of the cluster whose facts are damaged in a repository: another one than this server's, whose WAL is archived all
 /// the same. What cannot be looked at now is not known to be so.
 pub(crate) async fn damaged(uploader: &Uploader) -> anyhow::Result<Option<String>> {
-    let cluster = uploader.identity().await.map_err(|UploadError { text, .. }| anyhow::anyhow!(text))?;
+    let cluster = uploader.identity().await?;
     for target in uploader.targets() {
         let Ok(archive) = target.archive(&cluster).await else { continue };
         match archive.repository().lineages(&archive.lineage().cluster).await {

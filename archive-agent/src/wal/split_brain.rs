@@ -12,7 +12,7 @@ use super::archiver::Archiver;
 use super::identity::{Evidence, compare};
 use super::target::TargetError;
 use super::unwritten::unwritten;
-use super::upload::{UploadError, Uploader};
+use super::upload::Uploader;
 use super::{fork, history};
 
 /// How often to look again whether all is well.
@@ -111,12 +111,11 @@ impl fmt::Display for SplitBrain {
 
 /// Compares a server with each of its repositories that can be read.
 pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<SplitBrain>> {
-    let told = |UploadError { text, .. }| anyhow::anyhow!(text);
-    let cluster = uploader.identity().await.map_err(told)?;
-    let Some(timeline) = uploader.newest_timeline().await.map_err(told)? else { return Ok(Vec::new()) };
-    let written = uploader.written_timeline().await.map_err(told)?;
+    let cluster = uploader.identity().await?;
+    let Some(timeline) = uploader.newest_timeline().await? else { return Ok(Vec::new()) };
+    let written = uploader.written_timeline().await?;
     let wal = uploader.wal_directory();
-    let writes = uploader.writes(timeline).await.map_err(told)?;
+    let writes = uploader.writes(timeline).await?;
     let mut found = Vec::new();
     for target in uploader.targets() {
         // That a repository cannot be read is told elsewhere.

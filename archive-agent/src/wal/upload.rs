@@ -268,7 +268,7 @@ impl Uploader {
         let (unit, at_once) = self.share_of(file, targets.len()).await;
         let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
         let (mut stored, mut as_it_is) = (file.expected, true);
-        let mut troubles: Vec<UploadError> = Vec::new();
+        let mut errors: Vec<UploadError> = Vec::new();
         let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
         while !rest.is_empty() {
             let mut group: Vec<CandidateRepository<'_>> = rest.drain(..at_once.min(rest.len())).collect();
@@ -328,10 +328,10 @@ impl Uploader {
                 self.judge(file, chain, group.iter_mut().chain(&mut rest).collect()).await?;
                 self.hear(file, chain, witnesses).await?;
             }
-            troubles.extend(self.store_in(file, group, (&content, room), chain).await);
+            errors.extend(self.store_in(file, group, (&content, room), chain).await);
         }
-        match (stored, together(troubles)) {
-            (_, Some(trouble)) => Err(trouble),
+        match (stored, together(errors)) {
+            (_, Some(error)) => Err(error),
             (Some(identity), None) => Ok(Kept { identity, as_it_is }),
             (None, None) => Err(UploadError::permanent("no repository has to acknowledge")),
         }
@@ -373,17 +373,17 @@ impl Uploader {
                 (name, _) => target.store_other(&admitted.archive, name, content).await,
             }
         });
-        let mut troubles = Vec::new();
+        let mut errors = Vec::new();
         for (target, result) in targets.into_iter().zip(join_all(attempts).await) {
             if let Err(TargetError::SplitBrain(split)) = &result {
                 self.refuse(file, target, split);
             }
             match result {
                 Ok(stored) => log(file.name, target, &stored),
-                Err(error) => troubles.push(upload_error(target, &error)),
+                Err(error) => errors.push(upload_error(target, &error)),
             }
         }
-        troubles
+        errors
     }
 }
 

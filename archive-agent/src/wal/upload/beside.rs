@@ -77,13 +77,13 @@ impl Uploader {
                 () = async { stop.cancelled().await; tokio::time::sleep(PATIENCE).await } => PATIENCE,
             }
         };
-        let Err(UploadError { text: problem, permanent: lasting }) =
+        let Err(UploadError { text: problem, permanent }) =
             self.store_within(patience, file, target).await
         else {
             return true;
         };
         // One that answers is asked whose WAL it holds before the next acknowledgement.
-        if !lasting {
+        if !permanent {
             target.rest(REST);
         }
         tracing::warn!(

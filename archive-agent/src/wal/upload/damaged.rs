@@ -180,7 +180,7 @@ fn without_own(looked: Vec<Looked<'_>>, by_hand: bool) -> Sound {
             Ok((_, Copy::Sound)) => sound.push(target.name().to_owned()),
             Ok((_, Copy::None)) => lacks |= goes_to,
             Ok((_, Copy::Damaged)) => {}
-            Err(trouble) => drop(away.get_or_insert(trouble)),
+            Err(error) => drop(away.get_or_insert(error)),
         }
     }
     match away {

@@ -9,7 +9,8 @@ use crate::wal::prepare::PrepareError;
 use crate::wal::target::{TargetError, WalTarget};
 
 /// Why a file is not stored.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
 pub(crate) struct UploadError {
     /// For PostgreSQL's log.
     pub(crate) text: String,
@@ -32,8 +33,8 @@ impl From<CheckError> for UploadError {
 
 impl From<RepoError> for UploadError {
     fn from(error: RepoError) -> Self {
-        let lasting = !error.is_transient();
-        Self { text: error_chain(&error), permanent: lasting }
+        let permanent = !error.is_transient();
+        Self { text: error_chain(&error), permanent }
     }
 }
 
@@ -60,10 +61,10 @@ pub(super) fn upload_error(target: &WalTarget, error: &TargetError) -> UploadErr
     }
 }
 
-/// The troubles of several repositories as one. What helps one may not help the other: as long as one may recover, it is
+/// The errors of several repositories as one. What helps one may not help the other: as long as one may recover, it is
 /// worth trying again.
-pub(super) fn together(troubles: Vec<UploadError>) -> Option<UploadError> {
-    troubles.into_iter().reduce(|first, next| UploadError {
+pub(super) fn together(errors: Vec<UploadError>) -> Option<UploadError> {
+    errors.into_iter().reduce(|first, next| UploadError {
         text: if first.text == next.text { first.text } else { format!("{}; {}", first.text, next.text) },
         permanent: first.permanent && next.permanent,
     })

@@ -151,7 +151,7 @@ async fn a_damaged_object_is_in_the_way_and_named() {
 
 /// What the store does with the next creates; then it is in order.
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Trouble {
+enum StoreFault {
     /// Stores it, then the answer is lost.
     LandsUnanswered,
     /// Does not store it, and answers 503.
@@ -169,16 +169,16 @@ enum Trouble {
 }
 
 #[derive(Debug)]
-struct Troubled {
+struct FaultyStore {
     inner: InMemory,
-    creates: Mutex<VecDeque<Trouble>>,
-    looks: Mutex<VecDeque<Trouble>>,
-    deletes: Mutex<VecDeque<Trouble>>,
+    creates: Mutex<VecDeque<StoreFault>>,
+    looks: Mutex<VecDeque<StoreFault>>,
+    deletes: Mutex<VecDeque<StoreFault>>,
 }
 
-impl fmt::Display for Troubled {
+impl fmt::Display for FaultyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Troubled")
+        f.write_str("FaultyStore")
     }
 }
 
@@ -188,42 +188,42 @@ fn unavailable() -> object_store::Error {
 }
 
 #[async_trait::async_trait]
-impl ObjectStore for Troubled {
+impl ObjectStore for FaultyStore {
     async fn put_opts(
         &self,
         at: &Path,
         payload: PutPayload,
         opts: PutOptions,
     ) -> object_store::Result<PutResult> {
-        let trouble = self.creates.lock().unwrap().pop_front();
-        if matches!(trouble, None | Some(Trouble::LandsUnanswered | Trouble::LandsAndHangs)) {
+        let fault = self.creates.lock().unwrap().pop_front();
+        if matches!(fault, None | Some(StoreFault::LandsUnanswered | StoreFault::LandsAndHangs)) {
             let result = self.inner.put_opts(at, payload.clone(), opts).await;
-            if trouble.is_none() {
+            if fault.is_none() {
                 return result;
             }
         }
         let source = "Server returned non-2xx status code: 409 Conflict".into();
-        match trouble {
-            Some(Trouble::Overwrites) => {
+        match fault {
+            Some(StoreFault::Overwrites) => {
                 self.inner.put_opts(at, payload, object_store::PutMode::Overwrite.into()).await
             }
-            Some(Trouble::ConflictForNothing) => {
+            Some(StoreFault::ConflictForNothing) => {
                 Err(object_store::Error::AlreadyExists { path: at.to_string(), source })
             }
-            Some(Trouble::Denied) => {
+            Some(StoreFault::Denied) => {
                 Err(object_store::Error::PermissionDenied { path: at.to_string(), source })
             }
-            Some(Trouble::Hangs | Trouble::LandsAndHangs) => std::future::pending().await,
+            Some(StoreFault::Hangs | StoreFault::LandsAndHangs) => std::future::pending().await,
             _ => Err(unavailable()),
         }
     }
 
     async fn get_opts(&self, at: &Path, opts: GetOptions) -> object_store::Result<GetResult> {
-        let trouble = self.looks.lock().unwrap().pop_front();
-        match trouble {
+        let fault = self.looks.lock().unwrap().pop_front();
+        match fault {
             None => self.inner.get_opts(at, opts).await,
-            Some(Trouble::Hangs) => std::future::pending().await,
-            Some(Trouble::Denied) => {
+            Some(StoreFault::Hangs) => std::future::pending().await,
+            Some(StoreFault::Denied) => {
                 let source = "Server returned non-2xx status code: 403 Forbidden".into();
                 Err(object_store::Error::PermissionDenied { path: at.to_string(), source })
             }
@@ -247,18 +247,18 @@ impl ObjectStore for Troubled {
         &self,
         at: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        let Some(trouble) = self.deletes.lock().unwrap().pop_front() else {
+        let Some(fault) = self.deletes.lock().unwrap().pop_front() else {
             return self.inner.delete_stream(at);
         };
         let refuse = move |path: object_store::Result<Path>| {
             let path = path?.to_string();
             let source = |answer: &str| format!("Server returned non-2xx status code: {answer}").into();
-            match trouble {
-                Trouble::Denied => {
+            match fault {
+                StoreFault::Denied => {
                     let source = source("403 Forbidden: retentionPolicyNotMet");
                     Err(object_store::Error::PermissionDenied { path, source })
                 }
-                Trouble::ConflictForNothing => {
+                StoreFault::ConflictForNothing => {
                     let source = source("409 Conflict: BlobImmutableDueToPolicy");
                     Err(object_store::Error::AlreadyExists { path, source })
                 }
@@ -281,30 +281,30 @@ impl ObjectStore for Troubled {
     }
 }
 
-fn troubled_later() -> (Store, Arc<Troubled>) {
+fn faulty_later() -> (Store, Arc<FaultyStore>) {
     let none = || Mutex::new(VecDeque::new());
     let backend =
-        Arc::new(Troubled { inner: InMemory::new(), creates: none(), looks: none(), deletes: none() });
-    let store = Store::over("troubled", Arc::clone(&backend) as Arc<dyn ObjectStore>);
+        Arc::new(FaultyStore { inner: InMemory::new(), creates: none(), looks: none(), deletes: none() });
+    let store = Store::over("faulty", Arc::clone(&backend) as Arc<dyn ObjectStore>);
     (store.with_limits(Limits { read_timeout: Duration::from_millis(100), ..Limits::default() }), backend)
 }
 
 /// Google Cloud Storage answers 403 where a retention policy keeps an object, Azure 409.
 #[tokio::test]
 async fn a_delete_that_a_lock_forbids_is_denied() {
-    for trouble in [Trouble::Denied, Trouble::ConflictForNothing] {
-        let (store, backend) = troubled_later();
+    for fault in [StoreFault::Denied, StoreFault::ConflictForNothing] {
+        let (store, backend) = faulty_later();
         let object = sealed("a/one", b"content");
         store.create_once(&object).await.unwrap();
-        backend.deletes.lock().unwrap().push_back(trouble);
+        backend.deletes.lock().unwrap().push_back(fault);
         let error = store.delete(&object.key).await.unwrap_err();
-        assert!(matches!(error, RepoError::Denied { .. }), "{trouble:?}: {error:?}");
+        assert!(matches!(error, RepoError::Denied { .. }), "{fault:?}: {error:?}");
         store.delete(&object.key).await.unwrap();
     }
 }
 
-fn troubled(creates: &[Trouble], looks: &[Trouble]) -> Store {
-    let (store, backend) = troubled_later();
+fn faulty(creates: &[StoreFault], looks: &[StoreFault]) -> Store {
+    let (store, backend) = faulty_later();
     backend.creates.lock().unwrap().extend(creates);
     backend.looks.lock().unwrap().extend(looks);
     store
@@ -312,21 +312,21 @@ fn troubled(creates: &[Trouble], looks: &[Trouble]) -> Store {
 
 #[tokio::test]
 async fn whatever_the_network_does_it_is_stored_once_and_known_to_be() {
-    use Trouble::*;
+    use StoreFault::*;
     let mut cases = Vec::new();
-    for trouble in [LandsUnanswered, Unavailable, ConflictForNothing, Hangs, LandsAndHangs] {
-        for troubles in [vec![trouble], vec![Unavailable, trouble], vec![trouble, ConflictForNothing]] {
+    for fault in [LandsUnanswered, Unavailable, ConflictForNothing, Hangs, LandsAndHangs] {
+        for faults in [vec![fault], vec![Unavailable, fault], vec![fault, ConflictForNothing]] {
             for looks in [vec![], vec![Unavailable]] {
-                cases.push((troubles.clone(), looks));
+                cases.push((faults.clone(), looks));
             }
         }
     }
     // All at once, as each waits a little.
-    let runs = cases.into_iter().map(|(troubles, looks)| async move {
+    let runs = cases.into_iter().map(|(faults, looks)| async move {
         let object = sealed("a/one", b"x");
-        let store = troubled(&troubles, &looks);
+        let store = faulty(&faults, &looks);
         let created = store.create_once(&object).await;
-        assert_eq!(created.unwrap(), Creation::New, "{troubles:?} {looks:?}");
+        assert_eq!(created.unwrap(), Creation::New, "{faults:?} {looks:?}");
         assert_eq!(store.get(&object.key).await.unwrap(), object.to_bytes());
     });
     futures_util::future::join_all(runs).await;
@@ -335,13 +335,13 @@ async fn whatever_the_network_does_it_is_stored_once_and_known_to_be() {
 #[tokio::test]
 async fn a_lost_answer_does_not_hide_a_conflict() {
     let (theirs, ours) = (sealed("a/one", b"theirs"), sealed("a/one", b"ours"));
-    for trouble in [Trouble::Unavailable, Trouble::Hangs, Trouble::ConflictForNothing] {
-        let (store, backend) = troubled_later();
+    for fault in [StoreFault::Unavailable, StoreFault::Hangs, StoreFault::ConflictForNothing] {
+        let (store, backend) = faulty_later();
         store.create_once(&theirs).await.unwrap();
-        backend.creates.lock().unwrap().push_back(trouble);
+        backend.creates.lock().unwrap().push_back(fault);
         let error = store.create_once(&ours).await.unwrap_err();
         assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
-        backend.creates.lock().unwrap().push_back(trouble);
+        backend.creates.lock().unwrap().push_back(fault);
         assert_eq!(store.claim(&ours).await.unwrap(), NumberClaim::Lost);
         assert_eq!(store.get(&theirs.key).await.unwrap(), theirs.to_bytes());
     }
@@ -350,14 +350,14 @@ async fn a_lost_answer_does_not_hide_a_conflict() {
 #[tokio::test]
 async fn waiting_is_bounded_and_the_reason_is_told() {
     let object = sealed("a/one", b"x");
-    let store = troubled(&[Trouble::Unavailable; 50], &[]);
+    let store = faulty(&[StoreFault::Unavailable; 50], &[]);
     let begun = std::time::Instant::now();
     let error = store.create_once(&object).await.unwrap_err();
     assert!(error.is_transient() && error_chain(&error).contains("503"), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(store.requests().put, 4);
 
-    let store = troubled(&[], &[Trouble::Hangs; 50]);
+    let store = faulty(&[], &[StoreFault::Hangs; 50]);
     let error = store.get(&object.key).await.unwrap_err();
     assert!(error.is_transient() && error_chain(&error).contains("no answer"), "{error:?}");
     assert_eq!(store.requests().get, 4);
@@ -369,26 +369,26 @@ async fn waiting_is_bounded_and_the_reason_is_told() {
 #[tokio::test]
 async fn a_refusal_is_not_repeated() {
     let object = sealed("a/one", b"x");
-    let store = troubled(&[Trouble::Denied], &[]);
+    let store = faulty(&[StoreFault::Denied], &[]);
     assert!(matches!(store.create_once(&object).await.unwrap_err(), RepoError::Denied { .. }));
     assert_eq!(store.requests().put, 1);
     // Stored or not, nobody may look: not a success.
-    let store = troubled(&[Trouble::LandsUnanswered], &[Trouble::Denied]);
+    let store = faulty(&[StoreFault::LandsUnanswered], &[StoreFault::Denied]);
     assert!(matches!(store.create_once(&object).await.unwrap_err(), RepoError::Denied { .. }));
 }
 
 /// K5: the probe tells a store that overwrites, and what looking first makes of it.
 #[tokio::test]
 async fn a_store_that_overwrites_is_found_out() {
-    let probe = Probe::of(&troubled(&[], &[])).await.unwrap();
+    let probe = Probe::of(&faulty(&[], &[])).await.unwrap();
     assert!(probe.findings().iter().all(|(_, finding)| finding.is_good()), "{probe:?}");
-    let probe = Probe::of(&troubled(&[Trouble::Overwrites; 2], &[])).await.unwrap();
+    let probe = Probe::of(&faulty(&[StoreFault::Overwrites; 2], &[])).await.unwrap();
     let told = |finding: &ProbeFinding| format!("{finding:?}");
     assert!(told(&probe.never_replaces).contains("overwrote"), "{probe:?}");
     assert!([probe.absence, probe.reading, probe.listing, probe.deleting].iter().all(|f| f.is_good()));
 
-    let (_, backend) = troubled_later();
-    backend.creates.lock().unwrap().extend([Trouble::Overwrites; 9]);
+    let (_, backend) = faulty_later();
+    backend.creates.lock().unwrap().extend([StoreFault::Overwrites; 9]);
     let backend: Arc<dyn ObjectStore> = backend;
     let careful = remote::Remote::new(backend, "prefix").look_first(true);
     let store = Store::new("careful".into(), Backend::Remote(careful), Limits::default());

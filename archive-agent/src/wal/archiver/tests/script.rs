@@ -111,8 +111,8 @@ impl Script {
     }
 
     /// The repositories are not there, for good (`true`) or for now.
-    pub(super) fn misses_repositories(&self, lasting: bool) {
-        lock(&self.state).missing = Some(lasting);
+    pub(super) fn misses_repositories(&self, permanent: bool) {
+        lock(&self.state).missing = Some(permanent);
     }
 
     /// From now on the files of `pg_wal` cannot be read.
@@ -160,8 +160,8 @@ impl Upload for Script {
 
     async fn are_still_there(&self) -> Result<(), UploadError> {
         match lock(&self.state).missing {
-            Some(lasting) => {
-                Err(UploadError { text: "the repository is not there".to_owned(), permanent: lasting })
+            Some(permanent) => {
+                Err(UploadError { text: "the repository is not there".to_owned(), permanent })
             }
             None => Ok(()),
         }
@@ -193,6 +193,6 @@ impl Upload for Script {
         };
         tokio::time::sleep(after).await;
         noted.end(if result.is_ok() { End::Stored } else { End::NotStored });
-        result.map_err(|(text, lasting)| UploadError { text: text.to_owned(), permanent: lasting })
+        result.map_err(|(text, permanent)| UploadError { text: text.to_owned(), permanent })
     }
 }

@@ -150,11 +150,11 @@ async fn every_state_meets_every_event() {
 /// What a repository that is found to be another one makes of what was stored.
 #[tokio::test(start_paused = true)]
 async fn what_was_stored_counts_only_while_its_repositories_are_there() {
-    for (lasting, expected) in [(true, (PushOutcome::Failed, 1)), (false, (PushOutcome::Stored, 2))] {
+    for (permanent, expected) in [(true, (PushOutcome::Failed, 1)), (false, (PushOutcome::Stored, 2))] {
         let bed = Bed::new();
         let request = bed.finish(segment(1));
         assert_eq!(bed.pushed(&request).await.0.outcome, PushOutcome::Stored);
-        bed.script().misses_repositories(lasting);
+        bed.script().misses_repositories(permanent);
         let (reply, _) = bed.pushed(&request).await;
         assert_eq!((reply.outcome, bed.script().attempts(None).len()), expected);
     }
