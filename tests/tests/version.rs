@@ -117,7 +117,7 @@ impl Sources {
     }
 
     /// What the script tells cargo, and the version in it.
-    fn told(&self, commit: Option<&str>) -> (String, String) {
+    fn describe(&self, commit: Option<&str>) -> (String, String) {
         let mut command = self.command(&self.script);
         command.envs(commit.map(|commit| ("WALPOINT_COMMIT", commit)));
         let told = process::run(&mut command, LIMIT).expect_success().stdout;
@@ -130,19 +130,19 @@ impl Sources {
 #[test]
 fn the_commit_comes_from_git_or_from_the_environment() {
     let sources = Sources::new();
-    assert_eq!(sources.told(None).1, "1.2.3");
-    assert_eq!(sources.told(Some("")).1, "1.2.3");
-    assert_eq!(sources.told(Some("0123456789ab")).1, "1.2.3 (0123456789ab)");
+    assert_eq!(sources.describe(None).1, "1.2.3");
+    assert_eq!(sources.describe(Some("")).1, "1.2.3");
+    assert_eq!(sources.describe(Some("0123456789ab")).1, "1.2.3 (0123456789ab)");
 
     // Another project's repository around them says nothing about these sources.
     sources.git(&["init", "--quiet", ".."]);
     sources.git(&["commit", "--quiet", "--allow-empty", "--message=another project"]);
-    assert_eq!(sources.told(None).1, "1.2.3");
+    assert_eq!(sources.describe(None).1, "1.2.3");
 
     sources.git(&["add", "..", "."]);
     sources.git(&["commit", "--quiet", "--message=sources"]);
     let commit = sources.git(&["rev-parse", "HEAD"]).stdout[..12].to_owned();
-    let (told, version) = sources.told(None);
+    let (told, version) = sources.describe(None);
     assert_eq!(version, format!("1.2.3 ({commit})"));
     for watched in ["HEAD", "logs/HEAD", "shared", "Cargo.lock", "=."] {
         assert!(
@@ -150,12 +150,12 @@ fn the_commit_comes_from_git_or_from_the_environment() {
             "{told}"
         );
     }
-    assert_eq!(sources.told(Some("fedcba987654")).1, "1.2.3 (fedcba987654)");
+    assert_eq!(sources.describe(Some("fedcba987654")).1, "1.2.3 (fedcba987654)");
 
     fs::write(sources.dir.join("sources/untracked"), "").expect("a file");
-    assert_eq!(sources.told(None).1, version);
+    assert_eq!(sources.describe(None).1, version);
     fs::write(sources.dir.join("sources/package/Cargo.toml"), "[package] # changed\n").expect("a file");
-    assert_eq!(sources.told(None).1, format!("1.2.3 ({commit}-dirty)"));
+    assert_eq!(sources.describe(None).1, format!("1.2.3 ({commit}-dirty)"));
 
     // A worktree has a HEAD of its own.
     sources.git(&["checkout", "--quiet", "."]);

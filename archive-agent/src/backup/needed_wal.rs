@@ -132,7 +132,7 @@ impl BackupWal {
         pgdata: Option<&Path>,
     ) -> anyhow::Result<BTreeSet<SegmentNo>> {
         let mut copied = BTreeSet::new();
-        let (began, mut moved, mut told) = (Instant::now(), Instant::now(), Instant::now());
+        let (began, mut moved, mut reported) = (Instant::now(), Instant::now(), Instant::now());
         let (mut next, mut pause) = (self.first, Duration::from_millis(50));
         let repository = archive.repository().name();
         loop {
@@ -149,7 +149,7 @@ impl BackupWal {
                 (next, moved, pause) = (missing, Instant::now(), Duration::from_millis(50));
             }
             let timed_out = began.elapsed() >= limit;
-            if timed_out || (moved.elapsed() >= QUIET && told.elapsed() >= QUIET) {
+            if timed_out || (moved.elapsed() >= QUIET && reported.elapsed() >= QUIET) {
                 let name = self.names(missing).first().map_or_else(String::new, SegmentName::to_string);
                 let segment = self.names(missing).first().copied().unwrap_or(self.stored.first);
                 let why = why_not_archived(&mut *server.lock().await, pgdata, segment).await;
@@ -165,7 +165,7 @@ impl BackupWal {
                     );
                 }
                 tracing::warn!("waiting: {what}");
-                told = Instant::now();
+                reported = Instant::now();
             }
             tokio::time::sleep(pause.min(limit.saturating_sub(began.elapsed()))).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

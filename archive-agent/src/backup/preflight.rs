@@ -96,7 +96,7 @@ fn usable<T>(
     examined: Option<T>,
 ) -> anyhow::Result<T> {
     tell(report);
-    let told = report.told(Grade::Failed);
+    let problems = report.text_of(Grade::Failed);
     chosen.leave_out(report, selection.settings.ack_set());
     match examined {
         Some(examined) if report.count(Grade::Failed) == 0 && !chosen.names.is_empty() => {
@@ -105,7 +105,7 @@ fn usable<T>(
             }
             Ok(examined)
         }
-        _ => Err(refused(&told)),
+        _ => Err(refused(&problems)),
     }
 }
 
@@ -121,7 +121,7 @@ fn tell(report: &CheckReport) {
         tracing::debug!(what = line.what, grade = ?line.grade, "{}", line.found);
     }
     if report.count(Grade::Warning) > 0 {
-        report.told(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));
+        report.text_of(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));
     }
 }
 

@@ -72,8 +72,8 @@ impl Publishing<'_> {
         let latest = self.request.unless_stopped(self.latest_commit(&draft, to)).await?;
         draft.note_latest_commit(latest);
         let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());
-        let said = draft.notes().iter().map(walpoint_words::remark);
-        said.for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
+        let remarks = draft.notes().iter().map(walpoint_words::remark);
+        remarks.for_each(|note| tracing::warn!(repository = to.name(), "{note}"));
         // Packs and WAL took hours: a backup is only in the repository that they went into.
         to.archive().repository().read_descriptor_again().await?;
         let summary = draft.publish(self.needed.stored()).await?;

@@ -46,7 +46,7 @@ impl Line {
     }
 
     /// What was found and what to do, for an error message.
-    fn told(&self, what: &str) -> String {
+    fn text_about(&self, what: &str) -> String {
         let advice = self.advice.iter().map(|advice| format!("; {advice}"));
         let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
         format!("{what}{}{}", self.found, advice.collect::<String>())
@@ -101,17 +101,17 @@ impl CheckReport {
     }
 
     /// The lines of that grade in one text, for an error message.
-    pub(crate) fn told(&self, grade: Grade) -> String {
+    pub(crate) fn text_of(&self, grade: Grade) -> String {
         let lines = self.lines.iter().filter(|line| line.grade == grade);
-        lines.map(|line| line.told(&line.what)).collect::<Vec<_>>().join("\n")
+        lines.map(|line| line.text_about(&line.what)).collect::<Vec<_>>().join("\n")
     }
 
     /// Takes out what does not work in a repository; `None` if all of it does.
     pub(crate) fn take_failures_of(&mut self, repository: &str) -> Option<String> {
         let fails = |line: &mut Line| line.grade == Grade::Failed && line.part_of(repository).is_some();
         let taken = self.lines.extract_if(.., fails);
-        let told = taken.map(|line| line.told(line.part_of(repository).unwrap_or_default()));
-        Some(told.collect::<Vec<_>>().join("; ")).filter(|told| !told.is_empty())
+        let texts = taken.map(|line| line.text_about(line.part_of(repository).unwrap_or_default()));
+        Some(texts.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())
     }
 
     /// For a person.
@@ -140,8 +140,8 @@ mod tests {
         report.warning("extra_paths", "/etc/x is not covered", "");
         assert_eq!(report.take::<()>("disk", Err(anyhow::anyhow!("full"))), None);
         assert_eq!((report.count(Grade::Failed), report.count(Grade::Warning)), (2, 1));
-        let told = report.told(Grade::Failed);
-        assert_eq!(told, "archive_mode: it is off; set archive_mode = on and restart PostgreSQL\ndisk: full");
+        let text = report.text_of(Grade::Failed);
+        assert_eq!(text, "archive_mode: it is off; set archive_mode = on and restart PostgreSQL\ndisk: full");
         let text = report.text();
         assert!(text.contains("failed   archive_mode  it is off\n"), "{text}");
         assert!(text.contains("\n                       set archive_mode = on"), "{text}");
@@ -160,6 +160,6 @@ mod tests {
             Some("it does not answer; space: none; make room")
         );
         assert_eq!((report.take_failures_of("far"), report.lines().len()), (None, 2));
-        assert_eq!(report.told(Grade::Failed), "repository farther: it is gone");
+        assert_eq!(report.text_of(Grade::Failed), "repository farther: it is gone");
     }
 }

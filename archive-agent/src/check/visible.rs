@@ -25,7 +25,7 @@ pub(super) async fn examine(
     match report.take(what, unseen(server, ground, entered).await) {
         None => {}
         Some(unseen) if unseen.is_empty() => report.ok(what, "all that the server has are seen here"),
-        Some(unseen) => report.failed(what, told(ground, &unseen), ADVICE),
+        Some(unseen) => report.failed(what, describe(ground, &unseen), ADVICE),
     }
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn all_seen(
     if unseen.is_empty() {
         return Ok(());
     }
-    bail!("no backup was made: {}. HINT: {ADVICE}", told(ground, &unseen))
+    bail!("no backup was made: {}. HINT: {ADVICE}", describe(ground, &unseen))
 }
 
 /// Drops what the server does not have any more.
@@ -83,7 +83,7 @@ async fn keep_those_there(places: &mut Vec<TablespaceDirectory>, server: &mut Se
     Ok(())
 }
 
-fn told(ground: &BackupRoots, unseen: &[TablespaceDirectory]) -> String {
+fn describe(ground: &BackupRoots, unseen: &[TablespaceDirectory]) -> String {
     let names: Vec<String> = unseen.iter().map(|place| ground.shown(place)).collect();
     format!("the server has files that cannot be seen from here: {}", names.join(", "))
 }

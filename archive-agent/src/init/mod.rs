@@ -270,7 +270,7 @@ fn tell(
     }
     text += &format!("\n{}\n", advice.next_step());
     text += &format!("\nA role with no more rights than Walpoint needs:\n\n{}", indented(&advice.role_sql));
-    let notes = report.told(Grade::Warning);
+    let notes = report.text_of(Grade::Warning);
     if !notes.is_empty() {
         text += &format!("\nTo be looked at:\n\n{}", indented(&notes));
     }

@@ -141,7 +141,7 @@ async fn open(
             made.with_context(|| format!("repository {name} ({})", settings.url))?;
         judge(report, &format!("repository {name}"), repository.store().name(), settings, &probe);
         if report.count(Grade::Failed) > 0 {
-            bail!("{}", report.told(Grade::Failed));
+            bail!("{}", report.text_of(Grade::Failed));
         }
         opened.push(Opened { repository, url: settings.url.clone(), created: !existed });
     }

@@ -281,7 +281,7 @@ mod tests {
         }
     }
 
-    fn told(state: &ServerState) -> String {
+    fn text_of(state: &ServerState) -> String {
         let now = PgTimestamp(15 * 60_000_000).to_time();
         state.lines(now).into_iter().map(|(what, text)| format!("{what}: {text}\n")).collect()
     }
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_failing_archiver_is_told_first() {
         let state = ServerState::new(&identity(), settings("on"), stats(), Some(Lsn(0x580_0000)), Some(2));
-        let text = told(&state);
+        let text = text_of(&state);
         assert!(text.contains("archiver: FAILING: 000000010000000000000005 was refused, 3m ago"), "{text}");
         assert!(
             text.contains("000000010000000000000004 was archived 5m ago; 8.0 MiB of WAL since"),
@@ -305,7 +305,7 @@ mod tests {
     fn what_is_not_known_is_not_guessed() {
         let nothing = ArchiverStats { last_archived_wal: None, last_failed_time: None, ..stats() };
         let state = ServerState::new(&identity(), settings("on"), nothing, None, None);
-        let text = told(&state);
+        let text = text_of(&state);
         assert!(text.contains("nothing was archived so far; how many files wait cannot be seen"), "{text}");
         let other = ArchiverStats { last_archived_wal: Some("00000002.history".into()), ..stats() };
         assert_eq!(unarchived(&identity(), &other, Some(Lsn(5))), None);
@@ -315,8 +315,8 @@ mod tests {
     fn who_archives_nothing_says_so() {
         let standby = ServerIdentity { in_recovery: true, ..identity() };
         let state = ServerState::new(&standby, settings("on"), stats(), None, Some(0));
-        assert!(told(&state).contains("a standby archives nothing until it is promoted"));
+        assert!(text_of(&state).contains("a standby archives nothing until it is promoted"));
         let off = ServerState::new(&identity(), settings("off"), stats(), None, Some(0));
-        assert!(told(&off).contains("archive_mode is off"));
+        assert!(text_of(&off).contains("archive_mode is off"));
     }
 }

@@ -167,11 +167,11 @@ impl Queue {
     pub(crate) fn drop_file(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
         self.dropping.store(true, Ordering::Relaxed);
         self.dropped.notify_one();
-        let told = format!(
+        let message = format!(
             "dropped and not archived: {overflow}: {problem}; recovery cannot pass this file. HINT: repair the store, then make a new backup"
         );
-        tracing::error!(file = %name, "{told}");
-        told
+        tracing::error!(file = %name, "{message}");
+        message
     }
 }
 
@@ -210,8 +210,8 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             bail!("{damaged}");
         }
         working();
-        let told = archiver.queue().dropped.notified();
-        if tokio::time::timeout(RECORD_INTERVAL, told).await.is_ok() {
+        let dropped = archiver.queue().dropped.notified();
+        if tokio::time::timeout(RECORD_INTERVAL, dropped).await.is_ok() {
             // The command puts it on record when it has heard of it.
             tokio::time::sleep(INTERVAL).await;
             looks = 0;
@@ -227,7 +227,7 @@ async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
 ) -> anyhow::Result<bool> {
     let get = || known.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let set = |now| *known.lock().unwrap_or_else(PoisonError::into_inner) = now;
-    let (told, mut before) = (get(), None::<UnreachedIn>);
+    let (reported, mut before) = (get(), None::<UnreachedIn>);
     for looks in 0..CONFIRMING_LOOKS {
         if looks > 0 {
             // An upload may be overtaken by the next one.
@@ -239,7 +239,7 @@ async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
                 return Ok(true);
             }
             Looked::Unknown => break,
-            Looked::Found(found) if told.as_ref().is_some_and(|told| told.is_same(&found)) => break,
+            Looked::Found(found) if reported.as_ref().is_some_and(|reported| reported.is_same(&found)) => break,
             Looked::Found(found) => match before {
                 Some(same) if same.is_same(&found) => {
                     set(Some(same));

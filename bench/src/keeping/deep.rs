@@ -54,7 +54,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
     for run in 1..=2 {
         deep.agent(ground, "expire", "expire", run)?;
     }
-    let (kept, waiting) = told(&deep.printed()?)?;
+    let (kept, waiting) = kept_and_waiting(&deep.printed()?)?;
     if kept != 1 || waiting != 0 {
         return Err(format!("{kept} backups stayed, and {waiting} objects wait to be deleted"));
     }
@@ -84,7 +84,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
 }
 
 /// How many backups stay, and how many objects are announced and not deleted, of what `expire --json` printed.
-fn told(printed: &serde_json::Value) -> Result<(usize, u64), String> {
+fn kept_and_waiting(printed: &serde_json::Value) -> Result<(usize, u64), String> {
     let repository = &printed["repositories"][0];
     let (backups, classes) = (repository["backups"].as_array(), repository["classes"].as_array());
     let (Some(backups), Some(classes)) = (backups, classes) else {

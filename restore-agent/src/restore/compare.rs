@@ -127,15 +127,15 @@ fn compare_portion(
         let EntryContent::File(content) = &target.entry.content else {
             bail!("internal error: {} is compared and is no file", target.path.display())
         };
-        let told = || format!("{} cannot be read", target.path.display());
-        let file = target.read().with_context(told)?;
+        let context = || format!("{} cannot be read", target.path.display());
+        let file = target.read().with_context(context)?;
         let at_once = (buffer.len() / size.as_usize()).max(1);
         for run in same_file.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(at_once)) {
             let lengths = run.iter().map(|block| size.block_len(content.length, block.number));
             let length: usize = lengths.clone().sum();
             let offset = run.first().map_or(0, |block| block.number * size.bytes());
             let bytes = buffer.get_mut(..length).context("internal error: a run of blocks is too long")?;
-            file.read_exact_at(bytes, offset).with_context(told)?;
+            file.read_exact_at(bytes, offset).with_context(context)?;
             let mut rest = &*bytes;
             for (block, length) in run.iter().zip(lengths) {
                 let (content, later) = rest.split_at_checked(length).unwrap_or((rest, &[]));
@@ -184,9 +184,9 @@ fn zeros(
 fn clear(file: &File, ranges: &[(u64, u64)]) -> io::Result<()> {
     let kind = rustix::fs::fstatfs(file)?.f_type;
     #[allow(clippy::useless_conversion, reason = "its width depends on the machine")]
-    let told = filesystem::tells_holes(i64::from(kind));
+    let is_known = filesystem::reports_holes(i64::from(kind));
     for &(start, end) in ranges {
-        if !told {
+        if !is_known {
             punch(file, start, end - start)?;
             continue;
         }

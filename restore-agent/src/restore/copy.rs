@@ -308,12 +308,12 @@ impl Copier {
     /// Completes the files that end in a window which is written; how many these are.
     async fn end(self, window: WrittenWindow) -> anyhow::Result<u64> {
         let window = Arc::new(window);
-        let told = |target: &FileTarget| format!("{} cannot be completed", target.path.display());
+        let context = |target: &FileTarget| format!("{} cannot be completed", target.path.display());
         let of_blocking = Arc::clone(&window);
         tokio::task::spawn_blocking(move || {
             let parts = of_blocking.files.targets.iter().zip(of_blocking.window.parts());
             for (target, part) in parts.filter_map(|(target, part)| Some((target.as_ref()?, part))) {
-                target.lengthen().with_context(|| told(target))?;
+                target.lengthen().with_context(|| context(target))?;
                 target.begin_writeback(&part.range);
             }
             Ok::<_, anyhow::Error>(())
@@ -329,7 +329,7 @@ impl Copier {
         {
             let Some(target) = target else { continue };
             files += 1;
-            files::close_off(target).with_context(|| told(target))?;
+            files::close_off(target).with_context(|| context(target))?;
         }
         Ok(files)
     }

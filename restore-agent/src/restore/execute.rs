@@ -241,13 +241,13 @@ impl Restore {
         // Without a stop, recovery goes on to whatever the archive holds by then.
         let last = plan.stop.as_ref().and(plan.fork.map(|fork| fork.name).or(last));
         let spool = self.wal_directory().join(spool::DIRECTORY);
-        let told = || format!("{} cannot be made", spool.display());
+        let context = || format!("{} cannot be made", spool.display());
         // One that is there is perhaps not ours.
-        if roots.kind(&spool).with_context(told)?.is_some() {
-            roots.remove(&spool).with_context(told)?;
+        if roots.kind(&spool).with_context(context)?.is_some() {
+            roots.remove(&spool).with_context(context)?;
         }
-        roots.make_directory(&spool).with_context(told)?;
-        let anchor = roots.anchor(&spool).with_context(told)?;
+        roots.make_directory(&spool).with_context(context)?;
+        let anchor = roots.anchor(&spool).with_context(context)?;
         let note = TargetNote {
             timeline: plan.timeline,
             last,
@@ -264,7 +264,7 @@ impl Restore {
                 owner.give(&entry?.path())?;
             }
         }
-        anchor.give(self.owner, 0o700).and_then(|()| anchor.sync()).with_context(told)
+        anchor.give(self.owner, 0o700).and_then(|()| anchor.sync()).with_context(context)
     }
 
     /// The `wal_keep_size`, in MB, under which a server that archives keeps what only its `pg_wal` has.

@@ -142,18 +142,18 @@ pub(crate) fn write(
     bytes: &[u8],
 ) -> anyhow::Result<()> {
     let Some(target) = targets.get(part).and_then(Option::as_ref) else { return Ok(()) };
-    let told = || format!("{} cannot be written", target.path.display());
+    let context = || format!("{} cannot be written", target.path.display());
     let file = match open {
         Some(last) if last.part == part => last,
         _ => {
             if let Some(last) = open.take() {
                 last.begin_writeback(targets);
             }
-            let file = target.open().with_context(told)?;
+            let file = target.open().with_context(context)?;
             open.insert(LastFile { part, file, from: offset, to: offset })
         }
     };
-    file.file.write_all_at(bytes, offset).with_context(told)?;
+    file.file.write_all_at(bytes, offset).with_context(context)?;
     target.reaches(offset + bytes.len() as u64);
     if file.to != offset {
         file.begin_writeback(targets);

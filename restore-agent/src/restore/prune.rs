@@ -162,20 +162,20 @@ fn abandoned(link: &Path, layout: &Layout) -> Option<PathBuf> {
 
 /// The paths of what lies in a directory, and of the links that the layout has there, last one first.
 fn children(path: &RelativePath, directory: &Path, layout: &Layout) -> anyhow::Result<Vec<RelativePath>> {
-    let told = || format!("{} cannot be read", directory.display());
+    let context = || format!("{} cannot be read", directory.display());
     let mut names = Vec::new();
     match fs::read_dir(directory) {
         // A link that leads nowhere: its directory will be made.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         entries => {
-            for entry in entries.with_context(told)? {
-                names.push(entry.with_context(told)?.file_name());
+            for entry in entries.with_context(context)? {
+                names.push(entry.with_context(context)?.file_name());
             }
         }
     }
     names.extend(layout.links_in(path));
     let join = |name: OsString| path.join(&name.into_vec());
-    let mut paths = names.into_iter().map(join).collect::<Result<Vec<_>, _>>().with_context(told)?;
+    let mut paths = names.into_iter().map(join).collect::<Result<Vec<_>, _>>().with_context(context)?;
     paths.sort_unstable_by(|a, b| b.cmp(a));
     paths.dedup();
     Ok(paths)

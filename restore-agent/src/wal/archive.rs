@@ -141,7 +141,7 @@ pub(crate) struct ArchiveAnswer<'a> {
 
 impl<'a> ArchiveAnswer<'a> {
     /// A repository did not say whether it has the file.
-    fn unsaid(&mut self, source: &'a FetchSource, failed: Failed) {
+    fn unanswered(&mut self, source: &'a FetchSource, failed: Failed) {
         // One that is refused is not of this archive.
         self.silent.extend(Some(source.name.as_str()).filter(|_| !failed.refused));
         self.failures.push(failed);
@@ -304,10 +304,10 @@ impl ClusterArchive {
                     asked.there = true;
                     asked.failures.push(source.failed(&error));
                 }
-                Err(error) => asked.unsaid(source, source.failed(&error)),
+                Err(error) => asked.unanswered(source, source.failed(&error)),
             }
         }
-        asking.unanswered().for_each(|source| asked.unsaid(source, source.unanswered()));
+        asking.unanswered().for_each(|source| asked.unanswered(source, source.unanswered()));
         if !flagged.is_empty() {
             self.take_flagged(wanted, flagged, &mut asked).await;
         }

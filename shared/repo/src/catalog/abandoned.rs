@@ -41,7 +41,7 @@ pub(super) async fn abandoned(
             Err(error) => return Err(error),
         };
         match later(archive, until).await? {
-            None => drop(abandoned.insert(timeline, said(&record))),
+            None => drop(abandoned.insert(timeline, settled(&record))),
             Some(later) => problems.push(format!(
                 "timeline {timeline} was settled as abandoned up to \"{until}\", and \"{later}\" was stored since: it counts again"
             )),
@@ -51,7 +51,7 @@ pub(super) async fn abandoned(
 }
 
 /// What a planner has to know of it.
-fn said(record: &Abandonment) -> Abandoned {
+fn settled(record: &Abandonment) -> Abandoned {
     Abandoned { settled: record.settled, verdict: record.to_string() }
 }
 

@@ -74,7 +74,7 @@ impl World {
 
     /// The same where unfinished backups have stored nothing for so long.
     pub(super) fn expectation_after(&self, keep: &Keep, silences: &Silences) -> Expectation {
-        let readable = self.made.iter().filter(|(_, made)| made.manifest.tells_needs());
+        let readable = self.made.iter().filter(|(_, made)| made.manifest.shows_needs());
         let candidates: Vec<OracleBackup> = readable
             .map(|(id, made)| OracleBackup {
                 id: *id,
@@ -115,7 +115,7 @@ impl World {
         let used = built_on(&unfinished);
         let spared: BTreeSet<BackupId> = all.intersection(&used).copied().collect();
         expectation.may_go = all.into_iter().filter(|id| !fates.stays(*id) && !used.contains(id)).collect();
-        if self.made.values().all(|made| made.manifest.tells_needs()) {
+        if self.made.values().all(|made| made.manifest.shows_needs()) {
             let needed = |n: &u64| {
                 let of = |ids: &BTreeSet<BackupId>, onward: bool| {
                     ids.iter()
@@ -202,7 +202,7 @@ impl World {
     async fn check(&mut self, expected: &Expectation, report: &Expired, grace: i64) {
         let ended: BTreeSet<BackupId> = report.ended.iter().map(|id| id.parse().unwrap()).collect();
         assert_eq!(ended, expected.dead, "what was ended");
-        let deletes = report.configured && self.made.values().any(|made| made.manifest.tells_needs());
+        let deletes = report.configured && self.made.values().any(|made| made.manifest.shows_needs());
         self.check_safety(expected).boxed_local().await;
         if grace > 0 || !deletes {
             return;

@@ -93,7 +93,7 @@ pub(super) enum Readable {
 
 impl Readable {
     /// Whether expiry knows what the backup needs, and so may decide about it.
-    pub(super) fn tells_needs(self) -> bool {
+    pub(super) fn shows_needs(self) -> bool {
         matches!(self, Self::All | Self::Needs)
     }
 }

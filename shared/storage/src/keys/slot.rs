@@ -70,7 +70,7 @@ pub struct Slot {
     /// The master key, encrypted, and the tag.
     wrapped: [u8; WRAPPED],
     /// What is authenticated: the document's name, a zero byte, its text up to the wrapped key.
-    told: Vec<u8>,
+    authenticated: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -141,10 +141,10 @@ impl NewSlot<'_> {
             SlotKind::Command { blob } => document.blob = Some(hex(blob)),
         }
         let head = serde_json::to_string(&document).map_err(|e| RepoError::Internal(e.to_string()))?;
-        let told = told(&key, head.strip_suffix('}').unwrap_or(&head));
+        let authenticated = authenticated(&key, head.strip_suffix('}').unwrap_or(&head));
         let mut wrapped = Zeroizing::new(master.expose().to_vec());
         let sealing = wrapping_key(secret, self.salt).map_err(RepoError::sealing)?;
-        let tag = sealing.seal_in_place_separate_tag(zero(), Aad::from(&told), wrapped.as_mut_slice());
+        let tag = sealing.seal_in_place_separate_tag(zero(), Aad::from(&authenticated), wrapped.as_mut_slice());
         wrapped.extend_from_slice(tag.map_err(|_| RepoError::sealing(SealError))?.as_ref());
         document.wrapped = Some(hex(&wrapped));
         document::seal(None, &key, &document)
@@ -203,7 +203,7 @@ impl Slot {
             kind,
             salt,
             wrapped,
-            told: told(&key, head),
+            authenticated: authenticated(&key, head),
         })
     }
 
@@ -213,7 +213,7 @@ impl Slot {
         let mut master = Zeroizing::new([0; 32]);
         let key = wrapping_key(secret, self.salt).map_err(RepoError::sealing)?;
         let opened =
-            key.open_separate_gather(zero(), Aad::from(&self.told), sealed, tag, master.as_mut_slice());
+            key.open_separate_gather(zero(), Aad::from(&self.authenticated), sealed, tag, master.as_mut_slice());
         Ok(opened.is_ok().then(|| MasterKey::new(*master)))
     }
 }
@@ -229,7 +229,7 @@ fn zero() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
-fn told(key: &Key, head: &str) -> Vec<u8> {
+fn authenticated(key: &Key, head: &str) -> Vec<u8> {
     [key.as_str().as_bytes(), &[0], head.as_bytes()].concat()
 }
 

@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use walpoint_base::filesystem;
 
 /// Whether the filesystem tells the truth about a file's holes.
-pub(super) fn are_told(file: &File) -> io::Result<bool> {
+pub(super) fn are_reported(file: &File) -> io::Result<bool> {
     let kind = rustix::fs::fstatfs(file)?.f_type;
     #[allow(clippy::useless_conversion, reason = "its width depends on the machine")]
-    Ok(filesystem::tells_holes(i64::from(kind)))
+    Ok(filesystem::reports_holes(i64::from(kind)))
 }
 
 /// The holes of a sparse file, found one after the other.
@@ -82,6 +82,6 @@ mod tests {
 
     #[test]
     fn holes_are_believed_only_where_they_are_known_to_be_true() {
-        assert!(!are_told(&File::open("/proc/self/status").unwrap()).unwrap());
+        assert!(!are_reported(&File::open("/proc/self/status").unwrap()).unwrap());
     }
 }

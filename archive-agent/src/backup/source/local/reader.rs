@@ -176,7 +176,7 @@ impl Shared {
         let Opened { file, seen, found, relation } = opened;
         let cannot_read = || format!("{} cannot be read", found.place.display());
         let length = seen.length;
-        let sparse = seen.occupied < length && holes::are_told(file).with_context(cannot_read)?;
+        let sparse = seen.occupied < length && holes::are_reported(file).with_context(cannot_read)?;
         let mut holes = sparse.then(|| Holes::new(file, self.block_size));
         let mut at = 0;
         while at < length {
