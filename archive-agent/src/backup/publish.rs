@@ -182,13 +182,13 @@ pub(crate) async fn end_resumed(published: &Replicas<PublishedReplica>) {
     for replica in published.iter() {
         let Some(PublishedReplica { summary, .. }) = replica.stage() else { continue };
         let (destination, id) = (&replica.destination, summary.id);
-        for dead in &replica.resumed {
-            match destination.backups().abort(*dead, &format!("backup {id} went on with it")).await {
+        for resumed in &replica.resumed {
+            match destination.backups().abort(*resumed, &format!("backup {id} resumed it")).await {
                 // It was finished after all.
                 Ok(()) | Err(RepoError::Conflict { .. }) => {}
                 Err(error) => tracing::warn!(
                     repository = destination.name(),
-                    "the unfinished backup {dead} was not ended, \"archive-agent expire\" will do that: {error}"
+                    "the unfinished backup {resumed} was not aborted, \"archive-agent expire\" will do that: {error}"
                 ),
             }
         }

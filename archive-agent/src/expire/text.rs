@@ -28,15 +28,15 @@ pub(super) fn of(expired: &Expired) -> String {
             writeln!(text, "        it exceeds max_age").ok();
         }
     }
-    for id in &expired.ended {
-        let how = if expired.dry_run { "would be ended" } else { "was ended" };
-        writeln!(text, "  end   {id}: it was never finished, has stored nothing for a long time, and {how}")
+    for id in &expired.aborted {
+        let how = if expired.dry_run { "would be aborted" } else { "was aborted" };
+        writeln!(text, "  abort {id}: it was never finished, has stored nothing for a long time, and {how}")
             .ok();
     }
-    let last = if expired.dry_run { "to delete" } else { "deleted" };
+    let deleted = if expired.dry_run { "to delete" } else { "deleted" };
     let fresh = if expired.dry_run { "to mark" } else { "marked" };
     if expired.classes.iter().any(moves) {
-        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", fresh, "in grace", last).ok();
+        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", fresh, "in grace", deleted).ok();
     }
     for class in expired.classes.iter().filter(|class| moves(class)) {
         let cell = |objects: u64, bytes: u64| match objects {

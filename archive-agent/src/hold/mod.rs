@@ -132,7 +132,7 @@ async fn place(
             ManifestState::Unfinished => {
                 bail!("it has no finished backup {id}; archive-agent status lists them")
             }
-            ManifestState::Ended(_) => bail!("backup {id} was aborted before it was finished"),
+            ManifestState::Aborted(_) => bail!("backup {id} was aborted before it was finished"),
         }
     }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;

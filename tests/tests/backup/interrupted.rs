@@ -188,7 +188,7 @@ fn an_interrupted_backup_is_gone_on_with() {
     let readers = u64::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
     assert!(new <= bytes - before + (readers + 1) * PACK, "{copy}");
     let listed = bed.repository().list();
-    assert!(matches!(listed[0].state, ListedState::Ended(_)), "{listed:?}");
+    assert!(matches!(listed[0].state, ListedState::Aborted(_)), "{listed:?}");
     bed.cluster.psql("insert into t values (7, 'seven')");
     let source = Contents::of(&bed.cluster);
     let segment = bed.cluster.switch_wal();

@@ -27,7 +27,7 @@ impl Replicas<BackupWriter> {
             let intent = intent(request, begun, destination, stolen).await?;
             let resumed = intent.resumed.clone();
             let writer = destination.backups().begin(intent, block_size, &options).await?;
-            log_foundation(destination.name(), &writer, request.full);
+            log_reused(destination.name(), &writer, request.full);
             let outcome = ReplicaOutcome::open(destination.name());
             all.push(Replica { destination: destination.clone(), resumed, outcome, stage: Some(writer) });
         }
@@ -58,7 +58,7 @@ async fn intent(
     Ok(Intent { id, lineage, started, host, agent, label, parents, resumed })
 }
 
-fn log_foundation(repository: &str, writer: &BackupWriter, full: bool) {
+fn log_reused(repository: &str, writer: &BackupWriter, full: bool) {
     let notes = writer.take_notes();
     notes.iter().map(walpoint_words::remark).for_each(|note| tracing::warn!(repository, "{note}"));
     match writer.parent() {

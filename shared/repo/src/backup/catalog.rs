@@ -62,7 +62,7 @@ impl ListedBackup {
 pub(crate) struct Unread {
     listed: ListedBackup,
     /// Whether what stands in the place of its manifest is as small as a tombstone.
-    may_be_ended: bool,
+    may_be_aborted: bool,
 }
 
 /// Every backup by its objects' names, oldest first.
@@ -83,14 +83,14 @@ pub(crate) async fn list_names(store: &Store, paths: &ClusterPaths) -> Result<Ve
                 published: false,
                 state: ListedState::Unfinished,
             };
-            backups.push(Unread { listed, may_be_ended: false });
+            backups.push(Unread { listed, may_be_aborted: false });
         }
         let Some(backup) = backups.last_mut() else { continue };
         match name {
             "intent" => backup.listed.begun = Some(entry.modified),
             "manifest" => {
                 backup.listed.state = ListedState::Finished(entry.modified);
-                backup.may_be_ended = entry.size <= MAX_TOMBSTONE;
+                backup.may_be_aborted = entry.size <= MAX_TOMBSTONE;
             }
             "published" => backup.listed.published = true,
             _ if name.starts_with("progress-") => backup.listed.progress += 1,
@@ -109,7 +109,7 @@ pub enum ListedState {
     /// It has a manifest, stored at that time.
     Finished(Timestamp),
     /// It has a tombstone, stored at that time.
-    Ended(Timestamp),
+    Aborted(Timestamp),
 }
 
 /// What stands under the name of a backup's manifest.
@@ -120,7 +120,7 @@ pub enum ManifestState {
     /// A manifest.
     Finished(Box<BackupSummary>),
     /// A tombstone.
-    Ended(Tombstone),
+    Aborted(Tombstone),
 }
 
 impl Backups {
@@ -155,16 +155,16 @@ impl Backups {
 
     /// Every backup, oldest first. One listing, and one small read for each tombstone.
     pub async fn list(&self) -> Result<Vec<ListedBackup>> {
-        self.tell_ended(list_names(&self.store, &self.paths).await?).await
+        self.judge_tombstones(list_names(&self.store, &self.paths).await?).await
     }
 
     /// Tells tombstones from manifests.
-    pub(crate) async fn tell_ended(&self, unread: Vec<Unread>) -> Result<Vec<ListedBackup>> {
-        let reads = unread.into_iter().map(|Unread { mut listed, may_be_ended }| async move {
-            if let (ListedState::Finished(stored), true) = (listed.state, may_be_ended) {
+    pub(crate) async fn judge_tombstones(&self, unread: Vec<Unread>) -> Result<Vec<ListedBackup>> {
+        let reads = unread.into_iter().map(|Unread { mut listed, may_be_aborted }| async move {
+            if let (ListedState::Finished(stored), true) = (listed.state, may_be_aborted) {
                 listed.state = match self.standing(listed.id).await {
                     Ok(ManifestState::Unfinished) => ListedState::Unfinished,
-                    Ok(ManifestState::Ended(_)) => ListedState::Ended(stored),
+                    Ok(ManifestState::Aborted(_)) => ListedState::Aborted(stored),
                     // Opening a damaged one fails with the reason.
                     Ok(ManifestState::Finished(_)) | Err(RepoError::Corrupt { .. }) => listed.state,
                     Err(error) => return Err(error),
@@ -210,7 +210,7 @@ impl Backups {
                 Ok(ManifestState::Finished(Box::new(summary)))
             }
             ObjectKind::Tombstone => {
-                Ok(ManifestState::Ended(Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?))
+                Ok(ManifestState::Aborted(Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?))
             }
             other => Err(RepoError::corrupt(&key, format!("it is an object of kind {other:?}"))),
         }
@@ -228,7 +228,7 @@ impl Backups {
         match self.standing(id).await? {
             ManifestState::Finished(summary) => Ok(*summary),
             ManifestState::Unfinished => Err(self.no_manifest(id)),
-            ManifestState::Ended(tombstone) => Err(self.ended(id, &tombstone)),
+            ManifestState::Aborted(tombstone) => Err(self.ended(id, &tombstone)),
         }
     }
 

@@ -104,7 +104,7 @@ impl Catalog {
         });
         let lineages = stream::iter(lineages.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect::<Vec<_>>();
         let (backups, lineages_read, announced) =
-            join3(reader.tell_ended(outline.backups), lineages, announced).await;
+            join3(reader.judge_tombstones(outline.backups), lineages, announced).await;
         let mut backups = backups?;
         let (mut lineages, mut damaged): (Vec<(Lineage, LineageOutline)>, _) = (Vec::new(), Vec::new());
         for read in lineages_read? {

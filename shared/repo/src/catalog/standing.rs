@@ -23,7 +23,7 @@ impl LineageCatalog {
                 return Ok(state);
             }
             Ok(ManifestState::Unfinished) => Unusable::Deleted,
-            Ok(ManifestState::Ended(_)) => Unusable::Aborted,
+            Ok(ManifestState::Aborted(_)) => Unusable::Aborted,
             Err(error @ RepoError::Corrupt { .. }) => {
                 self.problems.push(error.to_string());
                 Unusable::DamagedManifest
@@ -94,7 +94,7 @@ impl LineageCatalog {
 pub(super) fn unusable(state: ListedState) -> Option<Unusable> {
     match state {
         ListedState::Unfinished => Some(Unusable::Unfinished),
-        ListedState::Ended(_) => Some(Unusable::Aborted),
+        ListedState::Aborted(_) => Some(Unusable::Aborted),
         ListedState::Finished(_) => None,
     }
 }

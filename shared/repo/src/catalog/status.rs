@@ -468,7 +468,7 @@ impl BackupStatus {
             state: match listed.state {
                 ListedState::Finished(_) => "finished",
                 ListedState::Unfinished => "unfinished",
-                ListedState::Ended(_) => "ended",
+                ListedState::Aborted(_) => "aborted",
             },
             damaged_pages: None,
             details: None,

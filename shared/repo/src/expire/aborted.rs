@@ -1,4 +1,4 @@
-//! Unfinished backups that nobody will finish. They are ended by a tombstone, which stands where the manifest would: if
+//! Unfinished backups that nobody will finish. They are aborted by a tombstone, which stands where the manifest would: if
 //! the backup is alive after all, whoever creates that object first decides.
 
 use jiff::{SignedDuration, Timestamp};
@@ -9,27 +9,27 @@ use super::gather::Gathered;
 use super::report::Expired;
 use crate::backup::Backups;
 
-/// One that stored nothing for so long is dead if a later one was finished: that had its chance to take over what it stored.
+/// One that stored nothing for so long is aborted if a later one was finished: that had its chance to take over what it stored.
 const OVERTAKEN: SignedDuration = SignedDuration::from_hours(24);
 
-/// One that stored nothing for so long is dead.
+/// One that stored nothing for so long is aborted.
 const SILENT: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// Why they are ended.
-pub(super) const SILENCE: &str = "it stored nothing for a long time; expire ended it";
+/// Why they are aborted.
+pub(super) const SILENCE: &str = "it stored nothing for a long time; expire aborted it";
 
-/// Those that are dead at `now`, by the store's clock.
+/// Those that are to be aborted at `now`, by the store's clock.
 pub(super) fn of(gathered: &Gathered, now: Timestamp) -> Vec<BackupId> {
     let newest = gathered.facts.backups.iter().map(|backup| backup.id).max();
-    let dead = gathered.unfinished.iter().filter(|unfinished| {
+    let silent_ones = gathered.unfinished.iter().filter(|unfinished| {
         let silent = now.duration_since(unfinished.seen);
         silent > SILENT || (silent > OVERTAKEN && newest.is_some_and(|newest| newest > unfinished.id))
     });
-    dead.map(|unfinished| unfinished.id).collect()
+    silent_ones.map(|unfinished| unfinished.id).collect()
 }
 
 /// Aborts one, for that reason. In a dry run nothing is stored.
-pub(super) async fn abort_dead(
+pub(super) async fn abort_backup(
     backups: &Backups,
     gathered: &mut Gathered,
     id: BackupId,
@@ -47,8 +47,8 @@ pub(super) async fn abort_dead(
             Err(error) => return Err(error),
         }
     }
-    report.ended.push(id.to_string());
+    report.aborted.push(id.to_string());
     gathered.unfinished.retain(|unfinished| unfinished.id != id);
-    gathered.ended.push((id, Timestamp::now()));
+    gathered.aborted.push((id, Timestamp::now()));
     Ok(())
 }

@@ -122,13 +122,13 @@ impl<'a> Deleter<'a> {
     async fn sweep(&mut self, prefix: &Prefix, wanted: impl Fn(&ClusterObject) -> bool) -> Result<()> {
         let (store, roots, eligible, paths) =
             (self.repository.store(), &self.roots, self.eligible, &self.paths);
-        let expired = store.list(prefix, None).try_filter_map(|entry| {
+        let to_delete = store.list(prefix, None).try_filter_map(|entry| {
             let object = paths.parse(&entry.key).filter(|object| wanted(object));
-            let expired = object.and_then(|object| match roots.judge(&object) {
+            let named = object.and_then(|object| match roots.judge(&object) {
                 Judgement::Unneeded(class) if eligible.names(&object, roots) => Some((object, class, entry)),
                 _ => None,
             });
-            std::future::ready(Ok(expired))
+            std::future::ready(Ok(named))
         });
         let delete = |chunk: Vec<Result<(ClusterObject, Class, ListedObject)>>| async move {
             // A listing that breaks off is an error; what it named before is deleted all the same.
@@ -143,7 +143,7 @@ impl<'a> Deleter<'a> {
             let results = store.delete_all(&keys).await;
             (found.into_iter().zip(results).collect::<Vec<_>>(), error)
         };
-        let mut results = expired.chunks(BULK).map(delete).buffer_unordered(AT_ONCE);
+        let mut results = to_delete.chunks(BULK).map(delete).buffer_unordered(AT_ONCE);
         let mut failed = None;
         while let Some((deleted, broken)) = results.next().await {
             for ((object, class, entry), result) in deleted {

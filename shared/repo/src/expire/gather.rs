@@ -35,7 +35,7 @@ pub(super) struct Gathered {
     /// Backups without a manifest.
     pub(super) unfinished: Vec<Unfinished>,
     /// Backups that were aborted, and when.
-    pub(super) ended: Vec<(BackupId, Timestamp)>,
+    pub(super) aborted: Vec<(BackupId, Timestamp)>,
     /// Finished backups whose manifest cannot be read.
     pub(super) unreadable: Vec<BackupId>,
     /// Packs that readable manifests name and that are missing, or not as long as what was written. Known after
@@ -111,7 +111,7 @@ impl Gathered {
             },
             lineages: Vec::new(),
             unfinished: Vec::new(),
-            ended: Vec::new(),
+            aborted: Vec::new(),
             unreadable: Vec::new(),
             lost: BTreeSet::new(),
             announced: BTreeSet::new(),
@@ -208,7 +208,7 @@ impl Gathered {
                 (ListedState::Finished(at), _) => {
                     stored.insert(one.id, at);
                 }
-                (ListedState::Ended(at), _) => self.ended.push((one.id, at)),
+                (ListedState::Aborted(at), _) => self.aborted.push((one.id, at)),
                 // What it needs is as little known as of one whose manifest is damaged.
                 (ListedState::Unfinished, _) if one.lost_its_manifest() && !is_going(announced, one.id) => {
                     let id = one.id;
@@ -286,7 +286,7 @@ impl Gathered {
                 }
                 // Deleted by another expire meanwhile.
                 ManifestState::Unfinished => {}
-                ManifestState::Ended(tombstone) => self.ended.push((id, tombstone.ended)),
+                ManifestState::Aborted(tombstone) => self.aborted.push((id, tombstone.ended)),
             }
         }
         if reading == Reading::Copies {

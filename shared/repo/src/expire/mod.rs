@@ -7,7 +7,7 @@
 //! | `named` | one backup that is to go by name, and what stands against that |
 //! | `soundness` | what is known to be wrong with finished backups |
 //! | `roots` | what is needed, from the facts and the decisions |
-//! | `dead` | which unfinished backups nobody will finish |
+//! | `aborted` | which unfinished backups nobody will finish |
 //! | `announced` | what earlier runs announced |
 //! | `scan` | judging every object of the cluster |
 //! | `delete` | deleting what was announced and is still not needed |
@@ -160,7 +160,7 @@ async fn announce_and_delete(
         request = Some(named::admit(cluster, &backups, &mut gathered, named, now, &mut report).await?);
     } else if policy.drops() {
         for id in aborted::of(&gathered, store_now()) {
-            aborted::abort_dead(&backups, &mut gathered, id, &mut report, aborted::SILENCE).await?;
+            aborted::abort_backup(&backups, &mut gathered, id, &mut report, aborted::SILENCE).await?;
         }
     }
     let decisions = decide(&gathered.facts, &policy, store_now());

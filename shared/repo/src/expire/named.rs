@@ -25,7 +25,7 @@ pub struct NamedBackup {
     pub even_if_last: bool,
     /// Abort the unfinished backups that build on it.
     pub abort_unfinished: bool,
-    /// What is noted then of why they ended.
+    /// What is noted then of why they were aborted.
     pub abort_reason: String,
 }
 
@@ -69,7 +69,7 @@ pub(super) async fn admit(
         return Err(RepoError::Protected { what, obstacles, remedy: None });
     }
     for user in users {
-        aborted::abort_dead(backups, gathered, user, report, &named.abort_reason).await?;
+        aborted::abort_backup(backups, gathered, user, report, &named.abort_reason).await?;
     }
     let (who, even_if_last) = (named.who.clone(), named.even_if_last);
     let request = DeletionRequest { backup: id, who, at: now, despite_holds, even_if_last };
@@ -84,7 +84,7 @@ fn find(cluster: &ClusterName, backups: &Backups, gathered: &Gathered, id: Backu
     }
     let (what, remedy) = if gathered.unfinished.iter().any(|unfinished| unfinished.id == id) {
         ("is unfinished: the next backup resumes or aborts it, and expire deletes what it stored", None)
-    } else if gathered.ended.iter().any(|(ended, _)| *ended == id) {
+    } else if gathered.aborted.iter().any(|(aborted, _)| *aborted == id) {
         ("was aborted, expire deletes what it stored", None)
     } else {
         ("is not here", Some(Remedy::ListBackups))

@@ -33,8 +33,8 @@ pub struct Expired {
     pub clock_ahead_seconds: Option<i64>,
     /// Every finished backup, oldest first, and what was decided about it.
     pub backups: Vec<DecisionReport>,
-    /// Unfinished backups that nobody will finish and that were ended, or would be.
-    pub ended: Vec<String>,
+    /// Unfinished backups that nobody will finish and that were aborted, or would be.
+    pub aborted: Vec<String>,
     /// What there is, by class of object.
     pub classes: Vec<ClassReport>,
     /// Bytes that were deleted, or would be now.
@@ -135,7 +135,7 @@ impl Expired {
             taken: Timestamp::now(),
             clock_ahead_seconds: None,
             backups: Vec::new(),
-            ended: Vec::new(),
+            aborted: Vec::new(),
             classes: Vec::new(),
             freed_bytes: 0,
             held_objects: 0,

@@ -31,21 +31,21 @@ pub(super) async fn of(
     let mut roots = Roots::default();
     let mut spared = spared(gathered, &mut roots, notes);
     // A tombstone needs nothing, for as long as it is there.
-    spared.extend(held.iter().filter(|id| !gathered.ended.iter().any(|(ended, _)| ended == *id)));
+    spared.extend(held.iter().filter(|id| !gathered.aborted.iter().any(|(aborted, _)| aborted == *id)));
     let mut manifests = spared.clone();
     manifests.extend(decisions.iter().filter(|decision| decision.stays()).map(|decision| decision.backup.id));
     for id in &gathered.unreadable {
         roots.keep_backup(*id);
         roots.keep_packs_until(*id);
     }
-    for (id, at) in &gathered.ended {
+    for (id, at) in &gathered.aborted {
         if Timestamp::now().duration_since(*at) < TOMBSTONE {
             roots.keep_manifest(*id);
         }
     }
     roots.know(gathered.facts.backups.iter().map(|backup| backup.id));
     roots.know(gathered.unfinished.iter().map(|unfinished| unfinished.id));
-    roots.know(gathered.ended.iter().map(|(id, _)| *id));
+    roots.know(gathered.aborted.iter().map(|(id, _)| *id));
     roots.know(gathered.unreadable.iter().copied());
     roots.know(gathered.facts.requests.iter().map(|request| request.backup));
     add_manifests(backups, &manifests, &mut roots, notes).await?;

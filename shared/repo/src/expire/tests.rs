@@ -355,20 +355,20 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     let (bed, ids) = world().await;
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let block = BlockSize::new(8192).unwrap();
-    let (dead, running) = (id(60, 50), id(70, 30));
-    let resumed = Intent { parents: vec![ids[0]], ..intent(&bed, dead, ago(50)) };
+    let (silent, running) = (id(60, 50), id(70, 30));
+    let resumed = Intent { parents: vec![ids[0]], ..intent(&bed, silent, ago(50)) };
     drop(backups.begin(resumed, block, &WriteOptions::default()).await.unwrap());
-    let intent = Intent { parents: vec![ids[2]], resumed: vec![dead], ..intent(&bed, running, ago(30)) };
+    let intent = Intent { parents: vec![ids[2]], resumed: vec![silent], ..intent(&bed, running, ago(30)) };
     drop(backups.begin(intent, block, &WriteOptions::default()).await.unwrap());
     // It was stopped for longer than any grace period, and no later one was finished.
     age(&bed, &running.to_string(), 40).await;
-    age(&bed, &dead.to_string(), 40).await;
+    age(&bed, &silent.to_string(), 40).await;
     for _ in 0..2 {
         let report = run(&bed, &at_once(1)).await;
-        assert_eq!(report.ended, [] as [String; 0]);
+        assert_eq!(report.aborted, [] as [String; 0]);
     }
     assert_eq!(finished(&bed).await, [ids[0], ids[2], ids[4]]);
-    assert!(keys(&bed).await.contains(backups.paths().intent(dead).as_str()));
+    assert!(keys(&bed).await.contains(backups.paths().intent(silent).as_str()));
     all_is_well(&bed, &[ids[0], ids[2], ids[4]]).await;
     assert_eq!(
         segments(&bed).await,
@@ -377,9 +377,9 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     );
     // Nobody came back for it within a week.
     age(&bed, &running.to_string(), 24 * 8).await;
-    age(&bed, &dead.to_string(), 24 * 8).await;
+    age(&bed, &silent.to_string(), 24 * 8).await;
     let report = run(&bed, &at_once(1)).await;
-    assert_eq!(report.ended.len(), 2);
+    assert_eq!(report.aborted.len(), 2);
     assert_eq!(finished(&bed).await, [ids[4]]);
     let now = keys(&bed).await;
     assert!(!now.contains(backups.paths().intent(running).as_str()));

@@ -22,7 +22,7 @@ use crate::holds::{self, Holds, Placement};
 pub(super) struct Expectation {
     fates: Fates,
     /// Unfinished backups that nobody will finish.
-    pub(super) dead: BTreeSet<BackupId>,
+    pub(super) aborted: BTreeSet<BackupId>,
     /// Finished backups that go when they were announced for long enough.
     pub(super) may_go: BTreeSet<BackupId>,
     /// Segments that are needed, of those that are there; `None`: all of them.
@@ -33,7 +33,7 @@ impl Expectation {
     /// Of an expiry of which it is not known which of two it did.
     pub(super) fn or(mut self, other: Self) -> Self {
         self.may_go.extend(other.may_go);
-        self.dead.extend(other.dead);
+        self.aborted.extend(other.aborted);
         self.wal = match (self.wal, other.wal) {
             (Some(one), Some(two)) => Some(&one & &two),
             (one, two) => one.or(two),
@@ -86,7 +86,7 @@ impl World {
         let all: BTreeSet<BackupId> = candidates.iter().map(|backup| backup.id).collect();
         let mut expectation = Expectation {
             fates: Fates { onward: all.clone(), alone: BTreeSet::new() },
-            dead: BTreeSet::new(),
+            aborted: BTreeSet::new(),
             may_go: BTreeSet::new(),
             wal: None,
         };
@@ -94,11 +94,11 @@ impl World {
             return expectation;
         }
         let newest = all.last().copied();
-        let is_dead = |id: &BackupId| {
+        let is_silent = |id: &BackupId| {
             let silent = silences.get(id).map_or(0, |silent| silent.as_hours());
             silent >= 7 * 24 || (silent >= 24 && newest.is_some_and(|newest| newest > *id))
         };
-        expectation.dead = self.unfinished.keys().copied().filter(is_dead).collect();
+        expectation.aborted = self.unfinished.keys().copied().filter(is_silent).collect();
         if candidates.is_empty() {
             return expectation;
         }
@@ -111,7 +111,7 @@ impl World {
         let held: BTreeSet<BackupId> = held.map(|backup| backup.id).collect();
         let fates = keep.decide(&candidates, &held, Timestamp::now());
         let mut unfinished = self.unfinished.clone();
-        unfinished.retain(|id, _| !expectation.dead.contains(id));
+        unfinished.retain(|id, _| !expectation.aborted.contains(id));
         let used = built_on(&unfinished);
         let spared: BTreeSet<BackupId> = all.intersection(&used).copied().collect();
         expectation.may_go = all.into_iter().filter(|id| !fates.stays(*id) && !used.contains(id)).collect();
@@ -189,7 +189,7 @@ impl World {
 
     /// What has to hold whether a run came to its end or not.
     pub(super) async fn check_safety(&mut self, expected: &Expectation) {
-        self.observe(&expected.may_go, &expected.dead).await;
+        self.observe(&expected.may_go, &expected.aborted).await;
         let there = self.segments();
         let needed = expected.wal.as_ref().unwrap_or(&self.wal);
         let gone: Vec<&u64> = needed.difference(&there).collect();
@@ -200,8 +200,8 @@ impl World {
 
     /// What has to hold after a run.
     async fn check(&mut self, expected: &Expectation, report: &Expired, grace: i64) {
-        let ended: BTreeSet<BackupId> = report.ended.iter().map(|id| id.parse().unwrap()).collect();
-        assert_eq!(ended, expected.dead, "what was ended");
+        let aborted: BTreeSet<BackupId> = report.aborted.iter().map(|id| id.parse().unwrap()).collect();
+        assert_eq!(aborted, expected.aborted, "what was aborted");
         let deletes = report.configured && self.made.values().any(|made| made.manifest.shows_needs());
         self.check_safety(expected).boxed_local().await;
         if grace > 0 || !deletes {

@@ -39,7 +39,7 @@ pub(super) struct World {
     pub(super) cluster: Cluster,
     /// Finished backups that are there.
     pub(super) made: BTreeMap<BackupId, Made>,
-    /// Begun and neither finished nor ended.
+    /// Begun and neither finished nor aborted.
     pub(super) unfinished: BTreeMap<BackupId, Intent>,
     /// Backups that somebody may go on with at any time.
     pub(super) asleep: Vec<Writing>,
@@ -275,7 +275,7 @@ impl World {
         self.wal.iter().copied().filter(there).collect()
     }
 
-    /// Looks at what is listed and takes note of what went or ended. Panics if anything did that had no reason to.
+    /// Looks at what is listed and takes note of what went or was aborted. Panics if anything did that had no reason to.
     pub(super) async fn observe(&mut self, may_go: &BTreeSet<BackupId>, may_end: &BTreeSet<BackupId>) {
         let listed = self.backups().await.list().await.unwrap();
         let mut finished = BTreeSet::new();
@@ -285,9 +285,9 @@ impl World {
                     assert!(self.made.contains_key(&one.id), "{} was never finished", one.id);
                     finished.insert(one.id);
                 }
-                ListedState::Ended(_) => {
+                ListedState::Aborted(_) => {
                     if self.unfinished.remove(&one.id).is_some() {
-                        assert!(may_end.contains(&one.id), "{} was ended and could be finished", one.id);
+                        assert!(may_end.contains(&one.id), "{} was aborted and could be finished", one.id);
                     }
                 }
                 ListedState::Unfinished => {

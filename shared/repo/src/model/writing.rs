@@ -134,11 +134,11 @@ impl World {
                     self.unfinished.insert(id, intent);
                 }
             }
-            ManifestState::Ended(_) => drop(self.unfinished.remove(&id)),
+            ManifestState::Aborted(_) => drop(self.unfinished.remove(&id)),
         }
     }
 
-    /// A whole backup. What it resumed is ended, as long as nothing comes in between.
+    /// A whole backup. What it resumed is aborted, as long as nothing comes in between.
     pub(super) async fn back_up(&mut self) {
         let Some((id, plan)) = self.plan() else { return };
         let repository = self.open().await;
@@ -157,11 +157,11 @@ impl World {
 
     async fn end(&mut self, resumed: &[BackupId], by: BackupId) {
         let backups = self.backups().await;
-        for dead in resumed {
-            match backups.abort(*dead, &format!("backup {by} went on with it")).await {
-                Ok(()) => drop(self.unfinished.remove(dead)),
+        for id in resumed {
+            match backups.abort(*id, &format!("backup {by} resumed it")).await {
+                Ok(()) => drop(self.unfinished.remove(id)),
                 // It was finished meanwhile.
-                Err(RepoError::Conflict { .. }) => assert!(self.made.contains_key(dead)),
+                Err(RepoError::Conflict { .. }) => assert!(self.made.contains_key(id)),
                 Err(error) => panic!("{error}"),
             }
         }
@@ -207,7 +207,7 @@ impl World {
         self.asleep.push(writing);
     }
 
-    /// One that sleeps goes on. It may fail where it was ended meanwhile, or what it builds on was damaged.
+    /// One that sleeps goes on. It may fail where it was aborted meanwhile, or what it builds on was damaged.
     pub(super) async fn wake(&mut self) {
         if self.asleep.is_empty() {
             return;
@@ -216,13 +216,13 @@ impl World {
         let writing = self.asleep.swap_remove(at);
         let (id, plan) = (writing.intent.id, writing.plan.clone());
         let standing = self.backups().await.standing(id).await.unwrap();
-        let (ended, over) = (!self.unfinished.contains_key(&id), matches!(standing, ManifestState::Ended(_)));
+        let (aborted, over) = (!self.unfinished.contains_key(&id), matches!(standing, ManifestState::Aborted(_)));
         let stop = self.archive().await;
         let done = writing.finish(&mut self.rng, stop).boxed_local().await;
         self.journal.note(format!("backup {id} wakes: {done:?}"));
         match done {
-            Ok(()) => assert!(!over, "{id} was ended and is finished"),
-            Err(error) => assert!(ended || !self.damaged.is_empty(), "{id} failed: {error}"),
+            Ok(()) => assert!(!over, "{id} was aborted and is finished"),
+            Err(error) => assert!(aborted || !self.damaged.is_empty(), "{id} failed: {error}"),
         }
         self.became(id, &plan, stop).await;
         if self.made.contains_key(&id) {

@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_newest_by_the_stores_clock() {
-        use ListedState::{Ended, Finished, Unfinished};
+        use ListedState::{Aborted, Finished, Unfinished};
         let all = [
             listed(9, 1, 0, Finished(at(10))),
             listed(1, 2, 0, Finished(at(50))),
@@ -69,7 +69,7 @@ mod tests {
             listed(4, 70, 1, Unfinished),
             listed(5, 60, 2, Unfinished),
             listed(6, 61, 0, Unfinished),
-            listed(7, 62, 3, Ended(at(63))),
+            listed(7, 62, 3, Aborted(at(63))),
             ListedBackup { begun: None, ..listed(8, 0, 3, Unfinished) },
         ];
         let ReusableBackups { parents, resumed } = ReusableBackups::choose(&all);

@@ -51,7 +51,7 @@ fn finishing_and_ending_exclude_each_other() {
             let stored = wal(&draft);
             let error = draft.publish(stored).await.unwrap_err();
             assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
-            assert!(matches!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Ended(_)));
+            assert!(matches!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Aborted(_)));
             let error = scene.backups.open(id(1)).await.unwrap_err();
             assert!(error.to_string().contains("its process died"), "{error}");
 
@@ -67,7 +67,7 @@ fn finishing_and_ending_exclude_each_other() {
             let states: Vec<_> = scene.backups.list().await.unwrap().iter().map(|b| b.state).collect();
             assert!(matches!(
                 states[..],
-                [ListedState::Ended(_), ListedState::Finished(_), ListedState::Ended(_)]
+                [ListedState::Aborted(_), ListedState::Finished(_), ListedState::Aborted(_)]
             ));
             let again =
                 scene.backups.begin(intent(id(3)), BlockSize::new(1024).unwrap(), &small_packs()).await;
