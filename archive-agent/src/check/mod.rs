@@ -100,7 +100,7 @@ pub(crate) struct LocalSource {
     /// The repositories that are fine.
     pub(crate) destinations: Vec<Destination>,
     /// What a backup reads.
-    pub(crate) ground: BackupRoots,
+    pub(crate) roots: BackupRoots,
     /// How much that is.
     pub(crate) measure: Measure,
     /// Whether PostgreSQL is set up to archive, and its last attempt did not fail.
@@ -119,8 +119,8 @@ pub(crate) async fn examine(
     let pgdata = pgdata(selection)?.to_owned();
     let control = source::data_directory(report, &pgdata);
     let Some(control) = control else { return Ok(None) };
-    let ground = BackupRoots::new(&pgdata, &control, &settings.extra_paths);
-    let measured = measure(report, &ground, &pgdata, &settings.extra_paths).await;
+    let roots = BackupRoots::new(&pgdata, &control, &settings.extra_paths);
+    let measured = measure(report, &roots, &pgdata, &settings.extra_paths).await;
     let measure = measured.as_ref().map(|(measure, _)| *measure);
     let connected = source::server(report, settings, &pgdata, &control).await;
     let destinations = repository::destinations(report, selection, (&control).into()).await;
@@ -131,7 +131,7 @@ pub(crate) async fn examine(
     }
     let Some((mut server, identity)) = connected else { return Ok(None) };
     if let Some((_, entered)) = &measured {
-        visible::examine(report, &mut server, &ground, entered).await;
+        visible::examine(report, &mut server, &roots, entered).await;
     }
     source::rights(report, &mut server, identity.in_recovery).await;
     source::configuration(report, &mut server, &identity, &pgdata, settings).await;
@@ -141,14 +141,14 @@ pub(crate) async fn examine(
     let archives = archiving::settings(report, &mut server, &identity).await
         && archiving::archiver(report, &mut server, patience).await;
     let Some(measure) = measure else { return Ok(None) };
-    let source = LocalSource { pgdata, control, identity, destinations, ground, measure, archives };
+    let source = LocalSource { pgdata, control, identity, destinations, roots, measure, archives };
     Ok(Some(Examined { server, source }))
 }
 
 /// That all of it can be read, and how much it is.
 async fn measure(
     report: &mut CheckReport,
-    ground: &BackupRoots,
+    roots: &BackupRoots,
     pgdata: &Path,
     extra_paths: &[PathBuf],
 ) -> Option<(Measure, Entered)> {
@@ -160,7 +160,7 @@ async fn measure(
             return None;
         }
     }
-    let walked = ground.clone();
+    let walked = roots.clone();
     let measured = tokio::task::spawn_blocking(move || walked.measure()).await;
     let measured = measured.map_err(anyhow::Error::from).and_then(|measured| measured);
     let (measure, entered) = report.take(what, measured)?;

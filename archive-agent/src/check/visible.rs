@@ -18,14 +18,14 @@ const ADVICE: &str = "mount it where this process runs, at the same place as for
 pub(super) async fn examine(
     report: &mut CheckReport,
     server: &mut Server,
-    ground: &BackupRoots,
+    roots: &BackupRoots,
     entered: &Entered,
 ) {
     let what = "tablespaces and databases";
-    match report.take(what, unseen(server, ground, entered).await) {
+    match report.take(what, unseen(server, roots, entered).await) {
         None => {}
         Some(unseen) if unseen.is_empty() => report.ok(what, "all that the server has are seen here"),
-        Some(unseen) => report.failed(what, describe(ground, &unseen), ADVICE),
+        Some(unseen) => report.failed(what, describe(roots, &unseen), ADVICE),
     }
 }
 
@@ -33,7 +33,7 @@ pub(super) async fn examine(
 /// dropped meanwhile does not count.
 async fn unseen(
     server: &mut Server,
-    ground: &BackupRoots,
+    roots: &BackupRoots,
     entered: &Entered,
 ) -> anyhow::Result<Vec<TablespaceDirectory>> {
     let mut unseen = server.places().await?;
@@ -41,7 +41,7 @@ async fn unseen(
     if unseen.is_empty() {
         return Ok(unseen);
     }
-    let looking = ground.clone();
+    let looking = roots.clone();
     let mut unseen = tokio::task::spawn_blocking(move || {
         unseen.retain(|place| !looking.sees(place));
         unseen
@@ -56,7 +56,7 @@ async fn unseen(
 /// There is no backup without what the server had before the walk, `before`, and still has, and the walk did not meet.
 pub(crate) async fn all_seen(
     server: &mut Server,
-    ground: &BackupRoots,
+    roots: &BackupRoots,
     before: &[TablespaceDirectory],
     entered: &Entered,
 ) -> anyhow::Result<()> {
@@ -70,7 +70,7 @@ pub(crate) async fn all_seen(
     if unseen.is_empty() {
         return Ok(());
     }
-    bail!("no backup was made: {}. HINT: {ADVICE}", describe(ground, &unseen))
+    bail!("no backup was made: {}. HINT: {ADVICE}", describe(roots, &unseen))
 }
 
 /// Drops what the server does not have any more.
@@ -83,7 +83,7 @@ async fn keep_those_there(places: &mut Vec<TablespaceDirectory>, server: &mut Se
     Ok(())
 }
 
-fn describe(ground: &BackupRoots, unseen: &[TablespaceDirectory]) -> String {
-    let names: Vec<String> = unseen.iter().map(|place| ground.shown(place)).collect();
+fn describe(roots: &BackupRoots, unseen: &[TablespaceDirectory]) -> String {
+    let names: Vec<String> = unseen.iter().map(|place| roots.shown(place)).collect();
     format!("the server has files that cannot be seen from here: {}", names.join(", "))
 }

@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 100;
 
 /// One walk.
 pub(super) struct Walk<'a> {
-    pub(super) ground: &'a BackupRoots,
+    pub(super) roots: &'a BackupRoots,
     pub(super) visit: &'a mut dyn FnMut(FoundFile) -> anyhow::Result<()>,
     pub(super) spaces: HashSet<(u64, u64)>,
     pub(super) entered: Entered,
@@ -110,7 +110,7 @@ impl Walk<'_> {
     /// Whether this lies in a tablespace and beside the directory of this version: another version's, or of none.
     fn of_another_version(&self, relative: &Path) -> bool {
         let in_space = relative.starts_with("pg_tblspc") && relative.components().count() == 3;
-        in_space && relative.file_name() != Some(self.ground.version_directory.as_ref())
+        in_space && relative.file_name() != Some(self.roots.version_directory.as_ref())
     }
 
     /// A link in the data directory.

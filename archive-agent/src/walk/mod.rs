@@ -84,7 +84,7 @@ impl BackupRoots {
         &self,
         visit: &mut dyn FnMut(FoundFile) -> anyhow::Result<()>,
     ) -> anyhow::Result<Entered> {
-        let mut walk = Walk { ground: self, visit, spaces: self.spaces()?, entered: Entered::default() };
+        let mut walk = Walk { roots: self, visit, spaces: self.spaces()?, entered: Entered::default() };
         let root = TablePath { root: Root::Data, path: RelativePath::default() };
         // The data directory itself may be reached through a link.
         let meta = fs::metadata(&self.pgdata).with_context(|| cannot_read(&self.pgdata))?;
@@ -178,9 +178,9 @@ mod tests {
         walpoint_base::durable::create(place, b"x").unwrap();
     }
 
-    fn walk(ground: &BackupRoots) -> BTreeMap<String, FoundKind> {
+    fn walk(roots: &BackupRoots) -> BTreeMap<String, FoundKind> {
         let mut all = BTreeMap::new();
-        ground
+        roots
             .walk(&mut |found| {
                 let twice = all.insert(found.path.to_string(), found.kind);
                 assert_eq!(twice, None, "{}", found.path);
@@ -190,7 +190,7 @@ mod tests {
         all
     }
 
-    fn ground(pgdata: &Path, extra_paths: &[PathBuf]) -> BackupRoots {
+    fn roots(pgdata: &Path, extra_paths: &[PathBuf]) -> BackupRoots {
         BackupRoots {
             pgdata: pgdata.to_owned(),
             extra_paths: extra_paths.to_vec(),
@@ -213,8 +213,8 @@ mod tests {
         symlink(&space, data.join("pg_tblspc/16399")).unwrap();
         symlink(dir.path().join("unmounted"), data.join("pg_tblspc/16500")).unwrap();
         symlink(dir.path().join("nowhere"), data.join("pg_tblspc/16501")).unwrap();
-        let ground = ground(&data, &[]);
-        let entered = ground.walk(&mut |_| Ok(())).unwrap();
+        let roots = roots(&data, &[]);
+        let entered = roots.walk(&mut |_| Ok(())).unwrap();
         for (tablespace, database, there) in [
             (16399, None, true),
             (16500, None, false),
@@ -225,12 +225,12 @@ mod tests {
             (DEFAULT_TABLESPACE, Some(6), false),
         ] {
             let place = TablespaceDirectory { tablespace, database, name: String::new() };
-            assert_eq!((entered.has(&place), ground.sees(&place)), (there, there), "{place:?}");
+            assert_eq!((entered.has(&place), roots.sees(&place)), (there, there), "{place:?}");
         }
         let error = entered.check().unwrap_err().to_string();
         assert!(error.starts_with("pg_multixact is missing or empty"), "{error}");
         file(&data.join("pg_multixact/offsets/0000"));
-        ground.measure().unwrap().1.check().unwrap();
+        roots.measure().unwrap().1.check().unwrap();
     }
 
     #[test]
@@ -272,7 +272,7 @@ mod tests {
         symlink("/etc/elsewhere.conf", data.join("postgresql.conf")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(data.join("socket")).unwrap();
 
-        let all = walk(&ground(&data, &[]));
+        let all = walk(&roots(&data, &[]));
         let names: Vec<&str> = all.keys().map(String::as_str).collect();
         let expected = [
             "",
@@ -324,7 +324,7 @@ mod tests {
         symlink("conf.d/a.conf", etc.join("b.conf")).unwrap();
         let single = dir.path().join("single");
         file(&single);
-        let all = walk(&ground(&data, &[etc, single.clone()]));
+        let all = walk(&roots(&data, &[etc, single.clone()]));
         assert_eq!(all["pg_wal"], FoundKind::LinkedDirectory(wal.as_os_str().as_bytes().to_vec()));
         assert!(!all.keys().any(|name| name.starts_with("pg_wal/")));
         let names: Vec<&str> = all.keys().map(String::as_str).filter(|name| name.contains("extra")).collect();
@@ -338,7 +338,7 @@ mod tests {
         ];
         assert_eq!(names, expected);
         assert!(matches!(all["(extra path 1)/"], FoundKind::File(_)));
-        let missing = ground(&data, &[dir.path().join("nothing")]).measure().unwrap_err();
+        let missing = roots(&data, &[dir.path().join("nothing")]).measure().unwrap_err();
         assert!(missing.to_string().contains("nothing of extra_paths"), "{missing}");
     }
 
@@ -348,7 +348,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("base")).unwrap();
         fs::create_dir(dir.path().join("pg_tblspc")).unwrap();
         symlink(".", dir.path().join("base/5")).unwrap();
-        let error = ground(dir.path(), &[]).measure().unwrap_err();
+        let error = roots(dir.path(), &[]).measure().unwrap_err();
         assert!(error.to_string().contains("circle"), "{error:#}");
     }
 }

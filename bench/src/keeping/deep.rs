@@ -2,7 +2,7 @@
 //! repository holds when all others are expired.
 
 use super::finding::BoundFinding;
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use super::load;
 use super::ours::{OurRepository, Settings};
 use super::server::EndedServer;
@@ -13,37 +13,37 @@ use crate::stats::median;
 /// How deep.
 const DAYS: u32 = 20;
 
-pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
-    let server = EndedServer::of_data_set(ground);
+pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(scene);
     load::prepare_days(&server);
     server.settle();
     let keeps_one = Settings { keeps_one: true, ..Settings::default() };
-    let deep = OurRepository::of(ground, StoreKind::Local, keeps_one, server.cluster())?;
-    deep.backup(ground, server.cluster(), "full", 0)?;
-    let mut held = deep.stored(ground);
+    let deep = OurRepository::of(scene, StoreKind::Local, keeps_one, server.cluster())?;
+    deep.backup(scene, server.cluster(), "full", 0)?;
+    let mut held = deep.stored(scene);
     let mut added = Vec::new();
     for day in 1..=DAYS {
-        load::day(&server, day, ground.size);
+        load::day(&server, day, scene.size);
         server.settle();
-        deep.backup(ground, server.cluster(), "incremental", day)?;
-        let now = deep.stored(ground);
+        deep.backup(scene, server.cluster(), "incremental", day)?;
+        let now = deep.stored(scene);
         added.push((now - held) as f64);
         held = now;
     }
-    let fresh = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
-    fresh.backup(ground, server.cluster(), "full", DAYS + 1)?;
-    let live = fresh.stored(ground) as f64;
+    let fresh = OurRepository::of(scene, StoreKind::Local, Settings::default(), server.cluster())?;
+    fresh.backup(scene, server.cluster(), "full", DAYS + 1)?;
+    let live = fresh.stored(scene) as f64;
 
     let mut times = Vec::new();
-    for round in 0..=ground.rounds {
-        let restore = |ground: &mut KeepingBed<'_>, of_deep: bool| {
+    for round in 0..=scene.rounds {
+        let restore = |scene: &mut KeepingBed<'_>, of_deep: bool| {
             let (what, repository) =
                 if of_deep { ("restore, deep", &deep) } else { ("restore, fresh", &fresh) };
-            let seen = repository.restore(ground, false, what, round)?;
+            let seen = repository.restore(scene, false, what, round)?;
             Ok::<f64, String>(seen.report.seconds)
         };
         let deep_first = round.is_multiple_of(2);
-        let (first, second) = (restore(ground, deep_first)?, restore(ground, !deep_first)?);
+        let (first, second) = (restore(scene, deep_first)?, restore(scene, !deep_first)?);
         let (of_deep, of_fresh) = if deep_first { (first, second) } else { (second, first) };
         if round > 0 {
             times.push(of_deep / of_fresh);
@@ -52,13 +52,13 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
 
     // One run announces, the next one deletes.
     for run in 1..=2 {
-        deep.agent(ground, "expire", "expire", run)?;
+        deep.agent(scene, "expire", "expire", run)?;
     }
     let (kept, waiting) = kept_and_waiting(&deep.printed()?)?;
     if kept != 1 || waiting != 0 {
         return Err(format!("{kept} backups stayed, and {waiting} objects wait to be deleted"));
     }
-    let left = deep.stored(ground) as f64;
+    let left = deep.stored(scene) as f64;
     let note = format!(
         "each increment after pgbench on random accounts and an application's day (random keys, documents, imports, a partition that \
          comes and one that goes, VACUUM FULL now and then): {} % of what a full backup stores ({} MB) each. Before expire the \
@@ -67,8 +67,8 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
         number(live / 1e6),
         number(held as f64 / live)
     );
-    deep.remove(ground);
-    fresh.remove(ground);
+    deep.remove(scene);
+    fresh.remove(scene);
     Ok(vec![
         BoundFinding::within("time of the restore, against a fresh full", "×", GoodSide::AtMost, 1.3, &times)
             .noting(note.clone()),

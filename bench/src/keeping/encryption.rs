@@ -1,7 +1,7 @@
 //! `encryption`: the same work on a repository that is encrypted and on one that is not, in turn.
 
 use super::finding::BoundFinding;
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
 use super::server::EndedServer;
 use crate::figures::GoodSide;
@@ -10,15 +10,15 @@ use crate::place::StoreKind;
 /// What is measured, in order.
 const WORK: [&str; 3] = ["archive", "backup", "restore"];
 
-pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
-    let server = EndedServer::of_data_set(ground);
+pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let server = EndedServer::of_data_set(scene);
     let mut ratios: [Vec<f64>; 3] = Default::default();
-    for round in 0..=ground.rounds {
+    for round in 0..=scene.rounds {
         // Nobody is always the first.
         let encrypted_first = round.is_multiple_of(2);
         let mut times = [[0.0; 3]; 2];
         for encrypted in [encrypted_first, !encrypted_first] {
-            times[usize::from(encrypted)] = once(ground, &server, encrypted, round)?;
+            times[usize::from(encrypted)] = once(scene, &server, encrypted, round)?;
         }
         if round > 0 {
             for (n, all) in ratios.iter_mut().enumerate() {
@@ -35,7 +35,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
 
 /// Seconds of archiving, of a backup, of its restore.
 fn once(
-    ground: &mut KeepingBed<'_>,
+    scene: &mut KeepingBed<'_>,
     server: &EndedServer,
     encrypted: bool,
     round: u32,
@@ -44,16 +44,16 @@ fn once(
     let what = |work: &str| format!("{work}{}", if encrypted { ", encrypted" } else { "" });
     let [archive, backup, restore] = WORK.map(what);
 
-    let wal = ground.data.wal.clone();
-    let repository = OurRepository::make(ground, StoreKind::Local, settings, &wal, None)?;
-    let segments = ground.data.segments();
-    let archived = repository.archive(ground, segments, &archive, round)?.report.seconds;
-    repository.remove(ground);
+    let wal = scene.data.wal.clone();
+    let repository = OurRepository::make(scene, StoreKind::Local, settings, &wal, None)?;
+    let segments = scene.data.segments();
+    let archived = repository.archive(scene, segments, &archive, round)?.report.seconds;
+    repository.remove(scene);
 
     server.settle();
-    let repository = OurRepository::of(ground, StoreKind::Local, settings, server.cluster())?;
-    let backed_up = repository.backup(ground, server.cluster(), &backup, round)?.report.seconds;
-    let restored = repository.restore(ground, false, &restore, round)?.report.seconds;
-    repository.remove(ground);
+    let repository = OurRepository::of(scene, StoreKind::Local, settings, server.cluster())?;
+    let backed_up = repository.backup(scene, server.cluster(), &backup, round)?.report.seconds;
+    let restored = repository.restore(scene, false, &restore, round)?.report.seconds;
+    repository.remove(scene);
     Ok([archived, backed_up, restored])
 }

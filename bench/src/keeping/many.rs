@@ -1,7 +1,7 @@
 //! `many-files`: a full backup and a restore of very many small relations, against the same bytes in few files.
 
 use super::finding::BoundFinding;
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
 use super::relations::Pair;
 use super::server::EndedServer;
@@ -18,22 +18,22 @@ struct Round {
     restore: f64,
 }
 
-pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
-    let relations = if ground.is_quick() { RELATIONS_QUICK } else { RELATIONS };
-    let pair = Pair::make(ground, relations).map_err(|e| format!("making files: {e}"))?;
+pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let relations = if scene.is_quick() { RELATIONS_QUICK } else { RELATIONS };
+    let pair = Pair::make(scene, relations).map_err(|e| format!("making files: {e}"))?;
     let (mut backups, mut restores, mut memory) = (Vec::new(), Vec::new(), [0u64; 2]);
-    for round in 0..=ground.few_rounds() {
-        let mut of = |ground: &mut KeepingBed<'_>, many: bool| {
+    for round in 0..=scene.few_rounds() {
+        let mut of = |scene: &mut KeepingBed<'_>, many: bool| {
             let (what, server) = if many { ("many files", &pair.many) } else { ("few files", &pair.few) };
-            let (times, peaks) = once(ground, server, what, pair.bytes, round)?;
+            let (times, peaks) = once(scene, server, what, pair.bytes, round)?;
             if many {
                 memory = [memory[0].max(peaks[0]), memory[1].max(peaks[1])];
             }
             Ok::<Round, String>(times)
         };
         let many_first = round.is_multiple_of(2);
-        let first = of(ground, many_first)?;
-        let second = of(ground, !many_first)?;
+        let first = of(scene, many_first)?;
+        let second = of(scene, !many_first)?;
         let (many, few) = if many_first { (first, second) } else { (second, first) };
         if round > 0 {
             backups.push(many.backup / few.backup);
@@ -63,18 +63,18 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
 
 /// A backup and a restore; how long, and the peak memory of both.
 fn once(
-    ground: &mut KeepingBed<'_>,
+    scene: &mut KeepingBed<'_>,
     server: &EndedServer,
     what: &str,
     bytes: u64,
     round: u32,
 ) -> Result<(Round, [u64; 2]), String> {
     server.settle();
-    let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
-    let backup = repository.backup(ground, server.cluster(), &format!("backup, {what}"), round)?;
-    let restore = repository.restore(ground, false, &format!("restore, {what}"), round)?;
-    repository.remove(ground);
-    let restored = bytes_below(&bed::target(ground.work));
+    let repository = OurRepository::of(scene, StoreKind::Local, Settings::default(), server.cluster())?;
+    let backup = repository.backup(scene, server.cluster(), &format!("backup, {what}"), round)?;
+    let restore = repository.restore(scene, false, &format!("restore, {what}"), round)?;
+    repository.remove(scene);
+    let restored = bytes_below(&bed::target(scene.work));
     if restored < bytes {
         return Err(format!("{restored} bytes were restored of {bytes}"));
     }

@@ -3,7 +3,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`ground`] | what a row is measured in |
+//! | [`scene`] | what a row is measured in |
 //! | [`ours`] | a repository of ours, and what is done with it |
 //! | [`server`] | a running cluster that a row may change |
 //! | [`load`] | what happens to it between two backups |
@@ -19,7 +19,7 @@
 pub mod changed;
 pub mod damage;
 pub mod finding;
-pub mod ground;
+pub mod scene;
 pub mod load;
 pub mod ours;
 pub mod relations;
@@ -36,7 +36,7 @@ mod uniform;
 mod verify;
 
 use self::finding::BoundFinding;
-use self::ground::KeepingBed;
+use self::scene::KeepingBed;
 use crate::data::Data;
 use crate::place::Stores;
 use crate::run::RunPlan;
@@ -101,7 +101,7 @@ pub fn run(
 ) -> Vec<BoundFinding> {
     let mut all = Vec::new();
     for row in &plan.keeping {
-        let mut ground = KeepingBed {
+        let mut scene = KeepingBed {
             work,
             data,
             stores: &mut *stores,
@@ -112,9 +112,9 @@ pub fn run(
             foreign: Vec::new(),
         };
         let begun = std::time::Instant::now();
-        match (row.measure)(&mut ground) {
+        match (row.measure)(&mut scene) {
             Ok(findings) => {
-                let foreign = ground.foreign_share();
+                let foreign = scene.foreign_share();
                 all.extend(findings.into_iter().map(|found| BoundFinding {
                     row: row.name,
                     foreign,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use walpoint_tests::cluster::Cluster;
 
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use crate::bed::{self, Bed, Seen, Task};
 use crate::drive::WorkKind as Load;
 use crate::place::StoreKind;
@@ -34,32 +34,32 @@ pub struct OurRepository {
 impl OurRepository {
     /// Makes an empty one for a data directory.
     pub fn make(
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         store: StoreKind,
         settings: Settings,
         pgdata: &Path,
         cluster: Option<&Cluster>,
     ) -> Result<OurRepository, String> {
-        let tool = with(ground.ours, settings);
-        let bed = Bed::make(&tool, store, pgdata, &mut ground.surroundings(cluster))?;
+        let tool = with(scene.ours, settings);
+        let bed = Bed::make(&tool, store, pgdata, &mut scene.surroundings(cluster))?;
         Ok(OurRepository { bed })
     }
 
     /// One for a running cluster.
     pub fn of(
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         store: StoreKind,
         settings: Settings,
         cluster: &Cluster,
     ) -> Result<OurRepository, String> {
-        OurRepository::make(ground, store, settings, cluster.pgdata(), Some(cluster))
+        OurRepository::make(scene, store, settings, cluster.pgdata(), Some(cluster))
     }
 
     /// Takes a backup of the running cluster, beside the daemon that archives for it. The first one is a full one; each
     /// further one is incremental.
     pub fn backup(
         &self,
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         cluster: &Cluster,
         what: &str,
         round: u32,
@@ -77,27 +77,27 @@ impl OurRepository {
             at: cluster.pgdata(),
             look_ms: KeepingBed::look_ms(round),
         };
-        let seen = self.bed.measure(task, &mut ground.surroundings(Some(cluster)), ready);
+        let seen = self.bed.measure(task, &mut scene.surroundings(Some(cluster)), ready);
         wait_for_archiver(cluster);
         archive_by(cluster, "/bin/true");
         let seen = seen?;
-        ground.note(&format!("round {round}: {what}"), &seen);
+        scene.note(&format!("round {round}: {what}"), &seen);
         Ok(seen)
     }
 
     /// Archives segments of the data set by PostgreSQL's protocol.
     pub fn archive(
         &self,
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         segments: Vec<String>,
         what: &str,
         round: u32,
     ) -> Result<Seen, String> {
-        let wal = ground.data.wal.clone();
+        let wal = scene.data.wal.clone();
         crate::drive::clear_archive_status(&wal);
         let archive = command(&self.bed.tool().archive)?.to_owned();
         self.measure(
-            ground,
+            scene,
             Load::Archive { segments },
             (&archive, &wal),
             &format!("round {round}: {what}"),
@@ -108,38 +108,38 @@ impl OurRepository {
     /// Restores the newest backup into the target, which is not there, or is repaired with `--delta`.
     pub fn restore(
         &self,
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         delta: bool,
         what: &str,
         round: u32,
     ) -> Result<Seen, String> {
-        let target = bed::target(ground.work);
-        ground.work.dir("run");
+        let target = bed::target(scene.work);
+        scene.work.dir("run");
         if !delta {
-            ground.put_aside().map_err(|e| format!("putting a restored directory aside: {e}"))?;
+            scene.put_aside().map_err(|e| format!("putting a restored directory aside: {e}"))?;
         }
         let restore = command(&self.bed.tool().restore)?;
         let restore = format!("{restore}{} --json > {PRINTED}", if delta { " --delta" } else { "" });
         let at = target.parent().expect("a directory").to_owned();
-        self.measure(ground, Load::Once, (&restore, &at), &format!("round {round}: {what}"), round)
+        self.measure(scene, Load::Once, (&restore, &at), &format!("round {round}: {what}"), round)
     }
 
     /// Runs a command of `archive-agent` that prints JSON.
     pub fn agent(
         &self,
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         arguments: &str,
         what: &str,
         round: u32,
     ) -> Result<Seen, String> {
         let command = format!("{{bin}}/archive-agent {arguments} --quiet --json > {PRINTED}");
-        let at = ground.work.dir("run");
-        self.measure(ground, Load::Once, (&command, &at), &format!("round {round}: {what}"), round)
+        let at = scene.work.dir("run");
+        self.measure(scene, Load::Once, (&command, &at), &format!("round {round}: {what}"), round)
     }
 
     fn measure(
         &self,
-        ground: &mut KeepingBed<'_>,
+        scene: &mut KeepingBed<'_>,
         load: Load,
         (command, at): (&str, &Path),
         what: &str,
@@ -147,8 +147,8 @@ impl OurRepository {
     ) -> Result<Seen, String> {
         let daemon = matches!(load, Load::Archive { .. });
         let task = Task { load, command, daemon, at, look_ms: KeepingBed::look_ms(round) };
-        let seen = self.bed.measure(task, &mut ground.surroundings(None), || Ok(()))?;
-        ground.note(what, &seen);
+        let seen = self.bed.measure(task, &mut scene.surroundings(None), || Ok(()))?;
+        scene.note(what, &seen);
         Ok(seen)
     }
 
@@ -160,13 +160,13 @@ impl OurRepository {
     }
 
     /// The bytes of all its objects.
-    pub fn stored(&self, ground: &mut KeepingBed<'_>) -> u64 {
-        self.bed.place().stored(ground.stores)
+    pub fn stored(&self, scene: &mut KeepingBed<'_>) -> u64 {
+        self.bed.place().stored(scene.stores)
     }
 
     /// Removes it.
-    pub fn remove(self, ground: &mut KeepingBed<'_>) {
-        self.bed.remove(ground.stores);
+    pub fn remove(self, scene: &mut KeepingBed<'_>) {
+        self.bed.remove(scene.stores);
     }
 }
 

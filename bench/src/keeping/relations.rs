@@ -16,7 +16,7 @@ use walpoint_tests::cluster::Cluster;
 use walpoint_tests::user;
 
 use super::damage::files_below;
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use super::server::{self, EndedServer};
 use crate::data::MAJOR;
 
@@ -47,20 +47,20 @@ pub struct Pair {
 
 impl Pair {
     /// Makes them with so many relations.
-    pub fn make(ground: &KeepingBed<'_>, relations: u32) -> io::Result<Pair> {
+    pub fn make(scene: &KeepingBed<'_>, relations: u32) -> io::Result<Pair> {
         let empty = Cluster::builder()
             .major(MAJOR)
             .conf("archive_mode", "on")
             .conf("archive_command", "/bin/true")
             .conf("autovacuum", "off")
             .init();
-        let places = ["many", "few"].map(|name| ground.place_for(name));
+        let places = ["many", "few"].map(|name| scene.place_for(name));
         for place in &places {
             server::copy(empty.pgdata(), place);
         }
         let [many, few] = &places;
         let database = newest_database(many)?;
-        let mut source = Pages::of(&ground.data.cluster)?;
+        let mut source = Pages::of(&scene.data.cluster)?;
         let mut big = Big::new(few.join(&database));
         let mut bytes = 0;
         for (n, &pages) in (0..relations).zip(PAGES.iter().cycle()) {

@@ -9,7 +9,7 @@ use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::process;
 
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use crate::data::MAJOR;
 use crate::run::wait_for_archiver;
 
@@ -31,9 +31,9 @@ impl EndedServer {
     }
 
     /// Copies the data set's cluster and starts it.
-    pub fn of_data_set(ground: &KeepingBed<'_>) -> EndedServer {
-        let place = ground.place_for("cluster");
-        copy(&ground.data.cluster, &place);
+    pub fn of_data_set(scene: &KeepingBed<'_>) -> EndedServer {
+        let place = scene.place_for("cluster");
+        copy(&scene.data.cluster, &place);
         EndedServer::start(place)
     }
 

@@ -3,7 +3,7 @@
 
 use super::changed;
 use super::finding::BoundFinding;
-use super::ground::KeepingBed;
+use super::scene::KeepingBed;
 use super::load;
 use super::ours::{OurRepository, Settings};
 use super::server::EndedServer;
@@ -14,25 +14,25 @@ use crate::stats::median;
 /// A row in this share of the blocks is updated. Indexes add to it, and blocks that are met twice take from it.
 const SHARE: f64 = 0.05;
 
-pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
-    let mut server = EndedServer::of_data_set(ground);
-    let copy = ground.place_for("copy");
+pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, String> {
+    let mut server = EndedServer::of_data_set(scene);
+    let copy = scene.place_for("copy");
     let io = |e: std::io::Error| format!("comparing the cluster: {e}");
     server.settle();
     server.offline(|pgdata| changed::take(pgdata, &copy)).map_err(io)?;
     let (mut stored, mut times, mut shares) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..=ground.few_rounds() {
-        let repository = OurRepository::of(ground, StoreKind::Local, Settings::default(), server.cluster())?;
-        let full = repository.backup(ground, server.cluster(), "full", round)?;
-        let before = repository.stored(ground);
+    for round in 0..=scene.few_rounds() {
+        let repository = OurRepository::of(scene, StoreKind::Local, Settings::default(), server.cluster())?;
+        let full = repository.backup(scene, server.cluster(), "full", round)?;
+        let before = repository.stored(scene);
         load::uniform(&server, SHARE);
         server.settle();
         let differs = server.offline(|pgdata| changed::take(pgdata, &copy)).map_err(io)?;
-        let incremental = repository.backup(ground, server.cluster(), "incremental", round)?;
-        let added = repository.stored(ground) - before;
+        let incremental = repository.backup(scene, server.cluster(), "incremental", round)?;
+        let added = repository.stored(scene) - before;
         eprintln!(
             "{}: round {round}: {:.2} % of {} blocks changed, compressed {} MB; stored {} MB",
-            ground.row,
+            scene.row,
             differs.share() * 100.0,
             differs.blocks,
             number(differs.compressed as f64 / 1e6),
@@ -44,7 +44,7 @@ pub(super) fn measure(ground: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, 
             times.push(incremental.report.seconds / full.report.seconds);
             shares.push(differs.share() * 100.0);
         }
-        repository.remove(ground);
+        repository.remove(scene);
     }
     let note = format!(
         "a row is updated in each of 5 % of the blocks of every large table; with indexes {} % of all blocks change. Changed \

@@ -63,7 +63,7 @@ fn damaged_pages_are_reported_by_file_and_block_and_recorded() {
     bed.repository().list().iter().for_each(|listed| {
         assert!(
             !matches!(listed.state, walpoint_repo::backup::ListedState::Unfinished),
-            "it was ended: {listed:?}"
+            "it was aborted: {listed:?}"
         );
     });
 }

@@ -313,7 +313,7 @@ impl Backups {
 
     fn ended(&self, id: BackupId, tombstone: &Tombstone) -> RepoError {
         let Tombstone { ended, reason, .. } = tombstone;
-        let what = format!("the backup never finished, it was ended at {ended}: {reason}");
+        let what = format!("the backup never finished, it was aborted at {ended}: {reason}");
         RepoError::Refused { key: self.paths.manifest(id), what }
     }
 

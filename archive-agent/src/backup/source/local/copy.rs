@@ -43,7 +43,7 @@ pub(super) fn positions() -> (Newest, Positions) {
 /// The threads that copy a data directory.
 pub(super) struct CopyThreads<'a> {
     /// What is walked over.
-    pub(super) ground: &'a BackupRoots,
+    pub(super) roots: &'a BackupRoots,
     /// What they share.
     pub(super) shared: &'a Arc<Shared>,
     /// Where the files go.
@@ -82,9 +82,9 @@ impl CopyThreads<'_> {
             let streams = self.replicas.streams();
             threads.spawn_blocking(move || read_all(&shared, streams, &receiver));
         }
-        let (ground, shared, slot) = (self.ground.clone(), Arc::clone(self.shared), Arc::clone(entered));
+        let (roots, shared, slot) = (self.roots.clone(), Arc::clone(self.shared), Arc::clone(entered));
         threads.spawn_blocking(move || {
-            let entered = walk(&ground, &shared, &sender)?;
+            let entered = walk(&roots, &shared, &sender)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(entered);
             Ok(())
         });
@@ -121,13 +121,13 @@ impl CopyThreads<'_> {
 }
 
 fn walk(
-    ground: &BackupRoots,
+    roots: &BackupRoots,
     shared: &Shared,
     sender: &SyncSender<Vec<FoundFile>>,
 ) -> anyhow::Result<Entered> {
     let hand_on = |batch| sender.send(batch).map_err(|_| anyhow!("all readers of the backup have ended"));
     let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
-    let entered = ground.walk(&mut |found| {
+    let entered = roots.walk(&mut |found| {
         if shared.stop.is_cancelled() {
             return Err(anyhow!("the backup was stopped"));
         }

@@ -100,7 +100,7 @@ impl Started for LocalBackup {
         let shared = Shared::new(begun.block_size, pages, request.stop.child_token(), progress.clone())?;
         let shared = Arc::new(shared);
         let readers = MemoryBudget::of(request.settings(), replicas.len()).readers;
-        let threads = CopyThreads { ground: &source.ground, shared: &shared, replicas, readers };
+        let threads = CopyThreads { roots: &source.roots, shared: &shared, replicas, readers };
         let entered = threads.copy(&mut session, positions).await;
         progress.end();
         let entered = entered?;
@@ -151,7 +151,7 @@ async fn stop(
     let ended = server.clock().await?.to_time();
     // Once more: another directory may have been mounted there meanwhile.
     let proven = request.unless_stopped(whose_files::prove(&mut server, &source.pgdata)).await?;
-    request.unless_stopped(visible::all_seen(&mut server, &source.ground, places, entered)).await?;
+    request.unless_stopped(visible::all_seen(&mut server, &source.roots, places, entered)).await?;
     whose_files::same_process(start, stop.process)?;
     whose_files::same_process(stop.process, proven)?;
     Ok(Stopped { stop, ended, server })
