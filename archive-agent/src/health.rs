@@ -17,7 +17,7 @@ use crate::selection::selections;
 pub(crate) const PUSH_SOCKET: &str = ": push socket";
 
 /// A daemon that has not answered by then hangs: nothing that is asked needs a store.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the command: an error names every socket that does not answer. Where the daemon of another cluster knows why one is
 /// not there, that is one of the problems that it has, which a restart would not cure.
@@ -56,7 +56,7 @@ pub(crate) enum NoAnswer {
     #[error("no process listens there: {0}")]
     Absent(std::io::Error),
     /// One does, and it does not answer.
-    #[error("it gave no answer within {}: {error}", human::span(PATIENCE))]
+    #[error("it gave no answer within {}: {error}", human::span(TIME_LIMIT))]
     Silent {
         /// What became of the conversation.
         error: std::io::Error,
@@ -65,7 +65,7 @@ pub(crate) enum NoAnswer {
 
 /// What the daemon at a socket says.
 pub(crate) fn ask(socket: &Path) -> Result<HealthReply, NoAnswer> {
-    let mut stream = connect(socket, PATIENCE).map_err(|error| match error.kind() {
+    let mut stream = connect(socket, TIME_LIMIT).map_err(|error| match error.kind() {
         std::io::ErrorKind::TimedOut => NoAnswer::Silent { error },
         _ => NoAnswer::Absent(error),
     })?;

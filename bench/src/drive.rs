@@ -94,7 +94,7 @@ const START: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(400);
 
 /// How long what is asked to end may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// The driver's process: from standard input to standard output.
 pub fn main() {
@@ -213,7 +213,7 @@ impl Driver {
             }
         }
         drop(self.daemon.take());
-        processes::end_all(PATIENCE);
+        processes::end_all(TIME_LIMIT);
         report.cpu = processes::reaped_cpu() - self.before;
         report
     }

@@ -67,7 +67,7 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 /// Ends everything below this process: politely, then not; and reaps it.
-pub fn end_all(patience: Duration) {
+pub fn end_all(time_limit: Duration) {
     let begun = Instant::now();
     let mut asked = HashSet::new();
     loop {
@@ -76,7 +76,7 @@ pub fn end_all(patience: Duration) {
         if alive.is_empty() {
             return;
         }
-        let signal = if begun.elapsed() > patience { Signal::KILL } else { Signal::TERM };
+        let signal = if begun.elapsed() > time_limit { Signal::KILL } else { Signal::TERM };
         for pid in alive {
             if asked.insert((pid, signal.as_raw()))
                 && let Some(pid) = Pid::from_raw(pid.cast_signed())

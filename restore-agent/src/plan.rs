@@ -2,7 +2,7 @@
 //!
 //! All repositories are asked at the same time, because one may lag behind another: it lacks the newest backup, timeline or
 //! restore point, and would give an older answer as if it were the only one. `choice` says which answer counts. A repository
-//! that cannot be read is skipped with a warning, and so is one that has not answered [`ask::PATIENCE`] after another one gave a plan.
+//! that cannot be read is skipped with a warning, and so is one that has not answered [`ask::TIME_LIMIT`] after another one gave a plan.
 //!
 //! | module | owns |
 //! |---|---|
@@ -190,7 +190,7 @@ impl<'a> Known<'a> {
                     tracing::warn!(
                         "repository \"{name}\" was skipped: {} after another one gave a plan it has not answered; what only \
                          it has is not in the plan",
-                        human::span(ask::PATIENCE)
+                        human::span(ask::TIME_LIMIT)
                     );
                     known.skipped.push(name);
                 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use walpoint_base::socket::{
     HealthReply, HealthRequest, Message, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, connect,
-    push_patience,
+    push_time_limit,
 };
 
 use crate::file::WalFile;
@@ -119,7 +119,7 @@ fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply,
         _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
     })?;
 
-    let (asked, limit) = (Instant::now(), push_patience(file.identity.size));
+    let (asked, limit) = (Instant::now(), push_time_limit(file.identity.size));
     let request = PushRequest { name: file.name.to_string(), identity: file.identity };
     let mut reply = request.write(&mut stream).and_then(|()| PushReply::read(&mut stream));
     while matches!(reply, Ok(PushReply { outcome: PushOutcome::Working, .. })) {

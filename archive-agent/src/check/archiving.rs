@@ -66,11 +66,11 @@ fn means(settings: &ArchiveSettings) -> String {
 }
 
 /// Whether the archiver's last attempt succeeded. One that failed gets as long as PostgreSQL needs to try again, at most
-/// `patience`.
-pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, patience: Duration) -> bool {
+/// `time_limit`.
+pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, time_limit: Duration) -> bool {
     let what = "archiver";
-    let patience = patience.min(ARCHIVER_PAUSE);
-    let (deadline, mut told) = (Instant::now() + patience, false);
+    let time_limit = time_limit.min(ARCHIVER_PAUSE);
+    let (deadline, mut told) = (Instant::now() + time_limit, false);
     loop {
         let Some(stats) = report.take(what, server.archiver_stats().await.map_err(Into::into)) else {
             return false;
@@ -89,7 +89,7 @@ pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, pati
             return false;
         }
         if !std::mem::replace(&mut told, true) {
-            let (found, limit) = (describe(&stats), human::span(patience));
+            let (found, limit) = (describe(&stats), human::span(time_limit));
             tracing::info!("waiting for PostgreSQL to archive it after all, for at most {limit}: {found}");
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -112,7 +112,7 @@ pub(crate) struct LocalSource {
 pub(crate) async fn examine(
     report: &mut CheckReport,
     selection: &Selection<StoreSettings>,
-    patience: Duration,
+    time_limit: Duration,
     full: bool,
 ) -> Result<Option<Examined>, Failure> {
     let settings = &selection.settings;
@@ -139,7 +139,7 @@ pub(crate) async fn examine(
     recovery::settings(report, &mut server).await;
     source::page_checksums(report, &identity);
     let archives = archiving::settings(report, &mut server, &identity).await
-        && archiving::archiver(report, &mut server, patience).await;
+        && archiving::archiver(report, &mut server, time_limit).await;
     let Some(measure) = measure else { return Ok(None) };
     let source = LocalSource { pgdata, control, identity, destinations, roots, measure, archives };
     Ok(Some(Examined { server, source }))

@@ -53,7 +53,7 @@ pub(crate) fn why_remote(asked: bool, selection: &Selection<StoreSettings>) -> O
 pub(crate) async fn examine_remote(
     report: &mut CheckReport,
     selection: &Selection<StoreSettings>,
-    patience: Duration,
+    time_limit: Duration,
     full: bool,
 ) -> Option<RemoteSource> {
     let settings = &selection.settings;
@@ -72,7 +72,7 @@ pub(crate) async fn examine_remote(
     outside(report, &mut server, &identity, settings).await;
     source::page_checksums(report, &identity);
     let archives = archiving::settings(report, &mut server, &identity).await
-        && archiving::archiver(report, &mut server, patience).await;
+        && archiving::archiver(report, &mut server, time_limit).await;
     Some(RemoteSource { server, identity, destinations, pgdata, archives })
 }
 

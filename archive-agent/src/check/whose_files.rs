@@ -19,7 +19,7 @@ const MOST: u32 = 16;
 
 /// How long a file may take to appear or to disappear: at once in a local directory, later in one that another machine mounts.
 /// The open transaction holds back vacuum, and a standby may cancel it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -56,7 +56,7 @@ async fn until(pgdata: &Path, exported: &ExportedSnapshots, there: bool) -> anyh
         if found == (if there { ExportedFiles::All } else { ExportedFiles::None }) {
             return Ok(true);
         }
-        if began.elapsed() >= PATIENCE {
+        if began.elapsed() >= TIME_LIMIT {
             return Ok(false);
         }
         tokio::time::sleep(PAUSE).await;

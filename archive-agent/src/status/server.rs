@@ -17,7 +17,7 @@ use crate::wal::upload::Uploader;
 use crate::wal::{ready, split_brain};
 
 /// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// The archiving of a server.
 #[derive(Debug, Clone, Serialize)]
@@ -67,9 +67,9 @@ pub(super) struct ServerState {
 impl ServerState {
     /// Asks the server of a cluster.
     pub(super) async fn of(selection: &Selection<StoreSettings>) -> anyhow::Result<Self> {
-        let asked = tokio::time::timeout(PATIENCE, ask(selection)).await;
+        let asked = tokio::time::timeout(TIME_LIMIT, ask(selection)).await;
         let mut state = asked
-            .with_context(|| format!("the server did not answer within {}", human::span(PATIENCE)))??;
+            .with_context(|| format!("the server did not answer within {}", human::span(TIME_LIMIT)))??;
         if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
             state.compare(&Uploader::new(selection, pgdata)).await;
         }
@@ -79,10 +79,10 @@ impl ServerState {
     /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
     async fn compare(&mut self, uploader: &Uploader) {
         let limit =
-            |what: &str| format!("{what}: the repositories did not answer within {}", human::span(PATIENCE));
+            |what: &str| format!("{what}: the repositories did not answer within {}", human::span(TIME_LIMIT));
         let (gap, splits) = tokio::join!(
-            tokio::time::timeout(PATIENCE, dropped::gap(uploader)),
-            tokio::time::timeout(PATIENCE, split_brain::split_brains(uploader)),
+            tokio::time::timeout(TIME_LIMIT, dropped::gap(uploader)),
+            tokio::time::timeout(TIME_LIMIT, split_brain::split_brains(uploader)),
         );
         let what = "cannot determine whether WAL was dropped that no backup makes up for";
         match gap {

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::WalFileName;
-use walpoint_base::socket::{FileIdentity, PushOutcome, PushReply, PushRequest, push_patience};
+use walpoint_base::socket::{FileIdentity, PushOutcome, PushReply, PushRequest, push_time_limit};
 use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::human;
 use walpoint_storage::object::Codec;
@@ -188,9 +188,9 @@ impl<U: Upload> Archiver<U> {
         };
         let mut storing = pin!(self.make_durable(name, wanted, begun));
         let (mut overflow, mut until) = (None, None::<Instant>);
-        let mut patience = AT_ONCE;
+        let mut budget = AT_ONCE;
         loop {
-            let failed = match tokio::time::timeout(patience, &mut storing).await {
+            let failed = match tokio::time::timeout(budget, &mut storing).await {
                 Ok(Ok(identity)) => return (Ok(identity), None),
                 Ok(Err(NotStored::OtherFile(problem))) => return (Err(NotStored::OtherFile(problem)), None),
                 Ok(Err(problem)) => Some(problem),
@@ -201,16 +201,16 @@ impl<U: Upload> Archiver<U> {
                 Err(_) => None,
             };
             overflow = self.queue.overflow(segment).await;
-            patience = self.queue.patience(wanted.size, overflow.as_ref());
-            until = overflow.map(|_| until.unwrap_or_else(|| Instant::now() + patience));
+            budget = self.queue.retry_budget(wanted.size, overflow.as_ref());
+            until = overflow.map(|_| until.unwrap_or_else(|| Instant::now() + budget));
             if let Some(until) = until {
-                patience = until.saturating_duration_since(Instant::now());
+                budget = until.saturating_duration_since(Instant::now());
             }
             match (failed, until) {
                 (None, _) => {}
                 // What is refused for good now may be taken in a moment: keys are renewed, directories mounted.
-                (Some(_), Some(_)) if !patience.is_zero() => {
-                    tokio::time::sleep(patience.min(PAUSE)).await;
+                (Some(_), Some(_)) if !budget.is_zero() => {
+                    tokio::time::sleep(budget.min(PAUSE)).await;
                     storing.set(self.make_durable(name, wanted, Instant::now()));
                 }
                 (Some(problem), _) => return (Err(problem), overflow),
@@ -227,7 +227,7 @@ impl<U: Upload> Archiver<U> {
         if self.is_stored(name, &wanted).await? {
             return Ok(wanted);
         }
-        let limit = self.patience(wanted.size).await;
+        let limit = self.reply_limit(wanted.size).await;
         loop {
             // Before anything is uploaded: is what lies here the file that PostgreSQL means?
             let seen = match self.uploader.look(name).await {
@@ -289,10 +289,10 @@ impl<U: Upload> Archiver<U> {
         }
     }
 
-    /// [`time_limit`], but half of the client's patience at the most, so that the client hears why.
-    async fn patience(&self, size: u64) -> Duration {
+    /// [`time_limit`], but half of the client's time limit at the most, so that the client hears why.
+    async fn reply_limit(&self, size: u64) -> Duration {
         let limit = time_limit(self.push_timeout, size, self.uploader.pgdata()).await;
-        limit.min(push_patience(size) / 2)
+        limit.min(push_time_limit(size) / 2)
     }
 
     fn other_file(&self, seen: &FileIdentity, wanted: &FileIdentity) -> String {
@@ -376,7 +376,7 @@ impl<U: Upload> Archiver<U> {
         }
     }
 
-    /// Tries until it is stored, it cannot be, or the patience is spent.
+    /// Tries until it is stored, it cannot be, or the time is spent.
     async fn upload(
         &self,
         name: WalFileName,

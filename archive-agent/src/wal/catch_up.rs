@@ -36,7 +36,7 @@ use super::archiver::Archiver;
 use super::base;
 use super::elsewhere::Copies;
 use super::target::{Missed, TargetError, WalTarget};
-use super::upload::{PATIENCE, REST, UploadError, Uploader};
+use super::upload::{TIME_LIMIT, REST, UploadError, Uploader};
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
 /// failure ends it: it is started again.
@@ -149,7 +149,7 @@ async fn catch_up(
 async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, TargetError> {
     let mut opening = pin!(target.archive(cluster));
     loop {
-        match tokio::time::timeout(PATIENCE, &mut opening).await {
+        match tokio::time::timeout(TIME_LIMIT, &mut opening).await {
             Ok(opened) => {
                 return opened.inspect_err(|error| {
                     if error.is_transient() {
@@ -162,7 +162,7 @@ async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, T
                     tracing::warn!(
                         repository = target.name(),
                         "no answer within {} from this repository, which does not have to acknowledge; what it misses is copied later",
-                        human::span(PATIENCE)
+                        human::span(TIME_LIMIT)
                     );
                 }
                 target.rest(REST);

@@ -29,10 +29,10 @@ const FEW: usize = 2;
 const ALL: usize = BLOCKING_THREADS / 2;
 
 /// How long a call waits for one of them. Threads that hang hold a paused clock up, so tests do without one.
-const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
+const TIME_LIMIT: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 
 /// How long a call that only looks at something may take.
-const LOOK: Duration = PATIENCE;
+const LOOK: Duration = TIME_LIMIT;
 
 static CALLS: Mutex<Calls> = Mutex::new(Calls { of: BTreeMap::new(), next: 0 });
 
@@ -191,7 +191,7 @@ impl Call {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, begun).await.map_err(|_| calls().refusal(directory, &of))
+        tokio::time::timeout(TIME_LIMIT, begun).await.map_err(|_| calls().refusal(directory, &of))
     }
 }
 

@@ -20,7 +20,7 @@ use super::split_brain::SplitBrain;
 use super::target::{TargetError, WalTarget};
 
 /// How long another repository may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Whether a segment of `archive`, which is that of `target`, has the content of one that the directory stored in another
 /// repository. One that fails, rests or does not answer in time shows nothing.
@@ -39,7 +39,7 @@ pub(super) async fn shows(
             }
             Ok(there.same_segment(archive, name).await? == Some(true))
         };
-        if let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, look).await {
+        if let Ok(Ok(true)) = tokio::time::timeout(TIME_LIMIT, look).await {
             return Ok(true);
         }
     }

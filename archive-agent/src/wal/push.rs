@@ -42,7 +42,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let overflow = overflow(&uploader, &queue, &path, name).await;
     let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
     let limit = match &overflow {
-        Some(overflow) => queue.patience(size, Some(overflow)),
+        Some(overflow) => queue.retry_budget(size, Some(overflow)),
         None => time_limit(push_timeout, size, pgdata).await,
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);

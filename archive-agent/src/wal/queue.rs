@@ -24,8 +24,8 @@ use super::ready;
 
 /// How long a file of a queue that is too long is tried before it is dropped, and for each MiB of it a little longer. Longer
 /// than an upload rests after a failure.
-const PATIENCE: Duration = Duration::from_secs(8);
-const PATIENCE_PER_MIB: Duration = Duration::from_millis(125);
+const RETRY_BUDGET: Duration = Duration::from_secs(8);
+const RETRY_PER_MIB: Duration = Duration::from_millis(125);
 
 /// The same after one was dropped and nothing was stored since.
 const NO_HOPE: Duration = Duration::from_secs(1);
@@ -137,11 +137,11 @@ impl Queue {
 
     /// How long a file of that many bytes may be tried before the queue is looked at again, or, if that is too long, before it
     /// is dropped.
-    pub(crate) fn patience(&self, bytes: u64, overflow: Option<&Overflow>) -> Duration {
+    pub(crate) fn retry_budget(&self, bytes: u64, overflow: Option<&Overflow>) -> Duration {
         match overflow {
             None => INTERVAL,
             Some(_) if self.dropping.load(Ordering::Relaxed) => NO_HOPE,
-            Some(_) => PATIENCE + PATIENCE_PER_MIB * u32::try_from(bytes >> 20).unwrap_or(u32::MAX),
+            Some(_) => RETRY_BUDGET + RETRY_PER_MIB * u32::try_from(bytes >> 20).unwrap_or(u32::MAX),
         }
     }
 
@@ -266,35 +266,35 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let size = SegmentSize::new(16 << 20).unwrap();
         let overflow = Overflow { files: 9, bytes: 9 << 24, max: 1 };
-        let patience = |name: &str| {
+        let retry_budget = |name: &str| {
             let queue = Queue::new(dir.path(), Some(1));
             queue.take_over(name.parse().unwrap(), size);
-            queue.patience(16 << 20, Some(&overflow))
+            queue.retry_budget(16 << 20, Some(&overflow))
         };
-        let long = PATIENCE + PATIENCE_PER_MIB * 16;
+        let long = RETRY_BUDGET + RETRY_PER_MIB * 16;
         let note = |name: &str, reason| {
             assert_eq!(record(dir.path(), name.parse().unwrap(), reason).unwrap(), Recorded::Yes);
         };
-        assert_eq!(patience("0000000100000000000000FF"), long);
+        assert_eq!(retry_budget("0000000100000000000000FF"), long);
         note("0000000100000000000000FE", DropReason::QueueMax);
-        assert_eq!(patience("0000000100000000000000FF"), NO_HOPE);
-        assert_eq!(patience("0000000100000000000000FE.00000028.backup"), NO_HOPE);
+        assert_eq!(retry_budget("0000000100000000000000FF"), NO_HOPE);
+        assert_eq!(retry_budget("0000000100000000000000FE.00000028.backup"), NO_HOPE);
         note("0000000100000000000000FF", DropReason::QueueMax);
-        assert_eq!(patience("000000010000000100000000"), NO_HOPE);
+        assert_eq!(retry_budget("000000010000000100000000"), NO_HOPE);
         for other in [
             "000000010000000100000001",
             "000000020000000100000000",
             "0000000100000000000000FE",
             "00000002.history",
         ] {
-            assert_eq!(patience(other), long, "{other}");
+            assert_eq!(retry_budget(other), long, "{other}");
         }
         note("000000010000000100000000", DropReason::Skipped);
-        assert_eq!(patience("000000010000000100000001"), long, "an operator decided");
+        assert_eq!(retry_budget("000000010000000100000001"), long, "an operator decided");
         let path = dir.path().join(walpoint_base::dropped::FILE);
         let old = format!("000000010000000100000001 {}\n", jiff::Timestamp::now().as_second() - LATELY - 1);
         walpoint_base::durable::replace(&path, old.as_bytes(), 0o600).unwrap();
-        assert_eq!(patience("000000010000000100000002"), long, "long ago");
+        assert_eq!(retry_budget("000000010000000100000002"), long, "long ago");
     }
 
     fn found(missing: &str, last: u32) -> Looked {

@@ -109,12 +109,12 @@ fn attempt(
     deadline: Option<Instant>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<FetchReply, Silence> {
-    let patience = || match deadline {
+    let time_left = || match deadline {
         None => SILENCE,
         // A timeout of zero would mean none at all.
         Some(at) => at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)),
     };
-    let mut stream = connect(&arguments.socket, patience())?;
+    let mut stream = connect(&arguments.socket, time_left())?;
     let shown = arguments.socket.display();
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -132,10 +132,10 @@ fn attempt(
         directory: place.inode,
         ahead: place.server,
     };
-    stream.set_write_timeout(Some(patience())).map_err(lost)?;
+    stream.set_write_timeout(Some(time_left())).map_err(lost)?;
     request.write(&mut stream).map_err(lost)?;
     loop {
-        stream.set_read_timeout(Some(patience())).map_err(lost)?;
+        stream.set_read_timeout(Some(time_left())).map_err(lost)?;
         let reply = FetchReply::read(&mut stream).map_err(lost)?;
         if reply.outcome != FetchOutcome::Working {
             return Ok(reply);

@@ -20,7 +20,7 @@ use super::Planned;
 use crate::choice::Refused;
 
 /// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(20);
 
 /// What one repository says.
 pub(super) type RepositoryAnswer = Result<(Catalog, Result<Planned, Box<Refused>>), RepoError>;
@@ -44,7 +44,7 @@ pub(super) async fn ask_all(
         };
         let Some((at, answer)) = next else { return answers };
         if matches!(answer, Ok((_, Ok(_)))) {
-            deadline.get_or_insert_with(|| tokio::time::Instant::now() + PATIENCE);
+            deadline.get_or_insert_with(|| tokio::time::Instant::now() + TIME_LIMIT);
         }
         if let Some(place) = answers.get_mut(at) {
             *place = Some(answer);

@@ -75,7 +75,7 @@ impl<'a, T: 'a> PendingQuestions<'a, T> {
                     self.unanswered.retain(|(other, _)| !std::ptr::eq(*other, source));
                     return Some((source, answer));
                 }
-                () = patience(&began, limit), if limited => {
+                () = time_limit(&began, limit), if limited => {
                     if let Some((source, _)) = self.unanswered.last() {
                         source.set_late();
                     }
@@ -106,7 +106,7 @@ impl<'a, T: 'a> PendingQuestions<'a, T> {
 }
 
 /// Ends when a repository is not worth waiting for alone.
-async fn patience(began: &Began, limit: Duration) {
+async fn time_limit(began: &Began, limit: Duration) {
     tokio::time::sleep(limit).await;
     if began.load(Ordering::Relaxed) {
         tokio::time::sleep(SENDING).await;

@@ -42,7 +42,7 @@ pub(crate) struct FetchArgs {
     pub(crate) name: String,
     /// Write it here, where PostgreSQL wants it (%p).
     pub(crate) path: PathBuf,
-    /// Time left to answer a standby.
+    /// Time left to answer the time to answer a standby.
     #[arg(long, hide = true)]
     pub(crate) within: Option<SignedDuration>,
 }

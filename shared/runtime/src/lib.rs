@@ -1,4 +1,4 @@
-//! What both agents run on: configuration, logs, shutdown, patience, progress.
+//! What both agents run on: configuration, logs, shutdown, retries, progress.
 //!
 //! | module | owns |
 //! |---|---|

@@ -23,7 +23,7 @@ use crate::wal::split_brain::SplitBrain;
 use crate::wal::target::{TargetError, UnderWay, WalTarget};
 
 /// How long an acknowledgement waits to learn whose WAL a repository holds that does not have to acknowledge.
-const PATIENCE_WITNESS: Duration = Duration::from_secs(1);
+const WITNESS_LIMIT: Duration = Duration::from_secs(1);
 
 /// A repository that a file may go to.
 pub(super) struct CandidateRepository<'a> {
@@ -198,7 +198,7 @@ impl Uploader {
     ) -> Result<(), UploadError> {
         let heard = witnesses.iter().filter(|target| !target.rests()).map(|&target| async move {
             // One that hangs is left out when it does not store the file either.
-            let heard = tokio::time::timeout(PATIENCE_WITNESS, self.witness(file, chain, target)).await;
+            let heard = tokio::time::timeout(WITNESS_LIMIT, self.witness(file, chain, target)).await;
             (target, heard.unwrap_or(Ok(())))
         });
         let heard = join_all(heard).await;

@@ -24,10 +24,10 @@ use crate::wal::resting;
 use crate::wal::target::WalTarget;
 
 /// How long a command waits for such a repository, and a daemon that stops.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long storing one file may take, where nothing waits for it.
-const PATIENCE_LATER: Duration = Duration::from_secs(30);
+const LATER_TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long such a repository is left out after it failed: asked for nothing on behalf of others, and by a command not at all.
 pub(crate) const REST: Duration = Duration::from_secs(60);
@@ -71,14 +71,14 @@ impl Uploader {
             tracing::info!(file = %file.name, repository = target.name(), "no longer in pg_wal: it is copied later");
             return false;
         }
-        let patience = async {
+        let time_limit = async {
             tokio::select! {
-                () = tokio::time::sleep(PATIENCE_LATER) => PATIENCE_LATER,
-                () = async { stop.cancelled().await; tokio::time::sleep(PATIENCE).await } => PATIENCE,
+                () = tokio::time::sleep(LATER_TIME_LIMIT) => LATER_TIME_LIMIT,
+                () = async { stop.cancelled().await; tokio::time::sleep(TIME_LIMIT).await } => TIME_LIMIT,
             }
         };
         let Err(UploadError { text: problem, permanent }) =
-            self.store_within(patience, file, target).await
+            self.store_within(time_limit, file, target).await
         else {
             return true;
         };
@@ -120,11 +120,11 @@ impl Uploader {
             tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
             return;
         }
-        let patience = async {
-            tokio::time::sleep(PATIENCE).await;
-            PATIENCE
+        let time_limit = async {
+            tokio::time::sleep(TIME_LIMIT).await;
+            TIME_LIMIT
         };
-        if let Err(UploadError { text: problem, .. }) = self.store_within(patience, file, target).await {
+        if let Err(UploadError { text: problem, .. }) = self.store_within(time_limit, file, target).await {
             target.rest(REST);
             let (wal, name) = (self.wal_directory(), target.name().to_owned());
             let (directory, note) = (wal.clone(), move || resting::note(&wal, &name));
@@ -148,10 +148,10 @@ impl Uploader {
         }
     }
 
-    /// Stores a file before `patience` ends, which says how long that was.
+    /// Stores a file before `time_limit` ends, which says how long that was.
     async fn store_within(
         &self,
-        patience: impl Future<Output = Duration>,
+        time_limit: impl Future<Output = Duration>,
         file: &UploadSource,
         target: &WalTarget,
     ) -> Result<(), UploadError> {
@@ -161,7 +161,7 @@ impl Uploader {
         let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
         tokio::select! {
             stored = store => stored.map(drop),
-            span = patience => {
+            span = time_limit => {
                 Err(UploadError { text: format!("no answer within {}", human::span(span)), permanent: false })
             }
         }

@@ -15,7 +15,7 @@ use crate::wal::dropped::has_own;
 use crate::wal::target::{TargetError, WalTarget};
 
 /// How long a repository may take to say what it has of a segment, if it is not to be stored there.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Which of the repositories have this server's segment, sound, though it is damaged here.
 pub(super) enum Sound {
@@ -113,10 +113,10 @@ impl Uploader {
             let copy = copy(&archive, name).await?;
             Ok::<_, TargetError>((archive, copy))
         };
-        match tokio::time::timeout(PATIENCE, look).await {
+        match tokio::time::timeout(TIME_LIMIT, look).await {
             Ok(found) => found.map_err(|error| upload_error(target, &error)),
             Err(_) => Err(UploadError {
-                text: format!("repository {}: no answer within {} s", target.name(), PATIENCE.as_secs()),
+                text: format!("repository {}: no answer within {} s", target.name(), TIME_LIMIT.as_secs()),
                 permanent: false,
             }),
         }

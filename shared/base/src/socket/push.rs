@@ -16,7 +16,7 @@ pub struct PushRequest {
 
 /// How long a client waits for the reply about a file of that many bytes from a daemon that says now and then that it is at
 /// work. The daemon gives up on a store, and says so, after half of that at the latest.
-pub fn push_patience(size: u64) -> Duration {
+pub fn push_time_limit(size: u64) -> Duration {
     Duration::from_secs(120 + size / (512 << 10))
 }
 

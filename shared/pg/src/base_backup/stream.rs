@@ -41,7 +41,7 @@ impl BaseBackup {
         let mut pieces = pieces.map_err(|source| ServerError::Connection { action: ACTION, source })?;
         let (lsn, timeline) = position(&rows(&mut pieces).await?).map_err(answer)?;
         let order = StreamOrder::new(major, spaces(&rows(&mut pieces).await?).map_err(answer)?)?;
-        pieces.set_patience(SILENCE_LIMIT);
+        pieces.set_time_limit(SILENCE_LIMIT);
         Ok(Self { pieces, start: Start { lsn, timeline }, order, ready: VecDeque::new() })
     }
 

@@ -45,24 +45,24 @@ pub struct AnswerPieces {
     connection: Connection,
     /// A result of which more rows may come.
     open: Option<Rows>,
-    patience: Duration,
+    time_limit: Duration,
 }
 
 impl Connection {
-    /// Sends a statement or replication command, and gives its answer piece by piece. Each piece may take `patience`.
-    pub async fn pieces(mut self, sql: &str, patience: Duration) -> Result<AnswerPieces, Error> {
-        match tokio::time::timeout(patience, self.send(sql)).await {
+    /// Sends a statement or replication command, and gives its answer piece by piece. Each piece may take `time_limit`.
+    pub async fn pieces(mut self, sql: &str, time_limit: Duration) -> Result<AnswerPieces, Error> {
+        match tokio::time::timeout(time_limit, self.send(sql)).await {
             Ok(sent) => sent?,
-            Err(_) => return Err(Error::Timeout { host: self.host().to_owned(), after: patience }),
+            Err(_) => return Err(Error::Timeout { host: self.host().to_owned(), after: time_limit }),
         }
-        Ok(AnswerPieces { connection: self, open: None, patience })
+        Ok(AnswerPieces { connection: self, open: None, time_limit })
     }
 }
 
 impl AnswerPieces {
     /// How long the server may be silent from now on.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    pub fn set_time_limit(&mut self, time_limit: Duration) {
+        self.time_limit = time_limit;
     }
 
     /// What the server said besides, up to the last piece.
@@ -87,9 +87,9 @@ impl AnswerPieces {
 
     /// The next piece.
     pub async fn next(&mut self) -> Result<AnswerPiece, Error> {
-        match tokio::time::timeout(self.patience, self.take()).await {
+        match tokio::time::timeout(self.time_limit, self.take()).await {
             Ok(piece) => piece,
-            Err(_) => Err(Error::Timeout { host: self.connection.host().to_owned(), after: self.patience }),
+            Err(_) => Err(Error::Timeout { host: self.connection.host().to_owned(), after: self.time_limit }),
         }
     }
 

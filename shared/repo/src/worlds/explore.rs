@@ -63,7 +63,7 @@ enum Ended {
 }
 
 /// No actor takes longer to ask for something.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Explores all of it. `Err` is what is wrong, and how it comes about.
 pub(super) async fn explore(world: &World) -> Result<Explored, String> {
@@ -160,7 +160,7 @@ async fn play(world: &World, shared: &Shared, path: &mut Vec<Node>, known: &mut 
                     if performed(&mut shared.lock(), actor, &request, verdict) {
                         break;
                     }
-                    if began.elapsed() > PATIENCE {
+                    if began.elapsed() > TIME_LIMIT {
                         return Ended::Wrong(format!("actor {actor} does not ask again for {request:?}"));
                     }
                     tokio::task::yield_now().await;
@@ -201,7 +201,7 @@ async fn settle(shared: &Shared, tasks: &mut JoinSet<()>) -> Result<(), String> 
         if busy.is_empty() {
             return Ok(());
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > TIME_LIMIT {
             return Err(format!("actors {busy:?} neither ask nor end"));
         }
         drop(state);
