@@ -83,15 +83,15 @@ impl Scene {
             };
             change(&mut facts);
             let writer = backups.begin(intent, size, &WriteOptions::default()).await.unwrap();
-            let mut lane = writer.lane();
+            let mut stream = writer.stream();
             tokio::task::block_in_place(|| {
                 for path in ["", "global", "pg_wal", "pg_tblspc"] {
-                    directory(&mut lane, Root::Data, path);
+                    directory(&mut stream, Root::Data, path);
                 }
-                file(&mut lane, Root::Data, "global/pg_control", &self.control);
-                file(&mut lane, Root::Data, "PG_VERSION", b"17\n");
-                fill(&mut lane);
-                lane.finish().unwrap();
+                file(&mut stream, Root::Data, "global/pg_control", &self.control);
+                file(&mut stream, Root::Data, "PG_VERSION", b"17\n");
+                fill(&mut stream);
+                stream.finish().unwrap();
             });
             let draft = writer.finish(facts).await.unwrap();
             fixtures::publish(&backups, &draft, edit, |bytes| bytes).await.unwrap();
@@ -139,17 +139,17 @@ fn attributes(mode: u16) -> Attributes {
     Attributes { mode, uid: user::ids().uid, gid: user::ids().gid, mtime: 0 }
 }
 
-fn directory(lane: &mut PackStream, root: Root, path: &str) {
-    lane.directory(TablePath::unchecked(root, path), attributes(0o700)).unwrap();
+fn directory(stream: &mut PackStream, root: Root, path: &str) {
+    stream.directory(TablePath::unchecked(root, path), attributes(0o700)).unwrap();
 }
 
-fn link(lane: &mut PackStream, path: &str, target: &Path) {
+fn link(stream: &mut PackStream, path: &str, target: &Path) {
     let target = target.to_str().unwrap();
-    lane.link(TablePath::unchecked(Root::Data, path), attributes(0o777), target.as_bytes()).unwrap();
+    stream.link(TablePath::unchecked(Root::Data, path), attributes(0o777), target.as_bytes()).unwrap();
 }
 
-fn file(lane: &mut PackStream, root: Root, path: &str, content: &[u8]) {
-    let mut file = lane.file(TablePath::unchecked(root, path));
+fn file(stream: &mut PackStream, root: Root, path: &str, content: &[u8]) {
+    let mut file = stream.file(TablePath::unchecked(root, path));
     file.write(content).unwrap();
     file.finish(attributes(0o600)).unwrap();
 }
@@ -158,7 +158,7 @@ fn file(lane: &mut PackStream, root: Root, path: &str, content: &[u8]) {
 #[test]
 fn paths_that_lead_out_are_refused() {
     let scene = Scene::new();
-    let honest = scene.forge(|_| {}, |lane| file(lane, Root::Data, "file", b"fine"));
+    let honest = scene.forge(|_| {}, |stream| file(stream, Root::Data, "file", b"fine"));
     scene.restore(&honest, &[], false).expect_success();
 
     let outside = scene.outside.to_str().unwrap();
@@ -186,7 +186,7 @@ fn paths_that_lead_out_are_refused() {
         for root in [Root::Data, Root::Extra(0)] {
             let id = scene.forge_table(
                 |facts| facts.extra_paths = vec![HexBytes::from(Path::new("/etc"))],
-                |lane| file(lane, Root::Data, "file", b"evil"),
+                |stream| file(stream, Root::Data, "file", b"evil"),
                 |entries| {
                     let evil = entries
                         .iter()
@@ -244,21 +244,21 @@ fn linked_places(scene: &Scene, as_root: bool) {
         "pg_wal/RECOVERYXLOG",
         "global/x",
     ] {
-        let id = scene.forge(|_| {}, |lane| link(lane, name, &victim));
+        let id = scene.forge(|_| {}, |stream| link(stream, name, &victim));
         scene.restore(&id, &[], as_root);
     }
     for name in ["pg_wal/walpoint-spool", "pg_wal/archive_status", "base"] {
         for target in [scene.outside.clone(), scene.outside.join("empty"), scene.outside.join("new")] {
-            let id = scene.forge(|_| {}, |lane| link(lane, name, &target));
+            let id = scene.forge(|_| {}, |stream| link(stream, name, &target));
             scene.restore(&id, &[], as_root);
             // A linked directory may have content.
             let id = scene.forge(
                 |_| {},
-                |lane| {
+                |stream| {
                     let path = TablePath::unchecked(Root::Data, name);
-                    lane.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes())
+                    stream.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes())
                         .unwrap();
-                    file(lane, Root::Data, &format!("{name}/evil"), b"evil");
+                    file(stream, Root::Data, &format!("{name}/evil"), b"evil");
                 },
             );
             scene.restore(&id, &[], as_root);
@@ -266,9 +266,9 @@ fn linked_places(scene: &Scene, as_root: bool) {
     }
     // A file where the restore wants a directory, and the reverse.
     for name in ["pg_wal/walpoint-spool", "walpoint-restore.json", "global/.walpoint-tmp-pg_control"] {
-        let id = scene.forge(|_| {}, |lane| file(lane, Root::Data, name, b"evil"));
+        let id = scene.forge(|_| {}, |stream| file(stream, Root::Data, name, b"evil"));
         scene.restore(&id, &[], as_root);
-        let id = scene.forge(|_| {}, |lane| directory(lane, Root::Data, name));
+        let id = scene.forge(|_| {}, |stream| directory(stream, Root::Data, name));
         scene.restore(&id, &[], as_root);
     }
 }
@@ -310,10 +310,10 @@ fn hostile_tablespaces_are_refused() {
                 let path = HexBytes::from(Path::new(&location));
                 facts.tablespaces = vec![BackupTablespace { oid: 16400, path }];
             },
-            |lane| {
+            |stream| {
                 let path = TablePath::unchecked(Root::Data, "pg_tblspc/16400");
-                lane.linked_directory(path, attributes(0o777), location.as_bytes()).unwrap();
-                file(lane, Root::Data, "pg_tblspc/16400/evil", b"evil");
+                stream.linked_directory(path, attributes(0o777), location.as_bytes()).unwrap();
+                file(stream, Root::Data, "pg_tblspc/16400/evil", b"evil");
             },
         );
         let output = scene.restore(&id, &[], false);
@@ -324,9 +324,9 @@ fn hostile_tablespaces_are_refused() {
     let path = HexBytes::from(free.as_path());
     let id = scene.forge(
         |facts| facts.tablespaces = vec![BackupTablespace { oid: 16400, path }],
-        |lane| {
-            directory(lane, Root::Data, "pg_tblspc/16400");
-            file(lane, Root::Data, "pg_tblspc/16400/authorized_keys", b"evil");
+        |stream| {
+            directory(stream, Root::Data, "pg_tblspc/16400");
+            file(stream, Root::Data, "pg_tblspc/16400/authorized_keys", b"evil");
         },
     );
     let output = scene.restore(&id, &[], false).expect_status(1);
@@ -335,11 +335,11 @@ fn hostile_tablespaces_are_refused() {
     for name in ["pg_tblspc/16400", "pg_tblspc/x", "pg_tblspc/99999999999999999999"] {
         let id = scene.forge(
             |_| {},
-            |lane| {
+            |stream| {
                 let path = TablePath::unchecked(Root::Data, name);
                 let target = scene.outside.join("empty");
-                lane.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes()).unwrap();
-                file(lane, Root::Data, &format!("{name}/evil"), b"evil");
+                stream.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes()).unwrap();
+                file(stream, Root::Data, &format!("{name}/evil"), b"evil");
             },
         );
         scene.restore(&id, &[], false);
@@ -353,8 +353,8 @@ fn huge_lengths_take_no_memory() {
     for length in [1u64 << 40, (1 << 48) - 8192] {
         let id = scene.forge(
             |_| {},
-            |lane| {
-                let mut file = lane.file(TablePath::unchecked(Root::Data, "huge"));
+            |stream| {
+                let mut file = stream.file(TablePath::unchecked(Root::Data, "huge"));
                 file.zeros(length).unwrap();
                 file.finish(attributes(0o600)).unwrap();
             },

@@ -98,7 +98,7 @@ impl Replicas<BackupWriter> {
     /// One more thread's way into all of them.
     pub(crate) fn streams(&self) -> Streams {
         let streams = self.all.iter().filter_map(|replica| {
-            Some(Stream { lane: replica.stage()?.lane(), outcome: Arc::clone(&replica.outcome) })
+            Some(Stream { packs: replica.stage()?.stream(), outcome: Arc::clone(&replica.outcome) })
         });
         Streams::new(streams, &self.outcomes)
     }

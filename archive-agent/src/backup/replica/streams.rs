@@ -20,7 +20,7 @@ pub(crate) struct Streams {
 /// Its way into one of them.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) lane: PackStream,
+    pub(super) packs: PackStream,
     pub(super) outcome: Arc<ReplicaOutcome>,
 }
 
@@ -34,8 +34,8 @@ impl Streams {
         &mut self,
         mut act: impl FnMut(&mut PackStream) -> RepoResult<()>,
     ) -> anyhow::Result<()> {
-        self.open.retain_mut(|Stream { lane, outcome }| {
-            !outcome.has_failed() && act(lane).map_err(|error| outcome.fail(error)).is_ok()
+        self.open.retain_mut(|Stream { packs, outcome }| {
+            !outcome.has_failed() && act(packs).map_err(|error| outcome.fail(error)).is_ok()
         });
         self.outcomes.any_left()
     }
@@ -43,8 +43,8 @@ impl Streams {
     /// Whether the file is new in a replica and may be one that its parent has elsewhere: then [`Self::lookup`] finds out.
     pub(crate) fn may_be_elsewhere(&mut self, path: &TablePath, length: u64) -> anyhow::Result<bool> {
         let mut may_be = false;
-        self.each(|lane| {
-            may_be |= lane.may_be_elsewhere(path, length)?;
+        self.each(|packs| {
+            may_be |= packs.may_be_elsewhere(path, length)?;
             Ok(())
         })?;
         Ok(may_be)
@@ -54,7 +54,7 @@ impl Streams {
     pub(crate) fn lookup(&mut self) -> ContentLookup<'_> {
         let candidates = self.open.iter_mut();
         let candidates =
-            candidates.map(|stream| Candidate { hasher: stream.lane.hasher(), stream }).collect();
+            candidates.map(|stream| Candidate { hasher: stream.packs.hasher(), stream }).collect();
         ContentLookup { candidates, outcomes: &self.outcomes }
     }
 
@@ -65,8 +65,8 @@ impl Streams {
 
     /// Stores what the streams still hold.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
-        for Stream { lane, outcome } in self.open.into_iter().filter(|stream| !stream.outcome.has_failed()) {
-            if let Err(error) = lane.finish() {
+        for Stream { packs, outcome } in self.open.into_iter().filter(|stream| !stream.outcome.has_failed()) {
+            if let Err(error) = packs.finish() {
                 outcome.fail(error);
             }
         }
@@ -98,8 +98,8 @@ impl<'a> ContentLookup<'a> {
     /// known.
     pub(crate) fn may_still_be(&mut self, length: u64) -> anyhow::Result<Option<bool>> {
         let (mut may_be, mut open) = (false, false);
-        self.candidates.retain(|Candidate { stream: Stream { lane, outcome }, hasher }| {
-            match lane.may_still_be_elsewhere(length, hasher) {
+        self.candidates.retain(|Candidate { stream: Stream { packs, outcome }, hasher }| {
+            match packs.may_still_be_elsewhere(length, hasher) {
                 Ok(Some(may)) => may_be |= may,
                 Ok(None) => open = true,
                 Err(error) => outcome.fail(error),
@@ -118,7 +118,7 @@ impl<'a> ContentLookup<'a> {
     ) -> anyhow::Result<ReplicaFiles<'a>> {
         let mut lacking = Vec::new();
         for Candidate { stream, hasher } in self.candidates {
-            match stream.lane.same_file(path, hasher.finish(), attributes) {
+            match stream.packs.same_file(path, hasher.finish(), attributes) {
                 Ok(true) => {}
                 Ok(false) => lacking.push(stream),
                 Err(error) => stream.outcome.fail(error),
@@ -156,7 +156,7 @@ impl<'a> ReplicaFiles<'a> {
     ) -> Self {
         let open = streams.filter(|stream| !stream.outcome.has_failed());
         let open =
-            open.map(|Stream { lane, outcome }| ReplicaFile { file: lane.file(path.clone()), outcome });
+            open.map(|Stream { packs, outcome }| ReplicaFile { file: packs.file(path.clone()), outcome });
         Self { open: open.collect(), outcomes }
     }
 

@@ -82,14 +82,14 @@ pub async fn smallest(archive: &WalArchive, id: BackupId, stop: Lsn, ended: Time
     };
     let block_size = BlockSize::new(lineage.block_size).ok_or_else(|| failed("no block size"))?;
     let writer = backups.begin(intent, block_size, &WriteOptions::default()).await?;
-    let mut lane = writer.lane();
+    let mut stream = writer.stream();
     let written = tokio::task::spawn_blocking(move || {
         let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: 0 };
-        lane.directory(TablePath::data("").map_err(failed)?, attributes)?;
-        let mut file = lane.file(TablePath::data("PG_VERSION").map_err(failed)?);
+        stream.directory(TablePath::data("").map_err(failed)?, attributes)?;
+        let mut file = stream.file(TablePath::data("PG_VERSION").map_err(failed)?);
         file.write(b"17\n")?;
         file.finish(attributes)?;
-        lane.finish()
+        stream.finish()
     });
     written.await.map_err(failed)??;
     let none = HexBytes::default;

@@ -29,17 +29,17 @@
 //! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let size = BlockSize::new(8192).ok_or("no block size")?; // from pg_control
 //! let writer = backups.begin(intent, size, &WriteOptions::default()).await?;
-//! let mut lane = writer.lane(); // one for each thread
+//! let mut stream = writer.stream(); // one for each thread
 //! let thread = tokio::task::spawn_blocking(move || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-//!     lane.directory(TablePath::data("")?, attributes)?; // every parent, in any order
-//!     lane.directory(TablePath::data("base")?, attributes)?;
-//!     let mut file = lane.file(TablePath::data("base/1259")?);
+//!     stream.directory(TablePath::data("")?, attributes)?; // every parent, in any order
+//!     stream.directory(TablePath::data("base")?, attributes)?;
+//!     let mut file = stream.file(TablePath::data("base/1259")?);
 //!     while let Some(bytes) = next_page_run() {
 //!         file.write(&bytes)?; // or file.zeros(len) for a hole
 //!     }
 //!     file.bad_page(7, PageFault::Checksum { stored: 1, computed: 2 });
 //!     file.finish(attributes)?; // dropped instead: the file is not in the backup
-//!     lane.finish()?;
+//!     stream.finish()?;
 //!     Ok(())
 //! });
 //! if writer.progress_is_due() {

@@ -87,14 +87,14 @@ async fn begin(bed: &Bed, intent: Intent) -> BackupWriter {
 
 /// Its one file holds `content` again and again.
 async fn finish(bed: &Bed, writer: BackupWriter, content: u64, hours: i64) -> BackupId {
-    let mut lane = writer.lane();
+    let mut stream = writer.stream();
     tokio::task::spawn_blocking(move || {
         let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: 0 };
-        lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
-        let mut file = lane.file(TablePath::data("file").unwrap());
+        stream.directory(TablePath::data("").unwrap(), attributes).unwrap();
+        let mut file = stream.file(TablePath::data("file").unwrap());
         file.write(&content.to_le_bytes().repeat(4000)).unwrap();
         file.finish(attributes).unwrap();
-        lane.finish().unwrap();
+        stream.finish().unwrap();
     })
     .await
     .unwrap();

@@ -32,7 +32,7 @@ pub(super) struct Writing {
     pub(super) intent: Intent,
     plan: Plan,
     writer: BackupWriter,
-    lanes: Vec<PackStream>,
+    streams: Vec<PackStream>,
     /// Files that were not read, the next one last.
     left: Vec<String>,
 }
@@ -97,8 +97,8 @@ impl World {
         let writer = backups.begin(intent.clone(), self.block, &options).await?;
         let mut left: Vec<String> = plan.files.keys().cloned().collect();
         left.shuffle(&mut self.rng);
-        let lanes = vec![writer.lane(), writer.lane()];
-        Ok(Writing { intent, plan, writer, lanes, left })
+        let streams = vec![writer.stream(), writer.stream()];
+        Ok(Writing { intent, plan, writer, streams, left })
     }
 
     /// Takes note of what became of a backup, from what is in the repository.
@@ -281,16 +281,16 @@ impl Writing {
                     (path, bytes)
                 })
                 .collect();
-            let mut lanes = std::mem::take(&mut self.lanes);
+            let mut streams = std::mem::take(&mut self.streams);
             let mut rng_of_it = StdRng::seed_from_u64(rng.random());
             let work = move || {
                 for (path, bytes) in &batch {
-                    let lane = rng_of_it.random_range(0..lanes.len());
-                    write_file(&mut lanes[lane], path, bytes, &mut rng_of_it)?;
+                    let stream = rng_of_it.random_range(0..streams.len());
+                    write_file(&mut streams[stream], path, bytes, &mut rng_of_it)?;
                 }
-                Ok::<_, RepoError>(lanes)
+                Ok::<_, RepoError>(streams)
             };
-            self.lanes = tokio::task::spawn_blocking(work).await.unwrap()?;
+            self.streams = tokio::task::spawn_blocking(work).await.unwrap()?;
             match rng.random_range(0..4) {
                 0 => self.writer.note_progress().await?,
                 1 => self.writer.progress().await?,
@@ -302,15 +302,15 @@ impl Writing {
 
     /// Reads the rest and announces the backup, which stops in segment `stop`.
     async fn finish(self, rng: &mut StdRng, stop: u64) -> Result<()> {
-        let Self { writer, plan, lanes, .. } = self.write(rng, usize::MAX).await?;
+        let Self { writer, plan, streams, .. } = self.write(rng, usize::MAX).await?;
         let work = move || {
-            let mut lanes = lanes.into_iter();
-            let mut lane = lanes.next().unwrap();
+            let mut streams = streams.into_iter();
+            let mut stream = streams.next().unwrap();
             for path in DIRECTORIES {
-                lane.directory(TablePath::data(path).unwrap(), attributes(path.as_bytes()))?;
+                stream.directory(TablePath::data(path).unwrap(), attributes(path.as_bytes()))?;
             }
-            lane.finish()?;
-            lanes.try_for_each(PackStream::finish)
+            stream.finish()?;
+            streams.try_for_each(PackStream::finish)
         };
         tokio::task::spawn_blocking(work).await.unwrap()?;
         let stop_lsn = SegmentNo(stop).start(segment_size()) + 200;
@@ -321,23 +321,23 @@ impl Writing {
 }
 
 /// Reads a file as the agent does: in pieces, holes as holes, and a new one perhaps by its content.
-fn write_file(lane: &mut PackStream, path: &str, bytes: &[u8], rng: &mut StdRng) -> Result<()> {
+fn write_file(stream: &mut PackStream, path: &str, bytes: &[u8], rng: &mut StdRng) -> Result<()> {
     let table_path = TablePath::data(path).unwrap();
     let attributes = attributes(path.as_bytes());
-    if lane.may_be_elsewhere(&table_path, u64::try_from(bytes.len()).unwrap())? {
-        let mut hasher = lane.hasher();
+    if stream.may_be_elsewhere(&table_path, u64::try_from(bytes.len()).unwrap())? {
+        let mut hasher = stream.hasher();
         hasher.update(bytes);
-        let may_be = lane.may_still_be_elsewhere(u64::try_from(bytes.len()).unwrap(), &hasher)?;
-        if may_be != Some(false) && lane.same_file(&table_path, hasher.finish(), attributes)? {
+        let may_be = stream.may_still_be_elsewhere(u64::try_from(bytes.len()).unwrap(), &hasher)?;
+        if may_be != Some(false) && stream.same_file(&table_path, hasher.finish(), attributes)? {
             return Ok(());
         }
     }
     if rng.random_ratio(1, 30) {
         // Another file that is dropped while it is read.
-        let mut gone = lane.file(TablePath::data(format!("{path}_gone")).unwrap());
+        let mut gone = stream.file(TablePath::data(format!("{path}_gone")).unwrap());
         gone.write(bytes)?;
     }
-    let mut file = lane.file(table_path);
+    let mut file = stream.file(table_path);
     let mut rest = bytes;
     while !rest.is_empty() {
         let step = rng.random_range(1..200_000).min(rest.len());

@@ -182,16 +182,16 @@ async fn of_noise(bed: &Bed, segment: u64, hours: i64, parents: &[BackupId]) -> 
         WriteOptions { packs: PackLimits { pack: 300_000, in_flight: 700_000 }, ..WriteOptions::default() };
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &options).await.unwrap();
-    let mut lane = writer.lane();
+    let mut stream = writer.stream();
     tokio::task::spawn_blocking(move || {
         let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: hours };
-        lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
+        stream.directory(TablePath::data("").unwrap(), attributes).unwrap();
         for (n, noise) in noise.chunks(usize::try_from(INLINE_BLOCKS).unwrap() * 8192).enumerate() {
-            let mut file = lane.file(TablePath::data(format!("noise{n}")).unwrap());
+            let mut file = stream.file(TablePath::data(format!("noise{n}")).unwrap());
             file.write(noise).unwrap();
             file.finish(attributes).unwrap();
         }
-        lane.finish().unwrap();
+        stream.finish().unwrap();
     })
     .await
     .unwrap();

@@ -92,15 +92,15 @@ async fn write(repository: &Repository, lineage: &Lineage, number: usize, base: 
         resumed: base.resumed,
     };
     let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &WriteOptions::default()).await?;
-    let mut lane = writer.lane();
+    let mut stream = writer.stream();
     let work = move || {
-        lane.directory(TablePath::data("").unwrap(), attributes(b""))?;
+        stream.directory(TablePath::data("").unwrap(), attributes(b""))?;
         for (path, bytes) in files(number) {
-            let mut file = lane.file(TablePath::data(path).unwrap());
+            let mut file = stream.file(TablePath::data(path).unwrap());
             file.write(&bytes)?;
             file.finish(attributes(path.as_bytes()))?;
         }
-        lane.finish()
+        stream.finish()
     };
     tokio::task::spawn_blocking(work).await.unwrap()?;
     let start = id(number).start();

@@ -71,11 +71,11 @@ impl Reader {
         self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner).note(&found.attributes);
         let (path, attributes) = (&found.path, found.attributes);
         match &found.kind {
-            FoundKind::Directory => self.streams.each(|lane| lane.directory(path.clone(), attributes)),
+            FoundKind::Directory => self.streams.each(|packs| packs.directory(path.clone(), attributes)),
             FoundKind::LinkedDirectory(target) => {
-                self.streams.each(|lane| lane.linked_directory(path.clone(), attributes, target))
+                self.streams.each(|packs| packs.linked_directory(path.clone(), attributes, target))
             }
-            FoundKind::Link(target) => self.streams.each(|lane| lane.link(path.clone(), attributes, target)),
+            FoundKind::Link(target) => self.streams.each(|packs| packs.link(path.clone(), attributes, target)),
             FoundKind::File(_) => self.file(found),
         }
     }

@@ -46,13 +46,13 @@ impl Jobs {
         while let Ok(job) = self.queue.recv() {
             match job {
                 Job::Directory(path, attributes) => {
-                    streams.each(|lane| lane.directory(path.clone(), attributes))?
+                    streams.each(|packs| packs.directory(path.clone(), attributes))?
                 }
                 Job::LinkedDirectory(path, attributes, target) => {
-                    streams.each(|lane| lane.linked_directory(path.clone(), attributes, &target))?;
+                    streams.each(|packs| packs.linked_directory(path.clone(), attributes, &target))?;
                 }
                 Job::Link(path, attributes, target) => {
-                    streams.each(|lane| lane.link(path.clone(), attributes, &target))?;
+                    streams.each(|packs| packs.link(path.clone(), attributes, &target))?;
                 }
                 Job::File(path, attributes) => {
                     let mut files = streams.file(&path);

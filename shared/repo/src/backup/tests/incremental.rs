@@ -98,17 +98,17 @@ fn an_unfinished_backup_is_gone_on_with() {
             for n in 1..=2u32 {
                 let resumed: Vec<BackupId> = (1..n).map(id).collect();
                 let writer = begin(&scene, building_on(id(n), &[], &resumed)).await;
-                let mut lane = writer.lane();
-                let lane = tokio::task::spawn_blocking(move || {
-                    write_file(&mut lane, b"base/3", &[Piece::Noise(4, 10_000)], 5000);
-                    let mut file = lane.file(TablePath::data("base/1").unwrap());
+                let mut stream = writer.stream();
+                let stream = tokio::task::spawn_blocking(move || {
+                    write_file(&mut stream, b"base/3", &[Piece::Noise(4, 10_000)], 5000);
+                    let mut file = stream.file(TablePath::data("base/1").unwrap());
                     let noise = Piece::Noise(1, 5_000_000).bytes();
                     let most = if n == 1 { 2_500_000 } else { 4_500_000 };
                     file.write(&noise[..most]).unwrap();
                     drop(file);
-                    lane.finish().unwrap();
+                    stream.finish().unwrap();
                 });
-                lane.await.unwrap();
+                stream.await.unwrap();
                 writer.progress().await.unwrap();
             }
             let whole = backup(&scene, building_on(id(3), &[], &[id(1), id(2)]), &tree).await;
@@ -209,15 +209,15 @@ fn another_file_of_a_known_length_is_known_by_its_beginning() {
         let tree = large();
         backup(&scene, intent(id(1)), &tree).await;
         let writer = begin(&scene, building_on(id(2), &[id(1)], &[])).await;
-        let lane = writer.lane();
+        let stream = writer.stream();
         let work = tokio::task::spawn_blocking(move || {
             let told = |pieces: &[Piece]| {
                 let bytes: Vec<u8> = pieces.iter().flat_map(Piece::bytes).collect();
                 let length = u64::try_from(bytes.len()).unwrap();
-                let mut hasher = lane.hasher();
+                let mut hasher = stream.hasher();
                 for (n, block) in (1u32..).zip(bytes.chunks(BLOCK as usize)) {
                     hasher.update(block);
-                    if let Some(may_be) = lane.may_still_be_elsewhere(length, &hasher).unwrap() {
+                    if let Some(may_be) = stream.may_still_be_elsewhere(length, &hasher).unwrap() {
                         return (n, may_be);
                     }
                 }
@@ -227,7 +227,7 @@ fn another_file_of_a_known_length_is_known_by_its_beginning() {
             assert_eq!(told(&[Piece::Noise(7, 5_000_000)]), (2048, false));
             assert_eq!(told(&[Piece::Noise(4, 10_000)]), (1, true));
             assert_eq!(told(&[Piece::Noise(8, 10_000)]), (1, false));
-            lane.finish().unwrap();
+            stream.finish().unwrap();
         });
         work.await.unwrap();
     });
@@ -247,27 +247,27 @@ fn a_file_new_at_its_path_is_found_by_its_content() {
         tree.files.insert(b"copied/4".to_vec(), vec![Piece::Noise(99, 10_000)]);
         tree = Tree::new(tree.files);
         let writer = begin(&scene, building_on(id(2), &[id(1)], &[])).await;
-        let (mut lane, all) = (writer.lane(), tree.clone());
+        let (mut stream, all) = (writer.stream(), tree.clone());
         let found = tokio::task::spawn_blocking(move || {
             let mut found = Vec::new();
             for (path, pieces) in &all.files {
                 let table_path = TablePath::data(path.clone()).unwrap();
                 let bytes: Vec<u8> = pieces.iter().flat_map(Piece::bytes).collect();
                 let length = u64::try_from(bytes.len()).unwrap();
-                if lane.may_be_elsewhere(&table_path, length).unwrap() {
-                    let mut hasher = lane.hasher();
+                if stream.may_be_elsewhere(&table_path, length).unwrap() {
+                    let mut hasher = stream.hasher();
                     hasher.update(&bytes);
-                    if lane.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
+                    if stream.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
                         found.push(String::from_utf8(path.clone()).unwrap());
                         continue;
                     }
                 }
-                write_file(&mut lane, path, pieces, 10_000);
+                write_file(&mut stream, path, pieces, 10_000);
             }
             for path in &all.directories {
-                lane.directory(TablePath::data(path.clone()).unwrap(), attributes(path)).unwrap();
+                stream.directory(TablePath::data(path.clone()).unwrap(), attributes(path)).unwrap();
             }
-            lane.finish().unwrap();
+            stream.finish().unwrap();
             found
         });
         assert_eq!(found.await.unwrap(), ["copied/1", "copied/2", "copied/3"]);
@@ -405,30 +405,30 @@ fn apply(files: &mut Files, change: &Change) {
     }
 }
 
-/// Writes the model by one lane; `most`: dies after that many files.
+/// Writes the model by one stream; `most`: dies after that many files.
 async fn write_model(writer: &BackupWriter, files: &Files, most: usize) {
-    let (mut lane, files) = (writer.lane(), files.clone());
+    let (mut stream, files) = (writer.stream(), files.clone());
     let work = tokio::task::spawn_blocking(move || {
         for path in ["", "base", "base/0", "base/1", "base/2"] {
-            lane.directory(TablePath::data(path).unwrap(), attributes(path.as_bytes())).unwrap();
+            stream.directory(TablePath::data(path).unwrap(), attributes(path.as_bytes())).unwrap();
         }
         for (path, bytes) in files.iter().take(most) {
             let table_path = TablePath::data(path.clone()).unwrap();
             let length = u64::try_from(bytes.len()).unwrap();
-            if lane.may_be_elsewhere(&table_path, length).unwrap() {
-                let mut hasher = lane.hasher();
+            if stream.may_be_elsewhere(&table_path, length).unwrap() {
+                let mut hasher = stream.hasher();
                 hasher.update(bytes);
-                let may_be = lane.may_still_be_elsewhere(length, &hasher).unwrap();
-                if lane.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
+                let may_be = stream.may_still_be_elsewhere(length, &hasher).unwrap();
+                if stream.same_file(&table_path, hasher.finish(), attributes(path)).unwrap() {
                     assert_ne!(may_be, Some(false), "its beginning belied it");
                     continue;
                 }
             }
-            let mut file = lane.file(table_path);
+            let mut file = stream.file(table_path);
             file.write(bytes).unwrap();
             file.finish(attributes(path)).unwrap();
         }
-        lane.finish().unwrap();
+        stream.finish().unwrap();
     });
     work.await.unwrap();
 }

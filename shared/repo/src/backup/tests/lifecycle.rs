@@ -82,14 +82,14 @@ fn progress_names_only_what_is_stored() {
     let size = BlockSize::new(1024).unwrap();
     runtime().block_on(async {
         let writer = Arc::new(scene.backups.begin(intent(id(1)), size, &small_packs()).await.unwrap());
-        let mut lane = writer.lane();
+        let mut stream = writer.stream();
         let (files, mut told) = (90u32, 0);
         let work = tokio::task::spawn_blocking(move || {
             for n in 0..files {
                 let len = usize::try_from(n % 9 * 40_000 + 1).unwrap();
-                write_file(&mut lane, format!("{n:03}").as_bytes(), &[Piece::Noise(n, len)], 10_000);
+                write_file(&mut stream, format!("{n:03}").as_bytes(), &[Piece::Noise(n, len)], 10_000);
             }
-            lane.finish().unwrap();
+            stream.finish().unwrap();
         });
         while !work.is_finished() {
             writer.progress().await.unwrap();
@@ -130,11 +130,11 @@ fn rows_that_are_no_tree_are_no_backup() {
         let scene = scene(&sealers()[0]);
         runtime().block_on(async {
             let writer = scene.backups.begin(intent(id(1)), size, &small_packs()).await.unwrap();
-            let mut lane = writer.lane();
+            let mut stream = writer.stream();
             for path in paths {
-                lane.directory(TablePath::data(*path).unwrap(), attributes(b"")).unwrap();
+                stream.directory(TablePath::data(*path).unwrap(), attributes(b"")).unwrap();
             }
-            lane.finish().unwrap();
+            stream.finish().unwrap();
             assert!(writer.finish(facts(1024)).await.is_err(), "{n}");
         });
     }
@@ -152,9 +152,9 @@ fn a_store_that_fails_ends_the_backup_and_blocks_nobody() {
         drop(other);
         let bytes = scene.store.get(&scene.backups.pack_key(id(2), PackNo(0))).await.unwrap();
         replace(&scene, &scene.backups.pack_key(id(1), PackNo(0)), &bytes).await;
-        let mut lane = writer.lane();
+        let mut stream = writer.stream();
         let result = tokio::task::spawn_blocking(move || {
-            let mut file = lane.file(TablePath::data("x").unwrap());
+            let mut file = stream.file(TablePath::data("x").unwrap());
             (0..200).try_for_each(|n| file.write(&Piece::Noise(n, 100_000).bytes()))
         });
         result.await.unwrap().unwrap_err();

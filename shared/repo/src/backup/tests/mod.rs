@@ -1,4 +1,4 @@
-//! Whole backups, written through lanes and read back through windows, in a store in memory.
+//! Whole backups, written through streams and read back through windows, in a store in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -102,8 +102,8 @@ fn small_packs() -> WriteOptions {
     WriteOptions { packs: PackLimits { pack: 300_000, in_flight: 700_000 }, ..WriteOptions::default() }
 }
 
-fn write_file(lane: &mut PackStream, path: &[u8], pieces: &[Piece], step: usize) -> FileSummary {
-    let mut file = lane.file(TablePath::data(path).unwrap());
+fn write_file(stream: &mut PackStream, path: &[u8], pieces: &[Piece], step: usize) -> FileSummary {
+    let mut file = stream.file(TablePath::data(path).unwrap());
     for piece in pieces {
         match piece {
             Piece::Hole(len) => file.zeros(*len).unwrap(),
@@ -122,8 +122,8 @@ async fn write(scene: &Scene, id: BackupId, tree: &Tree, block_size: u32, step: 
 
 /// Writes a whole tree.
 async fn fill(writer: &BackupWriter, tree: &Tree, step: usize) {
-    // Two lanes at once, and in no order, as the threads of a real backup.
-    let (mut one, mut two) = (writer.lane(), writer.lane());
+    // Two streams at once, and in no order, as the threads of a real backup.
+    let (mut one, mut two) = (writer.stream(), writer.stream());
     for (path, target) in &tree.links {
         one.link(TablePath::data(path.clone()).unwrap(), attributes(path), target).unwrap();
     }

@@ -65,17 +65,17 @@ fn a_file_of_a_terabyte_that_is_nearly_all_holes_costs_nearly_nothing() {
     let size = BlockSize::new(8192).unwrap();
     runtime().block_on(async {
         let writer = scene.backups.begin(intent(id(1)), size, &WriteOptions::default()).await.unwrap();
-        let mut lane = writer.lane();
-        lane.directory(TablePath::data("").unwrap(), attributes(b"")).unwrap();
+        let mut stream = writer.stream();
+        stream.directory(TablePath::data("").unwrap(), attributes(b"")).unwrap();
         let summary = tokio::task::spawn_blocking(move || {
-            let mut file = lane.file(TablePath::data("sparse").unwrap());
+            let mut file = stream.file(TablePath::data("sparse").unwrap());
             // More runs of leaves than fit one node.
             for n in 0..600u32 {
                 file.zeros(1750 << 20).unwrap();
                 file.write(&Piece::Noise(n, 10_000).bytes()).unwrap();
             }
             let summary = file.finish(attributes(b"")).unwrap();
-            lane.finish().unwrap();
+            stream.finish().unwrap();
             summary
         });
         let length = summary.await.unwrap().length;
@@ -143,21 +143,21 @@ fn what_vanishes_while_it_is_read_leaves_nothing() {
     runtime().block_on(async {
         let size = BlockSize::new(1024).unwrap();
         let writer = scene.backups.begin(intent(id(1)), size, &small_packs()).await.unwrap();
-        let mut lane = writer.lane();
-        let lane = tokio::task::spawn_blocking(move || {
-            lane.directory(TablePath::data("").unwrap(), attributes(b"")).unwrap();
-            write_file(&mut lane, b"a", &[Piece::Noise(1, 700)], 100);
-            let mut gone = lane.file(TablePath::data("gone").unwrap());
+        let mut stream = writer.stream();
+        let stream = tokio::task::spawn_blocking(move || {
+            stream.directory(TablePath::data("").unwrap(), attributes(b"")).unwrap();
+            write_file(&mut stream, b"a", &[Piece::Noise(1, 700)], 100);
+            let mut gone = stream.file(TablePath::data("gone").unwrap());
             gone.write(&Piece::Noise(2, 70_000).bytes()).unwrap();
             drop(gone);
-            write_file(&mut lane, b"b", &[Piece::Noise(3, 1700)], 100);
-            let mut bad = lane.file(TablePath::data("bad").unwrap());
+            write_file(&mut stream, b"b", &[Piece::Noise(3, 1700)], 100);
+            let mut bad = stream.file(TablePath::data("bad").unwrap());
             bad.write(&[5; 2048]).unwrap();
             bad.bad_page(1, PageFault::Checksum { stored: 4, computed: 5 });
             bad.finish(attributes(b"bad")).unwrap();
-            lane.finish()
+            stream.finish()
         });
-        lane.await.unwrap().unwrap();
+        stream.await.unwrap().unwrap();
         let draft = writer.finish(facts(1024)).await.unwrap();
         assert_eq!(draft.manifest().summary.totals.bad_pages, 1);
         assert_eq!(draft.manifest().findings[0].path, TablePath::data("bad").unwrap());

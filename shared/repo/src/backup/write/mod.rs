@@ -1,4 +1,4 @@
-//! Writing a backup: lanes fill packs and the file table, the writer ends it, the draft publishes it.
+//! Writing a backup: streams fill packs and the file table, the writer ends it, the draft publishes it.
 //!
 //! What always holds: an intent is there before anything else, and a manifest only after every pack it names was found
 //! with its size. A crash in the middle leaves an intent and packs that nothing names; `expire` removes them.
@@ -21,7 +21,7 @@ use super::geometry::BlockSize;
 use super::hash::Hashing;
 use super::parent::Parents;
 
-/// What the lanes of one backup share.
+/// What the streams of one backup share.
 #[derive(Debug)]
 struct Shared {
     hashing: Hashing,

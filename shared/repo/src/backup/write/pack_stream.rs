@@ -1,9 +1,9 @@
-//! A lane: one thread's way into a backup. It hashes blocks, fills frames with those that are new, and adds what is complete to
+//! A pack stream: one thread's way into a backup. It hashes blocks, fills frames with those that are new, and adds what is complete to
 //! the file table; how a file is cut into blocks and listed is `file`'s.
 //!
 //! A block that an earlier backup has at the same path and number is not stored: the list says where that has it.
 //!
-//! Blocks of small files of one lane share frames. Where a block is, is known when its frame is full; until then it is
+//! Blocks of small files of one stream share frames. Where a block is, is known when its frame is full; until then it is
 //! listed at [`OPEN`], and files that have such blocks wait. A file too long to be listed inline does not wait: at the
 //! end of each of its leaves the open frame is closed.
 
@@ -70,7 +70,7 @@ impl PackStream {
     }
 
     /// Adds a directory, the root of the data directory (an empty path) included. The parent of everything has to be
-    /// added, in any order and by any lane.
+    /// added, in any order and by any stream.
     pub fn directory(&mut self, path: TablePath, attributes: Attributes) -> Result<()> {
         self.add(&FileEntry { path, attributes, content: EntryContent::Directory })
     }
@@ -202,7 +202,7 @@ impl Shared {
     fn with_table<T>(&self, work: impl FnOnce(&mut TableWriter) -> Result<T>) -> Result<T> {
         let table: &Mutex<Option<TableWriter>> = &self.table;
         let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = || RepoError::Internal("a lane is used after its backup was finished".to_owned());
+        let ended = || RepoError::Internal("a stream is used after its backup was finished".to_owned());
         work(table.as_mut().ok_or_else(ended)?)
     }
 

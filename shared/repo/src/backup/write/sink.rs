@@ -211,7 +211,7 @@ impl PackSink {
     /// that hold it, by number from 0 on.
     pub(super) async fn flush(self: &Arc<Self>) -> Result<Vec<WrittenPack>> {
         let sink = Arc::clone(self);
-        // Not one of the bounded workers: lanes may be holding all of those.
+        // Not one of the bounded workers: streams may be holding all of those.
         let close = tokio::task::spawn_blocking(move || {
             let mut state = sink.lock();
             for open in [state.data.take(), state.tables.take()].into_iter().flatten() {

@@ -110,7 +110,7 @@ impl BackupWriter {
     }
 
     /// A way in for one more thread. Each has buffers of about 2.5 MiB.
-    pub fn lane(&self) -> PackStream {
+    pub fn stream(&self) -> PackStream {
         PackStream::new(Arc::clone(&self.shared))
     }
 
@@ -138,7 +138,7 @@ impl BackupWriter {
         stored > packs && objects < allowed
     }
 
-    /// Stores what the next backup needs to know if this one dies: what lies in the packs that are stored by now. Lanes go
+    /// Stores what the next backup needs to know if this one dies: what lies in the packs that are stored by now. Streams go
     /// on meanwhile.
     pub async fn note_progress(&self) -> Result<()> {
         let mut noted = self.progress.lock().await;
@@ -177,7 +177,7 @@ impl BackupWriter {
         self.note_progress().await
     }
 
-    /// Everything was read and every lane finished: stores the file table and waits for the last pack. Nothing is
+    /// Everything was read and every stream finished: stores the file table and waits for the last pack. Nothing is
     /// announced yet: that is [`Draft::publish`].
     pub async fn finish(self, facts: BackupDescription) -> Result<Draft> {
         let shared = Arc::clone(&self.shared);

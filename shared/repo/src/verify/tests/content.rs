@@ -180,14 +180,14 @@ async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
         let backups = Backups::of(bed.archive.repository(), &cluster());
         let options = WriteOptions::default();
         let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &options).await.unwrap();
-        let mut lane = writer.lane();
+        let mut stream = writer.stream();
         tokio::task::spawn_blocking(move || {
             let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: hours };
-            lane.directory(TablePath::data("").unwrap(), attributes).unwrap();
-            let mut file = lane.file(TablePath::data("file").unwrap());
+            stream.directory(TablePath::data("").unwrap(), attributes).unwrap();
+            let mut file = stream.file(TablePath::data("file").unwrap());
             file.write(&[7; 4 * 8192]).unwrap();
             file.finish(attributes).unwrap();
-            lane.finish().unwrap();
+            stream.finish().unwrap();
         })
         .await
         .unwrap();

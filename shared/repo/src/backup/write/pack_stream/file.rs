@@ -53,7 +53,7 @@ impl PackStream {
             bad_pages: 0,
             findings: Vec::new(),
             path,
-            lane: self,
+            stream: self,
         }
     }
 }
@@ -61,7 +61,7 @@ impl PackStream {
 /// A regular file on its way into the backup. Bytes are given in order; hashes and stored bytes come from the same buffer.
 #[derive(Debug)]
 pub struct FileWriter<'a> {
-    lane: &'a mut PackStream,
+    stream: &'a mut PackStream,
     path: TablePath,
     length: u64,
     /// The beginning of a block of which the rest has not come.
@@ -93,7 +93,7 @@ enum Known {
 
 impl FileWriter<'_> {
     fn block_size(&self) -> BlockSize {
-        self.lane.shared.block_size
+        self.stream.shared.block_size
     }
 
     /// Takes the next bytes, any number of them. Multiples of the block size, best 128 KiB or more, are not copied twice.
@@ -149,7 +149,7 @@ impl FileWriter<'_> {
     }
 
     fn block(&mut self, block: &[u8]) -> Result<()> {
-        let PackStream { shared, cached, .. } = &mut *self.lane;
+        let PackStream { shared, cached, .. } = &mut *self.stream;
         if matches!(self.known, Known::Unasked) {
             let known = shared.parents.file(&self.path, cached)?;
             self.known = known.map_or(Known::Nothing, Known::Something);
@@ -166,7 +166,7 @@ impl FileWriter<'_> {
             };
             known = leaf.next();
         }
-        self.lane.block(block, known, &mut self.counted)
+        self.stream.block(block, known, &mut self.counted)
     }
 
     /// Takes a hole: `len` zero bytes. At no cost where it covers whole leaves (2,048 blocks).
@@ -222,30 +222,30 @@ impl FileWriter<'_> {
         self.leaf.reset();
         self.file.leaf(hash);
         let known = self.known_leaf.take();
-        if self.lane.list.is_zero() {
-            self.lane.list.clear();
+        if self.stream.list.is_zero() {
+            self.stream.list.clear();
             return self.push_run(LeafRun::Zero(1));
         }
-        let same = known.and_then(|known| known.same(&self.lane.list, hash));
-        let same = same.filter(|at| self.lane.shared.parents.ledger.may_use(*at));
-        if same.is_none() && self.lane.list.uses(OPEN) {
-            self.lane.close_frame()?;
+        let same = known.and_then(|known| known.same(&self.stream.list, hash));
+        let same = same.filter(|at| self.stream.shared.parents.ledger.may_use(*at));
+        if same.is_none() && self.stream.list.uses(OPEN) {
+            self.stream.close_frame()?;
         }
-        count_blocks(&mut self.live, &self.lane.list);
+        count_blocks(&mut self.live, &self.stream.list);
         let at = match same {
             Some(at) => at,
             None => {
-                let PackStream { shared, list, .. } = &*self.lane;
+                let PackStream { shared, list, .. } = &*self.stream;
                 let leaf = self.length.saturating_sub(1) / shared.block_size.leaf_bytes();
                 shared.with_table(|table| {
                     table.note(&self.path, leaf, bytes, list);
                     Ok(())
                 })?;
                 let plain = encode_leaf(list, &shared.parents.backups).map_err(|e| internal(&e))?;
-                self.lane.table_frame(FrameKind::Leaf, &plain)?
+                self.stream.table_frame(FrameKind::Leaf, &plain)?
             }
         };
-        self.lane.list.clear();
+        self.stream.list.clear();
         count(&mut self.live, at, 1);
         self.push_run(LeafRun::Stored { at, hash })
     }
@@ -267,8 +267,8 @@ impl FileWriter<'_> {
     fn end_node(&mut self) -> Result<()> {
         let leaves: u64 = self.runs.iter().map(|run| run.leaves()).sum();
         let leaves = u32::try_from(leaves).map_err(|_| refused(&self.path, "it has too many leaves"))?;
-        let plain = encode_node(&self.runs, &self.lane.shared.parents.backups).map_err(|e| internal(&e))?;
-        let at = self.lane.table_frame(FrameKind::Node, &plain)?;
+        let plain = encode_node(&self.runs, &self.stream.shared.parents.backups).map_err(|e| internal(&e))?;
+        let at = self.stream.table_frame(FrameKind::Node, &plain)?;
         count(&mut self.live, at, 1);
         self.nodes.push(NodeRef { at, leaves });
         self.runs.clear();
@@ -279,12 +279,12 @@ impl FileWriter<'_> {
     pub fn finish(mut self, attributes: Attributes) -> Result<FileSummary> {
         self.end_partial()?;
         let inline =
-            self.runs.is_empty() && self.nodes.is_empty() && u64::from(self.lane.list.len()) <= INLINE_BLOCKS;
+            self.runs.is_empty() && self.nodes.is_empty() && u64::from(self.stream.list.len()) <= INLINE_BLOCKS;
         let blocks = if inline {
             if self.filled > 0 {
                 self.file.leaf(Hashing::finish(&self.leaf));
             }
-            Blocks::Inline(std::mem::take(&mut self.lane.list))
+            Blocks::Inline(std::mem::take(&mut self.stream.list))
         } else {
             if self.filled > 0 {
                 self.end_leaf()?;
@@ -296,15 +296,15 @@ impl FileWriter<'_> {
                 Blocks::Nodes(std::mem::take(&mut self.nodes))
             }
         };
-        let Self { lane, path, length, file, counted, live, bad_pages, findings, .. } = self;
+        let Self { stream, path, length, file, counted, live, bad_pages, findings, .. } = self;
         let hash = file.finish(length);
         let waits = matches!(&blocks, Blocks::Inline(list) if list.uses(OPEN));
         let content = EntryContent::File(FileContent { length, hash, bad_pages, blocks });
         let entry = FileEntry { path, attributes, content };
         if waits {
-            lane.waiting.push(Waiting { entry, findings, counted });
+            stream.waiting.push(Waiting { entry, findings, counted });
         } else {
-            lane.shared.with_table(|table| {
+            stream.shared.with_table(|table| {
                 table.count_blocks(counted);
                 table.add(&entry, &live, findings)
             })?;
