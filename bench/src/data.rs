@@ -46,7 +46,7 @@ impl Size {
     pub const QUICK: Size = Size { segments: 8, scales: [2, 10], rows: 30 };
 }
 
-/// A stretch of WAL of one kind of load.
+/// A range of WAL of one kind of load.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Phase {
     /// The load.
@@ -250,7 +250,7 @@ fn application_rows(thousands: u32) -> String {
     format!("{}{}", accounts(thousands * 400), events(thousands * 600))
 }
 
-/// A stretch of work: people come, things happen, a file is loaded, profiles change, old things go.
+/// A spell of work: people come, things happen, a file is loaded, profiles change, old things go.
 pub(crate) fn application_load(chunk: u32, thousands: u32) -> String {
     let imported = thousands * 30;
     format!(

@@ -105,7 +105,7 @@ fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
 
         assert_eq!(restored(&bed, &ledger, &ids[0], &["--target-immediate"]), 3);
         assert_eq!(restored(&bed, &ledger, &ids[3], &[]), 16, "the newest, to the end of the archive");
-        // The promised stretch: from the oldest that leads onward to the end.
+        // The promised range: from the oldest that leads onward to the end.
         let time = &marks[2].time_after;
         assert_eq!(restored(&bed, &ledger, &ids[2], &["--target-time", time]), 12);
         let plan = ["plan", "--target-time", &marks[0].time_after];

@@ -147,7 +147,7 @@ fn compare_portion(
     Ok(compared)
 }
 
-/// The stretches of files that are there and shall be zero: what is between the stored blocks.
+/// The ranges of files that are there and shall be zero: what is between the stored blocks.
 fn zeros(
     window: &ReadWindow,
     targets: &[Option<FileTarget>],
@@ -179,7 +179,7 @@ fn zeros(
     all
 }
 
-/// Makes stretches of a file holes where they are not; all of them, where the filesystem is not known to tell the truth about
+/// Makes ranges of a file holes where they are not; all of them, where the filesystem is not known to tell the truth about
 /// holes.
 fn clear(file: &File, ranges: &[(u64, u64)]) -> io::Result<()> {
     let kind = rustix::fs::fstatfs(file)?.f_type;

@@ -1,21 +1,21 @@
 //! Putting pieces of files together before they are written.
 //!
 //! What many backups wrote comes a few blocks at a time, each time from another pack. Written as they come, such pieces cost
-//! the kernel several times what whole stretches do: it makes a page of its own for each, which goes to the disk by itself.
-//! So a stretch that comes in pieces waits in memory until it is complete. How much may wait is bounded; beyond that, pieces
+//! the kernel several times what whole chunks do: it makes a page of its own for each, which goes to the disk by itself.
+//! So a chunk that comes in pieces waits in memory until it is complete. How much may wait is bounded; beyond that, pieces
 //! are written as they come.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of a stretch of a file: longer writes are hardly cheaper, and a data frame delivers as much.
-const STRETCH: usize = 128 << 10;
+/// Bytes of a chunk of a file: longer writes are hardly cheaper, and a data frame delivers as much.
+const CHUNK: usize = 128 << 10;
 
 /// Pieces this long are written as they come: copying them costs more than is won.
-const LONG: usize = STRETCH / 2;
+const LONG: usize = CHUNK / 2;
 
-/// Buffers of stretches that wait, used again and again.
+/// Buffers of chunks that wait, used again and again.
 #[derive(Debug)]
 pub(crate) struct Buffers(Mutex<Free>);
 
@@ -29,7 +29,7 @@ struct Free {
 impl Buffers {
     /// At most so many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
-        Self(Mutex::new(Free { buffers: Vec::new(), more: bytes / STRETCH }))
+        Self(Mutex::new(Free { buffers: Vec::new(), more: bytes / CHUNK }))
     }
 
     /// `None` if all are in use.
@@ -37,7 +37,7 @@ impl Buffers {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         free.buffers.pop().or_else(|| {
             free.more = free.more.checked_sub(1)?;
-            Some(vec![0; STRETCH].into_boxed_slice())
+            Some(vec![0; CHUNK].into_boxed_slice())
         })
     }
 
@@ -46,11 +46,11 @@ impl Buffers {
     }
 }
 
-/// The stretches of the files of one window of which anything is expected, by the part and their number in its file.
+/// The chunks of the files of one window of which anything is expected, by the part and their number in its file.
 #[derive(Debug)]
 pub(crate) struct Gather {
     buffers: Arc<Buffers>,
-    stretches: HashMap<(usize, u64), Mutex<FetchRange>>,
+    chunks: HashMap<(usize, u64), Mutex<FetchRange>>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +60,7 @@ struct FetchRange {
     waiting: Option<Waiting>,
 }
 
-/// What came of a stretch and was not written.
+/// What came of a chunk and was not written.
 #[derive(Debug)]
 struct Waiting {
     buffer: Box<[u8]>,
@@ -71,13 +71,13 @@ struct Waiting {
 impl Gather {
     /// For a window of which nothing is expected yet.
     pub(crate) fn new(buffers: &Arc<Buffers>) -> Self {
-        Self { buffers: Arc::clone(buffers), stretches: HashMap::new() }
+        Self { buffers: Arc::clone(buffers), chunks: HashMap::new() }
     }
 
-    /// Expects bytes of a part, which do not reach over the end of a stretch.
+    /// Expects bytes of a part, which do not reach over the end of a chunk.
     pub(crate) fn expect(&mut self, part: usize, offset: u64, length: usize) {
-        let stretch = self.stretches.entry((part, place(offset).0)).or_default();
-        stretch.get_mut().unwrap_or_else(PoisonError::into_inner).missing += length;
+        let chunk = self.chunks.entry((part, place(offset).0)).or_default();
+        chunk.get_mut().unwrap_or_else(PoisonError::into_inner).missing += length;
     }
 
     /// Takes a piece of a part. What can be written now goes to `write`, with its offset in the file.
@@ -95,20 +95,20 @@ impl Gather {
         let (mut offset, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let (number, within) = place(offset);
-            let (piece, later) = rest.split_at(rest.len().min(STRETCH - within));
-            match self.stretches.get(&(part, number)) {
-                Some(stretch) => {
-                    let mut stretch = stretch.lock().unwrap_or_else(PoisonError::into_inner);
-                    stretch.missing = stretch.missing.saturating_sub(piece.len());
-                    let alone = stretch.missing == 0 && stretch.waiting.is_none();
-                    let waits = !long && !alone && stretch.wait(within, piece, &self.buffers);
-                    let complete = if stretch.missing == 0 { stretch.waiting.take() } else { None };
-                    drop(stretch);
+            let (piece, later) = rest.split_at(rest.len().min(CHUNK - within));
+            match self.chunks.get(&(part, number)) {
+                Some(chunk) => {
+                    let mut chunk = chunk.lock().unwrap_or_else(PoisonError::into_inner);
+                    chunk.missing = chunk.missing.saturating_sub(piece.len());
+                    let alone = chunk.missing == 0 && chunk.waiting.is_none();
+                    let waits = !long && !alone && chunk.wait(within, piece, &self.buffers);
+                    let complete = if chunk.missing == 0 { chunk.waiting.take() } else { None };
+                    drop(chunk);
                     if !long && !waits {
                         write(offset, piece)?;
                     }
                     if let Some(waiting) = complete {
-                        let written = waiting.write(number * STRETCH as u64, &mut write);
+                        let written = waiting.write(number * CHUNK as u64, &mut write);
                         self.buffers.give_back(waiting.buffer);
                         written?;
                     }
@@ -124,9 +124,9 @@ impl Gather {
 
     /// Whether everything that was expected came and was written.
     pub(crate) fn is_complete(&self) -> bool {
-        self.stretches.values().all(|stretch| {
-            let stretch = stretch.lock().unwrap_or_else(PoisonError::into_inner);
-            stretch.missing == 0 && stretch.waiting.is_none()
+        self.chunks.values().all(|chunk| {
+            let chunk = chunk.lock().unwrap_or_else(PoisonError::into_inner);
+            chunk.missing == 0 && chunk.waiting.is_none()
         })
     }
 }
@@ -147,7 +147,7 @@ impl FetchRange {
 }
 
 impl Waiting {
-    /// Writes what came, what lies together at once. `start`: of the stretch in its file.
+    /// Writes what came, what lies together at once. `start`: of the chunk in its file.
     fn write<E>(&self, start: u64, write: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
         let mut filled = self.filled.clone();
         filled.sort_unstable_by_key(|range| range.start);
@@ -160,9 +160,9 @@ impl Waiting {
     }
 }
 
-/// In which stretch of a file an offset is, and where in it.
+/// In which chunk of a file an offset is, and where in it.
 fn place(offset: u64) -> (u64, usize) {
-    (offset / STRETCH as u64, usize::try_from(offset % STRETCH as u64).unwrap_or(0))
+    (offset / CHUNK as u64, usize::try_from(offset % CHUNK as u64).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -215,20 +215,20 @@ mod tests {
     fn pieces_are_put_together_while_there_is_room() {
         let (files, together) = scattered(1 << 20);
         assert!(files.iter().flatten().all(|byte| *byte == 0), "nothing else is written");
-        let (files, partly) = scattered(STRETCH);
+        let (files, partly) = scattered(CHUNK);
         assert!(files.iter().flatten().all(|byte| *byte == 0));
         let (files, alone) = scattered(0);
         assert!(files.iter().flatten().all(|byte| *byte == 0));
-        // One for each run of four blocks that stays in one stretch.
+        // One for each run of four blocks that stays in one chunk.
         assert!(together < 35 && together < partly && partly < alone, "{together} {partly} {alone}");
     }
 
     #[test]
     fn what_is_long_or_a_whole_file_is_written_as_it_comes() {
         let mut gather = Gather::new(&Arc::new(Buffers::new(1 << 20)));
-        gather.expect(0, 0, STRETCH);
-        gather.expect(0, 1 << 17, STRETCH);
-        gather.expect(0, 2 << 17, STRETCH);
+        gather.expect(0, 0, CHUNK);
+        gather.expect(0, 1 << 17, CHUNK);
+        gather.expect(0, 2 << 17, CHUNK);
         gather.expect(1, 0, BLOCK);
         let content = vec![1; 3 << 17];
         let mut writes = Vec::new();
@@ -239,22 +239,22 @@ mod tests {
             });
             let Ok(()) = taken;
         };
-        // Over the border of two stretches, the rest of which comes before and after it.
+        // Over the border of two chunks, the rest of which comes before and after it.
         take(0, 0, LONG);
-        take(0, STRETCH + LONG, LONG / 2);
-        take(0, LONG, STRETCH);
-        take(0, STRETCH + LONG + LONG / 2, LONG / 2);
-        take(0, 2 << 17, STRETCH);
+        take(0, CHUNK + LONG, LONG / 2);
+        take(0, LONG, CHUNK);
+        take(0, CHUNK + LONG + LONG / 2, LONG / 2);
+        take(0, 2 << 17, CHUNK);
         assert!(!gather.is_complete(), "a file is still to come");
         take(1, 0, BLOCK);
-        let (long, stretch) = (LONG as u64, STRETCH as u64);
+        let (long, chunk) = (LONG as u64, CHUNK as u64);
         assert_eq!(
             writes,
             [
                 (0, 0, LONG),
-                (0, long, STRETCH),
-                (0, stretch + long, LONG),
-                (0, 2 * stretch, STRETCH),
+                (0, long, CHUNK),
+                (0, chunk + long, LONG),
+                (0, 2 * chunk, CHUNK),
                 (1, 0, BLOCK)
             ]
         );

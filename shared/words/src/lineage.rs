@@ -19,7 +19,7 @@ use walpoint_storage::error::Result;
 /// Columns of the axis.
 const WIDTH: u64 = 60;
 
-/// A stretch of WAL positions and the character that stands for it.
+/// A range of WAL positions and the character that stands for it.
 type Mark = (Lsn, Lsn, char);
 
 /// The timelines of a lineage on one axis, with those of the backups that begin in its WAL.

@@ -28,7 +28,7 @@ pub struct ServerManifest {
     pub system_id: Option<SystemId>,
     /// How many files it lists.
     pub files: u64,
-    /// The WAL that the backup needs: timeline, begin and end of each stretch.
+    /// The WAL that the backup needs: timeline, begin and end of each range.
     pub wal: Vec<(TimelineId, Lsn, Lsn)>,
 }
 
@@ -218,7 +218,7 @@ impl<'de> Visitor<'de> for Files<'_, '_> {
     }
 }
 
-/// The list of stretches of WAL.
+/// The list of ranges of WAL.
 struct Ranges;
 
 impl<'de> DeserializeSeed<'de> for Ranges {
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for Ranges {
     type Value = Vec<(TimelineId, Lsn, Lsn)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of stretches of WAL")
+        f.write_str("a list of ranges of WAL")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -243,7 +243,7 @@ impl<'de> Visitor<'de> for Ranges {
                 Some((TimelineId::new(range.timeline)?, range.start.parse().ok()?, range.end.parse().ok()?))
             };
             let range = read().filter(|_| ranges.len() < MAX_RANGES);
-            ranges.push(range.ok_or_else(|| A::Error::custom("a stretch of WAL that is none"))?);
+            ranges.push(range.ok_or_else(|| A::Error::custom("a range of WAL that is none"))?);
         }
         Ok(ranges)
     }

@@ -11,7 +11,7 @@ use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize};
 use super::path::{Coverage, SegmentRange};
 use super::stop::{SearchState, SegmentDecoder, StopRule};
 
-/// A segment among the files of a stretch: which range, and its number.
+/// A segment of WAL that is looked at in several ranges: which range, and its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct RangedSegment {
     /// Which range.

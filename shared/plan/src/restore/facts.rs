@@ -154,7 +154,7 @@ pub enum Question {
     Backup(BackupId),
     /// Where does recovery stop?
     Stop(StopQuestion),
-    /// What lies in a stretch of WAL?
+    /// What lies in a range of WAL?
     Extent(ExtentQuestion),
     /// Did a transaction end before a position that stops recovery to a time?
     Passed(PassedQuestion),
@@ -225,7 +225,7 @@ pub struct PassedQuestion {
     pub before: Lsn,
 }
 
-/// What the index says about a stretch of WAL.
+/// What the index says about a range of WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Extent {
     /// Where the last record known to be complete starts, if that is known: the last `recovery_target_lsn` that works.
@@ -381,7 +381,7 @@ impl Facts {
         }
     }
 
-    /// What lies in a stretch of WAL.
+    /// What lies in a range of WAL.
     pub fn extent(&self, question: ExtentQuestion) -> Asking<Extent> {
         let question = Question::Extent(question);
         match self.answers.get(&question) {

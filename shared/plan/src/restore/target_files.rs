@@ -27,17 +27,17 @@ impl<'a> Planner<'a> {
     pub(super) fn with_newest_that_finds(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
         let timeline = path.timeline();
         let mut found = false;
-        let stretches = self.stretches(path, listed)?;
-        for stretch in &stretches {
-            let Some(newest) = self.newest_with_target(path, stretch)? else { continue };
+        let ranges = self.ranges(path, listed)?;
+        for range in &ranges {
+            let Some(newest) = self.newest_with_target(path, range)? else { continue };
             found = true;
             // One that is not complete, or is not consistent in time, leaves it to the next older one.
             let mut spare: Option<(&BackupFacts, RestorePlan)> = None;
-            for &id in stretch.backups.iter().skip(newest) {
+            for &id in range.backups.iter().skip(newest) {
                 let Some(backup) = self.facts.complete_backup(id)?.filter(|b| path.holds(b)) else {
                     continue;
                 };
-                let stop = self.stop_from(path, stretch, id)?.filter(|s| s.record >= backup.end);
+                let stop = self.stop_from(path, range, id)?.filter(|s| s.record >= backup.end);
                 if let Some(stop) = stop.filter(|stop| self.is_of_epoch(stop)) {
                     let coverage = self.coverage_from(path, id)?;
                     let ending = self.ending(path, backup, &coverage, stop.end)?;
@@ -65,7 +65,7 @@ impl<'a> Planner<'a> {
         {
             return Ok(refused);
         }
-        let others = self.of_other_epochs(path, &stretches)?;
+        let others = self.of_other_epochs(path, &ranges)?;
         if let (false, true, Some(id)) = (found, others.is_empty(), listed.first())
             && let Some(refused) = self.not_past_unread(path, &self.coverage_from(path, *id)?)
         {
@@ -99,31 +99,31 @@ impl<'a> Planner<'a> {
         Ok(holes)
     }
 
-    /// The backups by unbroken stretch. One whose first segment is missing belongs to none.
-    fn stretches(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<SameReach>> {
-        let mut stretches: Vec<SameReach> = Vec::new();
+    /// The backups by unbroken range. One whose first segment is missing belongs to none.
+    fn ranges(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<SameReach>> {
+        let mut ranges: Vec<SameReach> = Vec::new();
         for &id in listed {
             let until = self.coverage_from(path, id)?.until;
-            match stretches.last_mut() {
+            match ranges.last_mut() {
                 _ if until <= id.start() => {}
                 Some(last) if last.until == until => last.backups.push(id),
-                _ => stretches.push(SameReach { until, backups: vec![id] }),
+                _ => ranges.push(SameReach { until, backups: vec![id] }),
             }
         }
-        Ok(stretches)
+        Ok(ranges)
     }
 
-    /// The index of the newest backup of a stretch after whose start the target occurs. The older a backup, the more
+    /// The index of the newest backup of a range after whose start the target occurs. The older a backup, the more
     /// it replays, so the answers change once: twice as far back each time, then halving what is left.
-    fn newest_with_target(&self, path: &Path<'a>, stretch: &SameReach) -> Asking<Option<usize>> {
+    fn newest_with_target(&self, path: &Path<'a>, range: &SameReach) -> Asking<Option<usize>> {
         let occurs = |index: usize| -> Asking<bool> {
-            let Some(&id) = stretch.backups.get(index) else { return Ok(false) };
+            let Some(&id) = range.backups.get(index) else { return Ok(false) };
             // The older a backup, the older the epoch of the first transaction of that number: a newer one is not it yet.
             let wanted = self.wanted_epoch();
             let early = |stop: &Stop| wanted.zip(stop.full_xid).is_none_or(|(wanted, full)| full <= wanted);
-            Ok(self.stop_from(path, stretch, id)?.is_some_and(early))
+            Ok(self.stop_from(path, range, id)?.is_some_and(early))
         };
-        let last = stretch.backups.len().saturating_sub(1);
+        let last = range.backups.len().saturating_sub(1);
         let (mut without, mut with) = (0, 0);
         while !occurs(with)? {
             if with == last {
@@ -153,14 +153,14 @@ impl<'a> Planner<'a> {
     }
 
     /// The transactions of the number asked for that recovery from the oldest backups would stop at, of other epochs.
-    fn of_other_epochs(&self, path: &Path<'a>, stretches: &[SameReach]) -> Asking<Vec<FullXid>> {
+    fn of_other_epochs(&self, path: &Path<'a>, ranges: &[SameReach]) -> Asking<Vec<FullXid>> {
         let mut others = Vec::new();
         if self.wanted_epoch().is_none() {
             return Ok(others);
         }
-        for stretch in stretches {
-            for &id in stretch.backups.first().into_iter().chain(stretch.backups.last()) {
-                let stop = self.stop_from(path, stretch, id)?.filter(|stop| !self.is_of_epoch(stop));
+        for range in ranges {
+            for &id in range.backups.first().into_iter().chain(range.backups.last()) {
+                let stop = self.stop_from(path, range, id)?.filter(|stop| !self.is_of_epoch(stop));
                 others.extend(stop.and_then(|stop| stop.full_xid));
             }
         }
@@ -173,9 +173,9 @@ impl<'a> Planner<'a> {
         path.with_tail(path.replayable(id.start())?)
     }
 
-    fn stop_from(&self, path: &Path<'a>, stretch: &SameReach, id: BackupId) -> Asking<Option<&'a Stop>> {
+    fn stop_from(&self, path: &Path<'a>, range: &SameReach, id: BackupId) -> Asking<Option<&'a Stop>> {
         let Some(rule) = StopRule::of(&self.request.target, self.request.inclusive) else { return Ok(None) };
-        let (path, from, until) = (path.timeline(), id.start(), stretch.until);
+        let (path, from, until) = (path.timeline(), id.start(), range.until);
         self.facts.stop(StopQuestion { path, rule, from, until })
     }
 }

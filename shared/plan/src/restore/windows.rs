@@ -2,7 +2,7 @@
 //!
 //! A window begins where a backup is consistent and reaches as far as the WAL after it has no hole, and nothing that recovery
 //! cannot pass: a segment that does not continue the one before it, a spell of `wal_level = minimal`. Older backups in the
-//! same unbroken stretch make it longer, so only the oldest usable one of each stretch is looked at.
+//! same unbroken range make it longer, so only the oldest usable one of each range is looked at.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::facts::{Asking, BackupFacts, ExtentQuestion, Facts};
 use super::path::{Coverage, Path, SegmentRange};
 use crate::runs::Runs;
 
-/// A stretch of WAL every moment of which can be recovered on the path to a timeline.
+/// A range of WAL every moment of which can be recovered on the path to a timeline.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Window {
     /// The timeline whose path it lies on.
@@ -29,7 +29,7 @@ pub struct Window {
     pub until_time: Option<PgTimestamp>,
     /// The backup that it begins with.
     pub oldest: BackupId,
-    /// How many listed backups start in the stretch on this path, `oldest` included, but for those known to be useless.
+    /// How many listed backups start in the range on this path, `oldest` included, but for those known to be useless.
     pub backups: usize,
     /// Whether it comes from the parent timeline: it begins at the fork and not at a backup.
     pub continued: bool,
@@ -54,14 +54,14 @@ fn reaching_past(facts: &Facts, timeline: TimelineId, begin: Lsn) -> Asking<Vec<
     let mut windows = Vec::new();
     // What recovery cannot pass divides what is there.
     let bars: BTreeSet<Lsn> = path.minimal()?.iter().chain(path.breaks()?).copied().collect();
-    for (first, coverage) in stretches(&path)?.into_iter().filter(|(_, coverage)| coverage.until > begin) {
+    for (first, coverage) in ranges(&path)?.into_iter().filter(|(_, coverage)| coverage.until > begin) {
         let mut from = first.start(facts.segment_size);
         let inside = bars.range(from + 1..coverage.until.max(from + 1)).copied();
         for until in inside.chain([coverage.until]) {
             let partial = coverage.by_partial.map(|_| coverage.missing.start(facts.segment_size));
             let begins_before = partial.unwrap_or(until).min(until);
-            let stretch = CoveredRange { from, until, begins_before };
-            windows.extend(window_in(facts, &path, &stretch)?.filter(|window| window.until > begin));
+            let range = CoveredRange { from, until, begins_before };
+            windows.extend(window_in(facts, &path, &range)?.filter(|window| window.until > begin));
             from = until + 1;
         }
     }
@@ -123,25 +123,25 @@ impl Consistency {
     }
 }
 
-/// The unbroken stretches of a path.
-fn stretches(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
-    let mut stretches = Vec::new();
+/// The unbroken ranges of a path.
+fn ranges(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
+    let mut ranges = Vec::new();
     let mut from = path.next_readable(SegmentNo(0))?;
     while let Some(first) = from {
         let coverage = path.with_tail(path.coverage(first)?)?;
         let read = coverage.by_ancestor.is_some();
         from = path.next_readable(if read { coverage.missing.next() } else { coverage.missing })?;
-        stretches.push((first, coverage));
+        ranges.push((first, coverage));
     }
-    Ok(stretches)
+    Ok(ranges)
 }
 
-/// The window of a stretch: it begins with the oldest backup all of whose WAL lies in it.
-fn window_in(facts: &Facts, path: &Path<'_>, stretch: &CoveredRange) -> Asking<Option<Window>> {
+/// The window of a range: it begins with the oldest backup all of whose WAL lies in it.
+fn window_in(facts: &Facts, path: &Path<'_>, range: &CoveredRange) -> Asking<Option<Window>> {
     let size = facts.segment_size;
     let here = |id: &&BackupId| {
         let on_path = path.history().timeline_at(id.start()) == id.timeline();
-        on_path && id.start() >= stretch.from && id.start() < stretch.begins_before
+        on_path && id.start() >= range.from && id.start() < range.begins_before
     };
     let mut listed: Vec<BackupId> = facts.backups.iter().filter(here).copied().collect();
     listed.sort_by_key(|id| id.start());
@@ -153,7 +153,7 @@ fn window_in(facts: &Facts, path: &Path<'_>, stretch: &CoveredRange) -> Asking<O
         }
         if let Some(backup) = facts.complete_backup(id)?
             && path.holds(backup)
-            && backup.end <= stretch.until
+            && backup.end <= range.until
             && oldest.is_none_or(|o| backup.end < o.end)
         {
             oldest = Some(backup);
@@ -163,13 +163,13 @@ fn window_in(facts: &Facts, path: &Path<'_>, stretch: &CoveredRange) -> Asking<O
     let extent = facts.extent(ExtentQuestion {
         path: path.timeline(),
         first: SegmentNo::of(oldest.start(), size),
-        until: stretch.until,
+        until: range.until,
     })?;
     Ok(Some(Window {
         timeline: path.timeline(),
         from: oldest.end,
         from_time: Some(oldest.serves_from()),
-        until: stretch.until,
+        until: range.until,
         last_record: extent.last_record,
         until_time: extent.latest,
         oldest: oldest.id,

@@ -281,7 +281,7 @@ fn by_rank(
     }
 }
 
-/// The name of the stretch of the calendar that a day belongs to.
+/// The name of the calendar period that a day belongs to.
 fn which(period: Period, day: Date) -> String {
     match period {
         Period::Day => day.to_string(),

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::{Span, Timestamp};
 use walpoint_base::{LineageId, TimelineId};
 
-/// A stretch of the calendar.
+/// A calendar period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Period {
     /// A day of UTC.
@@ -33,7 +33,7 @@ pub enum RetentionReason {
     Window(Span),
     /// The recovery window of a timeline begins with it.
     WindowBegin(Span, TimelineId),
-    /// The last one of its stretch of the calendar; how many are kept, and which one this is.
+    /// The last one of its calendar period; how many are kept, and which one this is.
     Calendar(Period, u32, String),
     /// One of the newest that stay in any case.
     Minimum(u32),

@@ -22,7 +22,7 @@ use super::location::PackNo;
 use super::manifest::{EncodeError, cannot_write};
 use super::wire::Malformed;
 
-/// no announcement has more plain bytes: about 60,000 stretches of packs. What is more goes into several.
+/// no announcement has more plain bytes: about 60,000 ranges of packs. What is more goes into several.
 const MAX_ANNOUNCEMENT: usize = 8 << 20;
 /// Announcement objects that are read at the same time.
 const AT_ONCE: usize = 8;
@@ -349,7 +349,7 @@ impl Backups {
         Announcement::read(reader).map(Some).map_err(|e| RepoError::corrupt(&key, e))
     }
 
-    /// Announces, under the next number, which is returned. At most about 60,000 stretches of packs in one.
+    /// Announces, under the next number, which is returned. At most about 60,000 ranges of packs in one.
     pub async fn announce(&self, announced: &Announcement) -> Result<u64> {
         let known = list_announcements(self.store(), self.paths()).await?;
         let mut n = known.last().map_or(0, |(last, _)| last + 1);

@@ -56,7 +56,7 @@
 //!
 //! # Reading
 //!
-//! A [`ReadWindow`] is a stretch of the file table; its units say what to read, pack by pack. Fetch some units at a time, by
+//! A [`ReadWindow`] is a range of the file table; its units say what to read, pack by pack. Fetch some units at a time, by
 //! [`PackUnit::fetch_bytes`], and scatter each on a blocking thread.
 //!
 //! ```no_run

@@ -1,7 +1,7 @@
 //! What an unfinished backup has stored, so that the next one need not store it again.
 //!
 //! Progress objects of a backup are numbered from 0. Each names the packs that were stored since the one before, and
-//! stretches of files (each up to a leaf's) all of whose blocks are in packs named up to here, or in other backups'. They
+//! ranges of files (each up to a leaf's) all of whose blocks are in packs named up to here, or in other backups'. They
 //! mean nothing once there is a manifest.
 
 use walpoint_base::BackupId;
@@ -19,12 +19,12 @@ use super::wire::{Input, Malformed, Output};
 /// One progress object, read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProgressObject {
-    /// Every backup that the stretches refer to; the first is the one that was written.
+    /// Every backup that the ranges refer to; the first is the one that was written.
     pub backups: Vec<BackupId>,
     /// Its packs that were stored since the progress object before.
     pub packs: PackTable,
-    /// What is in them, in no order. A file's stretches may be in several progress objects, and the file itself not whole.
-    pub stretches: Vec<BlockRange>,
+    /// What is in them, in no order. A file's ranges may be in several progress objects, and the file itself not whole.
+    pub ranges: Vec<BlockRange>,
 }
 
 /// Up to 2,048 blocks of a file, as they were read.
@@ -32,7 +32,7 @@ pub struct ProgressObject {
 pub struct BlockRange {
     /// The file.
     pub path: TablePath,
-    /// Which stretch of it: of 2,048 blocks each, counted from 0.
+    /// Which range of it: of 2,048 blocks each, counted from 0.
     pub leaf: u32,
     /// How many bytes it has.
     pub bytes: u32,
@@ -57,8 +57,8 @@ impl BlockRange {
     }
 }
 
-/// Writes a stretch: path, number of the leaf, bytes (32 bits each), then the list.
-pub(super) fn encode_stretch(
+/// Writes a range: path, number of the leaf, bytes (32 bits each), then the list.
+pub(super) fn encode_range(
     path: &TablePath,
     leaf: u32,
     bytes: u32,
@@ -72,18 +72,18 @@ pub(super) fn encode_stretch(
     blocks.encode(out, refs);
 }
 
-/// One progress object to be written; its stretches are encoded already, with `refs`.
+/// One progress object to be written; its ranges are encoded already, with `refs`.
 #[derive(Debug)]
 pub(super) struct EncodedProgress<'a> {
     pub(super) backups: &'a [BackupId],
     pub(super) packs: PackTable,
     pub(super) refs: &'a RefWriter,
-    pub(super) stretches: &'a [Vec<u8>],
+    pub(super) ranges: &'a [Vec<u8>],
 }
 
 impl EncodedProgress<'_> {
-    /// Number of backups (16 bits), their ids, the pack table, the table of backups that the stretches use, the number of
-    /// stretches (32 bits), the stretches.
+    /// Number of backups (16 bits), their ids, the pack table, the table of backups that the ranges use, the number of
+    /// ranges (32 bits), the ranges.
     pub(super) fn seal(&self, sealer: &Sealer, key: &Key) -> Result<SealedObject, EncodeError> {
         let mut out = Vec::new();
         let count = u16::try_from(self.backups.len());
@@ -91,8 +91,8 @@ impl EncodedProgress<'_> {
         self.backups.iter().for_each(|id| out.put(&id.to_bytes()));
         self.packs.encode(&mut out);
         self.refs.encode(&mut out, self.backups)?;
-        out.put_count(self.stretches.len());
-        self.stretches.iter().for_each(|stretch| out.put(stretch));
+        out.put_count(self.ranges.len());
+        self.ranges.iter().for_each(|range| out.put(range));
         if out.len() > MAX_TABLES {
             return Err(Malformed(format!("{} bytes are too many", out.len())).into());
         }
@@ -125,12 +125,12 @@ impl ProgressObject {
         let packs = PackTable::decode(&mut input, backups.len())?;
         let refs = read_refs(&mut input, &backups)?;
         let count = input.count(SHORTEST)?;
-        let mut stretches = Vec::with_capacity(count);
+        let mut ranges = Vec::with_capacity(count);
         for _ in 0..count {
-            stretches.push(BlockRange::decode(&mut input, &refs, block_size)?);
+            ranges.push(BlockRange::decode(&mut input, &refs, block_size)?);
         }
         input.end()?;
-        Ok(Self { backups, packs, stretches })
+        Ok(Self { backups, packs, ranges })
     }
 }
 
@@ -149,24 +149,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn stretches_come_back(places in proptest::collection::vec((any_place(), any::<u64>()), 1..300), leaf: u32) {
+        fn ranges_come_back(places in proptest::collection::vec((any_place(), any::<u64>()), 1..300), leaf: u32) {
             let mut blocks = BlockList::default();
             places.iter().for_each(|(place, hash)| blocks.push(*place, *hash));
             let path = TablePath::data("base/5/1259").unwrap();
             let bytes = u32::try_from(places.len()).unwrap() * 8192 - 5;
-            let stretch = BlockRange { path, leaf, bytes, blocks };
+            let range = BlockRange { path, leaf, bytes, blocks };
             let (mut refs, mut row) = (RefWriter::default(), Vec::new());
-            encode_stretch(&stretch.path, leaf, bytes, &stretch.blocks, &mut row, &mut refs);
+            encode_range(&range.path, leaf, bytes, &range.blocks, &mut row, &mut refs);
             let backups = [id(0), id(1), id(2)];
             let pack = PackUse { backup: BackupRef(0), pack: PackNo(3), size: 5, units: 4, live: 4 };
             let packs = PackTable::new(vec![pack]);
-            let encoded = EncodedProgress { backups: &backups, packs: packs.clone(), refs: &refs, stretches: &[row] };
+            let encoded = EncodedProgress { backups: &backups, packs: packs.clone(), refs: &refs, ranges: &[row] };
             let key: Key = "clusters/main/backups/x/progress-00000000".parse().unwrap();
             for sealer in walpoint_storage::object::testing::sealers() {
                 let object = encoded.seal(&sealer, &key).unwrap();
                 let open = || ObjectReader::open(&sealer, &[ObjectKind::Progress], &key, object.to_bytes()).unwrap();
                 let back = ProgressObject::read(open(), id(0), size()).unwrap();
-                prop_assert_eq!(back.stretches, vec![stretch.clone()]);
+                prop_assert_eq!(back.ranges, vec![range.clone()]);
                 prop_assert_eq!(&back.packs, &packs);
                 prop_assert!(ProgressObject::read(open(), id(1), size()).is_err());
             }

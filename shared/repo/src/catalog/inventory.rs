@@ -240,7 +240,7 @@ impl TimelineWal {
         self.found_damaged = damaged;
     }
 
-    /// The first segment of a stretch that counts as lost because it was found damaged.
+    /// The first segment of a range that counts as lost because it was found damaged.
     pub(crate) fn first_found_damaged(&self, first: SegmentNo, last: SegmentNo) -> Option<SegmentNo> {
         self.found_damaged.range(first..=last).next().copied()
     }
@@ -250,7 +250,7 @@ impl TimelineWal {
         self.beside.as_ref().map_or(&[], |(others, _)| others)
     }
 
-    /// Whether all that is there of a stretch is in this repository.
+    /// Whether all that is there of a range is in this repository.
     fn is_own(&self, first: SegmentNo, last: SegmentNo) -> bool {
         let within = |runs: &Runs| -> u64 {
             let parts = runs.iter().map(|run| (run.first.max(first), run.last.min(last)));

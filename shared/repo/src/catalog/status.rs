@@ -150,7 +150,7 @@ pub struct ForkStatus {
     pub reason: String,
 }
 
-/// A stretch in which every moment can be recovered.
+/// A range in which every moment can be recovered.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct WindowStatus {
     /// Where it begins.

@@ -123,9 +123,9 @@ impl AnnouncedNames {
             | ClusterObject::Published(id)
             | ClusterObject::Manifest(id) => self.backups.contains(&id),
             ClusterObject::Pack(id, n) => self.packs_of.contains(&id) && self.set.has_pack(id, PackNo(n)),
-            _ => roots.stretch(object).is_some_and(|stretch| {
-                let runs = self.wal.get(&(stretch.lineage, stretch.timeline));
-                runs.and_then(|runs| runs.from(stretch.first)).is_some_and(|run| run.first <= stretch.last)
+            _ => roots.lineage_segments(object).is_some_and(|segments| {
+                let runs = self.wal.get(&(segments.lineage, segments.timeline));
+                runs.and_then(|runs| runs.from(segments.first)).is_some_and(|run| run.first <= segments.last)
             }),
         }
     }

@@ -27,8 +27,8 @@ const NAMED: usize = 20;
 /// Progress objects of finished backups that one run deletes.
 const SPENT: usize = 100_000;
 
-/// Stretches of packs and segments in one announcement.
-pub(super) const STRETCHES: usize = 30_000;
+/// Ranges of packs and segments in one announcement.
+pub(super) const RANGES: usize = 30_000;
 
 /// Objects and bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -178,9 +178,9 @@ impl ListingScan {
                 self.packs.entry(id).or_default().insert(n);
             }
             _ => {
-                if let Some(stretch) = roots.stretch(object) {
-                    let runs = self.wal.entry((stretch.lineage, stretch.timeline)).or_default();
-                    runs.add(SegmentRun { first: stretch.first, last: stretch.last, stored: 0 });
+                if let Some(segments) = roots.lineage_segments(object) {
+                    let runs = self.wal.entry((segments.lineage, segments.timeline)).or_default();
+                    runs.add(SegmentRun { first: segments.first, last: segments.last, stored: 0 });
                 }
             }
         }
@@ -242,10 +242,10 @@ impl ListingScan {
         let requests: Vec<AnnouncedRequest> = request.into_iter().map(AnnouncedRequest::from).collect();
         let empty = || Announcement { requests: requests.clone(), ..empty() };
         let mut all = vec![empty()];
-        let mut stretches = 0;
+        let mut ranges = 0;
         let mut next = |all: &mut Vec<Announcement>| {
-            stretches += 1;
-            if stretches % STRETCHES == 0 {
+            ranges += 1;
+            if ranges % RANGES == 0 {
                 all.push(empty());
             }
         };
@@ -282,7 +282,7 @@ fn can_be_damaged(object: &ClusterObject) -> bool {
     matches!(object, ClusterObject::Pack(..) | ClusterObject::Wal(_, WalEntry::File(WalFileName::Segment(_))))
 }
 
-/// Numbers as stretches.
+/// Numbers as ranges.
 pub(super) fn runs_of(backup: BackupId, numbers: &BTreeSet<u32>) -> Vec<AnnouncedPacks> {
     let mut runs: Vec<AnnouncedPacks> = Vec::new();
     for &n in numbers {

@@ -162,7 +162,7 @@ pub(super) async fn announce_lost(
     }
     let packs: Vec<AnnouncedPacks> =
         by_owner.iter().flat_map(|(owner, numbers)| runs_of(*owner, numbers)).collect();
-    for some in packs.chunks(super::scan::STRETCHES) {
+    for some in packs.chunks(super::scan::RANGES) {
         let announced = Announcement {
             written: now,
             host: options.host.clone(),

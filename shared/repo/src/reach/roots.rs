@@ -179,7 +179,7 @@ impl Roots {
     }
 
     /// The segments that an object is about; `None` for what is not about WAL, and where nobody knows.
-    pub fn stretch(&self, object: &ClusterObject) -> Option<LineageSegments> {
+    pub fn lineage_segments(&self, object: &ClusterObject) -> Option<LineageSegments> {
         let (lineage, timeline, first, last) = match *object {
             ClusterObject::Wal(lineage, entry) => {
                 let name = entry.segment()?;
@@ -199,8 +199,8 @@ impl Roots {
         Some(LineageSegments { lineage, timeline, first, last })
     }
 
-    fn needs_stretch(&self, object: &ClusterObject) -> bool {
-        let Some(LineageSegments { lineage, timeline, first, last }) = self.stretch(object) else {
+    fn needs_segments_of(&self, object: &ClusterObject) -> bool {
+        let Some(LineageSegments { lineage, timeline, first, last }) = self.lineage_segments(object) else {
             return true;
         };
         self.needs_segments(lineage, timeline, first, last)
@@ -224,10 +224,10 @@ impl Roots {
                     WalEntry::File(WalFileName::Backup(..)) => Class::BackupHistory,
                     _ => Class::Segment,
                 };
-                (class, self.needs_stretch(object))
+                (class, self.needs_segments_of(object))
             }
-            ClusterObject::Point(..) => (Class::RestorePoint, self.needs_stretch(object)),
-            ClusterObject::Index(..) => (Class::Index, self.needs_stretch(object)),
+            ClusterObject::Point(..) => (Class::RestorePoint, self.needs_segments_of(object)),
+            ClusterObject::Index(..) => (Class::Index, self.needs_segments_of(object)),
             ClusterObject::Lineage(_)
             | ClusterObject::Acknowledging(..)
             | ClusterObject::Announcement(_)

@@ -15,7 +15,7 @@ use crate::backup::{
     NumberedAnnouncement, PackNo,
 };
 
-/// Stretches that are longer are left as they are announced.
+/// Ranges that are longer are left as they are announced.
 const MANY: u32 = 1 << 20;
 
 /// What an announcement of damage names, one by one.

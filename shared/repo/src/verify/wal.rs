@@ -37,7 +37,7 @@ impl Run<'_> {
                     let before = parent.map(|parent| SegmentNo(run.first.0 - 1).name(parent.parent, size));
                     let names = before.into_iter().map(|name| (name, true));
                     let names = names.chain(numbers.map(|number| (number.name(*timeline, size), false)));
-                    self.stretch(&archive, names.collect()).await?;
+                    self.range(&archive, names.collect()).await?;
                 }
             }
         }
@@ -45,7 +45,7 @@ impl Run<'_> {
     }
 
     /// Consecutive segments; one that is only `before` them may be missing.
-    async fn stretch(&mut self, archive: &WalArchive, names: Vec<(SegmentName, bool)>) -> Result<()> {
+    async fn range(&mut self, archive: &WalArchive, names: Vec<(SegmentName, bool)>) -> Result<()> {
         let long = archive.lineage().segment_size.bytes() > LONGEST;
         let read = stream::iter(names).map(|(name, before)| async move {
             let file = if long {

@@ -69,7 +69,7 @@ pub enum WalEntry {
     Gap(SegmentName),
     /// A part of a large file; it means nothing without the object that names it.
     Part(SegmentName),
-    /// A stretch of the open segment.
+    /// A range of the open segment.
     Slice(SegmentName, Lsn, Lsn),
     /// A history that differs from the one stored for its timeline, by the hash of its content.
     RefusedHistory(TimelineId, ContentHash),
@@ -171,13 +171,13 @@ impl WalPaths {
         Prefix::composed(format!("{}/{segment}.parts", self.directory(segment)))
     }
 
-    /// A stretch of the open segment, from `start` to `end`, stored by one session.
+    /// A range of the open segment, from `start` to `end`, stored by one session.
     pub fn slice(&self, segment: SegmentName, start: Lsn, end: Lsn, session: u32) -> Key {
         let dir = self.directory(segment);
         Key::composed(format!("{dir}/{segment}.slices/{:016X}-{:016X}-{session:08x}", start.0, end.0))
     }
 
-    /// Every stored stretch of a segment.
+    /// Every stored range of a segment.
     pub fn slices(&self, segment: SegmentName) -> Prefix {
         Prefix::composed(format!("{}/{segment}.slices", self.directory(segment)))
     }

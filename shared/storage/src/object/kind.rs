@@ -16,7 +16,7 @@ pub enum ObjectKind {
     BackupHistory = 5,
     /// A `.partial` segment.
     Partial = 6,
-    /// A stretch of the open segment.
+    /// A range of the open segment.
     Slice = 7,
     /// A named restore point.
     RestorePoint = 8,

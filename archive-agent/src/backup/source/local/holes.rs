@@ -22,7 +22,7 @@ pub(super) fn are_reported(file: &File) -> io::Result<bool> {
 pub(super) struct Holes<'a> {
     file: &'a File,
     block_size: u64,
-    /// The stretch of data that was found last.
+    /// The range of data that was found last.
     data: (u64, u64),
 }
 
@@ -31,7 +31,7 @@ impl<'a> Holes<'a> {
         Self { file, block_size: u64::try_from(block_size).unwrap_or(1).max(1), data: (0, 0) }
     }
 
-    /// The next stretch of data from `at` on, begin and end, cut at whole blocks; where there is none it begins and ends with
+    /// The next range of data from `at` on, begin and end, cut at whole blocks; where there is none it begins and ends with
     /// the file.
     pub(super) fn data(&mut self, at: u64, length: u64) -> io::Result<(u64, u64)> {
         if at >= self.data.0 && at < self.data.1 {

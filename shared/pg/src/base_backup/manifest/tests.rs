@@ -115,7 +115,7 @@ fn a_manifest_that_was_changed_is_found_out() {
         ),
         (good.replace("CRC32C\",", "SHA256\","), "not CRC32C"),
         (good.replace("\"Path\": \"backup_label\"", "\"Other\": 1"), "no path"),
-        (good.replace("\"Timeline\": 1", "\"Timeline\": 0"), "stretch of WAL"),
+        (good.replace("\"Timeline\": 1", "\"Timeline\": 0"), "range of WAL"),
         (good.trim_end().to_owned(), "end with a line"),
         (good[..good.len() / 2].to_owned(), "manifest"),
         (good.replace("\"Manifest-Checksum\"", "\"Another\""), "no checksum of its own"),

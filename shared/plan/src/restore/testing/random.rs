@@ -120,7 +120,7 @@ fn leave_partials_at_forks(rng: &mut StdRng, world: &mut World) {
     }
 }
 
-/// A backup of any stretch of a timeline that has two records.
+/// A backup of any range of a timeline that has two records.
 fn take_backup(rng: &mut StdRng, world: &mut World) {
     let timelines: Vec<TimelineId> = world.records.keys().copied().collect();
     let timeline = timelines[rng.random_range(0..timelines.len())];

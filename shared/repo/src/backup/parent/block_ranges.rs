@@ -1,6 +1,6 @@
 //! What unfinished backups have stored, by file and place in it, on disk: each file of the new backup looks for itself.
 //!
-//! Read from progress objects, which hold stretches in no order; sorted through a scratch file without a name. In memory is
+//! Read from progress objects, which hold ranges in no order; sorted through a scratch file without a name. In memory is
 //! a line for some kilobytes of it.
 
 use std::fs::File;
@@ -21,7 +21,7 @@ use super::scratch_error;
 /// Rows are read this many bytes at a time, or one row.
 const CHUNK: usize = 32 << 10;
 
-/// Collects stretches. A row is a stretch with its number big-endian, so that it sorts, and the age of its backup behind it.
+/// Collects ranges. A row is a range with its number big-endian, so that it sorts, and the age of its backup behind it.
 #[derive(Debug)]
 pub(super) struct BlockRangesBuilder {
     sorter: Sorter<ByPathAndRest>,
@@ -30,7 +30,7 @@ pub(super) struct BlockRangesBuilder {
     count: u64,
 }
 
-/// Stretches of unfinished backups.
+/// Ranges of unfinished backups.
 #[derive(Debug)]
 pub(in crate::backup) struct BlockRanges {
     scratch: File,
@@ -51,7 +51,7 @@ struct Chunk {
 #[derive(Default, Debug)]
 pub(in crate::backup) struct CachedChunk {
     chunk: Option<usize>,
-    stretches: Vec<BlockRange>,
+    ranges: Vec<BlockRange>,
 }
 
 impl BlockRangesBuilder {
@@ -60,9 +60,9 @@ impl BlockRangesBuilder {
         Self { sorter: Sorter::new(scratch), refs, scratch: scratch.to_owned(), count: 0 }
     }
 
-    /// Takes a stretch, its places as the new backup knows them. Of several for one place that of the lowest age counts.
-    pub(super) fn add(&mut self, stretch: &BlockRange, age: u16) -> Result<()> {
-        let BlockRange { path, leaf, bytes, blocks } = stretch;
+    /// Takes a range, its places as the new backup knows them. Of several for one place that of the lowest age counts.
+    pub(super) fn add(&mut self, range: &BlockRange, age: u16) -> Result<()> {
+        let BlockRange { path, leaf, bytes, blocks } = range;
         let mut row = Vec::new();
         path.encode(&mut row);
         row.put(&leaf.to_be_bytes());
@@ -82,8 +82,8 @@ impl BlockRangesBuilder {
         let mut chunks: Vec<Chunk> = Vec::new();
         let (mut end, mut last) = (0u64, None);
         while let Some(row) = rows.next().map_err(scratch_error)? {
-            let (stretch, _) = decode(&mut Input::new(&row), &self.refs, block_size)?;
-            let name = (stretch.path, stretch.leaf);
+            let (range, _) = decode(&mut Input::new(&row), &self.refs, block_size)?;
+            let name = (range.path, range.leaf);
             if last.as_ref() == Some(&name) {
                 continue;
             }
@@ -112,26 +112,26 @@ impl BlockRanges {
         let after = self.chunks.partition_point(|chunk| (&chunk.first.0, chunk.first.1) <= (path, leaf));
         let Some(n) = after.checked_sub(1) else { return Ok(None) };
         if cached.chunk != Some(n) {
-            cached.stretches = self.read(n)?;
+            cached.ranges = self.read(n)?;
             cached.chunk = Some(n);
         }
-        let found = cached.stretches.binary_search_by(|s| (&s.path, s.leaf).cmp(&(path, leaf))).ok();
-        Ok(found.and_then(|at| cached.stretches.get(at).cloned()))
+        let found = cached.ranges.binary_search_by(|s| (&s.path, s.leaf).cmp(&(path, leaf))).ok();
+        Ok(found.and_then(|at| cached.ranges.get(at).cloned()))
     }
 
     fn read(&self, n: usize) -> Result<Vec<BlockRange>> {
         let Some(chunk) = self.chunks.get(n) else { return Ok(Vec::new()) };
         let mut bytes = vec![0; chunk.length];
         self.scratch.read_exact_at(&mut bytes, chunk.offset).map_err(scratch_error)?;
-        let (mut input, mut stretches) = (Input::new(&bytes), Vec::new());
+        let (mut input, mut ranges) = (Input::new(&bytes), Vec::new());
         while !input.is_empty() {
-            stretches.push(decode(&mut input, &self.refs, self.block_size)?.0);
+            ranges.push(decode(&mut input, &self.refs, self.block_size)?.0);
         }
-        Ok(stretches)
+        Ok(ranges)
     }
 }
 
-/// The stretch in a row, and the age of its backup.
+/// The range in a row, and the age of its backup.
 fn decode(input: &mut Input<'_>, refs: &RefWriter, block_size: BlockSize) -> Result<(BlockRange, u16)> {
     let changed = |e: Malformed| RepoError::Internal(format!("the scratch file changed: {e}"));
     let mut read = || {

@@ -157,11 +157,11 @@ impl KnownFile {
                 known.stored = Some((at, hash));
             }
         }
-        if let (Some(stretches), Ok(leaf)) = (&parents.stretches, u32::try_from(n)) {
-            let found = stretches.find(&self.path, leaf, &mut cached.chunk)?;
-            known.unfinished = found.map(|stretch| {
-                let bytes = stretch.length();
-                blocked(stretch.blocks, bytes)
+        if let (Some(ranges), Ok(leaf)) = (&parents.ranges, u32::try_from(n)) {
+            let found = ranges.find(&self.path, leaf, &mut cached.chunk)?;
+            known.unfinished = found.map(|range| {
+                let bytes = range.length();
+                blocked(range.blocks, bytes)
             });
         }
         Ok(known)

@@ -1,6 +1,6 @@
 //! Reading table frames (leaves, nodes) of other backups one by one, in requests that serve many.
 //!
-//! Leaves of files that are neighbours in the file table lie close together, and so they are asked for: stretches of packs
+//! Leaves of files that are neighbours in the file table lie close together, and so they are asked for: chunks of packs
 //! are kept for a while, so that the number of requests follows the bytes of the tables, not the number of files.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,9 +17,9 @@ use super::super::pack::FrameKind;
 use super::super::read::packs::OpenPack;
 
 /// What is read of a pack at a time.
-const STRETCH: u64 = 512 << 10;
-/// Stretches that are kept: 6 MiB.
-const HELD_STRETCHES: usize = 12;
+const CHUNK: u64 = 512 << 10;
+/// Chunks that are kept: 6 MiB.
+const KEPT_CHUNKS: usize = 12;
 /// Directories that are kept: those of table packs are short.
 const HELD_PACKS: usize = 16;
 
@@ -58,7 +58,7 @@ pub(super) struct Frames {
     backups: Backups,
     runtime: tokio::runtime::Handle,
     packs: Recent<PackName, Arc<OpenPack>>,
-    stretches: Recent<(PackName, u64), Bytes>,
+    chunks: Recent<(PackName, u64), Bytes>,
 }
 
 impl Frames {
@@ -67,7 +67,7 @@ impl Frames {
             backups: backups.clone(),
             runtime: tokio::runtime::Handle::current(),
             packs: Recent::new(HELD_PACKS),
-            stretches: Recent::new(HELD_STRETCHES),
+            chunks: Recent::new(KEPT_CHUNKS),
         }
     }
 
@@ -81,17 +81,17 @@ impl Frames {
             let range = pack.directory.range(pack.frame(at.frame, kind)?);
             let (mut bytes, mut next) = (Vec::new(), range.start);
             while next < range.end {
-                let number = next / STRETCH;
-                let begin = number * STRETCH;
-                let end = (begin + STRETCH).min(u64::from(size));
-                let cell = self.stretches.cell((name, number));
-                let stretch = cell
+                let number = next / CHUNK;
+                let begin = number * CHUNK;
+                let end = (begin + CHUNK).min(u64::from(size));
+                let cell = self.chunks.cell((name, number));
+                let chunk = cell
                     .get_or_try_init(|| async {
                         Ok::<_, RepoError>(self.backups.store().get_range(&key, begin..end).await?.bytes)
                     })
                     .await?;
                 let cut = |at: u64| usize::try_from(at.saturating_sub(begin)).unwrap_or(usize::MAX);
-                let piece = stretch.get(cut(next)..cut(range.end.min(end)));
+                let piece = chunk.get(cut(next)..cut(range.end.min(end)));
                 let short = || RepoError::corrupt(&key, "it is shorter than its directory says");
                 bytes.extend_from_slice(piece.ok_or_else(short)?);
                 next = end;

@@ -1,10 +1,10 @@
-//! What a new backup builds on: its parent, which is finished, and unfinished backups whose work it goes on with.
+//! What a new backup builds on: its parent, which is finished, and unfinished backups that it resumes.
 //!
 //! | module | owns |
 //! |---|---|
 //! | `choice` | which backups these are |
 //! | `table` | the parent's file table, on disk |
-//! | `stretches` | what unfinished backups stored, on disk |
+//! | `block_ranges` | what unfinished backups stored, on disk |
 //! | `file` | what both have of a file, block by block |
 //! | `lookup` | files of the parent by their content |
 //! | `frames` | reading leaves in few requests |
@@ -72,7 +72,7 @@ pub(super) struct Parents {
     parent: Option<(BackupId, ParentTable)>,
     /// Bytes of the packs that it uses.
     held: Option<u64>,
-    stretches: Option<BlockRanges>,
+    ranges: Option<BlockRanges>,
     frames: Frames,
     block_size: BlockSize,
     notes: Mutex<Vec<Remark>>,
@@ -132,7 +132,7 @@ impl Parents {
             packs: Vec::new(),
             notes: Vec::new(),
         };
-        let (mut parent, mut stretches) = (None, None);
+        let (mut parent, mut ranges) = (None, None);
         if !intent.parents.is_empty() || !intent.resumed.is_empty() {
             let announced = backups.announcements().await?;
             opening.announced = AnnouncedSet::of(&announced);
@@ -146,7 +146,7 @@ impl Parents {
             for (id, age) in intent.resumed.iter().rev().zip(0u16..) {
                 opening.resume(*id, age, &mut builder).await?;
             }
-            stretches = builder.finish(block_size)?;
+            ranges = builder.finish(block_size)?;
         }
         let emptied = parent.as_ref().map(|parent| parent.emptied(intent.id.start(), block_size));
         let ledger = opening.ledger(&emptied.unwrap_or_default()).await?;
@@ -157,7 +157,7 @@ impl Parents {
             ledger,
             parent: parent.map(|parent| (parent.id, parent.table)),
             held,
-            stretches,
+            ranges,
             frames: Frames::new(backups),
             block_size,
             notes: Mutex::new(notes),
@@ -196,7 +196,7 @@ impl Parents {
     pub(super) fn file(&self, path: &TablePath, cached: &mut Cached) -> Result<Option<KnownFile>> {
         let parent = match self.table() {
             Some(table) => table.find(path, &self.backups, &mut cached.page)?,
-            None if self.stretches.is_none() => return Ok(None),
+            None if self.ranges.is_none() => return Ok(None),
             None => None,
         };
         Ok(Some(KnownFile::new(path.clone(), parent)))
@@ -336,7 +336,7 @@ impl Opening<'_> {
     }
 
     /// Takes over what an unfinished backup said it stored.
-    async fn resume(&mut self, id: BackupId, age: u16, stretches: &mut BlockRangesBuilder) -> Result<()> {
+    async fn resume(&mut self, id: BackupId, age: u16, ranges: &mut BlockRangesBuilder) -> Result<()> {
         if self.announced.has_backup(id) {
             return Ok(());
         }
@@ -353,9 +353,9 @@ impl Opening<'_> {
             let map: Vec<BackupRef> =
                 progress.backups.iter().map(|id| self.number(*id)).collect::<Result<_>>()?;
             self.packs.extend(progress.packs.packs().iter().filter_map(|pack| renumbered(pack, &map)));
-            for mut stretch in progress.stretches {
-                stretch.blocks.renumber(|backup| map.get(usize::from(backup.0)).copied());
-                stretches.add(&stretch, age)?;
+            for mut range in progress.ranges {
+                range.blocks.renumber(|backup| map.get(usize::from(backup.0)).copied());
+                ranges.add(&range, age)?;
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ const HELD: usize = 32;
 /// Frames that lie closer are read with one request: what lies between costs less than another request.
 const GAP: u64 = 256 << 10;
 /// The most bytes of one request.
-const STRETCH: u64 = 4 << 20;
+const LONGEST_REQUEST: u64 = 4 << 20;
 /// Memory that is kept for the next requests: what is held of them while they are worked on.
 const KEPT: usize = 8 << 20;
 /// Requests at the same time for one unit, and portions of tables.
@@ -101,7 +101,7 @@ impl OpenPack {
     }
 }
 
-/// Stretches of a pack.
+/// Ranges of a pack.
 #[derive(Debug)]
 pub(super) struct PackRanges(Vec<(u64, Bytes)>);
 
@@ -123,7 +123,7 @@ pub(super) fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>
         match joined.last_mut() {
             Some(last)
                 if range.start <= last.end.saturating_add(GAP)
-                    && range.end.saturating_sub(last.start) <= STRETCH =>
+                    && range.end.saturating_sub(last.start) <= LONGEST_REQUEST =>
             {
                 last.end = last.end.max(range.end);
             }
@@ -141,7 +141,7 @@ struct Portion {
     pack: Arc<OpenPack>,
     /// The place of each in the order in which they are wanted, its number and where it is.
     rows: Vec<(usize, u16, Range<u64>)>,
-    stretches: PackRanges,
+    ranges: PackRanges,
 }
 
 /// Reads from the packs of one manifest.
@@ -208,14 +208,14 @@ impl Packs {
     }
 
     /// Reads some ranges of a pack, in order; those that lie close together with one request.
-    pub(super) async fn stretches(&self, pack: &OpenPack, ranges: &[Range<u64>]) -> Result<PackRanges> {
+    pub(super) async fn fetch(&self, pack: &OpenPack, ranges: &[Range<u64>]) -> Result<PackRanges> {
         let joined = joined(ranges.iter().cloned());
         let get = |range: Range<u64>| async move {
             let start = range.start;
             Ok::<_, RepoError>((start, self.backups.store().get_range(&pack.key, range).await?.bytes))
         };
-        let stretches = futures_util::stream::iter(joined).map(get).buffered(AT_ONCE);
-        Ok(PackRanges(stretches.try_collect().await?))
+        let fetched = futures_util::stream::iter(joined).map(get).buffered(AT_ONCE);
+        Ok(PackRanges(fetched.try_collect().await?))
     }
 
     /// Reads table frames of one kind, and gives the plain content of each to `take` with its place in `frames`. They are
@@ -240,10 +240,10 @@ impl Packs {
         let mut reads = futures_util::stream::iter(reads).buffered(AT_ONCE);
         let mut plain = Vec::new();
         while let Some(portion) = reads.try_next().await? {
-            let Some(Portion { pack, rows, stretches }) = portion else { continue };
+            let Some(Portion { pack, rows, ranges }) = portion else { continue };
             for (n, index, range) in rows {
                 let cut = || RepoError::corrupt(&pack.key, "it is shorter than its directory says");
-                let bytes = stretches.get(&range).ok_or_else(cut)?;
+                let bytes = ranges.get(&range).ok_or_else(cut)?;
                 plain.clear();
                 pack.open(index, bytes, &mut Codec::for_opening(), &mut plain)?;
                 take(n, &plain)?;
@@ -261,7 +261,7 @@ impl Packs {
             rows.push((n, at.frame, pack.directory.range(pack.frame(at.frame, kind)?)));
         }
         let ranges: Vec<_> = rows.iter().map(|(_, _, range)| range.clone()).collect();
-        let stretches = self.stretches(&pack, &ranges).await?;
-        Ok(Some(Portion { pack, rows, stretches }))
+        let ranges = self.fetch(&pack, &ranges).await?;
+        Ok(Some(Portion { pack, rows, ranges }))
     }
 }

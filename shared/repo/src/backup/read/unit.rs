@@ -72,7 +72,7 @@ pub struct FilePiece<'a> {
 #[derive(Debug)]
 pub struct FetchedUnit {
     pack: Arc<OpenPack>,
-    stretches: PackRanges,
+    ranges: PackRanges,
 }
 
 /// Sorts extents into units.
@@ -158,8 +158,8 @@ impl BackupReader {
     /// Gets what a unit needs: its frames, those that lie close together with one request.
     pub async fn fetch_opened(&self, unit: OpenUnit) -> Result<FetchedUnit> {
         let OpenUnit { pack, ranges } = unit;
-        let stretches = self.packs.stretches(&pack, &ranges).await?;
-        Ok(FetchedUnit { pack, stretches })
+        let ranges = self.packs.fetch(&pack, &ranges).await?;
+        Ok(FetchedUnit { pack, ranges })
     }
 
     /// Both: [`Self::open_unit`] and [`Self::fetch_opened`].
@@ -196,7 +196,7 @@ impl BackupReader {
             let index = first.at.frame.frame;
             let corrupt = |what: String| RepoError::corrupt(&pack.key, what);
             let range = pack.directory.range(pack.frame(index, FrameKind::Data)?);
-            let bytes = fetched.stretches.get(&range);
+            let bytes = fetched.ranges.get(&range);
             let bytes = bytes.ok_or_else(|| corrupt(format!("it ends before frame {index}")))?;
             plain.clear();
             pack.open(index, bytes, &mut codec, &mut plain)?;

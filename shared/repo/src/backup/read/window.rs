@@ -1,4 +1,4 @@
-//! Windows: consecutive stretches of the file table whose blocks are read together, pack by pack.
+//! Windows: consecutive ranges of the file table whose blocks are read together, pack by pack.
 //!
 //! Blocks of a file can be in any pack, and a pack's blocks in any file. Within a window every pack is read once; the
 //! window bounds what has to be remembered meanwhile, whatever the size of the cluster.
@@ -36,7 +36,7 @@ impl Default for WindowLimits {
     }
 }
 
-/// A stretch of a file that is all zero.
+/// A range of a file that is all zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ZeroRun {
     /// Which part of the window.
@@ -141,7 +141,7 @@ impl ReadWindow {
         group(extents, &self.lists, &self.manifest, self.block_size)
     }
 
-    /// Stretches of this window's files that are all zero. Whole leaves of zeros are not among them: of a part's range, what
+    /// Ranges of this window's files that are all zero. Whole leaves of zeros are not among them: of a part's range, what
     /// neither a unit delivers nor this names is zero as well.
     pub fn zero_runs(&self) -> impl Iterator<Item = ZeroRun> + '_ {
         self.lists.iter().flat_map(move |listed| {

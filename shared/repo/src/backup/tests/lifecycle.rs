@@ -108,16 +108,16 @@ fn progress_names_only_what_is_stored() {
                 assert!(!packs.contains(&pack.pack));
                 packs.push(pack.pack);
             }
-            for stretch in progress.stretches {
-                stretch.blocks.runs().for_each(|(run, _)| match run.place {
-                    BlockLocation::At(at) => assert!(packs.contains(&at.frame.pack), "{stretch:?}"),
+            for range in progress.ranges {
+                range.blocks.runs().for_each(|(run, _)| match run.place {
+                    BlockLocation::At(at) => assert!(packs.contains(&at.frame.pack), "{range:?}"),
                     BlockLocation::Zero => {}
                 });
-                assert!(seen.insert((stretch.path, stretch.leaf)));
+                assert!(seen.insert((range.path, range.leaf)));
             }
             n += 1;
         }
-        assert_eq!(seen.len(), 90, "each of these files is one stretch");
+        assert_eq!(seen.len(), 90, "each of these files is one range");
         assert_eq!(scene.backups.list().await.unwrap()[0].progress, n);
         assert_eq!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Unfinished);
     });

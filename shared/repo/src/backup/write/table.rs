@@ -18,7 +18,7 @@ use super::super::pack::FrameKind;
 use super::super::page::{PAGE_BYTES, PageBuilder};
 use super::super::parent::{ParentTable, Parents};
 use super::super::path::{TablePath, TreeCheck};
-use super::super::progress::encode_stretch;
+use super::super::progress::encode_range;
 use super::super::sorter::{ByPath, Sorter};
 use super::super::wire::{Input, Malformed};
 use super::sink::PackSink;
@@ -32,17 +32,17 @@ pub(super) struct TableWriter {
     live: Live,
     totals: Totals,
     findings: Vec<PageFinding>,
-    /// Stretches that no progress object names, up to [`FRESH`] bytes, and what backups their indexes stand for.
+    /// Ranges that no progress object names, up to [`FRESH`] bytes, and what backups their indexes stand for.
     fresh: Vec<FreshRange>,
     fresh_len: usize,
     fresh_refs: RefWriter,
 }
 
-/// What of the stretches since the last progress object is remembered. The next backup reads what a dead one stored; what
+/// What of the ranges since the last progress object is remembered. The next backup reads what a dead one stored; what
 /// is not remembered it stores again.
 const FRESH: usize = 4 << 20;
 
-/// A stretch that this backup stored something of.
+/// A range that this backup stored something of.
 #[derive(Debug)]
 struct FreshRange {
     /// The highest of its packs.
@@ -50,10 +50,10 @@ struct FreshRange {
     row: Vec<u8>,
 }
 
-/// Stretches for a progress object.
+/// Ranges for a progress object.
 #[derive(Debug)]
 pub(super) struct Fresh {
-    pub(super) stretches: Vec<Vec<u8>>,
+    pub(super) ranges: Vec<Vec<u8>>,
     pub(super) refs: RefWriter,
 }
 
@@ -91,7 +91,7 @@ impl TableWriter {
         }
     }
 
-    /// Remembers a stretch for a progress object, if something of it is in a pack of this backup.
+    /// Remembers a range for a progress object, if something of it is in a pack of this backup.
     pub(super) fn note(&mut self, path: &TablePath, leaf: u64, bytes: u64, blocks: &BlockList) {
         let numbers = (u32::try_from(leaf), u32::try_from(bytes));
         let (Some(newest), (Ok(leaf), Ok(bytes))) = (blocks.highest_pack(BackupRef::OWN), numbers) else {
@@ -101,18 +101,18 @@ impl TableWriter {
             return;
         }
         let mut row = Vec::new();
-        encode_stretch(path, leaf, bytes, blocks, &mut row, &mut self.fresh_refs);
+        encode_range(path, leaf, bytes, blocks, &mut row, &mut self.fresh_refs);
         self.fresh_len += row.len();
         self.fresh.push(FreshRange { newest, row });
     }
 
-    /// The stretches since the last call that lie in packs below that number.
+    /// The ranges since the last call that lie in packs below that number.
     pub(super) fn take_fresh(&mut self, below: PackNo) -> Fresh {
         let (now, later) = std::mem::take(&mut self.fresh).into_iter().partition(|s| s.newest < below);
         self.fresh = later;
-        let stretches: Vec<_> = Vec::into_iter(now).map(|stretch: FreshRange| stretch.row).collect();
-        self.fresh_len -= stretches.iter().map(Vec::len).sum::<usize>();
-        Fresh { stretches, refs: self.fresh_refs.clone() }
+        let ranges: Vec<_> = Vec::into_iter(now).map(|range: FreshRange| range.row).collect();
+        self.fresh_len -= ranges.iter().map(Vec::len).sum::<usize>();
+        Fresh { ranges, refs: self.fresh_refs.clone() }
     }
 
     /// Adds a row. `live` counts the packs that its leaves and blocks are in; inline blocks are counted here.

@@ -144,7 +144,7 @@ impl BackupWriter {
         let mut noted = self.progress.lock().await;
         let data_packs = self.shared.sink().stored_data_packs();
         let stored = self.shared.sink().stored_packs();
-        let Fresh { stretches, refs } = {
+        let Fresh { ranges, refs } = {
             let mut table = self.shared.table.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(table) = table.as_mut() else { return Ok(()) };
             table.take_fresh(stored.data_below)
@@ -158,9 +158,9 @@ impl BackupWriter {
             live: pack.units,
         });
         let packs: Vec<PackUse> = packs.collect();
-        if !(stretches.is_empty() && packs.is_empty()) {
+        if !(ranges.is_empty() && packs.is_empty()) {
             let (new, backups) = (PackTable::new(packs.clone()), &self.shared.parents.backups);
-            let progress = EncodedProgress { backups, packs: new, refs: &refs, stretches: &stretches };
+            let progress = EncodedProgress { backups, packs: new, refs: &refs, ranges: &ranges };
             let key = self.backups.paths().progress(self.intent.id, noted.objects);
             let object = progress.seal(self.backups.sealer(), &key).map_err(|e| cannot_write(&key, &e))?;
             self.backups.store().create_once(&object).await?;

@@ -1,4 +1,4 @@
-//! Where recovery stops, and what lies in a stretch of WAL: the index says what need not be read, decoding decides.
+//! Where recovery stops, and what lies in a range of WAL: the index says what need not be read, decoding decides.
 //!
 //! Segments are taken in LSN order: each that may decide, by what the index says of it, is decoded, until one does. What a
 //! segment says about itself leaves out the record that ends in the next one; the index keeps a piece of that record in both
@@ -65,7 +65,7 @@ impl<'a> Search<'a> {
         Ok(found)
     }
 
-    /// What lies in a stretch.
+    /// What lies in a range.
     pub(crate) async fn extent(&mut self, facts: &Facts, question: &ExtentQuestion) -> Result<Extent> {
         let (files, partial) = files(facts, question.path, question.first, question.until)?;
         let mut extent = Extent { latest: self.latest(facts, question, &files).await?, last_record: None };
