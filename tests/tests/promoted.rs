@@ -172,9 +172,9 @@ fn a_promoted_standby_that_always_archives_goes_on_behind_a_gap() {
     agent.restore(&["plan"]).expect_success();
 }
 
-/// The dead primary left a hole in the middle and did not archive its last segments.
+/// The dead primary left a gap in the middle and did not archive its last segments.
 #[test]
-fn a_hole_in_the_middle_is_backfilled() {
+fn a_gap_in_the_middle_is_backfilled() {
     let mut bed = bed();
     bed.cluster.start();
     let daemon = bed.agent.daemon();
@@ -198,7 +198,7 @@ fn a_hole_in_the_middle_is_backfilled() {
     standby.promote();
     all_done(&standby, &segments(&standby, 1, 100));
     let all = || is_stored(&bed, &missing).iter().all(|stored| *stored);
-    wait::until_true(BACKFILLED, "the holes are closed", all);
+    wait::until_true(BACKFILLED, "the gaps are closed", all);
     assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
 }
 

@@ -74,12 +74,12 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     let points = "restore points, the newest first: before upgrade, too early";
     assert!(mistyped.stdout.contains(points) || mistyped.stderr.contains(points), "{mistyped:#?}");
 
-    // A hole in the WAL shows as a gap.
+    // A segment that is missing shows as a gap.
     let keys = store.back_door().list("clusters/main");
     let segments: Vec<&String> = keys.iter().filter(|key| is_segment(key)).collect();
-    let hole = segments[segments.len() - 2];
-    store.back_door().delete(hole);
-    let name = hole.rsplit('/').next().expect("a name");
+    let lost = segments[segments.len() - 2];
+    store.back_door().delete(lost);
+    let name = lost.rsplit('/').next().expect("a name");
     let text = agent.run(&["status"]).expect_success().stdout;
     assert!(text.contains(&format!("gap     {name} to {name} (1 segment)")), "{text}");
 
@@ -152,13 +152,13 @@ fn shows_everything(agent: &Agent, cluster: &Cluster, shown: &Value, backup: &st
 
 /// Without a configuration the same repository says the same, and no server is known.
 #[track_caller]
-fn alone_says_the_same(store: &Store, hole: &str) {
+fn alone_says_the_same(store: &Store, lost: &str) {
     let alone = bare(&["--repo", &store.url(), "--cluster", "main", "--json"], &[]).expect_success();
     let alone = json(&alone);
     assert_eq!(alone["clusters"][0]["server"], Value::Null);
     assert_eq!(alone["clusters"][0]["server_problem"], Value::Null);
     let gap = &alone["clusters"][0]["repositories"][0]["status"]["lineages"][0]["timelines"][0]["gaps"][0];
-    assert_eq!(gap["first"], hole);
+    assert_eq!(gap["first"], lost);
     let text = bare(&["--repo", &store.url(), "--cluster", "main"], &[]).expect_success().stdout;
     assert!(text.contains("was not asked"), "{text}");
 }

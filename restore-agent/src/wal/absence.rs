@@ -118,11 +118,11 @@ fn nothing_later(
         return Err(format!("\"{name}\" is no name of this cluster's WAL, whose segments have {size:?}"));
     };
     if let Some(later) = &around.later {
-        return Err(format!("it is a hole in the archive: {later} is there"));
+        return Err(format!("it is a gap in the archive: {later} is there"));
     }
     if let Some(indexed) = &around.indexed {
         return Err(format!(
-            "it is a hole in the archive: the index names \"{indexed}\", which is not there; HINT: was WAL deleted, or the \
+            "it is a gap in the archive: the index names \"{indexed}\", which is not there; HINT: was WAL deleted, or the \
              repository copied in part?"
         ));
     }
@@ -133,7 +133,7 @@ fn nothing_later(
         };
         if SegmentNo::of(entry.switch, size) > number {
             return Err(format!(
-                "it is a hole in the archive: timeline {} left timeline {} at {}, after this segment",
+                "it is a gap in the archive: timeline {} left timeline {} at {}, after this segment",
                 history.timeline(),
                 name.timeline,
                 entry.switch
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_must_have_existed_is_not_absent() {
-        let holes = [
+        let gaps = [
             Surroundings { later: Some("000000010000000000000007".into()), ..Surroundings::default() },
             Surroundings { incomplete: Some("….partial".into()), ..Surroundings::default() },
             Surroundings {
@@ -207,7 +207,7 @@ mod tests {
             // Left inside, and nobody has the rest.
             Surroundings { histories: vec![history(2, "1\t0/5000060\tx\n")], ..Surroundings::default() },
         ];
-        for around in holes {
+        for around in gaps {
             assert!(segment(&around).is_err(), "{around:?}");
         }
     }

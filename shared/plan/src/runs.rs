@@ -1,4 +1,4 @@
-//! Which segments of a timeline are there, as runs of consecutive numbers: a million segments without a hole are one run.
+//! Which segments of a timeline are there, as runs of consecutive numbers: a million segments without a gap are one run.
 
 use walpoint_base::SegmentNo;
 

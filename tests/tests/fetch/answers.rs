@@ -108,7 +108,7 @@ fn proven_absence_is_one_and_one_line() {
 
 /// F1: something shows that the file existed.
 #[test]
-fn a_hole_is_no_end() {
+fn a_gap_is_no_end() {
     let (first, second) = (segments(1), segments(2));
     // A later segment on the timeline.
     with_local(
@@ -116,7 +116,7 @@ fn a_hole_is_no_end() {
         |target, _, _| {
             let outputs = both(target, &second[1], 255);
             assert!(
-                outputs.iter().all(|o| o.stderr.contains("hole") && o.stderr.contains(&second[2])),
+                outputs.iter().all(|o| o.stderr.contains("gap") && o.stderr.contains(&second[2])),
                 "{outputs:#?}"
             );
         },

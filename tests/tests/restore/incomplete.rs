@@ -127,7 +127,7 @@ fn recovery_does_not_end_in_an_incomplete_copy_that_later_segments_prove_to_be_o
     keys.retain(|key| key.ends_with(&format!("/{}", last.segment)));
     bed.back_door().delete(&keys[0]);
     let mut waiting = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
-    stops(&mut waiting, "it is a hole in the archive");
+    stops(&mut waiting, "it is a gap in the archive");
 }
 
 /// Promise 4: a target in the copy needs no option; to go on to its end without a target does.

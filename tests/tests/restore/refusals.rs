@@ -79,7 +79,7 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
         assert!(output.stderr.contains(says), "{options:?}: {output:#?}");
     }
 
-    // A hole: the third row's segment is gone.
+    // A gap: the third row's segment is gone.
     let (key, door) = (object(&bed, &rows[2].segment), bed.back_door());
     let bytes = door.get(&key).unwrap();
     door.delete(&key);
@@ -96,18 +96,18 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
             if options[0] == "--target-xid" { "in no WAL that" } else { "WAL is missing between backup" };
         assert!(output.stderr.contains(says), "{output:#?}");
     }
-    // Before the hole all is well. (No commit before it proves that the time after this row is over.)
+    // Before the gap all is well. (No commit before it proves that the time after this row is over.)
     let restored = bed.restore_and_start("before", &["--target-xid", &rows[1].xid.to_string()]);
     restored.wait_paused();
     assert_eq!(ledger.highest(&restored), rows[1].n);
     drop(restored);
-    // What is offered can be reached: everything before the hole.
+    // What is offered can be reached: everything before the gap.
     assert_eq!(highest_at_nearest(&bed, &ledger, &fifth), rows[1].n);
     let second = bed.backup();
     let last = ledger.append(primary);
     bed.settle();
     let output = refused(&bed, &["--target-xid", &fifth]);
-    assert!(output.stdout.contains(&second), "the backup behind the hole is offered: {output:#?}");
+    assert!(output.stdout.contains(&second), "the backup behind the gap is offered: {output:#?}");
     refused(&bed, &["--backup", &first]);
     let restored = bed.restore_and_start("behind", &["--target-time", &last.time_before]);
     restored.wait_paused();

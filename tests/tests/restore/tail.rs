@@ -65,9 +65,9 @@ fn file_name(key: &str) -> &str {
 }
 
 /// Promises 4 and 7: the newest segments are gone, as after a copy of the repository that was broken off, and the index still
-/// names them: that is a hole, and no end.
+/// names them: that is a gap, and no end.
 #[test]
-fn a_tail_that_the_index_names_and_the_store_has_lost_is_a_hole() {
+fn a_tail_that_the_index_names_and_the_store_has_lost_is_a_gap() {
     let (mut bed, mut ledger) = bed();
     let marks: Vec<Mark> = (0..40)
         .map(|n| {
@@ -227,7 +227,7 @@ fn lose_and_restore(bed: &mut Archived, lost: &str, target: &[&str]) {
 
 /// Promise 7: a child proves that its parent had WAL up to the fork, though the missing segment lies before that of the fork.
 #[test]
-fn a_parent_whose_child_left_it_later_has_a_hole() {
+fn a_parent_whose_child_left_it_later_has_a_gap() {
     let (mut bed, mut ledger) = bed();
     ledger.append_as(&bed.cluster, "a1");
     bed.settle();

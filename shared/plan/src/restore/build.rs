@@ -80,11 +80,11 @@ impl<'a> Planner<'a> {
     fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt, stops: bool) -> Vec<RecoverySetting> {
         let newest = self.facts.graph.ids().next_back() == Some(ending.timeline);
         let mut all = settings(self.request, ending.timeline, newest, at);
-        let hole = ending.missing.start(self.facts.segment_size);
-        let near = hole.0.saturating_sub(until.0) <= LOOK_AHEAD;
+        let gap = ending.missing.start(self.facts.segment_size);
+        let near = gap.0.saturating_sub(until.0) <= LOOK_AHEAD;
         // What a child left later was written once, so its absence is not proven, even if nothing follows on the timeline.
         let children = || self.facts.graph.children(ending.timeline);
-        let written = ending.fork.is_none() && children().iter().any(|(_, fork)| *fork > hole);
+        let written = ending.fork.is_none() && children().iter().any(|(_, fork)| *fork > gap);
         let unproven = near && (ending.before_a_gap || written);
         let stops = stops || self.request.target == RecoveryTarget::Immediate;
         if (stops || unproven) && self.facts.major.get() >= LOOKS_AHEAD_SINCE {

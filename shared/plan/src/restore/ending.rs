@@ -53,7 +53,7 @@ impl Ending {
                 left: false,
             }),
             missing: coverage.missing,
-            before_a_gap: coverage.hole().is_some()
+            before_a_gap: coverage.gap().is_some()
                 || coverage.damaged.is_some()
                 || own.is_none() && coverage.by_partial == Some(path.timeline()),
             more_until: None,
@@ -134,7 +134,7 @@ impl<'a> Planner<'a> {
         if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
             return Ok(Some(refused));
         }
-        if coverage.hole().is_some() {
+        if coverage.gap().is_some() {
             let last = path.last_present()?.max(coverage.lost).unwrap_or(coverage.missing);
             return self.missing(path, backup, coverage, last).map(Some);
         }
@@ -215,7 +215,7 @@ impl<'a> Planner<'a> {
 
     /// Refused because the target may lie in the segment at the end, of which no copy is believed or one that may hold more is damaged.
     pub(super) fn not_past_unread(&self, path: &Path<'a>, coverage: &Coverage) -> Option<Attempt> {
-        if coverage.hole().is_some() {
+        if coverage.gap().is_some() {
             return None;
         }
         if coverage.by_ancestor.is_none()

@@ -39,14 +39,14 @@ impl Planner<'_> {
         if let Why::SeveralPoints(_) = refusal.why {
             return Ok(Vec::new());
         }
-        let hole = match refusal.why {
+        let gap = match refusal.why {
             Why::MinimalWal { at, .. } => Some(at),
             _ => refusal.missing.first().map(|m| m.first.start(self.facts.segment_size)),
         };
-        let before = |w: &&Window| match (&self.request.target, hole) {
+        let before = |w: &&Window| match (&self.request.target, gap) {
             (RecoveryTarget::Time(time), _) => w.from_time.is_some_and(|t| t <= *time),
             (RecoveryTarget::Lsn(lsn), _) => w.from <= *lsn,
-            (_, Some(hole)) => w.from <= hole,
+            (_, Some(gap)) => w.from <= gap,
             _ => true,
         };
         let mut moments = Vec::new();
@@ -73,7 +73,7 @@ impl Planner<'_> {
         let path = Path::to(self.facts, window.timeline);
         let last = path.map(|p| p.last_present()).transpose()?.flatten();
         let end = SegmentNo::before(window.until, self.facts.segment_size);
-        // The end of the archive needs no target; before a hole the last record that is there has to be named.
+        // The end of the archive needs no target; before a gap the last record that is there has to be named.
         let target = match window.last_record {
             Some(record) if named || last.is_some_and(|last| last > end) => MomentTarget::Record(record),
             _ => MomentTarget::End,

@@ -70,10 +70,10 @@ pub struct Coverage {
     pub missing: SegmentNo,
     /// Where the server was set to `wal_level = minimal`, if that is what ends it ([`Path::replayable`]).
     pub minimal: Option<Lsn>,
-    /// The next segment whose right file is there: then what lies between is a hole, else it is the end of the archive.
+    /// The next segment whose right file is there: then what lies between is a gap, else it is the end of the archive.
     pub next: Option<SegmentNo>,
     /// The last segment from `missing` on that was stored and cannot be had, if no right file is there any more: then, too, what
-    /// lies up to it is a hole.
+    /// lies up to it is a gap.
     pub lost: Option<SegmentNo>,
 }
 
@@ -179,7 +179,7 @@ impl<'a> Path<'a> {
         let inside =
             forks().any(|fork| fork > number.start(size)) && forks().all(|fork| fork < number.end(size));
         let begins = self.history.begin_of(timeline).is_some_and(|begin| begin < number.end(size));
-        let ends = coverage.hole().is_none() && coverage.minimal.is_none();
+        let ends = coverage.gap().is_none() && coverage.minimal.is_none();
         let whole = coverage.files.iter().filter(|file| file.first < number).copied().collect::<Vec<_>>();
         if !(inside && begins && ends) || whole.is_empty() {
             return Ok(coverage);
@@ -304,9 +304,9 @@ impl<'a> Path<'a> {
             let mut cursor = from;
             while cursor <= through {
                 let next = runs.from(cursor);
-                let hole_end = next.map_or(through, |r| SegmentNo(r.first.0.saturating_sub(1)).min(through));
+                let gap_end = next.map_or(through, |r| SegmentNo(r.first.0.saturating_sub(1)).min(through));
                 if next.is_none_or(|r| r.first > cursor) {
-                    missing.push(SegmentRange { timeline: portion.timeline, first: cursor, last: hole_end });
+                    missing.push(SegmentRange { timeline: portion.timeline, first: cursor, last: gap_end });
                 }
                 cursor = next.map_or(through, |r| r.last).next();
             }
@@ -336,8 +336,8 @@ impl<'a> Path<'a> {
 }
 
 impl Coverage {
-    /// The last segment of the hole that begins with `missing`; `None` if that is the end of the archive.
-    pub fn hole(&self) -> Option<SegmentNo> {
+    /// The last segment of the gap that begins with `missing`; `None` if that is the end of the archive.
+    pub fn gap(&self) -> Option<SegmentNo> {
         self.next.map(|next| SegmentNo(next.0.saturating_sub(1))).or(self.lost)
     }
 

@@ -9,7 +9,7 @@
 //! | LSN | at or before it | at the first record from there on |
 //! | xid, name | at or before the record that stops recovery | there |
 //! | immediate | | at the backup's end |
-//! | latest | | where the archive ends; a hole before that is an error |
+//! | latest | | where the archive ends; a gap before that is an error |
 //!
 //! A time is never looked up in a table of commit times alone: they are not monotone in LSN order.
 
@@ -220,7 +220,7 @@ impl<'a> Planner<'a> {
         if let Some(refused) = self.not_past_minimal(path, backup.id, coverage) {
             return Ok(refused);
         }
-        if let Some(last) = coverage.hole() {
+        if let Some(last) = coverage.gap() {
             let last = match self.request.target {
                 RecoveryTarget::Lsn(lsn) => SegmentNo::of(lsn, self.facts.segment_size),
                 _ => last,

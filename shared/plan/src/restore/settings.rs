@@ -84,7 +84,7 @@ const TARGETS: [&str; 5] = [
 ];
 
 /// Keeps recovery from reading ahead (`xlogprefetcher.c`, from version 15): it would ask for the segment behind the target,
-/// and be stopped where that is a hole.
+/// and be stopped where that is a gap.
 pub(super) fn without_look_ahead() -> RecoverySetting {
     RecoverySetting::new("recovery_prefetch", "off")
 }

@@ -16,7 +16,7 @@ use super::settings::StopAt;
 use super::stop::{Stop, StopRule};
 use super::unreachable::Why;
 
-/// Backups from which recovery replays the same WAL up to the same hole or end, newest first.
+/// Backups from which recovery replays the same WAL up to the same gap or end, newest first.
 struct SameReach {
     until: Lsn,
     backups: Vec<BackupId>,
@@ -79,24 +79,24 @@ impl<'a> Planner<'a> {
             (RecoveryTarget::Xid(_) | RecoveryTarget::FullXid(_), _) => Why::XidNotFound,
             _ => Why::NameNotFound,
         };
-        let missing = self.holes(path, listed)?;
+        let missing = self.gaps(path, listed)?;
         Ok(Err(Refusal { why, missing, path: Some(timeline) }))
     }
 
     /// The WAL that is missing on the path and may hold the target, oldest first.
-    fn holes(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<SegmentRange>> {
-        let mut holes = Vec::new();
+    fn gaps(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Vec<SegmentRange>> {
+        let mut gaps = Vec::new();
         for &id in listed {
             let coverage = self.coverage_from(path, id)?;
-            let Some(last) = coverage.hole() else { continue };
-            for hole in path.missing(coverage.missing, last)? {
-                if !holes.contains(&hole) {
-                    holes.push(hole);
+            let Some(last) = coverage.gap() else { continue };
+            for gap in path.missing(coverage.missing, last)? {
+                if !gaps.contains(&gap) {
+                    gaps.push(gap);
                 }
             }
         }
-        holes.sort_by_key(|hole| (hole.first, hole.timeline));
-        Ok(holes)
+        gaps.sort_by_key(|gap| (gap.first, gap.timeline));
+        Ok(gaps)
     }
 
     /// The backups by unbroken range. One whose first segment is missing belongs to none.

@@ -1,6 +1,6 @@
 //! Which moments can be recovered: windows, and the gaps between them.
 //!
-//! A window begins where a backup is consistent and reaches as far as the WAL after it has no hole, and nothing that recovery
+//! A window begins where a backup is consistent and reaches as far as the WAL after it has no gap, and nothing that recovery
 //! cannot pass: a segment that does not continue the one before it, a spell of `wal_level = minimal`. Older backups in the
 //! same unbroken range make it longer, so only the oldest usable one of each range is looked at.
 

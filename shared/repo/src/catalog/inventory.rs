@@ -1,11 +1,11 @@
 //! Which segments of a timeline are there and what is in them: the index for what is sealed, a listing for the tail.
 //!
-//! The index may lag: a segment that arrived late is in the store before it is in the index. So every hole in the sealed
+//! The index may lag: a segment that arrived late is in the store before it is in the index. So every gap in the sealed
 //! part is listed before anybody is told of it. A segment that was stored though damaged counts as missing, because
 //! recovery ends there. What a lineage inherits is read from its parent's index.
 //!
 //! The index names what was stored, and `expire` takes a segment out of it before it deletes it. So what the index names and a
-//! listing does not show is lost: behind the last segment, too, it is a hole, and not the end of the archive. So is what `verify`
+//! listing does not show is lost: behind the last segment, too, it is a gap, and not the end of the archive. So is what `verify`
 //! found damaged, until it has found it sound.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,16 +21,16 @@ use crate::index::gather::{self, SegmentSizes, Survey};
 use crate::index::{GroupSummary, SegmentEntry, TimelineIndex, first_of, group_of, last_of};
 use crate::wal::WalArchive;
 
-/// Holes that are listed again, the newest first. Older ones are believed.
-const HOLES: usize = 64;
+/// Gaps that are listed again, the newest first. Older ones are believed.
+const GAPS: usize = 64;
 
-/// Holes that are listed at the same time.
-const HOLES_AT_ONCE: usize = 8;
+/// Gaps that are listed at the same time.
+const GAPS_AT_ONCE: usize = 8;
 
 /// A listing that begins at a guess is given up when it shows more segments than two groups have.
 const AHEAD: usize = 2048;
 
-/// Groups with holes that are read at the same time.
+/// Groups with gaps that are read at the same time.
 const GROUPS_AT_ONCE: usize = 8;
 
 /// Where on a timeline a reader expects what it needs. Wrong or missing it costs requests, and decides nothing.
@@ -72,7 +72,7 @@ pub struct TimelineWal {
 }
 
 impl TimelineWal {
-    /// Reads what is there: the index, a listing of the tail, a group for each one that has holes.
+    /// Reads what is there: the index, a listing of the tail, a group for each one that has gaps.
     pub async fn load(archive: &WalArchive, timeline: TimelineId) -> Result<Self> {
         Self::load_near(archive, timeline, Expected::default()).await
     }
@@ -114,7 +114,7 @@ impl TimelineWal {
             wal.runs.insert(number, stored);
         }
         wal.note_sealed_groups().await?;
-        wal.look_into_holes().await?;
+        wal.look_into_gaps().await?;
         wal.note_open_groups();
         wal.look_at_headers(&expected).await?;
         wal.inherit(timeline).await?;
@@ -140,7 +140,7 @@ impl TimelineWal {
         Ok(())
     }
 
-    /// Takes over what directories say of the groups that are sealed, and reads those with holes.
+    /// Takes over what directories say of the groups that are sealed, and reads those with gaps.
     async fn note_sealed_groups(&mut self) -> Result<()> {
         let mut uneven = Vec::new();
         for (n, summary) in self.index.sealed() {
@@ -387,21 +387,21 @@ impl TimelineWal {
     }
 
     /// What arrived late is in the store though the index does not have it.
-    async fn look_into_holes(&mut self) -> Result<()> {
+    async fn look_into_gaps(&mut self) -> Result<()> {
         let runs: Vec<SegmentRun> = self.runs.iter().copied().collect();
-        let holes = runs.windows(2).filter_map(|pair| match pair {
+        let gaps = runs.windows(2).filter_map(|pair| match pair {
             [before, after] => Some((before.last.next(), SegmentNo(after.first.0.saturating_sub(1)))),
             _ => None,
         });
         let sealed = self.index.first_unsealed();
-        let holes: Vec<_> = holes.filter(|(first, _)| *first < sealed).collect();
+        let gaps: Vec<_> = gaps.filter(|(first, _)| *first < sealed).collect();
         let timeline = self.index.timeline();
         let archive = &self.archive;
-        let lists = holes.into_iter().rev().take(HOLES).map(|(first, last)| async move {
+        let lists = gaps.into_iter().rev().take(GAPS).map(|(first, last)| async move {
             gather::list(archive, timeline, first, last, usize::MAX).await
         });
         let lists: Vec<_> =
-            stream::iter(lists.collect::<Vec<_>>()).buffered(HOLES_AT_ONCE).try_collect().await?;
+            stream::iter(lists.collect::<Vec<_>>()).buffered(GAPS_AT_ONCE).try_collect().await?;
         for (number, stored) in lists.into_iter().flat_map(|(listed, _)| listed) {
             if !self.damaged.contains(&number) && !self.listed.contains_key(&number) {
                 self.listed.insert(number, stored);

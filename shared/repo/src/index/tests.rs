@@ -135,7 +135,7 @@ async fn groups_are_sealed_late_arrivals_are_added_and_all_can_be_rebuilt() {
     assert_eq!(writer.write_due().await.unwrap(), write::IndexWritten { groups: 1, directories: 0 });
     assert_eq!(writer.write_due().await.unwrap(), write::IndexWritten::default(), "nothing noted since");
 
-    // The timeline goes on; the hole is sealed in once it is far enough.
+    // The timeline goes on; the gap is sealed in once it is far enough.
     bed.store(stored.iter().copied().filter(|&n| n >= 1000)).await;
     assert_eq!(writer.catch_up(FIRST).await.unwrap(), write::IndexWritten { groups: 2, directories: 1 });
     let mut index = bed.index().await;
@@ -186,7 +186,7 @@ async fn what_is_known_is_neither_listed_nor_read_back() {
     }
     let after = store.requests();
     assert_eq!((after.get - before.get, after.list - before.list), (0, 0), "{after:?}");
-    // Six steps, the first of which has segments of two groups; and the first group again with its directory when the hole
+    // Six steps, the first of which has segments of two groups; and the first group again with its directory when the gap
     // is far behind.
     assert_eq!(after.put - before.put, 9, "{after:?}");
     let mut index = bed.index().await;

@@ -25,8 +25,8 @@ use crate::wal::WalArchive;
 /// How often a lost claim is tried again before somebody else is left to it.
 const ATTEMPTS: usize = 5;
 
-/// Sealed groups with holes that [`IndexWriter::catch_up`] lists again, newest first.
-const HOLED_GROUPS: usize = 8;
+/// Sealed groups with gaps that [`IndexWriter::catch_up`] lists again, newest first.
+const GROUPS_WITH_GAPS: usize = 8;
 
 /// Groups that are written anew at a time when segments are forgotten: about 4 MB.
 const FORGOTTEN: usize = 32;
@@ -103,8 +103,8 @@ impl IndexWriter {
     pub async fn catch_up(&mut self, timeline: TimelineId) -> Result<IndexWritten> {
         let mut index = TimelineIndex::load(&self.archive, timeline).await?;
         let mut late = self.noted.get(&timeline).cloned().unwrap_or_default();
-        let holed: Vec<u64> = index.sealed().filter(|(_, s)| !s.is_plain_run()).map(|(n, _)| n).collect();
-        for n in holed.into_iter().rev().take(HOLED_GROUPS) {
+        let with_gaps: Vec<u64> = index.sealed().filter(|(_, s)| !s.is_plain_run()).map(|(n, _)| n).collect();
+        for n in with_gaps.into_iter().rev().take(GROUPS_WITH_GAPS) {
             let group = index.group(n).await?;
             let (listed, _) =
                 gather::list(&self.archive, timeline, first_of(n), last_of(n), usize::MAX).await?;
@@ -309,7 +309,7 @@ impl IndexWritten {
     }
 }
 
-/// Whether a group can be sealed: it ends without a hole, or the timeline is far enough beyond it.
+/// Whether a group can be sealed: it ends without a gap, or the timeline is far enough beyond it.
 fn is_complete(known: &Group, new: &gather::SegmentSizes, highest: SegmentNo) -> bool {
     let mut numbers: BTreeSet<SegmentNo> = known.iter().map(|(n, _)| n).collect();
     numbers.extend(new.keys());

@@ -47,7 +47,7 @@ pub async fn plan(
 }
 
 /// Plans as [`plan`] does, and proves the plan: every segment that it needs is found in a listing of the store itself, not
-/// only in the index. One that was deleted without the index is a hole, and the plan is made anew.
+/// only in the index. One that was deleted without the index is a gap, and the plan is made anew.
 /// One more request for each 900 segments to replay. Does without the backups that the request names as unreadable.
 pub async fn prove(
     repository: &Repository,

@@ -357,7 +357,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A hole, if anything that is promised lies behind it.
+    /// A gap, if anything that is promised lies behind it.
     fn gap(
         &mut self,
         lineage: LineageId,

@@ -180,11 +180,11 @@ fn refusals_say_what_is_missing_and_what_is_near() {
     let (mut world, [first, second, _]) = world();
     world.files.remove(&(tli(1), SegmentNo(5)));
     world.files.remove(&(tli(1), SegmentNo(6)));
-    let hole = [SegmentRange { timeline: tli(1), first: SegmentNo(5), last: SegmentNo(6) }];
+    let gap = [SegmentRange { timeline: tli(1), first: SegmentNo(5), last: SegmentNo(6) }];
 
     let refusal = world.plan(&on(1, RecoveryTarget::Time(at(700)))).unwrap_err();
     assert_eq!(refusal.why, Why::MissingWal { backup: first });
-    assert_eq!(refusal.missing, hole);
+    assert_eq!(refusal.missing, gap);
     let near: Vec<_> = refusal.nearest.iter().map(|m| (m.earlier, m.lsn.0)).collect();
     assert_eq!(near, [(true, mb(4) + SIZE / 2), (false, mb(8) + SIZE / 2)]);
     let targets: Vec<_> = refusal.nearest.iter().map(|m| (m.timeline, m.target)).collect();
@@ -197,15 +197,15 @@ fn refusals_say_what_is_missing_and_what_is_near() {
     // Reading ahead, recovery would ask for what is missing.
     let careful = |plan: &RestorePlan| plan.settings.iter().any(|s| s.line() == "recovery_prefetch = 'off'");
     assert!(careful(&plan));
-    let after_the_hole = RestoreRequest { backup: Some(second), ..on(1, RecoveryTarget::Immediate) };
-    let plan = world.plan(&after_the_hole).unwrap();
+    let after_the_gap = RestoreRequest { backup: Some(second), ..on(1, RecoveryTarget::Immediate) };
+    let plan = world.plan(&after_the_gap).unwrap();
     assert_eq!(plan.backup.id, second);
     assert!(careful(&plan), "what lies behind a target is not needed");
     assert!(!careful(&world.plan(&on(1, RecoveryTarget::Latest)).unwrap()));
 
     let refusal =
         world.plan(&RestoreRequest { backup: Some(first), ..on(1, RecoveryTarget::Latest) }).unwrap_err();
-    assert_eq!((refusal.why, refusal.missing), (Why::MissingWal { backup: first }, hole.to_vec()));
+    assert_eq!((refusal.why, refusal.missing), (Why::MissingWal { backup: first }, gap.to_vec()));
 }
 
 #[test]

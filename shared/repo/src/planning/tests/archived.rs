@@ -245,6 +245,6 @@ async fn a_segment_that_arrives_late_is_no_gap() {
     bed.store_header(damaged).await;
     bed.store(1101..1140).await;
     IndexWriter::new(bed.archive.clone()).catch_up(tli(1)).await.unwrap();
-    let hole = SegmentRange { timeline: tli(1), first: SegmentNo(1100), last: SegmentNo(1100) };
-    assert_eq!(gaps().await, [hole], "recovery cannot pass a damaged segment");
+    let gap = SegmentRange { timeline: tli(1), first: SegmentNo(1100), last: SegmentNo(1100) };
+    assert_eq!(gaps().await, [gap], "recovery cannot pass a damaged segment");
 }
