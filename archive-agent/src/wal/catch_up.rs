@@ -313,7 +313,7 @@ impl Copy<'_> {
         let path = scratch.join(format!("{}.copy", name.file));
         let fetched = {
             // An object is read in one piece.
-            let _room = self.uploader.room_to_read(self.from.lineage().segment_size).await;
+            let _memory = self.uploader.memory_to_read(self.from.lineage().segment_size).await;
             self.fetch(name, &path).await
         };
         let copied = match fetched {

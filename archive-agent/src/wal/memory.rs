@@ -23,11 +23,11 @@ use walpoint_runtime::human;
 use super::disk;
 
 /// Bytes in all: one segment of the largest size that is one object, even if nothing in it compresses.
-pub(crate) const ROOM: usize = 32 << 20;
+pub(crate) const BUDGET: usize = 32 << 20;
 
 /// What is stored in repositories that do not have to acknowledge takes so much of it at the most, unless it is one file that is
 /// larger.
-const BESIDE: usize = ROOM / 2;
+const BESIDE: usize = BUDGET / 2;
 
 /// A directory hangs in which a call has not returned for so long.
 const HANGS: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
@@ -114,7 +114,7 @@ impl Shares {
     }
 
     fn fits(&self, bytes: usize) -> bool {
-        self.held(Purpose::Acknowledging) + self.held(Purpose::Beside) + self.stuck + bytes <= ROOM
+        self.held(Purpose::Acknowledging) + self.held(Purpose::Beside) + self.stuck + bytes <= BUDGET
     }
 
     /// Whether something beside would take more than its part.
@@ -125,7 +125,7 @@ impl Shares {
             && self.held(wait.purpose) + wait.bytes > BESIDE
     }
 
-    /// Whether it is the turn of one that waits, and there is room for it.
+    /// Whether it is the turn of one that waits, and there is memory for it.
     fn is_due(&self, turn: u64) -> bool {
         let Some(wait) = self.waiting.get(&turn) else { return false };
         if self.exceeds(wait) {
@@ -208,7 +208,7 @@ impl WalMemory {
         Self { of: Arc::new([]), purpose, held: 0, most: None, holder: None }
     }
 
-    /// Waits for `bytes`, for something that takes `most` bytes at the most. Both are cut to [`ROOM`].
+    /// Waits for `bytes`, for something that takes `most` bytes at the most. Both are cut to [`BUDGET`].
     pub(crate) async fn wait_for(of: Directories, purpose: Purpose, bytes: usize, most: usize) -> Self {
         Self::wait(Wait { of, purpose, bytes, again: false, since: Instant::now() }, most).await
     }
@@ -220,7 +220,7 @@ impl WalMemory {
     }
 
     async fn wait(wait: Wait, most: usize) -> Self {
-        let most = most.min(ROOM);
+        let most = most.min(BUDGET);
         let wait = Wait { bytes: wait.bytes.min(most), ..wait };
         let turn = {
             let mut shares = shares();
@@ -312,7 +312,7 @@ impl WalMemory {
     }
 
     /// The upload that it belongs to ended, and its bytes are still there.
-    pub(super) fn into_stuck(mut self) -> StuckRoom {
+    pub(super) fn into_stuck(mut self) -> StuckMemory {
         let held = std::mem::take(&mut self.held);
         let mut shares = shares();
         if let Some(id) = self.holder.take() {
@@ -321,7 +321,7 @@ impl WalMemory {
         shares.stuck += held;
         drop(shares);
         FREED.notify_waiters();
-        StuckRoom(held)
+        StuckMemory(held)
     }
 }
 
@@ -348,9 +348,9 @@ impl Drop for WalMemory {
 
 /// The share of a write that hangs, given back when dropped.
 #[derive(Debug)]
-pub(super) struct StuckRoom(usize);
+pub(super) struct StuckMemory(usize);
 
-impl Drop for StuckRoom {
+impl Drop for StuckMemory {
     fn drop(&mut self) {
         shares().stuck -= self.0;
         FREED.notify_waiters();
@@ -407,7 +407,7 @@ mod tests {
         WalMemory::wait_for(Arc::new([]), purpose, bytes, most).await
     }
 
-    /// The whole of the room in one test: it is one for the process.
+    /// All of the memory in one test: it is one for the process.
     #[tokio::test]
     async fn a_share_grows_while_there_is_room_and_no_upload_waits_for_ever() {
         let mut first = wait_for(Acknowledging, 4 * MIB, 16 * MIB).await;
@@ -429,7 +429,7 @@ mod tests {
         assert!(fourth.hold(u64::MAX));
         drop(fourth);
         let all = wait_for(Acknowledging, usize::MAX, usize::MAX).await;
-        assert_eq!(all.held, ROOM);
+        assert_eq!(all.held, BUDGET);
         drop(all);
         hangs_beside().await;
         hangs_while_it_is_read().await;
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!((s.holders.len(), s.stuck, s.waiting.len()), (0, 0, 0));
     }
 
-    /// A data directory that hangs while all of the room is held by what is read from it leaves others one at a time, whatever its
+    /// A data directory that hangs while all of the memory is held by what is read from it leaves others one at a time, whatever its
     /// uploads do, and whichever of them waits first.
     async fn hangs_while_it_is_read() {
         let of = |name: &str| -> Directories { Arc::new([PathBuf::from(name)]) };
@@ -470,7 +470,7 @@ mod tests {
         drop((first.await.unwrap(), waits.await.unwrap()));
     }
 
-    /// A repository that does not have to acknowledge leaves room for those that have to, and what hangs leaves it to one at a
+    /// A repository that does not have to acknowledge leaves memory for those that have to, and what hangs leaves it to one at a
     /// time.
     async fn hangs_beside() {
         let mut beside = wait_for(Beside, 10 * MIB, 16 * MIB).await;
@@ -493,7 +493,7 @@ mod tests {
         assert_eq!(again.held, 16 * MIB, "the small one may wait for it");
         drop((small, again));
         let third = wait_for(Acknowledging, 32 * MIB, 32 * MIB).await;
-        assert_eq!(third.held, ROOM, "what hangs holds none up that is alone");
+        assert_eq!(third.held, BUDGET, "what hangs holds none up that is alone");
         drop((third, written));
     }
 }

@@ -44,7 +44,7 @@ pub(crate) enum PrepareError {
     Seal(#[from] RepoError),
     /// It compresses less than was expected, and others use the memory.
     #[error("there is not enough memory for it")]
-    NoRoom,
+    NoMemory,
 }
 
 impl From<WalError> for PrepareError {
@@ -62,7 +62,7 @@ pub(crate) struct Rules {
     pub(crate) whole_only: bool,
 }
 
-/// Prepares a file for these archives; for none, it is only checked. What is sealed is held in `room`. Blocks, and keeps a
+/// Prepares a file for these archives; for none, it is only checked. What is sealed is held in `memory`. Blocks, and keeps a
 /// core busy.
 pub(crate) fn prepare(
     file: &OpenFile,
@@ -70,13 +70,13 @@ pub(crate) fn prepare(
     cluster: &WalIdentity,
     rules: Rules,
     archives: &[WalArchive],
-    room: &mut WalMemory,
+    memory: &mut WalMemory,
 ) -> Result<Prepared, PrepareError> {
     let content = file.content().map_err(CheckError::from)?;
     match name {
         WalFileName::Segment(segment) => {
             let job = Job { file, name: segment, cluster, archives, rules };
-            let sealed = job.run(&mut vec![0; SegmentSealer::PIECE], room)?;
+            let sealed = job.run(&mut vec![0; SegmentSealer::PIECE], memory)?;
             let sound = sealed.first().filter(|sealed| !sealed.is_damaged() && sealed.facts().whole);
             let chain = sound.map(|sealed| sealed.facts().chain);
             Ok(Prepared { sealed, content, chain })
@@ -108,7 +108,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run(&self, buffer: &mut [u8], room: &mut WalMemory) -> Result<Vec<SealedSegment>, PrepareError> {
+    fn run(&self, buffer: &mut [u8], memory: &mut WalMemory) -> Result<Vec<SealedSegment>, PrepareError> {
         let (mut place, mut read_again) = (SealedName::Whole, false);
         for _ in 0..PASSES {
             // Read anew for each pass: PostgreSQL may have got it from an archive meanwhile.
@@ -116,7 +116,7 @@ impl Job<'_> {
             let history = directory.and_then(|directory| check::history_in(directory, self.name.timeline));
             let hash = history.as_ref().map_or(HistoryHash::NONE, |(_, hash)| *hash);
             let (verdict, sealer) =
-                self.pass(place, history.as_ref().map(|(history, _)| history), buffer, room)?;
+                self.pass(place, history.as_ref().map(|(history, _)| history), buffer, memory)?;
             let verdict = match verdict {
                 Ok(facts) if self.rules.whole_only && !facts.whole => {
                     Err(CheckError::TailLost { path: self.file.path().to_owned(), end: facts.end })
@@ -162,7 +162,7 @@ impl Job<'_> {
         place: SealedName,
         history: Option<&TimelineHistory>,
         buffer: &mut [u8],
-        room: &mut WalMemory,
+        memory: &mut WalMemory,
     ) -> Result<(Result<SegmentFacts, WalError>, SegmentSealer), PrepareError> {
         let mut sealer = SegmentSealer::new(self.archives, self.name, self.cluster.segment_size, place)?;
         let mut verdict = SegmentVerdict::new(self.name, self.file.identity.size, history);
@@ -174,10 +174,10 @@ impl Job<'_> {
             }
             // Before it is taken: a piece that does not compress stays as long as it is.
             let most = sealer.held() + (piece.len() * self.archives.len()) as u64;
-            sealed = if room.hold(most) {
+            sealed = if memory.hold(most) {
                 sealer.add(piece).map_err(Into::into)
             } else {
-                Err(PrepareError::NoRoom)
+                Err(PrepareError::NoMemory)
             };
             if sealed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

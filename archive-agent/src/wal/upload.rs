@@ -1,6 +1,6 @@
 //! One file of `pg_wal` into every repository of its cluster: read, checked, sealed, stored.
 //!
-//! Bytes in flight are limited ([`room`](super::memory)): a segment waits for its share of memory before it is read, in the
+//! Bytes in flight are limited ([`memory`](super::memory)): a segment waits for its share of memory before it is read, in the
 //! order in which it was asked for, which is PostgreSQL's. Small files wait for nothing.
 
 mod admission;
@@ -65,7 +65,7 @@ pub(crate) struct Uploader {
     targets: Vec<WalTarget>,
     /// Segments at the same time.
     transfers: Semaphore,
-    /// What they take of the room.
+    /// What they take of the memory.
     habit: SizeEstimate,
     /// Whether what does not have to be acknowledged is left to tasks of their own.
     later: AtomicBool,
@@ -266,7 +266,7 @@ impl Uploader {
             self.hear(file, None, witnesses).await?;
         }
         let (unit, at_once) = self.share_of(file, targets.len()).await;
-        let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.room.purpose());
+        let purpose = share.as_ref().map_or(Purpose::Acknowledging, |share| share.memory.purpose());
         let (mut stored, mut as_it_is) = (file.expected, true);
         let mut errors: Vec<UploadError> = Vec::new();
         let (mut rest, mut judged) = (self.admit(file, targets).await?, false);
@@ -279,13 +279,13 @@ impl Uploader {
                 None => self.share(file, unit, opened.max(1)).await?,
             };
             // With no repository open it is still worth knowing what is wrong with the file.
-            let prepared = match self.prepare(file, open.clone(), share.room, file.rules).await {
+            let prepared = match self.prepare(file, open.clone(), share.memory, file.rules).await {
                 Err(PrepareError::Check(error))
                     if error.is_damage() && all_open && accepted(file.name, &open).await? =>
                 {
                     let most = unit.saturating_mul(opened);
-                    let room = WalMemory::wait_again(self.directories(file), purpose, most).await;
-                    self.prepare(file, open, room, Rules { accept_damaged: true, ..file.rules }).await?
+                    let memory = WalMemory::wait_again(self.directories(file), purpose, most).await;
+                    self.prepare(file, open, memory, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
                     let sound = match self.sound(file, group.iter().chain(&rest)).await? {
@@ -311,7 +311,7 @@ impl Uploader {
                     return Ok(Kept { identity, as_it_is: false });
                 }
             }
-            let (identity, Prepared { sealed, content, chain }, mut room) = prepared;
+            let (identity, Prepared { sealed, content, chain }, mut memory) = prepared;
             if stored.is_some_and(|before| before != identity) {
                 return Err(CheckError::from(ReadError::Changed { path: file.path.clone() }).into());
             }
@@ -319,7 +319,7 @@ impl Uploader {
             let held = sealed.iter().map(SealedSegment::held);
             if let Some(most) = held.clone().max() {
                 self.habit.took(most);
-                room.keep(held.sum());
+                memory.keep(held.sum());
             }
             let mut sealed = sealed.into_iter();
             let open = group.iter_mut().filter(|one| one.admitted.is_ok());
@@ -328,7 +328,7 @@ impl Uploader {
                 self.judge(file, chain, group.iter_mut().chain(&mut rest).collect()).await?;
                 self.hear(file, chain, witnesses).await?;
             }
-            errors.extend(self.store_in(file, group, (&content, room), chain).await);
+            errors.extend(self.store_in(file, group, (&content, memory), chain).await);
         }
         match (stored, together(errors)) {
             (_, Some(error)) => Err(error),
@@ -342,19 +342,19 @@ impl Uploader {
         &self,
         file: &UploadSource,
         group: Vec<CandidateRepository<'_>>,
-        (content, mut room): (&WalContent, WalMemory),
+        (content, mut memory): (&WalContent, WalMemory),
         chain: Option<ChainFacts>,
     ) -> Vec<UploadError> {
         let targets: Vec<&WalTarget> = group.iter().map(|one| one.target).collect();
-        let even = room.held() / group.iter().filter(|one| one.admitted.is_ok()).count().max(1);
+        let even = memory.held() / group.iter().filter(|one| one.admitted.is_ok()).count().max(1);
         let mut lend = |one: &CandidateRepository<'_>| {
             one.admitted.is_ok().then(|| {
                 let held = one.sealed.as_ref().and_then(|sealed| usize::try_from(sealed.held()).ok());
-                one.target.writes.begin(room.split(held.unwrap_or(even)))
+                one.target.writes.begin(memory.split(held.unwrap_or(even)))
             })
         };
         let group: Vec<_> = group.into_iter().map(|one| (lend(&one), one)).collect();
-        drop(room);
+        drop(memory);
         let attempts = group.into_iter().map(|(loan, one)| async move {
             let CandidateRepository { target, admitted, sealed } = one;
             let admitted = admitted?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use walpoint_storage::object::Keeper;
 
-use super::memory::{StuckRoom, WalMemory};
+use super::memory::{StuckMemory, WalMemory};
 
 /// The writes to one repository that have not returned.
 #[derive(Debug, Clone, Default)]
@@ -48,13 +48,13 @@ impl Writes {
     }
 
     /// Begins a write that takes that share of memory.
-    pub(crate) fn begin(&self, room: WalMemory) -> Loan {
+    pub(crate) fn begin(&self, memory: WalMemory) -> Loan {
         let mut under = self.under();
         let id = under.next;
         under.next += 1;
         let generation = under.generation;
         under.way.insert(id, Write { since: Instant::now(), stuck: false, generation });
-        Loan(Arc::new(Lent { id, writes: self.clone(), share: Mutex::new(Share::Held(room)) }))
+        Loan(Arc::new(Lent { id, writes: self.clone(), share: Mutex::new(Share::Held(memory)) }))
     }
 
     /// Whether a write hangs whose upload has ended.
@@ -108,7 +108,7 @@ struct Lent {
 #[derive(Debug)]
 enum Share {
     Held(WalMemory),
-    Stuck { _room: StuckRoom },
+    Stuck { _memory: StuckMemory },
     Moving,
 }
 
@@ -119,7 +119,7 @@ impl Lent {
         }
         let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
         *share = match std::mem::replace(&mut *share, Share::Moving) {
-            Share::Held(room) => Share::Stuck { _room: room.into_stuck() },
+            Share::Held(memory) => Share::Stuck { _memory: memory.into_stuck() },
             other => other,
         };
     }

@@ -72,9 +72,9 @@ impl Drop for AtomicFile {
 
 /// Makes `path` a file with that content, all or nothing.
 pub(crate) fn land(path: &Path, content: &[u8], durability: Durability) -> anyhow::Result<()> {
-    let mut landing = AtomicFile::begin(path)?;
-    landing.write_all(content).with_context(|| format!("{} cannot be written", path.display()))?;
-    landing.finish(durability)
+    let mut file = AtomicFile::begin(path)?;
+    file.write_all(content).with_context(|| format!("{} cannot be written", path.display()))?;
+    file.finish(durability)
 }
 
 /// Runs what waits for a disk on a thread that may.

@@ -84,9 +84,9 @@ fn write(
     let mut cut = CutFile::new(AtomicFile::begin(&path)?, keep, size.bytes());
     let mut source = File::open(content)?.take(keep);
     io::copy(&mut source, &mut cut).with_context(|| path.display().to_string())?;
-    let landing = cut.finish()?;
+    let file = cut.finish()?;
     durable::replace(&status.join(format!("{parent}.done")), b"", 0o600)?;
-    landing.finish(Durability::Ours)
+    file.finish(Durability::Ours)
 }
 
 #[cfg(test)]

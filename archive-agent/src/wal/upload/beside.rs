@@ -18,7 +18,7 @@ use walpoint_runtime::human;
 use super::super::disk;
 use super::{Purpose, Share, UploadError, UploadSource, Uploader, WalMemory};
 use crate::wal::known::Incarnation;
-use crate::wal::memory::ROOM;
+use crate::wal::memory::BUDGET;
 use crate::wal::presence;
 use crate::wal::resting;
 use crate::wal::target::WalTarget;
@@ -155,7 +155,7 @@ impl Uploader {
         file: &UploadSource,
         target: &WalTarget,
     ) -> Result<(), UploadError> {
-        // It is not the repository's fault if there is no room: the clock starts when there is some.
+        // It is not the repository's fault if there is no memory left: the clock starts when there is some.
         let share = self.share_beside(file).await;
         let targets = [target];
         let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
@@ -171,19 +171,19 @@ impl Uploader {
     /// for which acknowledgements do.
     pub(super) async fn share_beside(&self, file: &UploadSource) -> Share<'_> {
         let (unit, _) = self.share_of(file, 1).await;
-        let room = match unit {
+        let memory = match unit {
             0 => WalMemory::unlimited(Purpose::Beside),
             unit => {
                 let expected = self.expected(file, unit);
                 WalMemory::wait_for(self.directories(file), Purpose::Beside, expected, unit).await
             }
         };
-        Share { _transfer: None, room }
+        Share { _transfer: None, memory }
     }
 
     /// The memory to read a file back from a repository, for which no acknowledgement waits.
-    pub(in crate::wal) async fn room_to_read(&self, size: SegmentSize) -> WalMemory {
-        let unit = SegmentSealer::room(size).clamp(1, ROOM);
+    pub(in crate::wal) async fn memory_to_read(&self, size: SegmentSize) -> WalMemory {
+        let unit = SegmentSealer::most_held(size).clamp(1, BUDGET);
         WalMemory::wait_for(Arc::new([]), Purpose::Beside, self.habit.expects(unit), unit).await
     }
 }

@@ -49,7 +49,7 @@ impl From<PrepareError> for UploadError {
         match error {
             PrepareError::Check(error) => error.into(),
             PrepareError::Seal(error) => error.into(),
-            PrepareError::NoRoom => Self { text: error.to_string(), permanent: false },
+            PrepareError::NoMemory => Self { text: error.to_string(), permanent: false },
         }
     }
 }

@@ -141,16 +141,16 @@ async fn land(
     let start = |fork: &ForkSegment| fork.name.number(segment_size).map(|number| number.start(segment_size));
     let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
     let (path, durability) = (wanted.path.to_owned(), wanted.durability);
-    let landing = atomic_file::blocking(move || AtomicFile::begin(&path)).await?;
-    let cut = CutFile::new(landing, keep, size).expecting(wanted.built.and_then(|built| built.hash));
-    let landing = match reader.write_to(cut).await {
+    let file = atomic_file::blocking(move || AtomicFile::begin(&path)).await?;
+    let cut = CutFile::new(file, keep, size).expecting(wanted.built.and_then(|built| built.hash));
+    let file = match reader.write_to(cut).await {
         Ok((cut, _)) => match atomic_file::blocking(move || cut.finish()).await {
-            Ok(landing) => landing,
+            Ok(file) => file,
             Err(error) => return Ok(Err(error.context(format!("\"{}\"", wanted.stored())))),
         },
         Err(error) => return Ok(Err(error.into())),
     };
-    atomic_file::blocking(move || landing.finish(durability)).await?;
+    atomic_file::blocking(move || file.finish(durability)).await?;
     Ok(Ok(size))
 }
 

@@ -228,18 +228,18 @@ async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_filesystem_is_expired() {
     let (bed, ids) = world().await;
-    let mortal = CrashingStore::new(bed.dir.path(), u32::MAX);
-    let repository = Repository::over("main", mortal.store(), None).await.unwrap();
-    mortal.fill(5);
+    let crashing = CrashingStore::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", crashing.store(), None).await.unwrap();
+    crashing.fill(5);
     let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();
     let text = walpoint_storage::error::error_chain(&error);
     assert!(text.contains("Make the filesystem larger, or take something off it"), "{text}");
     assert_eq!(finished(&bed).await, ids);
 
-    mortal.fill(0);
+    crashing.fill(0);
     run(&bed, &keep(2)).await;
     age(&bed, "announcements/", 25).await;
-    mortal.fill(5);
+    crashing.fill(5);
     let report = expire(&repository, &cluster(), &keep(2)).await.unwrap();
     assert_eq!(finished(&bed).await, ids[3..]);
     assert!(report.freed_bytes > 0, "{report:#?}");

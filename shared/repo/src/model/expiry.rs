@@ -160,14 +160,14 @@ impl World {
         let (keep, grace) = self.some_keep();
         let expected = self.expectation(&keep);
         let life = self.rng.random_range(1..250);
-        let (mortal, repository) = self.open_mortal(life).await;
+        let (crashing, repository) = self.open_crashing(life).await;
         let done: Result<Expired> = match repository {
             Ok(repository) => {
                 expire(&repository, &cluster(), &self.options(&keep, grace)).boxed_local().await
             }
             Err(error) => Err(error),
         };
-        let died = mortal.has_crashed().await;
+        let died = crashing.has_crashed().await;
         self.journal.note(format!("expire: {keep:?}, grace {grace} h, dies before request {life}: {died}"));
         match done {
             Ok(report) if !died => self.check(&expected, &report, grace).boxed_local().await,

@@ -192,10 +192,10 @@ impl World {
     }
 
     /// The same for a process that dies soon.
-    pub(super) async fn open_mortal(&self, life: u32) -> (CrashingStore, Result<Repository>) {
-        let mortal = CrashingStore::new(self.bed.dir.path(), life);
-        let repository = Repository::over("main", mortal.store(), self.encrypted.then(key)).await;
-        (mortal, repository)
+    pub(super) async fn open_crashing(&self, life: u32) -> (CrashingStore, Result<Repository>) {
+        let crashing = CrashingStore::new(self.bed.dir.path(), life);
+        let repository = Repository::over("main", crashing.store(), self.encrypted.then(key)).await;
+        (crashing, repository)
     }
 
     pub(super) async fn backups(&self) -> Backups {

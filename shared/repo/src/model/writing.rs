@@ -172,7 +172,7 @@ impl World {
         let Some((id, plan)) = self.plan() else { return };
         let life = self.rng.random_range(1..70);
         let stop = self.archive().await;
-        let (mortal, repository) = self.open_mortal(life).await;
+        let (crashing, repository) = self.open_crashing(life).await;
         let done = match repository {
             Ok(repository) => match self.begin(&repository, id, plan.clone()).boxed_local().await {
                 Ok(writing) => writing.finish(&mut self.rng, stop).boxed_local().await,
@@ -180,7 +180,7 @@ impl World {
             },
             Err(error) => Err(error),
         };
-        let died = mortal.has_crashed().await;
+        let died = crashing.has_crashed().await;
         if let Err(error) = &done {
             assert!(died, "backup {id} failed: {error}");
         }

@@ -96,7 +96,7 @@ impl SegmentSealer {
     pub const PIECE: usize = FRAME;
 
     /// The most plain bytes that a segment of that size keeps in memory, sealed, for each archive until it is stored.
-    pub fn room(size: SegmentSize) -> usize {
+    pub fn most_held(size: SegmentSize) -> usize {
         if fits(size) { size.as_usize() } else { PART }
     }
 

@@ -301,7 +301,7 @@ async fn one_reading_seals_for_several_archives() {
         let sealed = sealer(&facts, SealedName::Whole, &bytes).unwrap();
         let content = WalContent::from(bytes.clone());
         for (archive, sealed) in archives.iter().zip(sealed) {
-            assert!(sealed.held() <= SegmentSealer::room(size) as u64);
+            assert!(sealed.held() <= SegmentSealer::most_held(size) as u64);
             assert_eq!(archive.put_sealed(sealed.clone(), &content).await.unwrap(), Stored::New);
             let again = archive.put_sealed(sealed, &content).await.unwrap();
             assert_eq!(

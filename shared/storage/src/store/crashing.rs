@@ -67,7 +67,7 @@ impl CrashingStore {
 
     /// As a store that does not try again what failed.
     pub fn store(&self) -> Store {
-        let store = Store::over("mortal", Arc::new(self.clone()));
+        let store = Store::over("crashing", Arc::new(self.clone()));
         store.with_limits(store.limits().once())
     }
 
@@ -85,7 +85,7 @@ impl CrashingStore {
             return Ok(());
         }
         self.left.fetch_min(-1, SeqCst);
-        Err(object_store::Error::Generic { store: "mortal", source: "the process is dead".into() })
+        Err(object_store::Error::Generic { store: "crashing", source: "the process is dead".into() })
     }
 
     /// One request, carried out to its end even if nobody waits for it any more.
@@ -107,7 +107,7 @@ impl CrashingStore {
 
 impl fmt::Display for CrashingStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mortal")
+        f.write_str("CrashingStore")
     }
 }
 
@@ -116,7 +116,7 @@ impl ObjectStore for CrashingStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         if self.lacking.load(SeqCst) > 0 {
             let source = io::Error::from(io::ErrorKind::StorageFull).into();
-            return Err(object_store::Error::Generic { store: "mortal", source });
+            return Err(object_store::Error::Generic { store: "crashing", source });
         }
         let (inner, at) = (Arc::clone(&self.inner), at.clone());
         // A directory knows no content types.
@@ -146,12 +146,12 @@ impl ObjectStore for CrashingStore {
     }
 
     fn delete_stream(&self, at: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let mortal = self.clone();
+        let crashing = self.clone();
         let delete = move |path: Result<Path>| {
-            let mortal = mortal.clone();
+            let crashing = crashing.clone();
             async move {
-                let (path, inner) = (path?, Arc::clone(&mortal.inner));
-                let locked = mortal.locked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let (path, inner) = (path?, Arc::clone(&crashing.inner));
+                let locked = crashing.locked.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 if locked.is_some_and(|locked| path.as_ref().starts_with(&locked)) {
                     let path = path.to_string();
                     return Err(object_store::Error::PermissionDenied {
@@ -160,8 +160,8 @@ impl ObjectStore for CrashingStore {
                     });
                 }
                 let gone = path.clone();
-                mortal.request(async move { inner.delete(&path).await }).await?;
-                mortal.lacking.fetch_sub(1, SeqCst);
+                crashing.request(async move { inner.delete(&path).await }).await?;
+                crashing.lacking.fetch_sub(1, SeqCst);
                 Ok(gone)
             }
         };
