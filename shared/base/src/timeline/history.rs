@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_segment_of_a_fork_is_sought_under_the_child_first() {
+    fn the_segment_of_a_fork_is_searched_under_the_child_first() {
         let history = sample();
         let at = |n| {
             history.candidates(SegmentNo(n), SegmentSize::DEFAULT).map(TimelineId::get).collect::<Vec<_>>()
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_a_timeline_passed_through_are_not_sought() {
+    fn the_files_of_a_timeline_passed_through_are_not_searched() {
         let at = |history: &TimelineHistory, n| {
             history.candidates(SegmentNo(n), SegmentSize::DEFAULT).map(TimelineId::get).collect::<Vec<_>>()
         };

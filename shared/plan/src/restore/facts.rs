@@ -196,7 +196,7 @@ pub struct StopQuestion {
     pub path: TimelineId,
     /// What stops it.
     pub rule: StopRule,
-    /// The first record is sought here.
+    /// The first record is searched for here.
     pub from: Lsn,
     /// Records that end after this are not there.
     pub until: Lsn,

@@ -23,7 +23,7 @@
 //! | [`settings`] | the recovery settings as data |
 //! | [`mod@likely`] | what will be asked for, so that it can be read at the same time |
 //! | [`created`], [`required`] | the tablespaces that replay creates; the settings that it needs |
-//! | `sought`, `points` | targets that may occur more than once: transactions and restore points |
+//! | `target_files`, `points` | targets that may occur more than once: transactions and restore points |
 //! | [`decide`] | what of the content of WAL decides where recovery stops |
 
 mod build;

@@ -21,7 +21,7 @@ pub(in crate::connect) enum Lookup {
     Refused(String),
 }
 
-/// For which connection a password is sought.
+/// For which connection a password is looked up.
 #[derive(Debug)]
 pub(in crate::connect) struct Wanted<'a> {
     /// As in the connection string; `localhost` for the default socket.

@@ -112,7 +112,7 @@ fn what_lies_exactly_at_the_target_is_in_or_out() {
 }
 
 #[test]
-fn wal_is_sought_under_the_names_of_the_path() {
+fn wal_is_searched_under_the_names_of_the_path() {
     let (world, [_, second, _]) = world();
     let plan = world.plan(&RestoreRequest { backup: Some(second), ..on(2, RecoveryTarget::Latest) }).unwrap();
     let names: Vec<String> = plan.wal.iter().map(|r| r.describe(size())).collect();
