@@ -13,10 +13,10 @@ use super::entry::{Attributes, FileEntry};
 use super::facts::{BackupDescription, Method};
 use super::geometry::BlockSize;
 use super::location::{BackupRef, FrameRef, PackNo};
-use super::manifest::PageRef;
+use super::manifest::IndexBlockRef;
 use super::pack::{FinishedPack, FrameKind, PACK_BYTES, PackBuilder};
 use super::pack_table::{PackTable, PackUse};
-use super::page::PageBuilder;
+use super::index_block::IndexBlockBuilder;
 use super::path::TablePath;
 use super::read::BackupReader;
 use super::write::{Draft, WalStored, WriteOptions};
@@ -25,7 +25,7 @@ use crate::wal::WalArchive;
 /// The pack that holds the other file table; no small backup has so many.
 const PACK: PackNo = PackNo(99);
 
-/// Publishes `draft` with another file table of one page: its entries changed by `edit`, the page's bytes by `bytes`.
+/// Publishes `draft` with another file table of one index block: its entries changed by `edit`, the index block's bytes by `bytes`.
 /// Nothing is checked.
 pub async fn publish(
     backups: &Backups,
@@ -41,15 +41,15 @@ pub async fn publish(
         entries.push(entry);
     }
     edit(&mut entries);
-    let mut page = PageBuilder::default();
-    entries.iter().for_each(|entry| page.push(entry));
-    let page = bytes(page.finish(&[id]).map_err(failed)?);
+    let mut index_block = IndexBlockBuilder::default();
+    entries.iter().for_each(|entry| index_block.push(entry));
+    let index_block = bytes(index_block.finish(&[id]).map_err(failed)?);
 
     let sealer = backups.sealer();
     let mut builder =
         PackBuilder::new(sealer, &backups.pack_key(id, PACK), PACK, PACK_BYTES).map_err(failed)?;
     let mut codec = Codec::new();
-    let (no, frame) = builder.push(FrameKind::Page, pack(&page, &mut codec), &[]).map_err(failed)?;
+    let (no, frame) = builder.push(FrameKind::IndexBlock, pack(&index_block, &mut codec), &[]).map_err(failed)?;
     let FinishedPack { object, units, .. } = builder.finish().map_err(failed)?;
     backups.store().create_once(&object).await?;
     let (size, backup) = (u32::try_from(object.len()).map_err(failed)?, BackupRef::OWN);
@@ -58,7 +58,7 @@ pub async fn publish(
     manifest.packs = PackTable::new(packs);
     let first = entries.first().ok_or_else(|| failed("no entries"))?.path.clone();
     let at = FrameRef { backup, pack: no, frame };
-    manifest.pages = vec![PageRef { at, entries: u32::try_from(entries.len()).map_err(failed)?, first }];
+    manifest.index_blocks = vec![IndexBlockRef { at, entries: u32::try_from(entries.len()).map_err(failed)?, first }];
     let object = manifest.seal(sealer, &backups.paths().manifest(id)).map_err(failed)?;
     backups.store().create_once(&object).await?;
     Ok(())

@@ -1,7 +1,7 @@
-//! Where blocks, leaves and pages of the file table are: backup, pack, frame, and place in the frame.
+//! Where blocks, leaves and index blocks are: backup, pack, frame, and place in the frame.
 //!
-//! In memory a backup is an index into the manifest's table of backups. On the way into a leaf or a page, which later
-//! manifests share, it becomes an index into a table that the leaf or page carries itself ([`RefWriter`]), and back on
+//! In memory a backup is an index into the manifest's table of backups. On the way into a leaf or an index block, which later
+//! manifests share, it becomes an index into a table that the leaf or index block carries itself ([`RefWriter`]), and back on
 //! the way out ([`read_refs`]).
 
 use walpoint_base::BackupId;
@@ -66,7 +66,7 @@ impl FrameRef {
     }
 }
 
-/// Collects the backups that a leaf or page refers to.
+/// Collects the backups that a leaf or index block refers to.
 #[derive(Clone, Default, Debug)]
 pub(super) struct RefWriter {
     used: Vec<BackupRef>,

@@ -1,5 +1,5 @@
 //! The manifest: the root from which all of a backup is found. It fits into one object whatever the cluster's size,
-//! because files are in pages of the file table and those in packs; here is one line for each page and each pack.
+//! because files are in index blocks of the file table and those in packs; here is one line for each index block and each pack.
 //!
 //! A manifest exists when a backup does. A [`super::Tombstone`] in its place means that there will never be one.
 
@@ -34,15 +34,15 @@ pub struct Manifest {
     pub backups: Vec<BackupId>,
     /// The packs.
     pub packs: PackTable,
-    /// The pages of the file table, in the order of their paths.
-    pub pages: Vec<PageRef>,
+    /// The index blocks of the file table, in the order of their paths.
+    pub index_blocks: Vec<IndexBlockRef>,
     /// Bad pages, the first [`findings::MAX_FINDINGS`] of them.
     pub findings: Vec<PageFinding>,
 }
 
-/// A page of the file table.
+/// An index block of the file table.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PageRef {
+pub struct IndexBlockRef {
     /// Where it is.
     pub at: FrameRef,
     /// How many entries it has; never 0.
@@ -52,20 +52,20 @@ pub struct PageRef {
 }
 
 impl Manifest {
-    /// The plain bytes of the tables: backups, packs, pages, findings.
+    /// The plain bytes of the tables: backups, packs, index blocks, findings.
     fn encode(&self) -> Result<Vec<u8>, Malformed> {
         let mut out = Vec::new();
         let count = u16::try_from(self.backups.len());
         out.put_u16(count.map_err(|_| Malformed::new("it uses too many backups"))?);
         self.backups.iter().for_each(|id| out.put(&id.to_bytes()));
         self.packs.encode(&mut out);
-        out.put_count(self.pages.len());
-        for page in &self.pages {
-            out.put_u16(page.at.backup.0);
-            out.put_u32(page.at.pack.0);
-            out.put_u16(page.at.frame);
-            out.put_u32(page.entries);
-            page.first.encode(&mut out);
+        out.put_count(self.index_blocks.len());
+        for index_block in &self.index_blocks {
+            out.put_u16(index_block.at.backup.0);
+            out.put_u32(index_block.at.pack.0);
+            out.put_u16(index_block.at.frame);
+            out.put_u32(index_block.entries);
+            index_block.first.encode(&mut out);
         }
         findings::encode(&self.findings, &mut out);
         match out.len() {
@@ -88,26 +88,26 @@ impl Manifest {
         }
         let packs = PackTable::decode(&mut input, backups.len())?;
         let count = input.count(2 + 4 + 2 + 4 + 4)?;
-        let mut pages: Vec<PageRef> = Vec::with_capacity(count);
+        let mut index_blocks: Vec<IndexBlockRef> = Vec::with_capacity(count);
         for _ in 0..count {
             let (backup, pack, frame) = (BackupRef(input.u16()?), PackNo(input.u32()?), input.u16()?);
             let at = FrameRef { backup, pack, frame };
-            let page = PageRef { at, entries: input.u32()?, first: TablePath::decode(&mut input)? };
-            let ordered = pages.last().is_none_or(|last| last.first < page.first);
-            if packs.get(at).is_none() || page.entries == 0 || !ordered {
+            let index_block = IndexBlockRef { at, entries: input.u32()?, first: TablePath::decode(&mut input)? };
+            let ordered = index_blocks.last().is_none_or(|last| last.first < index_block.first);
+            if packs.get(at).is_none() || index_block.entries == 0 || !ordered {
                 return Err(Malformed::new("its index of the file table is wrong"));
             }
-            pages.push(page);
+            index_blocks.push(index_block);
         }
         let findings = findings::decode(&mut input)?;
         input.end()?;
-        Ok(Self { summary, backups, packs, pages, findings })
+        Ok(Self { summary, backups, packs, index_blocks, findings })
     }
 
-    /// The page that holds the entry of that path, if any does.
-    pub fn page_of(&self, path: &TablePath) -> Option<&PageRef> {
-        let after = self.pages.partition_point(|page| page.first <= *path);
-        self.pages.get(after.checked_sub(1)?)
+    /// The index block that holds the entry of that path, if any does.
+    pub fn index_block_of(&self, path: &TablePath) -> Option<&IndexBlockRef> {
+        let after = self.index_blocks.partition_point(|index_block| index_block.first <= *path);
+        self.index_blocks.get(after.checked_sub(1)?)
     }
 
     /// The object to be created: never so short that a listing would take it for a tombstone.
@@ -178,7 +178,7 @@ mod tests {
     use super::super::pack_table::PackUse;
     use super::*;
 
-    fn manifest(pages: u32) -> Manifest {
+    fn manifest(index_blocks: u32) -> Manifest {
         let pack = |backup, pack, live| PackUse {
             backup: BackupRef(backup),
             pack: PackNo(pack),
@@ -197,7 +197,7 @@ mod tests {
             },
             backups: vec![id(9), id(3)],
             packs: PackTable::new(vec![pack(1, 4, 1), pack(0, 0, 10), pack(0, 1, 9), pack(1, 9, 0)]),
-            pages: (0..pages).map(|n| PageRef { at, entries: 5, first: path(n * 10) }).collect(),
+            index_blocks: (0..index_blocks).map(|n| IndexBlockRef { at, entries: 5, first: path(n * 10) }).collect(),
             findings: vec![
                 PageFinding {
                     path: path(3),
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn pages_are_found_by_path() {
         let manifest = manifest(3);
-        let first = |path: &str| Some(manifest.page_of(&TablePath::data(path).unwrap())?.first.to_string());
+        let first = |path: &str| Some(manifest.index_block_of(&TablePath::data(path).unwrap())?.first.to_string());
         assert_eq!(first("a"), None);
         assert_eq!(first("f00000").as_deref(), Some("f00000"));
         assert_eq!(first("f00009").as_deref(), Some("f00000"));
@@ -251,8 +251,8 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = value;
             if let Ok(other) = Manifest::decode(manifest(0).summary, &bytes) {
-                prop_assert!(other.pages.iter().all(|page| other.packs.get(page.at).is_some()));
-                prop_assert!(other.pages.is_sorted_by(|a, b| a.first < b.first));
+                prop_assert!(other.index_blocks.iter().all(|index_block| other.packs.get(index_block.at).is_some()));
+                prop_assert!(other.index_blocks.is_sorted_by(|a, b| a.first < b.first));
                 prop_assert!(other.packs.packs().iter().all(|p| usize::from(p.backup.0) < other.backups.len()));
             }
         }

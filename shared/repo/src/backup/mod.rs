@@ -4,10 +4,10 @@
 //! |---|---|
 //! | `catalog` | [`Backups`]: which there are, and the way to each |
 //! | `write` | [`BackupWriter`], [`PackStream`], [`Draft`]: from the intent to the manifest |
-//! | `parent` | what a new backup builds on: blocks, leaves and pages of earlier ones |
+//! | `parent` | what a new backup builds on: blocks, leaves and index blocks of earlier ones |
 //! | `read` | [`BackupReader`], [`Windows`]: entries, and content in the order of packs |
 //! | `path`, `entry`, `blocks` | a file's name, what it is, where its blocks are |
-//! | `frame`, `pack`, `page` | what the frames of a pack hold |
+//! | `frame`, `pack`, `index_block` | what the frames of a pack hold |
 //! | `manifest`, `facts`, `pack_table`, `findings` | the root, and what it says |
 //! | `ending`, `progress` | intent, tombstone, and what an unfinished backup left |
 //! | `announced` | what must not be built on any more |
@@ -106,7 +106,7 @@ mod location;
 mod manifest;
 mod pack;
 mod pack_table;
-mod page;
+mod index_block;
 mod parent;
 mod path;
 mod progress;
@@ -133,7 +133,7 @@ pub use self::geometry::{BlockSize, INLINE_BLOCKS, LEAF_BLOCKS, MAX_FILE};
 pub use self::hash::{ContentHasher, FileBeginning, FileHasher, Hashing};
 pub use self::json::HexBytes;
 pub use self::location::{BackupRef, BlockRef, FrameRef, PackNo};
-pub use self::manifest::{Manifest, PageRef};
+pub use self::manifest::{Manifest, IndexBlockRef};
 pub use self::pack::{FrameKind, PACK_BYTES, PackDirectory, PackFrame};
 pub use self::pack_table::{PackTable, PackUse};
 pub use self::parent::ReusableBackups;

@@ -31,13 +31,13 @@ pub enum FrameKind {
     Leaf = 2,
     /// A list of leaves.
     Node = 3,
-    /// A page of the file table.
-    Page = 4,
+    /// An index block: a piece of the file table.
+    IndexBlock = 4,
 }
 
 impl FrameKind {
     fn from_code(code: u8) -> Option<Self> {
-        [Self::Data, Self::Leaf, Self::Node, Self::Page].into_iter().find(|kind| *kind as u8 == code)
+        [Self::Data, Self::Leaf, Self::Node, Self::IndexBlock].into_iter().find(|kind| *kind as u8 == code)
     }
 }
 
@@ -161,7 +161,7 @@ impl PackDirectory {
     }
 }
 
-/// What is counted to say how much of a pack is in use: its blocks, and each leaf, node and page as one.
+/// What is counted to say how much of a pack is in use: its blocks, and each leaf, node and index block as one.
 fn units(frames: &[PackFrame]) -> u32 {
     let unit =
         |f: &PackFrame| u32::try_from(f.blocks.len()).unwrap_or(0).max(u32::from(f.kind != FrameKind::Data));

@@ -15,7 +15,7 @@ pub struct PackUse {
     pub pack: PackNo,
     /// Bytes of the object.
     pub size: u32,
-    /// Blocks in it, and each leaf, node and page as one.
+    /// Blocks in it, and each leaf, node and index block as one.
     pub units: u32,
     /// How many of those this backup uses.
     pub live: u32,

@@ -10,7 +10,7 @@ use super::super::entry::{Blocks, FileContent, LeafRun, NodeRef};
 use super::super::geometry::{BlockSize, LEAF_BLOCKS};
 use super::super::location::{BlockRef, FrameRef};
 use super::super::pack::FrameKind;
-use super::super::page::decode_node;
+use super::super::index_block::decode_node;
 use super::super::path::TablePath;
 use super::{Cached, Parents};
 

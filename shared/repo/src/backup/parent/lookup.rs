@@ -18,7 +18,7 @@ use super::super::hash::FileBeginning;
 use super::super::sorter::{AsBytes, Sorter, nameless_file};
 use super::scratch_error;
 
-/// Length (big-endian, so that rows sort by it), hash, page, entry in the page.
+/// Length (big-endian, so that rows sort by it), hash, index block, entry in the index block.
 const BY_HASH: usize = 8 + 32 + 4 + 4;
 
 /// Length (big-endian), beginning.
@@ -58,12 +58,12 @@ impl ByHashBuilder {
         }
     }
 
-    /// Takes the files of a page.
-    pub(super) fn add(&mut self, page: usize, entries: &[FileEntry]) -> Result<()> {
-        let page = u32::try_from(page).unwrap_or(u32::MAX);
+    /// Takes the files of an index block.
+    pub(super) fn add(&mut self, index_block: usize, entries: &[FileEntry]) -> Result<()> {
+        let index_block = u32::try_from(index_block).unwrap_or(u32::MAX);
         for (entry, n) in entries.iter().zip(0u32..) {
             let EntryContent::File(file) = &entry.content else { continue };
-            // A page that is damaged is stored again, so that it is reported again.
+            // An index block that is damaged is stored again, so that it is reported again.
             if file.length < self.shortest || file.bad_pages > 0 {
                 continue;
             }
@@ -74,7 +74,7 @@ impl ByHashBuilder {
             let mut row = Vec::with_capacity(BY_HASH);
             row.extend_from_slice(&file.length.to_be_bytes());
             row.extend_from_slice(&file.hash.0);
-            row.extend_from_slice(&page.to_be_bytes());
+            row.extend_from_slice(&index_block.to_be_bytes());
             row.extend_from_slice(&n.to_be_bytes());
             self.files.push(row).map_err(scratch_error)?;
         }
@@ -119,7 +119,7 @@ impl ByHash {
         Ok(has(beginning)? || has(FileBeginning::UNKNOWN)?)
     }
 
-    /// A file of that length and hash: its page, and which entry of it.
+    /// A file of that length and hash: its index block, and which entry of it.
     pub(super) fn find(&self, length: u64, hash: &ContentHash) -> Result<Option<(usize, usize)>> {
         let mut wanted = [0; 40];
         wanted[..8].copy_from_slice(&length.to_be_bytes());

@@ -40,7 +40,7 @@ use self::file::Leaves;
 pub(super) use self::file::{KnownBlock, KnownFile, KnownLeaf};
 use self::frames::Frames;
 pub(super) use self::ledger::Ledger;
-use self::table::CachedPage;
+use self::table::CachedIndexBlock;
 pub(super) use self::table::ParentTable;
 use super::announcements::{AnnouncedSet, DamagedAnnouncement};
 use super::catalog::Backups;
@@ -81,7 +81,7 @@ pub(super) struct Parents {
 /// What one thread looked at last.
 #[derive(Default, Debug)]
 pub(super) struct Cached {
-    page: CachedPage,
+    index_block: CachedIndexBlock,
     chunk: CachedChunk,
 }
 
@@ -195,7 +195,7 @@ impl Parents {
     /// What is known of a file; `None` if nothing can be.
     pub(super) fn file(&self, path: &TablePath, cached: &mut Cached) -> Result<Option<KnownFile>> {
         let parent = match self.table() {
-            Some(table) => table.find(path, &self.backups, &mut cached.page)?,
+            Some(table) => table.find(path, &self.backups, &mut cached.index_block)?,
             None if self.ranges.is_none() => return Ok(None),
             None => None,
         };
@@ -210,7 +210,7 @@ impl Parents {
         cached: &mut Cached,
     ) -> Result<bool> {
         let Some(table) = self.table() else { return Ok(false) };
-        Ok(table.has_length(length)? && table.find(path, &self.backups, &mut cached.page)?.is_none())
+        Ok(table.has_length(length)? && table.find(path, &self.backups, &mut cached.index_block)?.is_none())
     }
 
     /// Whether the parent may have a file of that length that begins so.
@@ -226,7 +226,7 @@ impl Parents {
         cached: &mut Cached,
     ) -> Result<Option<SameContent>> {
         let Some(table) = self.table() else { return Ok(None) };
-        let Some(file) = table.find_content(length, hash, &self.backups, &mut cached.page)? else {
+        let Some(file) = table.find_content(length, hash, &self.backups, &mut cached.index_block)? else {
             return Ok(None);
         };
         let (mut of_lists, mut of_frames, mut stored) = (Live::default(), Live::default(), 0u64);

@@ -1,4 +1,4 @@
-//! The entries of a backup in the order of their paths, page by page, proven to form trees.
+//! The entries of a backup in the order of their paths, index block by index block, proven to form trees.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use walpoint_storage::error::{RepoError, Result};
 
 use super::super::entry::FileEntry;
 use super::super::location::FrameRef;
-use super::super::manifest::{Manifest, PageRef};
+use super::super::manifest::{Manifest, IndexBlockRef};
 use super::super::pack::FrameKind;
-use super::super::page::decode_page;
+use super::super::index_block::decode_index_block;
 use super::super::path::{Root, TreeCheck};
 use super::super::wire::Malformed;
 use super::BackupReader;
 
-/// Pages that are read at once.
+/// Index blocks that are read at once.
 const AHEAD: usize = 64;
 
 /// Hands out a backup's entries. Every one was checked: its path stays below its root, its parent is a directory that
@@ -54,10 +54,10 @@ impl Entries {
 
     async fn read_pages(&mut self) -> Result<()> {
         let manifest = Arc::clone(&self.reader.manifest);
-        let rest = manifest.pages.get(self.next_page..).unwrap_or_default();
-        let pages = rest.get(..AHEAD).unwrap_or(rest);
-        self.next_page += pages.len();
-        for entries in self.reader.pages(pages).await? {
+        let rest = manifest.index_blocks.get(self.next_page..).unwrap_or_default();
+        let index_blocks = rest.get(..AHEAD).unwrap_or(rest);
+        self.next_page += index_blocks.len();
+        for entries in self.reader.index_blocks(index_blocks).await? {
             self.ready.extend(entries);
         }
         Ok(())
@@ -65,26 +65,26 @@ impl Entries {
 }
 
 impl BackupReader {
-    /// The entries of some pages, in their order.
-    pub(super) async fn pages(&self, pages: &[PageRef]) -> Result<Vec<Vec<FileEntry>>> {
-        let places: Vec<FrameRef> = pages.iter().map(|page| page.at).collect();
-        let mut decoded: Vec<Vec<FileEntry>> = pages.iter().map(|_| Vec::new()).collect();
+    /// The entries of some index blocks, in their order.
+    pub(super) async fn index_blocks(&self, index_blocks: &[IndexBlockRef]) -> Result<Vec<Vec<FileEntry>>> {
+        let places: Vec<FrameRef> = index_blocks.iter().map(|index_block| index_block.at).collect();
+        let mut decoded: Vec<Vec<FileEntry>> = index_blocks.iter().map(|_| Vec::new()).collect();
         let Manifest { backups, .. } = &*self.manifest;
         let take = |n: usize, plain: &[u8]| {
-            let entries = decode_page(plain, backups, self.block_size).and_then(|entries| {
-                let page = pages.get(n).filter(|page| {
-                    u32::try_from(entries.len()) == Ok(page.entries)
-                        && entries.first().is_some_and(|first| first.path == page.first)
+            let entries = decode_index_block(plain, backups, self.block_size).and_then(|entries| {
+                let index_block = index_blocks.get(n).filter(|index_block| {
+                    u32::try_from(entries.len()) == Ok(index_block.entries)
+                        && entries.first().is_some_and(|first| first.path == index_block.first)
                 });
-                let stranger = || Malformed::new("a page of the file table is not the one that is meant");
-                page.map(|_| entries).ok_or_else(stranger)
+                let stranger = || Malformed::new("an index block is not the one that is meant");
+                index_block.map(|_| entries).ok_or_else(stranger)
             });
             let entries = entries.map_err(|e| self.corrupt(&e))?;
             let slot = decoded.get_mut(n);
-            *slot.ok_or_else(|| RepoError::Internal("a page too many was read".to_owned()))? = entries;
+            *slot.ok_or_else(|| RepoError::Internal("an index block too many was read".to_owned()))? = entries;
             Ok(())
         };
-        self.packs.tables(FrameKind::Page, &places, take).await?;
+        self.packs.tables(FrameKind::IndexBlock, &places, take).await?;
         Ok(decoded)
     }
 }

@@ -82,10 +82,10 @@ impl BackupReader {
         Windows::new(self, limits)
     }
 
-    /// One entry by its path: reads one page. That its parents are directories is not proven here.
+    /// One entry by its path: reads one index block. That its parents are directories is not proven here.
     pub async fn find(&self, path: &TablePath) -> Result<Option<FileEntry>> {
-        let Some(page) = self.manifest.page_of(path) else { return Ok(None) };
-        let entries = self.pages(std::slice::from_ref(page)).await?;
+        let Some(index_block) = self.manifest.index_block_of(path) else { return Ok(None) };
+        let entries = self.index_blocks(std::slice::from_ref(index_block)).await?;
         Ok(entries.into_iter().flatten().find(|entry| entry.path == *path))
     }
 

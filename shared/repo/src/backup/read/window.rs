@@ -15,7 +15,7 @@ use super::super::geometry::LEAF_BLOCKS;
 use super::super::location::{BlockRef, FrameRef};
 use super::super::manifest::Manifest;
 use super::super::pack::FrameKind;
-use super::super::page::decode_node;
+use super::super::index_block::decode_node;
 use super::super::wire::Malformed;
 use super::unit::{FrameExtent, PackUnit, group};
 use super::{BackupReader, Entries};

@@ -68,7 +68,7 @@ fn nothing_that_did_not_change_is_stored_again() {
             let reader = scene.backups.open(id(2)).await.unwrap();
             assert_eq!(reader.manifest().packs.packs().len(), full_packs(&scene, id(1)).await);
 
-            // One block in the middle of a file of several leaves, and the page of the table.
+            // One block in the middle of a file of several leaves, and the index block.
             tree.files.insert(b"base/1".to_vec(), vec![Piece::Noise(1, 3_000_000)]);
             let cut = backup(&scene, building_on(id(3), &[id(2)], &[]), &tree).await;
             assert_eq!(cut.totals.new_bytes, 3_000_000 % 1024, "the last block became shorter");
@@ -188,8 +188,8 @@ fn what_is_announced_or_missing_is_stored_again() {
         assert!(notes[0].what.contains("another size"), "{notes:?}");
         // A damaged file table: the parent before it counts.
         let reader = scene.backups.open(id(1)).await.unwrap();
-        let page = reader.manifest().pages[0].at;
-        let key = scene.backups.pack_key(id(1), page.pack);
+        let block = reader.manifest().index_blocks[0].at;
+        let key = scene.backups.pack_key(id(1), block.pack);
         let mut bytes = scene.store.get(&key).await.unwrap().to_vec();
         let size = bytes.len();
         bytes[size / 2..].fill(0);

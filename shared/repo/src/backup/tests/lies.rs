@@ -90,10 +90,10 @@ fn a_manifest_that_lies_about_packs_and_pages_is_found_out() {
         ("nothing", |_| {}),
         ("a pack's size", |m| m.packs = edited(m, |packs| packs[0].size += 1)),
         ("a pack is not listed", |m| m.packs = edited(m, |packs| packs.truncate(packs.len() - 1))),
-        ("a page is another frame", |m| m.pages[0].at.frame += 1),
-        ("the directory is a page", |m| m.pages[0].at.frame = 0),
-        ("a page has more entries", |m| m.pages[0].entries += 1),
-        ("a page begins elsewhere", |m| m.pages[0].first = TablePath::data("a").unwrap()),
+        ("an index block is another frame", |m| m.index_blocks[0].at.frame += 1),
+        ("the directory is an index block", |m| m.index_blocks[0].at.frame = 0),
+        ("an index block has more entries", |m| m.index_blocks[0].entries += 1),
+        ("an index block begins elsewhere", |m| m.index_blocks[0].first = TablePath::data("a").unwrap()),
     ];
     runtime().block_on(async {
         for (what, lie) in lies {
@@ -110,7 +110,7 @@ fn edited(manifest: &Manifest, edit: impl Fn(&mut Vec<PackUse>)) -> PackTable {
     PackTable::new(packs)
 }
 
-/// The backup of [`tree`] with another file table: its entries changed by `edit`, the bytes of its page by `bytes`.
+/// The backup of [`tree`] with another file table: its entries changed by `edit`, the bytes of its index block by `bytes`.
 async fn with_table(edit: impl Fn(&mut Vec<FileEntry>), bytes: impl Fn(Vec<u8>) -> Vec<u8>) -> Scene {
     let scene = scene(&sealers()[1]);
     let draft = write(&scene, id(1), &tree(), 1024, 5000).await;
@@ -138,7 +138,7 @@ fn a_file_table_that_lies_about_content_is_found_out() {
             file(&mut all[3]).blocks = blocks;
         }),
         ("another hash of a file", |all| file(&mut all[1]).hash.0[0] ^= 1),
-        ("a leaf that is a page", |all| {
+        ("a leaf that is an index block", |all| {
             let Blocks::Leaves(runs) = &mut file(&mut all[1]).blocks else { panic!() };
             let LeafRun::Stored { at, .. } = &mut runs[0] else { panic!() };
             *at = FrameRef { backup: BackupRef::OWN, pack: PackNo(99), frame: 1 };

@@ -227,7 +227,7 @@ async fn equals(reader: &BackupReader, tree: &Tree, limits: WindowLimits) {
 async fn check_live_counts(reader: &BackupReader) {
     let mut live: BTreeMap<(BackupRef, PackNo), u32> = BTreeMap::new();
     let mut count = |at: FrameRef, n: u32| *live.entry((at.backup, at.pack)).or_default() += n;
-    reader.manifest().pages.iter().for_each(|page| count(page.at, 1));
+    reader.manifest().index_blocks.iter().for_each(|block| count(block.at, 1));
     let mut entries = reader.entries();
     while let Some(entry) = entries.next().await.unwrap() {
         let EntryContent::File(file) = entry.content else { continue };

@@ -13,9 +13,9 @@ use super::super::findings::{MAX_FINDINGS, PageFinding};
 use super::super::geometry::BlockSize;
 use super::super::live::{Live, count, count_blocks};
 use super::super::location::{BackupRef, PackNo, RefWriter};
-use super::super::manifest::PageRef;
+use super::super::manifest::IndexBlockRef;
 use super::super::pack::FrameKind;
-use super::super::page::{PAGE_BYTES, PageBuilder};
+use super::super::index_block::{INDEX_BLOCK_BYTES, IndexBlockBuilder};
 use super::super::parent::{ParentTable, Parents};
 use super::super::path::{TablePath, TreeCheck};
 use super::super::progress::encode_range;
@@ -71,7 +71,7 @@ pub(super) struct Counted {
 /// A finished file table.
 #[derive(Debug)]
 pub(super) struct Finished {
-    pub(super) pages: Vec<PageRef>,
+    pub(super) index_blocks: Vec<IndexBlockRef>,
     pub(super) live: Live,
     pub(super) totals: Totals,
     pub(super) findings: Vec<PageFinding>,
@@ -146,7 +146,7 @@ impl TableWriter {
         self.totals.reused_bytes += counted.reused_bytes;
     }
 
-    /// Sorts the rows, proves that they form trees, and stores them as pages. Blocks the thread.
+    /// Sorts the rows, proves that they form trees, and stores them as index blocks. Blocks the thread.
     pub(super) fn finish(
         mut self,
         sink: &Arc<PackSink>,
@@ -154,13 +154,13 @@ impl TableWriter {
         block_size: BlockSize,
     ) -> Result<Finished> {
         let mut rows = self.sorter.into_sorted().map_err(scratch_error)?;
-        let mut writer = PageWriter {
+        let mut writer = IndexBlockWriter {
             sink,
             parents,
             parent: parents.table(),
-            page: PageBuilder::default(),
+            index_block: IndexBlockBuilder::default(),
             first: None,
-            pages: Vec::new(),
+            index_blocks: Vec::new(),
         };
         let (mut tree, mut codec) = (TreeCheck::default(), sink.codec());
         while let Some(row) = rows.next().map_err(scratch_error)? {
@@ -172,56 +172,56 @@ impl TableWriter {
         writer.close(&mut codec, &mut self.live)?;
         self.findings.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
         let Self { live, totals, findings, .. } = self;
-        Ok(Finished { pages: writer.pages, live, totals, findings })
+        Ok(Finished { index_blocks: writer.index_blocks, live, totals, findings })
     }
 }
 
-/// Cuts rows into pages, and where the parent cut if that is sensible: so a page in which nothing changed is the parent's.
-struct PageWriter<'a> {
+/// Cuts rows into index blocks, and where the parent cut if that is sensible: so an index block in which nothing changed is the parent's.
+struct IndexBlockWriter<'a> {
     sink: &'a Arc<PackSink>,
     parents: &'a Parents,
     parent: Option<&'a ParentTable>,
-    page: PageBuilder,
+    index_block: IndexBlockBuilder,
     first: Option<TablePath>,
-    pages: Vec<PageRef>,
+    index_blocks: Vec<IndexBlockRef>,
 }
 
-impl PageWriter<'_> {
+impl IndexBlockWriter<'_> {
     fn push(&mut self, entry: &FileEntry, codec: &mut Codec, live: &mut Live) -> Result<()> {
-        // Without a look at the parent one more file would shift all that follows; and a page that shrank is joined to
+        // Without a look at the parent one more file would shift all that follows; and an index block that shrank is joined to
         // the next one before it is too short to be worth one.
-        if self.parent.is_some_and(|parent| parent.begins_page(&entry.path))
-            && (self.page.len() >= PAGE_BYTES / 4 || self.is_the_parents()?)
+        if self.parent.is_some_and(|parent| parent.begins_index_block(&entry.path))
+            && (self.index_block.len() >= INDEX_BLOCK_BYTES / 4 || self.is_the_parents()?)
         {
             self.close(codec, live)?;
         }
-        self.page.push(entry);
+        self.index_block.push(entry);
         self.first.get_or_insert_with(|| entry.path.clone());
-        let limit = if self.parent.is_some() { 3 * PAGE_BYTES } else { PAGE_BYTES };
-        if self.page.len() >= limit { self.close(codec, live) } else { Ok(()) }
+        let limit = if self.parent.is_some() { 3 * INDEX_BLOCK_BYTES } else { INDEX_BLOCK_BYTES };
+        if self.index_block.len() >= limit { self.close(codec, live) } else { Ok(()) }
     }
 
-    /// Whether the open page is one of the parent's. Asked of short pages only.
+    /// Whether the open index block is one of the parent's. Asked of short index blocks only.
     fn is_the_parents(&self) -> Result<bool> {
         let (Some(first), Some(parent)) = (&self.first, self.parent) else { return Ok(false) };
-        if !parent.begins_page(first) {
+        if !parent.begins_index_block(first) {
             return Ok(false);
         }
-        let plain = self.page.encode(&self.parents.backups).map_err(|e| broken(&e))?;
-        Ok(parent.same_page(first, self.page.entries(), &plain).is_some())
+        let plain = self.index_block.encode(&self.parents.backups).map_err(|e| broken(&e))?;
+        Ok(parent.same_index_block(first, self.index_block.entries(), &plain).is_some())
     }
 
     fn close(&mut self, codec: &mut Codec, live: &mut Live) -> Result<()> {
         let Some(first) = self.first.take() else { return Ok(()) };
-        let entries = self.page.entries();
-        let plain = self.page.finish(&self.parents.backups).map_err(|e| broken(&e))?;
-        let same = self.parent.and_then(|parent| parent.same_page(&first, entries, &plain));
+        let entries = self.index_block.entries();
+        let plain = self.index_block.finish(&self.parents.backups).map_err(|e| broken(&e))?;
+        let same = self.parent.and_then(|parent| parent.same_index_block(&first, entries, &plain));
         let at = match same.filter(|at| self.parents.ledger.may_use(*at)) {
             Some(at) => at,
-            None => self.sink.append(FrameKind::Page, &plain, &[], codec)?,
+            None => self.sink.append(FrameKind::IndexBlock, &plain, &[], codec)?,
         };
         count(live, at, 1);
-        self.pages.push(PageRef { at, entries, first });
+        self.index_blocks.push(IndexBlockRef { at, entries, first });
         Ok(())
     }
 }

@@ -192,22 +192,22 @@ impl BackupWriter {
         // Not one of the bounded workers: it may wait for uploads.
         let table = tokio::task::spawn_blocking(sort).await;
         let ended = |_| RepoError::Internal("the thread that sorts the file table panicked".to_owned());
-        let Finished { pages, live, mut totals, findings } = table.map_err(ended)??;
+        let Finished { index_blocks, live, mut totals, findings } = table.map_err(ended)??;
         let written = self.shared.sink().flush().await?;
         totals.stored = written.iter().map(|pack| u64::from(pack.size)).sum();
         let mut manifest = self.manifest(facts, totals, &written, &live)?;
         let places = number_anew(&self.shared.parents.backups, &mut manifest);
-        manifest.pages = pages;
-        for page in &mut manifest.pages {
-            let place = places.get(usize::from(page.at.backup.0)).copied().flatten();
-            page.at.backup = place.ok_or_else(|| RepoError::Internal("a page of no pack".to_owned()))?;
+        manifest.index_blocks = index_blocks;
+        for index_block in &mut manifest.index_blocks {
+            let place = places.get(usize::from(index_block.at.backup.0)).copied().flatten();
+            index_block.at.backup = place.ok_or_else(|| RepoError::Internal("an index block of no pack".to_owned()))?;
         }
         manifest.findings = findings;
         let (parent, notes) = (self.parent(), self.take_notes());
         Ok(Draft::new(self.backups, manifest, parent, notes))
     }
 
-    /// The manifest without pages and findings, its packs named as in the parents' table of backups.
+    /// The manifest without index blocks and findings, its packs named as in the parents' table of backups.
     fn manifest(
         &self,
         facts: BackupDescription,
@@ -222,7 +222,7 @@ impl BackupWriter {
         }
         let summary = BackupSummary { id: self.intent.id, facts, totals, parents: Vec::new() };
         let (backups, packs) = (Vec::new(), PackTable::new(packs));
-        Ok(Manifest { summary, backups, packs, pages: Vec::new(), findings: Vec::new() })
+        Ok(Manifest { summary, backups, packs, index_blocks: Vec::new(), findings: Vec::new() })
     }
 
     /// Aborts: waits for what is on its way and puts a tombstone where the manifest would be.

@@ -16,7 +16,7 @@ use crate::backup::geometry::{BlockSize, INLINE_BLOCKS, MAX_FILE};
 use crate::backup::hash::{FileHasher, Hashing};
 use crate::backup::live::{Live, count, count_blocks};
 use crate::backup::pack::FrameKind;
-use crate::backup::page::encode_node;
+use crate::backup::index_block::encode_node;
 use crate::backup::parent::{KnownFile, KnownLeaf};
 use crate::backup::path::TablePath;
 use crate::backup::wire::Malformed;

@@ -1,4 +1,4 @@
-//! Pages of the file table and nodes of leaves: the frames of a pack that are neither blocks nor leaves.
+//! Index blocks of the file table and nodes of leaves: the frames of a pack that are neither blocks nor leaves.
 //!
 //! Both begin with their own table of backups, so that later manifests can share them as they are.
 
@@ -10,18 +10,18 @@ use super::geometry::BlockSize;
 use super::location::{RefWriter, read_refs};
 use super::wire::{Input, Malformed, Output};
 
-/// A page is closed when it reaches this many bytes.
-pub(super) const PAGE_BYTES: usize = 16 << 10;
+/// An index block is closed when it reaches this many bytes.
+pub(super) const INDEX_BLOCK_BYTES: usize = 16 << 10;
 
-/// A page that is being filled with entries in order.
+/// An index block that is being filled with entries in order.
 #[derive(Default, Debug)]
-pub(super) struct PageBuilder {
+pub(super) struct IndexBlockBuilder {
     refs: RefWriter,
     body: Vec<u8>,
     entries: u32,
 }
 
-impl PageBuilder {
+impl IndexBlockBuilder {
     pub(super) fn push(&mut self, entry: &FileEntry) {
         entry.encode(&mut self.body, &mut self.refs);
         self.entries += 1;
@@ -51,8 +51,8 @@ impl PageBuilder {
     }
 }
 
-/// Reads the entries of a page. Their order is [`super::path::TreeCheck`]'s to prove.
-pub(super) fn decode_page(
+/// Reads the entries of an index block. Their order is [`super::path::TreeCheck`]'s to prove.
+pub(super) fn decode_index_block(
     bytes: &[u8],
     backups: &[BackupId],
     block_size: BlockSize,
@@ -96,7 +96,7 @@ pub(super) fn decode_node(
 fn fits(bytes: Vec<u8>) -> Result<Vec<u8>, Malformed> {
     match bytes.len() {
         0..=MAX_FRAME => Ok(bytes),
-        n => Err(Malformed(format!("a table page of {n} bytes is too long: a file has too many pieces"))),
+        n => Err(Malformed(format!("an index block of {n} bytes is too long: a file has too many pieces"))),
     }
 }
 
@@ -112,23 +112,23 @@ mod tests {
         #[test]
         fn pages_come_back(entries in proptest::collection::vec(any_entry(), 0..20)) {
             let size = BlockSize::new(1024).unwrap();
-            let mut page = PageBuilder::default();
-            entries.iter().for_each(|entry| page.push(entry));
-            let bytes = page.finish(&[id(0), id(1), id(2)]).unwrap();
-            prop_assert_eq!(page.entries(), 0);
-            let back = decode_page(&bytes, &[id(2), id(1), id(0)], size).unwrap();
+            let mut index_block = IndexBlockBuilder::default();
+            entries.iter().for_each(|entry| index_block.push(entry));
+            let bytes = index_block.finish(&[id(0), id(1), id(2)]).unwrap();
+            prop_assert_eq!(index_block.entries(), 0);
+            let back = decode_index_block(&bytes, &[id(2), id(1), id(0)], size).unwrap();
             prop_assert_eq!(back.len(), entries.len());
-            let back = decode_page(&bytes, &[id(0), id(1), id(2)], size).unwrap();
+            let back = decode_index_block(&bytes, &[id(0), id(1), id(2)], size).unwrap();
             prop_assert_eq!(back, entries);
         }
 
         #[test]
         fn any_bytes_are_a_page_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let size = BlockSize::new(8192).unwrap();
-            let page = [&[0, 0], &bytes[..]].concat();
-            decode_page(&page, &[], size).ok();
-            decode_page(&bytes, &[id(0)], size).ok();
-            decode_node(&page, &[], 7).ok();
+            let index_block = [&[0, 0], &bytes[..]].concat();
+            decode_index_block(&index_block, &[], size).ok();
+            decode_index_block(&bytes, &[id(0)], size).ok();
+            decode_node(&index_block, &[], 7).ok();
         }
     }
 }
