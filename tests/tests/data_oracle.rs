@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use walpoint_base::{Lsn, SegmentName};
+use walpoint_base::{Lsn, SegmentName, TimelineId};
 use walpoint_pg::checksum::{PageState, verify_page};
 use walpoint_pg::control::{CONTROL_FILE, ClusterState, ControlFile, WalLevel};
 use walpoint_pg::files::{self, Action, DEFAULT_RELATION_SEGMENT_BLOCKS, Unlogged};
@@ -28,6 +28,11 @@ fn control(pgdata: &Path) -> ControlFile {
         }
     }
     panic!("{last:?}");
+}
+
+/// As PostgreSQL prints it: 0 is none.
+fn timeline(timeline: Option<TimelineId>) -> String {
+    timeline.map_or(0, TimelineId::get).to_string()
 }
 
 fn controldata(major: u32, pgdata: &Path) -> BTreeMap<String, String> {
@@ -58,8 +63,8 @@ fn assert_same(ours: &ControlFile, theirs: &BTreeMap<String, String>) {
     assert_eq!(state, value("Database cluster state"));
     assert_eq!(checkpoint.lsn, lsn("Latest checkpoint location"));
     assert_eq!(checkpoint.redo, lsn("Latest checkpoint's REDO location"));
-    assert_eq!(checkpoint.timeline.to_string(), value("Latest checkpoint's TimeLineID"));
-    assert_eq!(checkpoint.previous_timeline.to_string(), value("Latest checkpoint's PrevTimeLineID"));
+    assert_eq!(timeline(checkpoint.timeline), value("Latest checkpoint's TimeLineID"));
+    assert_eq!(timeline(checkpoint.previous_timeline), value("Latest checkpoint's PrevTimeLineID"));
     let next = format!("{}:{}", checkpoint.next_xid >> 32, checkpoint.next_xid & 0xFFFF_FFFF);
     assert_eq!(next, value("Latest checkpoint's NextXID"));
     assert_eq!(checkpoint.oldest_xid.to_string(), value("Latest checkpoint's oldestXID"));
@@ -70,7 +75,7 @@ fn assert_same(ours: &ControlFile, theirs: &BTreeMap<String, String>) {
     assert_eq!(time(checkpoint.time), value("Time of latest checkpoint"));
     assert_eq!(time(ours.time), value("pg_control last modified"));
     assert_eq!(ours.min_recovery_point, lsn("Minimum recovery ending location"));
-    assert_eq!(ours.min_recovery_point_timeline.to_string(), value("Min recovery ending loc's timeline"));
+    assert_eq!(timeline(ours.min_recovery_point_timeline), value("Min recovery ending loc's timeline"));
     assert_eq!(ours.backup_start_point, lsn("Backup start location"));
     assert_eq!(ours.backup_end_point, lsn("Backup end location"));
     let required = if ours.backup_end_required { "yes" } else { "no" };
@@ -133,7 +138,7 @@ fn pg_control_of_13_says_what_its_server_says() {
         row("select system_identifier, pg_control_version, catalog_version_no from pg_control_system()")
     );
     assert_eq!(
-        format!("{}|{}|{}", ours.checkpoint.lsn, ours.checkpoint.redo, ours.checkpoint.timeline),
+        format!("{}|{}|{}", ours.checkpoint.lsn, ours.checkpoint.redo, timeline(ours.checkpoint.timeline)),
         row("select checkpoint_lsn, redo_lsn, timeline_id from pg_control_checkpoint()")
     );
     assert_eq!(

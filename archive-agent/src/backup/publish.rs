@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use futures_util::future::join_all;
-use walpoint_base::{BackupId, PgTimestamp, TimelineId};
+use walpoint_base::{BackupId, PgTimestamp};
 use walpoint_repo::backup::{BackupSummary, Draft, PageFinding};
 use walpoint_repo::catalog::latest_commit_before;
 use walpoint_repo::wal::WalArchive;
@@ -148,8 +148,7 @@ impl Publishing<'_> {
 /// There is no backup where another server's WAL is.
 async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path, needed: &BackupWal) -> anyhow::Result<()> {
     let (_, found) = source::read_control(pgdata)?;
-    let timeline = TimelineId::new(found.checkpoint.timeline.max(found.min_recovery_point_timeline));
-    let Some(timeline) = timeline else { return Ok(()) };
+    let Some(timeline) = found.newest_timeline() else { return Ok(()) };
     let (cluster, wal) = (check::identity(&found), pgdata.join("pg_wal"));
     own_wal::compare(archive, &cluster, &wal, needed).await?;
     if let Evidence::Other(split) = identity::compare(archive, &cluster, &wal, timeline).await? {

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use walpoint_base::TimelineId;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::ServerIdentity;
 use walpoint_repo::backup::Backups;
@@ -203,8 +202,7 @@ pub(crate) async fn identity(
     pgdata: &Path,
     control: &ControlFile,
 ) {
-    let timeline = TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline));
-    let Some(timeline) = timeline else { return };
+    let Some(timeline) = control.newest_timeline() else { return };
     let (cluster, wal) = (crate::wal::check::identity(control), pgdata.join("pg_wal"));
     for destination in destinations {
         let what = format!("repository {}: identity", destination.name());

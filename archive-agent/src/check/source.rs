@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::connect::ConnInfo;
+use walpoint_base::TimelineId;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Right, Server, ServerIdentity, SessionName, Walsender};
 use walpoint_runtime::config::ClusterSettings;
@@ -53,7 +54,7 @@ pub(crate) fn data_directory(report: &mut CheckReport, pgdata: &Path) -> Option<
             pgdata.display(),
             control.major,
             control.system_id,
-            control.checkpoint.timeline
+            control.checkpoint.timeline.map_or(0, TimelineId::get)
         ),
     );
     if let Some(note) = control.version_note() {

@@ -19,7 +19,7 @@ use walpoint_storage::store::StoreSettings;
 
 use self::elsewhere::Elsewhere;
 use self::numbered::last_lineage;
-use self::split_off::{CommonBeginning, began, begins, newest, no_second, parent, writes};
+use self::split_off::{CommonBeginning, began, begins, no_second, parent, writes};
 use self::superseding::{Superseded, Superseding, archives};
 use super::InitArgs;
 use super::config::ConfigurationPlan;
@@ -291,7 +291,7 @@ impl<'a> Registration<'a> {
         let there: Vec<RepositoryId> = joined.iter().map(|joined| joined.opened.repository.id()).collect();
         let lineages = joined.iter().map(|joined| (&joined.opened.repository, &joined.lineage));
         let archives = writes(pgdata, self.control)
-            && archives(&pgdata.join("pg_wal"), lineages, newest(self.control)).await?;
+            && archives(&pgdata.join("pg_wal"), lineages, self.control.newest_timeline()).await?;
         let (mut registered, mut refused) = (Vec::new(), None);
         for Joined { opened, lineage, created } in joined {
             let repository = &opened.repository;

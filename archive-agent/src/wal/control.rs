@@ -32,22 +32,14 @@ pub(crate) fn read_control(pgdata: &Path) -> Result<ControlFile, UploadError> {
     }
 }
 
-/// The newest timeline that a server is known to have reached.
-///
-/// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
-/// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
-pub(super) fn newest(control: &ControlFile) -> Option<TimelineId> {
-    TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline))
-}
-
 /// The timeline that a server writes on: `None` of a standby, or while it recovers.
 pub(super) fn written(control: &ControlFile) -> Option<TimelineId> {
-    newest(control).filter(|_| control.state == ClusterState::InProduction)
+    control.newest_timeline().filter(|_| control.state == ClusterState::InProduction)
 }
 
 /// Whether a server writes a timeline, or did last and is stopped or recovers from a crash. Blocks.
 pub(crate) fn writes(pgdata: &Path, control: &ControlFile, timeline: TimelineId) -> bool {
-    newest(control) == Some(timeline) && !recovers(pgdata, control)
+    control.newest_timeline() == Some(timeline) && !recovers(pgdata, control)
 }
 
 fn recovers(pgdata: &Path, control: &ControlFile) -> bool {
@@ -60,7 +52,7 @@ fn recovers(pgdata: &Path, control: &ControlFile) -> bool {
 /// Whether a server answers for what lies in its `pg_wal` of a timeline: it writes on it or did last, also when it is stopped; or it
 /// is a standby or recovers from an archive, and received it. Of what is older, it need not have stored what came before. Blocks.
 pub(super) fn answers_for(pgdata: &Path, control: &ControlFile, timeline: TimelineId) -> bool {
-    recovers(pgdata, control) || newest(control) == Some(timeline)
+    recovers(pgdata, control) || control.newest_timeline() == Some(timeline)
 }
 
 /// What a data directory is at a moment: which server wrote its WAL can be another one at the next.
@@ -80,7 +72,7 @@ impl ServerMoment {
         Ok(Self {
             incarnation: Incarnation::of(pgdata),
             written: written(&control),
-            newest: newest(&control).map_or(at_least, |newest| newest.max(at_least)),
+            newest: control.newest_timeline().map_or(at_least, |newest| newest.max(at_least)),
         })
     }
 

@@ -33,7 +33,7 @@ use walpoint_storage::store::StoreSettings;
 pub(super) use self::beside::{TIME_LIMIT, REST};
 use super::check::{self, CheckError};
 use super::claim::{self, SegmentClaim};
-use super::control::{newest, read_control, writes, written};
+use super::control::{read_control, writes, written};
 use super::disk;
 use super::memory::{self, Purpose, SizeEstimate, WalMemory};
 use super::prepare::{PrepareError, Prepared, Rules};
@@ -149,13 +149,13 @@ impl Uploader {
 
     /// The timeline of its last checkpoint, as the data directory says.
     pub(crate) async fn timeline(&self) -> Result<Option<TimelineId>, UploadError> {
-        Ok(TimelineId::new(self.control().await?.checkpoint.timeline))
+        Ok(self.control().await?.checkpoint.timeline)
     }
 
     /// The newest timeline that it is known to have reached, as the data directory says.
     pub(crate) async fn newest_timeline(&self) -> Result<Option<TimelineId>, UploadError> {
         let control = self.control().await?;
-        Ok(newest(&control))
+        Ok(control.newest_timeline())
     }
 
     /// The timeline that the server writes on: `None` of a standby, or while it recovers.

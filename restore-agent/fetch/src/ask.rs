@@ -128,7 +128,7 @@ fn attempt(
     let request = FetchRequest {
         name: arguments.name.clone(),
         path: arguments.path.to_string_lossy().into_owned(),
-        system_id: place.system_id.0,
+        system_id: place.system_id,
         directory: place.inode,
         ahead: place.server,
     };
@@ -220,7 +220,7 @@ mod tests {
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let request = FetchRequest::read(&mut stream).unwrap();
-            assert_eq!((request.system_id, request.directory), (7, 3));
+            assert_eq!((request.system_id, request.directory), (SystemId(7), 3));
             for reply in replies {
                 // The client may have left.
                 reply.write(&mut stream).ok();

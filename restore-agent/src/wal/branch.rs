@@ -96,7 +96,7 @@ pub(crate) fn followed_by_standby(place: &WalDirectory, timeline: TimelineId) ->
     let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok()?;
     let control = ControlFile::parse(&control).ok()?;
     let sizes = (control.wal_segment_size, u64::from(control.wal_block_size));
-    let passed = control.min_recovery_point > left && control.min_recovery_point_timeline == timeline.get();
+    let passed = control.min_recovery_point > left && control.min_recovery_point_timeline == Some(timeline);
     (!passed && !goes_on(&place.wal, timeline, left, sizes)).then_some(history)
 }
 

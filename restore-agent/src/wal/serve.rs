@@ -184,7 +184,7 @@ impl PrefetchServer {
     /// Why the request is not for this prefetcher, if it is not.
     fn serves_another(&self, request: &FetchRequest) -> Option<String> {
         let place = self.prefetcher.place();
-        if request.system_id != place.system_id.0 || request.directory != place.inode {
+        if request.system_id != place.system_id || request.directory != place.inode {
             return Some(format!(
                 "the prefetcher at this socket serves {} (system identifier {}), not {}; HINT: each data directory needs a socket of \
                  its own",

@@ -6,7 +6,7 @@
 //! which the first 300 or so mean something and are covered by a CRC-32C; a running server rewrites it in place, so a copy
 //! may be torn: read it again when the CRC is wrong.
 
-use walpoint_base::{Lsn, PgMajor, SegmentSize, SystemId};
+use walpoint_base::{Lsn, PgMajor, SegmentSize, SystemId, TimelineId};
 
 use crate::bytes;
 
@@ -93,8 +93,8 @@ pub struct ControlFile {
     pub checkpoint: CheckpointCopy,
     /// In recovery: the position that must be replayed before the cluster is consistent; 0/0 otherwise.
     pub min_recovery_point: Lsn,
-    /// The timeline of that position, 0 if there is none.
-    pub min_recovery_point_timeline: u32,
+    /// The timeline of that position, if there is one.
+    pub min_recovery_point_timeline: Option<TimelineId>,
     /// Where the base backup started that is being recovered; 0/0 otherwise.
     pub backup_start_point: Lsn,
     /// Where a base backup from a standby ends; 0/0 otherwise.
@@ -123,10 +123,10 @@ pub struct CheckpointCopy {
     pub lsn: Lsn,
     /// Where recovery from it starts.
     pub redo: Lsn,
-    /// Its timeline, unchecked.
-    pub timeline: u32,
+    /// Its timeline; `None` if the record names none that there can be.
+    pub timeline: Option<TimelineId>,
     /// The timeline before, different only in the first checkpoint after a promotion.
-    pub previous_timeline: u32,
+    pub previous_timeline: Option<TimelineId>,
     /// The next transaction: epoch in the upper 32 bits, xid in the lower.
     pub next_xid: u64,
     /// The oldest xid that is still of use.
@@ -302,14 +302,14 @@ impl ControlFile {
             checkpoint: CheckpointCopy {
                 lsn: lsn(32)?,
                 redo: lsn(40)?,
-                timeline: word(48)?,
-                previous_timeline: word(52)?,
+                timeline: TimelineId::new(word(48)?),
+                previous_timeline: TimelineId::new(word(52)?),
                 next_xid: bytes::u64(file, layout.next_xid).ok_or_else(short)?,
                 oldest_xid: word(layout.oldest_xid)?,
                 time: time(layout.checkpoint_time)?,
             },
             min_recovery_point: lsn(layout.recovery)?,
-            min_recovery_point_timeline: word(layout.recovery + 8)?,
+            min_recovery_point_timeline: TimelineId::new(word(layout.recovery + 8)?),
             backup_start_point: lsn(layout.recovery + 16)?,
             backup_end_point: lsn(layout.recovery + 24)?,
             backup_end_required: flag(layout.recovery + 32)?,
@@ -331,6 +331,14 @@ impl ControlFile {
                 .ok_or(field("WAL segment size", word(segment_size)?))?,
             data_checksum_version: word(layout.checksums)?,
         })
+    }
+
+    /// The newest timeline that the server is known to have reached.
+    ///
+    /// From a promotion to the checkpoint after it, only the minimum recovery point names the new one
+    /// (`CreateEndOfRecoveryRecord` in src/backend/access/transam/xlog.c).
+    pub fn newest_timeline(&self) -> Option<TimelineId> {
+        self.checkpoint.timeline.max(self.min_recovery_point_timeline)
     }
 
     /// Whether every block that is written carries a checksum that has to be right. That is not so while checksums are

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::crossing::Crossing;
 use walpoint_base::facts::SegmentMarks;
-use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentNo};
+use walpoint_base::{Lsn, PgTimestamp, SegmentFacts, SegmentNo, TimelineId};
 use walpoint_pg::wal::{PageHeader, RecordKind, RelationLock, Rmgr, WalRecord, inspect};
 use walpoint_tests::waldata::WalData;
 
@@ -52,6 +52,7 @@ fn dump(wal: &WalData, segments: &[PathBuf]) -> Vec<Line> {
 
 /// What `pg_waldump` must say of a record that we decode; the beginning of its description.
 fn description(kind: &RecordKind) -> Option<String> {
+    let tli = |timeline: Option<TimelineId>| timeline.map_or(0, TimelineId::get);
     let utc = |time: &PgTimestamp| time.to_string().replace("+00", " UTC");
     Some(match kind {
         RecordKind::Commit(end) if end.prepared => format!("COMMIT_PREPARED {}: {}", end.xid, utc(&end.time)),
@@ -67,12 +68,13 @@ fn description(kind: &RecordKind) -> Option<String> {
             format!(
                 "CHECKPOINT_{name} redo {}; tli {}; prev tli {};",
                 long(c.redo),
-                c.timeline,
-                c.previous_timeline
+                tli(c.timeline),
+                tli(c.previous_timeline)
             )
         }
         RecordKind::CheckpointRedo => "CHECKPOINT_REDO".to_owned(),
         RecordKind::EndOfRecovery { timeline, previous, time } => {
+            let (timeline, previous) = (tli(*timeline), tli(*previous));
             format!("END_OF_RECOVERY tli {timeline}; prev tli {previous}; time {}", utc(time))
         }
         RecordKind::BackupEnd { start } => format!("BACKUP_END {}", long(*start)),

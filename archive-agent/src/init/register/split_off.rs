@@ -82,7 +82,7 @@ pub(super) async fn parent(
         lineage => lineage?,
     };
     let Some(lineage) = lineage else { return Ok(None) };
-    let timeline = newest(control);
+    let timeline = control.newest_timeline();
     let (archive, wal) = (repository.wal(&lineage), pgdata.join("pg_wal"));
     let fork = match timeline {
         Some(timeline) => identity::fork(&archive, &check::identity(control), &wal, timeline).await?,
@@ -90,11 +90,6 @@ pub(super) async fn parent(
     };
     let (began, life) = (begun.and_then(|begun| begun.began), begun.map(|begun| begun.life));
     Ok(Some(ParentLineage { lineage: lineage.id, fork, began, life }))
-}
-
-/// The newest timeline that a data directory has reached.
-pub(super) fn newest(control: &ControlFile) -> Option<TimelineId> {
-    TimelineId::new(control.checkpoint.timeline.max(control.min_recovery_point_timeline))
 }
 
 /// Refuses another new lineage for a data directory that has one already, unless another server's WAL is in one of them.
@@ -112,7 +107,7 @@ pub(super) async fn no_second(
             .with_context(|| path.display().to_string())?;
         let Some(bound) = bound.filter(|bound| bound.system_id == control.system_id) else { continue };
         let lineage = repository.read_lineage(&plan.cluster, bound).await?;
-        let Some((lineage, timeline)) = lineage.zip(newest(control)) else { continue };
+        let Some((lineage, timeline)) = lineage.zip(control.newest_timeline()) else { continue };
         let (archive, wal) = (repository.wal(&lineage), pgdata.join("pg_wal"));
         let compared = identity::compare(&archive, &check::identity(control), &wal, timeline).await?;
         if matches!(compared, Evidence::Other(_)) {

@@ -8,7 +8,7 @@ use walpoint_pg::wal::WalIdentity;
 
 use super::{UploadError, Uploader};
 use crate::wal::check;
-use crate::wal::control::{answers_for, newest, read_control, writes, written};
+use crate::wal::control::{answers_for, read_control, writes, written};
 use crate::wal::disk;
 use crate::wal::known::Incarnation;
 use crate::wal::prepare::Rules;
@@ -57,7 +57,7 @@ impl Uploader {
             let whole_only = matches!(name, WalFileName::Segment(_)) && writes && finished();
             let rules = Rules { accept_damaged, whole_only };
             let answers = in_wal && answers_for(&pgdata, &control, name.timeline());
-            let later = newest(&control).filter(|newest| in_wal && *newest > name.timeline());
+            let later = control.newest_timeline().filter(|newest| in_wal && *newest > name.timeline());
             Ok(UploadSource {
                 name,
                 path,

@@ -1,7 +1,7 @@
 //! A fetch: `restore-fetch` asks the prefetcher for a file of WAL; where the two meet.
 
 use super::message::{Message, MessageInput, put_text};
-use crate::{CreatedTablespace, Lsn};
+use crate::{CreatedTablespace, Lsn, SystemId};
 
 /// Where a standby keeps the history files it has seen, relative to `pg_wal`.
 pub const HISTORY_CACHE: &str = "walpoint-spool/history";
@@ -23,7 +23,7 @@ pub struct FetchRequest {
     /// Where it wants it (`%p`), as given; for messages only.
     pub path: String,
     /// The system identifier in the `global/pg_control` beside that path: whose WAL it is.
-    pub system_id: u64,
+    pub system_id: SystemId,
     /// The inode of the path's directory, `pg_wal`, so that both sides know that they speak of the same one although
     /// their paths may differ.
     pub directory: u64,
@@ -71,7 +71,7 @@ impl Message for FetchRequest {
     fn put(&self, out: &mut Vec<u8>) {
         put_text(out, &self.name);
         put_text(out, &self.path);
-        out.extend(self.system_id.to_le_bytes());
+        out.extend(self.system_id.0.to_le_bytes());
         out.extend(self.directory.to_le_bytes());
         out.push(self.ahead.into());
     }
@@ -80,7 +80,7 @@ impl Message for FetchRequest {
         Some(Self {
             name: input.text()?,
             path: input.text()?,
-            system_id: input.u64()?,
+            system_id: SystemId(input.u64()?),
             directory: input.u64()?,
             ahead: input.u8()? != 0,
         })
@@ -143,7 +143,7 @@ mod tests {
         let request = FetchRequest {
             name: "00000002.history".into(),
             path: "pg_wal/x".into(),
-            system_id: 7,
+            system_id: SystemId(7),
             directory: 9,
             ahead: true,
         };

@@ -3,7 +3,7 @@
 //! Source: `src/include/catalog/pg_control.h` (`CheckPoint`), `src/include/access/xlogrecord.h`. The record holds the very
 //! structure of which `pg_control` keeps a copy, so the two say the same if the WAL is that server's.
 
-use walpoint_base::{Lsn, PgMajor};
+use walpoint_base::{Lsn, PgMajor, TimelineId};
 
 use super::kind::{XLOG_CHECKPOINT_ONLINE, XLOG_CHECKPOINT_SHUTDOWN, next_xid_in_checkpoint};
 use super::page::{PageHeader, major_of_magic};
@@ -56,8 +56,8 @@ fn parse(lsn: Lsn, data: &[u8], major: PgMajor) -> Option<CheckpointCopy> {
     Some(CheckpointCopy {
         lsn,
         redo: Lsn(bytes::u64(data, 0)?),
-        timeline: bytes::u32(data, 8)?,
-        previous_timeline: bytes::u32(data, 12)?,
+        timeline: TimelineId::new(bytes::u32(data, 8)?),
+        previous_timeline: TimelineId::new(bytes::u32(data, 12)?),
         next_xid: bytes::u64(data, next_xid)?,
         oldest_xid: bytes::u32(data, oldest_xid)?,
         // Three more ids lie between, then padding.
@@ -138,7 +138,7 @@ mod tests {
             let found = checkpoint_at(lsn, PAGE, &wal).unwrap();
             assert_eq!(
                 (found.lsn, found.redo, found.timeline, found.previous_timeline, found.next_xid, found.time),
-                (lsn, Lsn(0x123), 3, 2, 5 << 32 | 777, 42),
+                (lsn, Lsn(0x123), TimelineId::new(3), TimelineId::new(2), 5 << 32 | 777, 42),
                 "{major} {left}"
             );
             assert_eq!(found.oldest_xid, 9);

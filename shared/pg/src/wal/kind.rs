@@ -9,7 +9,7 @@
 
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::target::FullXid;
-use walpoint_base::{Lsn, PgMajor, PgTimestamp};
+use walpoint_base::{Lsn, PgMajor, PgTimestamp, TimelineId};
 
 use super::record::{RecordHeader, Rmgr, main_data};
 use super::transaction::{ABORT, ABORT_PREPARED, COMMIT, COMMIT_PREPARED, PREPARE, XACT_OP, xact};
@@ -52,10 +52,10 @@ pub enum RecordKind {
     EndOfRecovery {
         /// When.
         time: PgTimestamp,
-        /// The new timeline, unchecked.
-        timeline: u32,
-        /// The timeline that was left, unchecked.
-        previous: u32,
+        /// The new timeline.
+        timeline: Option<TimelineId>,
+        /// The timeline that was left.
+        previous: Option<TimelineId>,
     },
     /// A base backup ended.
     BackupEnd {
@@ -139,10 +139,10 @@ pub struct TransactionEnd {
 pub struct Checkpoint {
     /// Where recovery from it starts.
     pub redo: Lsn,
-    /// The timeline, unchecked.
-    pub timeline: u32,
+    /// The timeline; `None` if the record names none that there can be.
+    pub timeline: Option<TimelineId>,
     /// The timeline before, different only in the first checkpoint after a promotion.
-    pub previous_timeline: u32,
+    pub previous_timeline: Option<TimelineId>,
     /// The id of the next transaction.
     pub next_xid: FullXid,
 }
@@ -254,7 +254,8 @@ fn xlog(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
     let lsn = |at| bytes::u64(data, at).map(Lsn);
     let time = |at| bytes::i64(data, at).map(PgTimestamp);
     let checkpoint = || {
-        let (timeline, previous_timeline) = (bytes::u32(data, 8)?, bytes::u32(data, 12)?);
+        let timeline_at = |at| bytes::u32(data, at).map(TimelineId::new);
+        let (timeline, previous_timeline) = (timeline_at(8)?, timeline_at(12)?);
         let next_xid = FullXid(bytes::u64(data, next_xid_in_checkpoint(major))?);
         Some(Checkpoint { redo: lsn(0)?, timeline, previous_timeline, next_xid })
     };
@@ -269,8 +270,8 @@ fn xlog(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
         }
         XLOG_END_OF_RECOVERY => RecordKind::EndOfRecovery {
             time: time(0)?,
-            timeline: bytes::u32(data, 8)?,
-            previous: bytes::u32(data, 12)?,
+            timeline: TimelineId::new(bytes::u32(data, 8)?),
+            previous: TimelineId::new(bytes::u32(data, 12)?),
         },
         XLOG_BACKUP_END => RecordKind::BackupEnd { start: lsn(0)? },
         XLOG_PARAMETER_CHANGE => RecordKind::ParameterChange(ParameterChange {
