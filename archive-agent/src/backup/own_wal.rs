@@ -51,10 +51,11 @@ impl Checkpoints {
         let stored = stored_checkpoint(archive, needed.size(), names, label.checkpoint).await?;
         let what = match stored {
             Err(what) => Some(what),
-            Ok(stored) if (stored.redo, stored.timeline) != (label.start, label.timeline.get()) => {
+            Ok(stored) if (stored.redo, stored.timeline) != (label.start, Some(label.timeline)) => {
+                let timeline = stored.timeline.map_or(0, TimelineId::get);
                 Some(format!(
-                    "the checkpoint at {} has its redo at {} on timeline {}, that of the backup at {} on timeline {}",
-                    label.checkpoint, stored.redo, stored.timeline, label.start, label.timeline
+                    "the checkpoint at {} has its redo at {} on timeline {timeline}, that of the backup at {} on timeline {}",
+                    label.checkpoint, stored.redo, label.start, label.timeline
                 ))
             }
             Ok(_) => None,

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use walpoint_base::{Lsn, SegmentName, TimelineId};
+use walpoint_base::{Lsn, SegmentName};
 use walpoint_pg::control::{ClusterState, ControlFile};
 use walpoint_repo::Repository;
 use walpoint_repo::lineage::{BINDING, LineageUid, ParentLineage};

@@ -89,7 +89,7 @@ async fn proven(archive: &WalArchive, checkpoint: &LastCheckpoint) -> Result<boo
         }
     }
     match stored_checkpoint(archive, size, names, lsn).await.map_err(Unproven::Unread)? {
-        Ok(stored) if (stored.redo, stored.timeline, stored.time) == (redo, timeline.get(), time) => Ok(true),
+        Ok(stored) if (stored.redo, stored.timeline, stored.time) == (redo, Some(timeline), time) => Ok(true),
         Ok(stored) => Err(Unproven::Other(format!(
             "the checkpoint at {lsn} has its redo at {}, that of the server at {redo}",
             stored.redo
