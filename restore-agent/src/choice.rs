@@ -15,7 +15,6 @@ const LOOK_AHEAD: &str = "recovery_prefetch";
 /// What a repository does not have.
 #[derive(Debug)]
 pub(crate) struct Refused {
-    /// The repository.
     pub(crate) repository: Repository,
     /// What it says.
     pub(crate) refusal: Unreachable,

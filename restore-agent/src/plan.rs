@@ -77,11 +77,9 @@ pub(crate) struct Planned {
     pub(crate) repository: Repository,
     /// The one that the backup's files are read from: the same, unless they are damaged in it and another has them.
     pub(crate) files_from: Repository,
-    /// The cluster.
     pub(crate) cluster: ClusterName,
     /// The cluster's lineage that holds backup and WAL.
     pub(crate) lineage: Lineage,
-    /// The plan.
     pub(crate) plan: RestorePlan,
     /// What this program adds to the plan's notes, one sentence each.
     pub(crate) remarks: Vec<String>,

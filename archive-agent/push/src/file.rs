@@ -11,7 +11,6 @@ use walpoint_base::socket::FileIdentity;
 /// A file of WAL as this program sees it.
 #[derive(Debug)]
 pub(crate) struct WalFile {
-    /// Its name.
     pub(crate) name: WalFileName,
     /// What it is, to be compared with what the daemon read.
     pub(crate) identity: FileIdentity,

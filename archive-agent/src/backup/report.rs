@@ -37,15 +37,12 @@ pub(crate) struct BackupReport {
     pub(crate) ended: String,
     /// Where recovery from it begins.
     pub(crate) start_lsn: String,
-    /// The timeline of that.
     pub(crate) start_timeline: u32,
     /// Where it is consistent.
     pub(crate) stop_lsn: String,
-    /// The timeline of that.
     pub(crate) stop_timeline: u32,
     /// The first segment that it needs.
     pub(crate) first_wal: String,
-    /// The last.
     pub(crate) last_wal: String,
     /// Regular files.
     pub(crate) files: u64,
@@ -73,7 +70,6 @@ pub(crate) struct BackupReport {
     pub(crate) wal_seconds: f64,
 }
 
-/// A damaged page.
 #[derive(Debug, Serialize)]
 pub(crate) struct DamagedPage {
     /// The file, relative to the data directory.

@@ -31,7 +31,6 @@ pub(crate) struct Line {
     pub(crate) what: String,
     /// How bad it is.
     pub(crate) grade: Grade,
-    /// What was found.
     pub(crate) found: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +89,6 @@ impl CheckReport {
         self.lines.push(Line { what, grade, found, advice });
     }
 
-    /// All lines.
     pub(crate) fn lines(&self) -> &[Line] {
         &self.lines
     }

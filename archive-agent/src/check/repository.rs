@@ -40,13 +40,11 @@ const OVERTAKEN: Duration = Duration::from_secs(2);
 /// A repository of the cluster, open, with the cluster's lineage in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
-    /// The repository.
     pub(crate) repository: Repository,
     /// The life of the cluster that it archives to.
     pub(crate) lineage: Lineage,
     /// Whether an acknowledgement of WAL waits for it.
     pub(crate) acknowledges: bool,
-    /// The directory, if it is one.
     pub(crate) directory: Option<PathBuf>,
 }
 

@@ -7,13 +7,11 @@ use crate::health::PUSH_SOCKET;
 
 use jiff::Timestamp;
 
-/// How a task is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub(crate) enum TaskState {
     /// It has not said anything yet.
     Starting,
-    /// It does its work.
     Working,
     /// It cannot work yet, and nothing is wrong: another daemon does its work, for example.
     Waiting {

@@ -25,10 +25,8 @@ struct Holding {
 pub(crate) struct HoldDocument {
     /// Its number in its repository.
     number: u64,
-    /// The backup that it is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     backup: Option<String>,
-    /// The label that it is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<String>,
     /// Why.
@@ -42,7 +40,6 @@ pub(crate) struct HoldDocument {
     until: Option<Timestamp>,
     /// `in-force`, `ended` or `removed`.
     state: &'static str,
-    /// Who removed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     removed_by: Option<String>,
     /// When it was removed.

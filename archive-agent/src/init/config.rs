@@ -26,11 +26,8 @@ const HEADER: &str =
 pub(crate) struct ConfigurationPlan {
     /// The file.
     pub(crate) path: PathBuf,
-    /// The cluster.
     pub(crate) cluster: ClusterName,
-    /// Its settings.
     pub(crate) settings: ClusterSettings,
-    /// Its repositories.
     pub(crate) repositories: Vec<(String, StoreSettings)>,
     /// Tables to be added; empty if there is nothing to add.
     addition: String,

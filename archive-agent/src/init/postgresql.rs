@@ -16,7 +16,6 @@ const ROLE: &str = "walpoint";
 /// A setting of PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ServerSetting {
-    /// Its name.
     pub(crate) name: &'static str,
     /// The value it should have.
     pub(crate) value: String,
@@ -54,7 +53,6 @@ impl ServerSetting {
 /// Everything that PostgreSQL has to be told.
 #[derive(Debug)]
 pub(crate) struct Advice {
-    /// The settings.
     pub(crate) settings: Vec<ServerSetting>,
     /// SQL for a superuser.
     pub(crate) role_sql: String,

@@ -71,7 +71,6 @@ struct Changed {
     /// The slot that was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     added: Option<u32>,
-    /// What opens it.
     #[serde(skip_serializing_if = "Option::is_none")]
     opens_with: Option<String>,
     /// Lines for the repository's table that take the place of what names the secret there.

@@ -5,7 +5,6 @@ use walpoint_base::BackupId;
 use walpoint_repo::holds::UNKNOWN_HOLD;
 use walpoint_repo::verify::{Cure, Verified, VerifyFinding};
 
-/// The document.
 #[derive(Debug, Serialize)]
 pub(super) struct VerifyDocument<'a> {
     pub(crate) cluster: &'a str,

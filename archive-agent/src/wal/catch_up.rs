@@ -389,7 +389,6 @@ struct Handed {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Copied {
     Whole,
-    /// A `.partial`.
     Partial(SegmentName, NameHash),
     /// A segment whose records end there.
     Ended(SegmentName, Lsn, NameHash),

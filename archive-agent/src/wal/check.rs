@@ -33,7 +33,6 @@ pub(crate) enum CheckError {
     ByHistory {
         /// What is wrong with it.
         error: WalError,
-        /// Which history.
         history: PathBuf,
     },
     /// The server finished it, and what it holds ends early.

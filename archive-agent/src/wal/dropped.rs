@@ -31,9 +31,7 @@ const AT_ONCE: usize = 8;
 pub(crate) struct Gap {
     /// How many files.
     files: usize,
-    /// The first one.
     first: String,
-    /// The last one.
     last: String,
     /// When the first one was dropped.
     since: Timestamp,

@@ -12,7 +12,6 @@ use super::disk;
 /// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
 const WHILE_STOPPING: Duration = Duration::from_secs(10);
 
-/// One start of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerStart {
     /// Of its postmaster; in a container of its own it is the same each time.

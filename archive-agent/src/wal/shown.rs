@@ -2,7 +2,6 @@
 
 use walpoint_base::{LineageId, Lsn};
 
-/// What was seen of a lineage.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SeenLineage {
     pub(super) id: LineageId,

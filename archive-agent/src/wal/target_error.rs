@@ -137,7 +137,6 @@ pub(crate) enum TargetError {
 pub(crate) enum StoredHistory {
     /// Another content, which may be the whole one.
     Other,
-    /// None.
     None,
 }
 

@@ -122,7 +122,6 @@ impl OpenDirectory {
         Ok(Some(Self { open, bytes, ranges }))
     }
 
-    /// The names.
     pub(crate) fn names(&self) -> impl Iterator<Item = &OsStr> {
         self.ranges.iter().map(|range| self.name(*range))
     }

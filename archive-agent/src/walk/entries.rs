@@ -20,7 +20,6 @@ use super::{BackupRoots, Entered, FoundFile, FoundKind};
 /// Deeper nesting can only be links that lead in a circle.
 const MAX_DEPTH: usize = 100;
 
-/// One walk.
 pub(super) struct Walk<'a> {
     pub(super) roots: &'a BackupRoots,
     pub(super) visit: &'a mut dyn FnMut(FoundFile) -> anyhow::Result<()>,
@@ -40,7 +39,6 @@ impl Walk<'_> {
         (self.visit)(FoundFile { path: path.clone(), place: place.to_owned(), kind, attributes })
     }
 
-    /// What is in a directory of the data directory.
     pub(super) fn data_directory(
         &mut self,
         path: &TablePath,

@@ -37,12 +37,10 @@ pub(crate) struct FoundFile {
     pub(crate) attributes: Attributes,
 }
 
-/// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FoundKind {
     /// A regular file, and how many bytes of disk it occupies at most.
     File(u64),
-    /// A directory.
     Directory,
     /// A directory behind a link: a tablespace, `pg_wal`, or a part of the data directory that was moved elsewhere.
     LinkedDirectory(Vec<u8>),

@@ -18,7 +18,6 @@ pub(crate) enum PlanReport {
     Unreachable(Box<RefusalDocument>),
 }
 
-/// A plan.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct PlanDocument {
     /// Which lineage of the cluster.
@@ -65,7 +64,6 @@ pub(crate) struct TablespaceDocument {
     pub(crate) lsn: String,
     /// The tablespace's OID.
     pub(crate) oid: u32,
-    /// Its location.
     pub(crate) location: String,
     /// `free`, `missing`, `own` (it is kept under another name) or `foreign` (the restore refuses).
     pub(crate) state: &'static str,
@@ -85,7 +83,6 @@ pub(crate) struct ForkDocument {
     pub(crate) until_lsn: String,
 }
 
-/// A refusal.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct RefusalDocument {
     /// What was asked for.
@@ -104,7 +101,6 @@ pub(crate) struct RefusalDocument {
     pub(crate) hints: Vec<String>,
 }
 
-/// A target.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct TargetDocument {
     /// `latest`, `immediate`, `time`, `lsn`, `xid` or `name`.
@@ -120,7 +116,6 @@ pub(crate) struct TargetDocument {
 /// A base backup.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct BackupDocument {
-    /// Its id.
     pub(crate) id: String,
     /// The label given to it.
     pub(crate) label: String,
@@ -141,7 +136,6 @@ pub(crate) struct BackupDocument {
 /// A timeline on the way.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct PathDocument {
-    /// The timeline.
     pub(crate) timeline: u32,
     /// Where it begins.
     pub(crate) begin_lsn: String,
@@ -161,7 +155,6 @@ pub(crate) struct StopDocument {
     pub(crate) end_lsn: String,
     /// Whether it is itself replayed.
     pub(crate) replayed: bool,
-    /// The time in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) time: Option<String>,
     /// The transaction that it ends.
@@ -219,11 +212,9 @@ pub(crate) struct EstimateDocument {
     pub(crate) block_bytes: u64,
     /// Segments to replay.
     pub(crate) wal_segments: u64,
-    /// Their bytes.
     pub(crate) wal_bytes: u64,
     /// Bytes that they take in the repository.
     pub(crate) wal_stored_bytes: u64,
-    /// Seconds for all of it.
     pub(crate) seconds: u64,
 }
 
@@ -232,7 +223,6 @@ pub(crate) struct EstimateDocument {
 pub(crate) struct MomentDocument {
     /// Whether it lies before what was asked for.
     pub(crate) earlier: bool,
-    /// The timeline.
     pub(crate) timeline: u32,
     /// The position.
     pub(crate) lsn: String,
@@ -258,7 +248,6 @@ impl PlanReport {
         }))
     }
 
-    /// Of a refusal.
     pub(super) fn refusal(refusal: &Unreachable) -> Self {
         Self::Unreachable(Box::new(RefusalDocument::of(refusal)))
     }

@@ -192,7 +192,6 @@ fn a_plan_is_asked_for_again_by_the_timeline_it_leads_to() {
     assert!(again.contains("--target-timeline 3 "), "{again}");
 }
 
-/// A moment in a lineage that has to be named is reached with its name.
 #[test]
 fn a_moment_of_a_named_lineage_is_reached_with_its_name() {
     let (mut world, _) = world();

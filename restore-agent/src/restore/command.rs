@@ -15,7 +15,6 @@ pub(crate) struct RestoreSource {
     pub(crate) repo: Vec<String>,
     /// The key file, if the environment names it and nothing else does.
     pub(crate) key_file: Option<PathBuf>,
-    /// The cluster.
     pub(crate) cluster: String,
 }
 

@@ -60,7 +60,6 @@ const ENDING: usize = 2;
 /// The unit of the budget: a permit of the semaphore.
 const PERMIT: u64 = 4 << 10;
 
-/// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct WrittenFiles {
     /// Regular files.

@@ -82,7 +82,6 @@ pub(crate) enum DirectoryError {
     /// It cannot be looked at or changed.
     #[error("{path}: {source}")]
     Io {
-        /// Which path.
         path: PathBuf,
         /// Why.
         source: io::Error,

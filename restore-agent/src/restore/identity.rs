@@ -51,7 +51,6 @@ impl Position {
         Self { path, identities }
     }
 
-    /// The path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

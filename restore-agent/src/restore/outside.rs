@@ -21,7 +21,6 @@ use super::steps::Step;
 pub(super) enum OfData<'a> {
     /// It is written anew. No directory outside is its own.
     Written,
-    /// It is repaired.
     Repaired,
     /// It is moved aside.
     Moved,

@@ -36,7 +36,6 @@ pub(super) struct OutsideState {
     pub(super) used: Option<UsedDirectory>,
 }
 
-/// A directory that is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UsedDirectory {
     pub(super) directory: PathBuf,

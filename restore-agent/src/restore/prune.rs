@@ -23,7 +23,6 @@ use super::directory::{self, MARKER};
 use super::identity;
 use super::layout::{Layout, Spot};
 
-/// What was removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Removed {
     /// Files, links and directories, each directory counted once with all that was in it.

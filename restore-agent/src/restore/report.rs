@@ -156,7 +156,6 @@ impl Restore {
     }
 }
 
-/// Prints it.
 pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), Failure> {
     if common.json {
         return walpoint_runtime::output::json(report);

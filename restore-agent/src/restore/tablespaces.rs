@@ -41,7 +41,6 @@ impl FromStr for Mapping {
 }
 
 impl Mapping {
-    /// NEW.
     pub(crate) fn new_place(&self) -> &Path {
         &self.new
     }

@@ -78,7 +78,6 @@ pub(crate) enum Proof {
     NotWanted,
 }
 
-/// The archive of one cluster.
 #[derive(Debug)]
 pub(crate) struct ClusterArchive {
     cluster: ClusterName,
@@ -109,7 +108,6 @@ pub(crate) struct ClusterArchive {
     binding: Mutex<BindingFile>,
 }
 
-/// A file that is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WantedFile<'a> {
     /// What PostgreSQL calls it.

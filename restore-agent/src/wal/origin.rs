@@ -33,7 +33,6 @@ pub(crate) struct RecoveryOrigin {
     pub(super) recovery: String,
     /// The lineage that is recovered.
     pub(crate) lineage: LineageId,
-    /// Its repositories.
     pub(crate) repositories: Vec<OriginRepository>,
     /// The repository that WAL is taken from, and a segment that it gave.
     pub(crate) served: Option<(RepositoryId, Option<ServedSegment>)>,
@@ -42,7 +41,6 @@ pub(crate) struct RecoveryOrigin {
 /// A segment that was given to the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ServedSegment {
-    /// Its name.
     pub(crate) name: SegmentName,
     /// The hash of its content in that repository.
     pub(crate) hash: ContentHash,

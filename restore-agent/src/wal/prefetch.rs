@@ -112,7 +112,6 @@ impl Prefetcher {
         &self.archive
     }
 
-    /// The spool.
     pub(crate) fn spool(&self) -> &Spool {
         &self.spool
     }

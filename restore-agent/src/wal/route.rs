@@ -34,7 +34,6 @@ impl Route {
 /// One segment of the way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Step {
-    /// Its number.
     pub(crate) number: SegmentNo,
     /// Its names, the newest timeline first. More than one only where a timeline was left.
     pub(crate) names: Vec<SegmentName>,

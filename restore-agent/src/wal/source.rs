@@ -36,7 +36,6 @@ impl FetchSource {
         lock(&self.open).clone()
     }
 
-    /// It is open.
     pub(crate) fn set_open(&self, wal: &WalArchive) {
         *lock(&self.open) = Some(wal.clone());
     }
@@ -76,7 +75,6 @@ impl FetchSource {
 pub(crate) struct Failed {
     /// What the configuration calls it.
     pub(crate) repository: String,
-    /// Why.
     pub(crate) why: String,
     /// Whether a later attempt would fail as well.
     pub(crate) refused: bool,

@@ -16,7 +16,6 @@ pub(in crate::restore) enum Immovable {
     MountPoint,
     /// Nothing may be written to its parent.
     ReadOnly {
-        /// The parent.
         parent: PathBuf,
     },
     /// Whether it can could not be found out.

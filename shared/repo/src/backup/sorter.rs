@@ -33,7 +33,6 @@ pub(super) struct ByPath;
 #[derive(Debug)]
 pub(super) struct ByPathAndRest;
 
-/// As bytes.
 #[derive(Debug)]
 pub(super) struct AsBytes;
 

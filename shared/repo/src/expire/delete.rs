@@ -167,7 +167,6 @@ impl<'a> Deleter<'a> {
         report.held = self.locked.iter().take(NAMED).map(|(_, key)| key.clone()).collect();
     }
 
-    /// What was deleted.
     pub(super) fn into_deleted(self) -> BTreeMap<Class, Tally> {
         self.deleted
     }

@@ -30,7 +30,6 @@ use crate::wal::WalArchive;
 pub(super) struct Gathered {
     /// For [`walpoint_plan::retention`].
     pub(super) facts: RetentionFacts,
-    /// The lineages.
     pub(super) lineages: Vec<LineageFacts>,
     /// Backups without a manifest.
     pub(super) unfinished: Vec<Unfinished>,

@@ -74,7 +74,6 @@ pub(super) struct Standards<'a> {
     /// What else is left alone unless it was announced before: where only backups that were named are expired, what was not
     /// needed before that.
     pub(super) spared: Option<&'a Roots>,
-    /// What was announced.
     pub(super) announced: &'a KnownAnnouncements,
     /// Finished backups.
     pub(super) finished: &'a BTreeSet<BackupId>,

@@ -146,7 +146,6 @@ impl TimelineIndex {
         open.map(|(number, _)| number).chain(sealed).max()
     }
 
-    /// The directories.
     pub(super) fn directories(&self) -> &BTreeMap<u64, Directory> {
         &self.directories
     }

@@ -266,7 +266,6 @@ impl World {
         packs.collect()
     }
 
-    /// The segments that are there.
     pub(super) fn segments(&self) -> BTreeSet<u64> {
         let there = |n: &u64| {
             let name = SegmentNo(*n).name(FIRST, segment_size());

@@ -35,7 +35,6 @@ fn flag(set: bool, bit: u32) -> u32 {
     if set { bit } else { 0 }
 }
 
-/// The flags of marks.
 pub(crate) fn mark_flags(marks: SegmentMarks) -> u32 {
     flag(marks.tablespace, TABLESPACE)
         | flag(marks.parameters, PARAMETERS)

@@ -107,7 +107,6 @@ impl Surveyed {
         self.fault.as_deref()
     }
 
-    /// The repository that it is in.
     pub(crate) fn repository(&self) -> &str {
         self.archive.repository().name()
     }

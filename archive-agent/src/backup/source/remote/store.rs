@@ -14,7 +14,6 @@ use crate::backup::source::shared::Shared;
 /// What a thread is given to do.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// A directory.
     Directory(TablePath, Attributes),
     /// A tablespace's link and directory, and where it leads.
     LinkedDirectory(TablePath, Attributes, Vec<u8>),

@@ -13,7 +13,6 @@ enum State {
     Retried,
     /// Its attempt has no answer, and gets none.
     Hangs,
-    /// Stored.
     Stored,
     /// Refused a second ago.
     Refused,

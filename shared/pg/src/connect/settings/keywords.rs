@@ -13,7 +13,6 @@ enum Use {
     Only(&'static [&'static str]),
 }
 
-/// One keyword.
 #[derive(Debug)]
 pub(super) struct Keyword {
     /// As written in a connection string.

@@ -26,11 +26,8 @@ pub(in crate::connect) enum Lookup {
 pub(in crate::connect) struct Wanted<'a> {
     /// As in the connection string; `localhost` for the default socket.
     pub(in crate::connect) host: &'a str,
-    /// The port.
     pub(in crate::connect) port: u16,
-    /// The database.
     pub(in crate::connect) database: &'a str,
-    /// The user.
     pub(in crate::connect) user: &'a str,
 }
 

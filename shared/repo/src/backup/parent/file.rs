@@ -57,7 +57,6 @@ struct Blocked {
 pub(in crate::backup) struct KnownBlock {
     /// Where it is.
     pub(in crate::backup) at: BlockRef,
-    /// Its hash.
     pub(in crate::backup) hash: u64,
     /// How long it is.
     pub(in crate::backup) length: usize,

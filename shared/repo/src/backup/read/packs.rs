@@ -101,7 +101,6 @@ impl OpenPack {
     }
 }
 
-/// Ranges of a pack.
 #[derive(Debug)]
 pub(super) struct PackRanges(Vec<(u64, Bytes)>);
 

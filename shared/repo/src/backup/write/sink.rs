@@ -56,7 +56,6 @@ pub(super) struct WrittenPack {
     pub(super) units: u32,
 }
 
-/// One pack.
 #[derive(Clone, Copy, Debug)]
 struct Pack {
     /// Whether it holds blocks, and not tables.
