@@ -38,7 +38,7 @@ use walpoint_storage::store::StoreSettings;
 
 pub(crate) use self::ask::planned;
 use self::document::PlanReport;
-pub(crate) use self::document::TablespaceDocument;
+pub(crate) use self::document::{LocationContents, TablespaceDocument};
 pub(crate) use self::probe::{ProbeArgs, probe, probe_arguments};
 pub(crate) use self::words::refusal;
 use crate::agreement;

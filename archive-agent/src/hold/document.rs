@@ -20,6 +20,17 @@ struct Holding {
     holds: Vec<HoldDocument>,
 }
 
+/// What has become of a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum HoldState {
+    InForce,
+    /// Its time is over.
+    Ended,
+    /// Somebody removed it.
+    Removed,
+}
+
 /// A hold. Its JSON is stable.
 #[derive(Debug, Serialize)]
 pub(crate) struct HoldDocument {
@@ -38,8 +49,7 @@ pub(crate) struct HoldDocument {
     /// When it ends; absent: when somebody removes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
-    /// `in-force`, `ended` or `removed`.
-    state: &'static str,
+    state: HoldState,
     #[serde(skip_serializing_if = "Option::is_none")]
     removed_by: Option<String>,
     /// When it was removed.
@@ -56,9 +66,9 @@ impl HoldDocument {
             HeldOn::Label(label) => (None, Some(label.clone())),
         };
         let state = match &hold.removed {
-            Some(_) => "removed",
-            None if hold.is_in_force(now) => "in-force",
-            None => "ended",
+            Some(_) => HoldState::Removed,
+            None if hold.is_in_force(now) => HoldState::InForce,
+            None => HoldState::Ended,
         };
         Self {
             number: hold.number,
@@ -82,8 +92,8 @@ impl HoldDocument {
         };
         let until = self.until.map_or("until it is removed".to_owned(), |until| format!("until {until}"));
         let state = match (self.state, &self.removed_by, self.removed) {
-            ("removed", Some(who), Some(at)) => format!("; removed by {who} at {at}"),
-            ("ended", ..) => "; it has run out".to_owned(),
+            (HoldState::Removed, Some(who), Some(at)) => format!("; removed by {who} at {at}"),
+            (HoldState::Ended, ..) => "; it has run out".to_owned(),
             _ => String::new(),
         };
         format!("{:>4}  {on}, {until}, by {}: {}{state}", self.number, self.who, self.reason)

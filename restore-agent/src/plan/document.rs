@@ -1,6 +1,8 @@
 //! Plans and refusals as JSON: what `restore-agent plan --json` prints. Stable: members are added, never renamed or
 //! removed. Times are RFC 3339 in UTC, positions and names as PostgreSQL writes them, sizes in bytes.
 
+use std::fmt;
+
 use serde::Serialize;
 use walpoint_base::{RecoveryTarget, SegmentSize};
 use walpoint_plan::restore::{Moment, RestorePlan, Stop, StopRule, Unreachable, Why};
@@ -57,6 +59,31 @@ pub(crate) struct PlanDocument {
     pub(crate) tablespaces: Vec<TablespaceDocument>,
 }
 
+/// What lies where replay creates a tablespace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LocationContents {
+    /// Nothing that matters.
+    Free,
+    /// There is no such directory.
+    Missing,
+    /// A tablespace of the data directory itself, which is kept under another name.
+    Own,
+    /// Another cluster's: the restore refuses.
+    Foreign,
+}
+
+impl fmt::Display for LocationContents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Free => "free",
+            Self::Missing => "missing",
+            Self::Own => "own",
+            Self::Foreign => "foreign",
+        })
+    }
+}
+
 /// A tablespace that replay creates, and what lies at its location on this machine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct TablespaceDocument {
@@ -65,8 +92,7 @@ pub(crate) struct TablespaceDocument {
     /// The tablespace's OID.
     pub(crate) oid: u32,
     pub(crate) location: String,
-    /// `free`, `missing`, `own` (it is kept under another name) or `foreign` (the restore refuses).
-    pub(crate) state: &'static str,
+    pub(crate) state: LocationContents,
     /// What to do about it, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) note: Option<String>,

@@ -22,7 +22,7 @@ use super::outside::{self, LocationStep};
 use super::outside_state::{LocationState, VersionDirectory};
 use super::refusal::OutsideRefusal;
 use crate::decoder::WalDecoder;
-use crate::plan::{Planned, TablespaceDocument};
+use crate::plan::{LocationContents, Planned, TablespaceDocument};
 
 /// Where replay will create tablespaces.
 #[derive(Debug)]
@@ -145,13 +145,13 @@ impl Created {
         for decided in self.decide(states) {
             let DecidedLocation { location, record, step } = decided?;
             let (state, note) = match step {
-                LocationStep::Nothing => ("free", None),
-                LocationStep::WarnOfMissing => ("missing", Some(missing(location, record))),
-                LocationStep::PutAway(_) => ("own", None),
+                LocationStep::Nothing => (LocationContents::Free, None),
+                LocationStep::WarnOfMissing => (LocationContents::Missing, Some(missing(location, record))),
+                LocationStep::PutAway(_) => (LocationContents::Own, None),
                 LocationStep::Refuse { versions, server } => {
                     let text = overwrites(location, record, versions, server);
                     refusal.get_or_insert_with(|| text.clone());
-                    ("foreign", Some(text))
+                    (LocationContents::Foreign, Some(text))
                 }
             };
             let (lsn, oid) = record;

@@ -1,10 +1,13 @@
 //! The backups of a cluster: which there are, and the way to each of them.
 //!
-//! A backup is finished when it has a manifest, unfinished while it has only an intent, and ended when a tombstone stands
-//! where the manifest would be. Creating that object decides between finishing and ending: only one can succeed.
+//! A backup is finished when it has a manifest, unfinished while it has only an intent, and aborted when a tombstone
+//! stands where the manifest would be. Creating that object decides between finishing and aborting: only one can succeed.
+
+use std::fmt;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
+use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{ClusterPaths, Key};
@@ -110,6 +113,39 @@ pub enum ListedState {
     Finished(Timestamp),
     /// It has a tombstone, stored at that time.
     Aborted(Timestamp),
+}
+
+impl ListedState {
+    /// The same without the time.
+    pub fn stage(self) -> BackupStage {
+        match self {
+            Self::Finished(_) => BackupStage::Finished,
+            Self::Unfinished => BackupStage::Unfinished,
+            Self::Aborted(_) => BackupStage::Aborted,
+        }
+    }
+}
+
+/// How far a backup came: a [`ListedState`] without its time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackupStage {
+    /// It has a manifest.
+    Finished,
+    /// It is running, or died.
+    Unfinished,
+    /// It has a tombstone.
+    Aborted,
+}
+
+impl fmt::Display for BackupStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Finished => "finished",
+            Self::Unfinished => "unfinished",
+            Self::Aborted => "aborted",
+        })
+    }
 }
 
 /// What stands under the name of a backup's manifest.

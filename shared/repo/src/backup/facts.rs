@@ -1,6 +1,8 @@
 //! What a backup says about itself: the part of a manifest that fits on a screen. JSON, in the manifest's meta frame,
 //! so that one small ranged request reads it.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, TimelineId};
@@ -20,6 +22,25 @@ pub enum Method {
     Local,
     /// With `BASE_BACKUP`.
     Remote,
+}
+
+/// Whether a backup stored every block itself. Either kind is restored by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackupKind {
+    /// It uses no blocks of other backups.
+    Full,
+    /// It uses blocks of other backups.
+    Incremental,
+}
+
+impl fmt::Display for BackupKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+        })
+    }
 }
 
 /// A tablespace as it was.
@@ -180,6 +201,11 @@ pub struct BackupSummary {
 }
 
 impl BackupSummary {
+    /// Whether it uses blocks of other backups.
+    pub fn kind(&self) -> BackupKind {
+        if self.parents.is_empty() { BackupKind::Full } else { BackupKind::Incremental }
+    }
+
     pub(super) fn to_json(&self) -> Result<Vec<u8>, Malformed> {
         to_json(self)
     }

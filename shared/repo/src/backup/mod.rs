@@ -122,11 +122,13 @@ pub use self::announcements::{
     Announcements, DamagedAnnouncement, FoundDamage, NumberedAnnouncement,
 };
 pub use self::blocks::{BlockList, BlockLocation, BlockRun};
-pub use self::catalog::{Backups, ListedBackup, ListedState, ManifestState};
+pub use self::catalog::{BackupStage, Backups, ListedBackup, ListedState, ManifestState};
 pub(crate) use self::catalog::{Unread, list_names};
 pub use self::ending::{Intent, Tombstone};
 pub use self::entry::{Attributes, Blocks, EntryContent, FileContent, FileEntry, LeafRun, NodeRef};
-pub use self::facts::{BackupDescription, BackupSummary, BackupTablespace, Method, OwnerName, Totals};
+pub use self::facts::{
+    BackupDescription, BackupKind, BackupSummary, BackupTablespace, Method, OwnerName, Totals,
+};
 pub use self::findings::{MAX_FINDINGS, PageFault, PageFinding};
 pub use self::frame::{DataFrame, FRAME_BYTES};
 pub use self::geometry::{BlockSize, INLINE_BLOCKS, LEAF_BLOCKS, MAX_FILE};

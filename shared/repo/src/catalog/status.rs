@@ -12,7 +12,9 @@ use walpoint_storage::error::{RepoError, Result};
 
 use super::points::{Newest, RestorePointStatus};
 use super::{BrokenChain, Catalog, LineageCatalog};
-use crate::backup::{BackupSummary, Backups, ListedBackup, ListedState, ManifestState, Method};
+use crate::backup::{
+    BackupKind, BackupStage, BackupSummary, Backups, ListedBackup, ListedState, ManifestState, Method,
+};
 use crate::lineage::DamagedLineage;
 
 /// A cluster in a repository.
@@ -183,8 +185,8 @@ pub struct BackupStatus {
     /// When it started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<String>,
-    /// `finished`, `unfinished` or `ended`.
-    pub state: &'static str,
+    /// How far it came.
+    pub state: BackupStage,
     /// Pages that failed their checksum when it was taken; absent where that was not read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged_pages: Option<u64>,
@@ -200,10 +202,10 @@ pub struct BackupDetails {
     pub label: String,
     /// The lineage whose WAL it needs.
     pub lineage: String,
-    /// `full` if it uses no blocks of other backups, or `incremental`. Either is restored by itself.
-    pub kind: &'static str,
-    /// `local` or `remote`.
-    pub method: &'static str,
+    /// Whether it uses blocks of other backups.
+    pub kind: BackupKind,
+    /// How the cluster was read.
+    pub method: Method,
     /// Whether a standby was backed up.
     pub from_standby: bool,
     /// When it ended.
@@ -328,11 +330,8 @@ impl BackupDetails {
         Self {
             label: facts.label.clone(),
             lineage: facts.lineage.to_string(),
-            kind: if summary.parents.is_empty() { "full" } else { "incremental" },
-            method: match facts.method {
-                Method::Local => "local",
-                Method::Remote => "remote",
-            },
+            kind: summary.kind(),
+            method: facts.method,
             from_standby: facts.from_standby,
             ended: facts.ended.to_string(),
             seconds: facts.ended.duration_since(facts.started).as_secs_f64(),
@@ -465,11 +464,7 @@ impl BackupStatus {
             timeline: listed.id.timeline().get(),
             start_lsn: listed.id.start().to_string(),
             started: listed.id.started().map(|t| t.to_string()),
-            state: match listed.state {
-                ListedState::Finished(_) => "finished",
-                ListedState::Unfinished => "unfinished",
-                ListedState::Aborted(_) => "aborted",
-            },
+            state: listed.state.stage(),
             damaged_pages: None,
             details: None,
         }
