@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use walpoint_tests::ports::Lease;
+use walpoint_tests::ports::PortLease;
 
 /// Pieces of a direction on their way, at most: 64 MiB, so that the proxy never slows a connection down by itself.
 const ON_THE_WAY: usize = 1024;
@@ -23,14 +23,14 @@ const PIECE: usize = 64 << 10;
 /// A listener on 127.0.0.1 in front of another port there. New connections are refused once it is dropped.
 #[derive(Debug)]
 pub struct Far {
-    lease: Lease,
+    lease: PortLease,
     ended: Arc<AtomicBool>,
 }
 
 impl Far {
     /// Puts a port at this distance.
     pub fn from(target: u16, round_trip: Duration) -> Far {
-        let lease = Lease::new();
+        let lease = PortLease::new();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, lease.port())).expect("listen");
         let ended = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ended);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::{Certificate, ClientOptions, ObjectStore};
-use walpoint_tests::ports::Lease;
+use walpoint_tests::ports::PortLease;
 use walpoint_tests::process::Background;
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::user;
@@ -80,7 +80,7 @@ pub struct StorePlace {
     values: Values,
     directory: Option<PathBuf>,
     bucket: Option<String>,
-    sink: Option<(Background, Lease)>,
+    sink: Option<(Background, PortLease)>,
     far: Option<Far>,
 }
 
@@ -120,7 +120,7 @@ impl StorePlace {
                 place.bucket = Some(name);
             }
             StoreKind::Sink => {
-                let lease = Lease::new();
+                let lease = PortLease::new();
                 let mut command = Command::new(&stores.program);
                 command.arg("sink").arg(lease.port().to_string());
                 let process = Background::start(&mut command, &stores.dir.join("sink.log"));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use walpoint_tests::ports::Lease;
+use walpoint_tests::ports::PortLease;
 use walpoint_tests::process::{self, Background};
 use walpoint_tests::seaweed::{self, Credentials};
 use walpoint_tests::testbed;
@@ -17,7 +17,7 @@ use walpoint_tests::testbed;
 #[derive(Debug)]
 pub struct Weed {
     process: Background,
-    ports: [Lease; 6],
+    ports: [PortLease; 6],
     authority: PathBuf,
 }
 
@@ -46,7 +46,7 @@ impl Weed {
         // Each bucket is a collection of volumes of its own; by default it would take seven at once.
         fs::write(dir.join("master.toml"), "[master.volume_growth]\ncopy_1 = 1\n")
             .expect("write master.toml");
-        let ports: [Lease; 6] = std::array::from_fn(|_| Lease::new());
+        let ports: [PortLease; 6] = std::array::from_fn(|_| PortLease::new());
         let port = |n: usize| ports[n].port();
         let mut command = Command::new(testbed::program("weed"));
         command.arg("server").arg("-dir=data").current_dir(dir).env("TMPDIR", dir);
@@ -115,7 +115,7 @@ impl Weed {
 impl Drop for Weed {
     fn drop(&mut self) {
         self.process.kill();
-        for socket in seaweed::sockets(self.ports.each_ref().map(Lease::port)) {
+        for socket in seaweed::sockets(self.ports.each_ref().map(PortLease::port)) {
             drop(fs::remove_file(socket));
         }
     }

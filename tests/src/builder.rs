@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::dir::TestDir;
-use crate::ports::Lease;
+use crate::ports::PortLease;
 use crate::{process, testbed, user};
 
 /// Settings under which a test server is small and fast. Durability is off: what dies in these tests is processes, not
@@ -143,7 +143,7 @@ impl ClusterBuilder {
             OpenOptions::new().append(true).open(pgdata.join("postgresql.conf")).expect("postgresql.conf");
         conf.write_all(text.as_bytes()).expect("write postgresql.conf");
         fs::write(pgdata.join("pg_hba.conf"), HBA).expect("write pg_hba.conf");
-        Cluster::adopt(dir, self.major, pgdata, self.tcp.then(Lease::new))
+        Cluster::adopt(dir, self.major, pgdata, self.tcp.then(PortLease::new))
     }
 
     /// [`init`](ClusterBuilder::init), then starts it.

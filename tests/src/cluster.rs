@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use crate::builder::{ClusterBuilder, free_name, line};
 use crate::dir::TestDir;
-use crate::ports::Lease;
+use crate::ports::PortLease;
 use crate::process::{self, Background};
 use crate::wait::{self, SOON};
 use crate::{testbed, user};
@@ -40,7 +40,7 @@ pub struct Cluster {
     pgdata: PathBuf,
     sockets: PathBuf,
     log: PathBuf,
-    tcp: Option<Lease>,
+    tcp: Option<PortLease>,
     preload: Option<PathBuf>,
     dir: Arc<TestDir>,
 }
@@ -52,7 +52,7 @@ impl Cluster {
     }
 
     /// Takes over a data directory that something else made: a restored one, a copy.
-    pub fn adopt(dir: Arc<TestDir>, major: u32, pgdata: PathBuf, tcp: Option<Lease>) -> Cluster {
+    pub fn adopt(dir: Arc<TestDir>, major: u32, pgdata: PathBuf, tcp: Option<PortLease>) -> Cluster {
         let sockets = free_name(&dir, "s");
         dir.mkdir(sockets.file_name().expect("a name"));
         let log = free_name(&dir, "log");
@@ -101,7 +101,7 @@ impl Cluster {
 
     /// The port: of the Unix socket's name always, of 127.0.0.1 when the builder said `tcp`.
     pub fn port(&self) -> u16 {
-        self.tcp.as_ref().map_or(5432, Lease::port)
+        self.tcp.as_ref().map_or(5432, PortLease::port)
     }
 
     /// A connection string for libpq and for our programs.

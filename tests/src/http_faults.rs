@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Which requests are answered, with what, how often.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct FaultRule {
     /// `PUT`, `GET` …; empty: any.
     pub method: String,
     /// A part of the path and query; empty: any.
@@ -28,27 +28,27 @@ pub struct Rule {
     pub after_doing_it: bool,
 }
 
-impl Rule {
+impl FaultRule {
     /// Answers every matching request, without forwarding it.
-    pub fn new(method: &str, path: &str, status: u16, code: &str) -> Rule {
+    pub fn new(method: &str, path: &str, status: u16, code: &str) -> FaultRule {
         let (method, path, code) = (method.to_owned(), path.to_owned(), code.to_owned());
-        Rule { method, path, status, code, times: u32::MAX, skip: 0, after_doing_it: false }
+        FaultRule { method, path, status, code, times: u32::MAX, skip: 0, after_doing_it: false }
     }
 
     /// Only so many times.
-    pub fn times(mut self, times: u32) -> Rule {
+    pub fn times(mut self, times: u32) -> FaultRule {
         self.times = times;
         self
     }
 
     /// Only after so many that are let through.
-    pub fn after(mut self, requests: u32) -> Rule {
+    pub fn after(mut self, requests: u32) -> FaultRule {
         self.skip = requests;
         self
     }
 
     /// The request is done all the same.
-    pub fn after_doing_it(mut self) -> Rule {
+    pub fn after_doing_it(mut self) -> FaultRule {
         self.after_doing_it = true;
         self
     }
@@ -64,7 +64,7 @@ pub struct HttpProxy {
 #[derive(Debug)]
 struct Shared {
     target: u16,
-    rules: Mutex<Vec<Rule>>,
+    rules: Mutex<Vec<FaultRule>>,
     requests: Mutex<Vec<String>>,
     /// Seconds by which the server's clock seems to be ahead.
     ahead: AtomicI64,
@@ -106,7 +106,7 @@ impl HttpProxy {
     }
 
     /// Sets the rules; the first that matches a request is used. None: everything is forwarded.
-    pub fn set(&self, rules: Vec<Rule>) {
+    pub fn set(&self, rules: Vec<FaultRule>) {
         *self.shared.rules.lock().expect("lock") = rules;
     }
 

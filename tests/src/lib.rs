@@ -34,7 +34,7 @@
 //! | [`seaweed`], [`s3_admin`] | the shared S3 server, its identities, buckets that can vanish; signed requests: versioning, object lock |
 //! | [`proxy`] | `Proxy::to(port)`, `Proxy::between(ports)`, `set(Fault::…)`, `heal`, `cut`, `connections` |
 //! | [`clock`] | `Clock::of(&mut cluster)`, `ahead(3600)`: a server whose clock jumps |
-//! | [`http_faults`] | `HttpProxy::to(port)`, `set(vec![Rule::new("PUT", "/wal/", 503, "SlowDown").times(3)])`, `shift_clock`, `requests` |
+//! | [`http_faults`] | `HttpProxy::to(port)`, `set(vec![FaultRule::new("PUT", "/wal/", 503, "SlowDown").times(3)])`, `shift_clock`, `requests` |
 //! | [`agent`] | `Agent::with(&cluster, &store)` or `Agent::new(&cluster).repository(n, &s).repository_via(n, &s, &proxy)`; `cluster_line`, `repository_line`, `env`; `run(args)`, `restore(args)`, `init(args)`, `push(path)`, `fetch(name, path)`, `command(program, args)`, `daemon()`, `launch()`, `archive_from(&cluster)`, `archive_command()`, `restore_command()`; `Daemon::{log, stop, kill, memory}` |
 //! | [`archived`] | `Archived::start(builder, store)`, `start_encrypted`: a running cluster, its daemon and repository; `backup()`, `settle()`, `restore(name, args)`, `restore_and_start`, `back_door`; on a restored cluster `wait_paused`, `wait_promoted` |
 //! | [`faults`] | `inject(&command, &["fsync:error=EIO"], &paths)`, `attach(&dir, pid, …)`, `limit_memory(&command, bytes)`, `SmallDisk::new(mb)`, `random()` with a printed seed |

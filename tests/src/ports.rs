@@ -13,21 +13,21 @@ const LAST: u16 = 19_900;
 
 /// A port that is this process's own until dropped.
 #[derive(Debug)]
-pub struct Lease {
+pub struct PortLease {
     port: u16,
     _lock: File,
 }
 
-impl Lease {
+impl PortLease {
     /// Leases a port on which nothing listens now.
     #[allow(clippy::new_without_default)]
-    pub fn new() -> Lease {
+    pub fn new() -> PortLease {
         let dir = dir();
         loop {
             let port = rand::random_range(FIRST..=LAST);
             let lock = File::create(dir.join(port.to_string())).expect("a port's lock file");
             if lock.try_lock().is_ok() && free(port) && free(port + 10_000) {
-                return Lease { port, _lock: lock };
+                return PortLease { port, _lock: lock };
             }
         }
     }

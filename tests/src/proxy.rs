@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::ports::Lease;
+use crate::ports::PortLease;
 
 /// What goes wrong. Counts are per connection and per direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,7 +38,7 @@ pub enum Fault {
 /// A listener on 127.0.0.1 that forwards to another port there. Dropping it resets what is open.
 #[derive(Debug)]
 pub struct Proxy {
-    lease: Lease,
+    lease: PortLease,
     shared: Arc<Shared>,
 }
 
@@ -60,7 +60,7 @@ impl Proxy {
 
     /// Starts one that leads each new connection to the next of several ports, as a load balancer does.
     pub fn between(targets: &[u16]) -> Proxy {
-        let lease = Lease::new();
+        let lease = PortLease::new();
         let shared = Arc::new(Shared {
             targets: targets.to_vec(),
             fault: Mutex::new(Fault::None),

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::ports::Lease;
+use crate::ports::PortLease;
 use crate::process::{self, Background};
 use crate::testbed;
 
@@ -143,8 +143,8 @@ fn launch(dir: &Path) -> (u16, u16) {
     // Each bucket is a collection of volumes of its own; by default it would take seven at once.
     fs::write(dir.join("master.toml"), "[master.volume_growth]\ncopy_1 = 1\n").expect("write master.toml");
 
-    let leases: [Lease; 4] = std::array::from_fn(|_| Lease::new());
-    let [master, volume, filer, s3] = leases.each_ref().map(Lease::port);
+    let leases: [PortLease; 4] = std::array::from_fn(|_| PortLease::new());
+    let [master, volume, filer, s3] = leases.each_ref().map(PortLease::port);
     let log = dir.join("log");
     let mut command = Command::new("setsid");
     command.args(["bash", "-c", WATCHER, "walpoint-seaweed"]).arg(dir).arg(&log);
@@ -192,12 +192,12 @@ pub fn sockets(ports: impl IntoIterator<Item = u16>) -> Vec<String> {
 
 impl SeaweedFs {
     /// Makes a bucket that nobody else has; it goes with the value.
-    pub fn bucket(&'static self) -> Bucket {
+    pub fn bucket(&'static self) -> SeaweedBucket {
         let name = format!("t{:016x}", rand::random::<u64>());
         let (status, body) =
             http(self.filer_port, "POST", &format!("/buckets/{name}/")).expect("the filer answers");
         assert!(status == 201, "making a bucket: {status} {body}");
-        Bucket { server: self, name }
+        SeaweedBucket { server: self, name }
     }
 
     /// The server's log: what it thought of a request.
@@ -208,12 +208,12 @@ impl SeaweedFs {
 
 /// A bucket of the shared server; removed with all its objects when dropped.
 #[derive(Debug)]
-pub struct Bucket {
+pub struct SeaweedBucket {
     server: &'static SeaweedFs,
     name: String,
 }
 
-impl Bucket {
+impl SeaweedBucket {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -227,7 +227,7 @@ impl Bucket {
     }
 }
 
-impl Drop for Bucket {
+impl Drop for SeaweedBucket {
     fn drop(&mut self) {
         let path = format!("/buckets/{}?recursive=true&ignoreRecursiveError=true", self.name);
         drop(http(self.server.filer_port, "DELETE", &path));

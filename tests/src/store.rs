@@ -14,12 +14,13 @@ use serde_json::json;
 use walpoint_storage::store::StoreSettings;
 
 use crate::dir::TestDir;
-use crate::ports::Lease;
+use crate::ports::PortLease;
 use crate::process::Background;
-use crate::seaweed::{self, Bucket, Credentials};
+use crate::seaweed::{self, Credentials, SeaweedBucket};
 use crate::{testbed, user};
 
-/// A store with an empty place for a repository.
+/// A store with an empty place for a repository. It has the name of the type that opens it (`walpoint_storage::store::Store`), because a
+/// test has one store, and this is where that comes from.
 #[derive(Debug)]
 pub struct Store {
     kind: Kind,
@@ -36,9 +37,9 @@ enum Kind {
     S3 {
         port: u16,
         bucket: String,
-        _bucket: Option<Bucket>,
+        _bucket: Option<SeaweedBucket>,
         _server: Option<Background>,
-        _lease: Option<Lease>,
+        _lease: Option<PortLease>,
     },
 }
 
@@ -77,7 +78,7 @@ impl Store {
     #[track_caller]
     pub fn rclone() -> Store {
         let dir = Arc::new(TestDir::new());
-        let (lease, credentials) = (Lease::new(), Credentials::full());
+        let (lease, credentials) = (PortLease::new(), Credentials::full());
         let port = lease.port();
         std::fs::create_dir_all(dir.join("served/bucket")).expect("a bucket");
         user::give_tree(&dir.join("served"));

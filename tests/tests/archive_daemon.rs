@@ -10,7 +10,7 @@ use walpoint_base::socket::{Message, PushOutcome, PushReply, PushRequest};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::faults::SmallDisk;
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::store::Store;
@@ -346,9 +346,9 @@ fn a_store_that_fails_is_told_in_time_and_recovers_without_a_restart() {
         process::run(user::become_user(&mut command), SOON)
     };
     for rule in [
-        Rule::new("PUT", "", 503, "SlowDown"),
-        Rule::new("PUT", "", 403, "AccessDenied"),
-        Rule::new("PUT", "", 500, "InternalError").after_doing_it(),
+        FaultRule::new("PUT", "", 503, "SlowDown"),
+        FaultRule::new("PUT", "", 403, "AccessDenied"),
+        FaultRule::new("PUT", "", 500, "InternalError").after_doing_it(),
     ] {
         http.set(vec![rule.clone()]);
         let name = bed.cluster.switch_wal();
@@ -361,7 +361,7 @@ fn a_store_that_fails_is_told_in_time_and_recovers_without_a_restart() {
         wait::until_true(SOON, "archived after the fault", || push(&name).success());
         assert!(bed.archive().get(&name).is_some());
     }
-    http.set(vec![Rule::new("PUT", "", 503, "SlowDown").times(2)]);
+    http.set(vec![FaultRule::new("PUT", "", 503, "SlowDown").times(2)]);
     let name = bed.cluster.switch_wal();
     push(&name).expect_success();
     daemon.kill();

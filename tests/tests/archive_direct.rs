@@ -12,7 +12,7 @@ use walpoint_repo::lease::{Holder, LeaseAnswer, Leases};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::faults;
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::process::Background;
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
@@ -91,7 +91,7 @@ fn a_large_segment_goes_on_where_it_was_interrupted() {
             assert_eq!(bed.archive().get(&name).unwrap(), std::fs::read(&path).unwrap());
             continue;
         };
-        proxy.set(vec![Rule::new("PUT", ".parts/", 403, "AccessDenied").after(2)]);
+        proxy.set(vec![FaultRule::new("PUT", ".parts/", 403, "AccessDenied").after(2)]);
         bed.direct(&path).expect_status(1);
         proxy.set(Vec::new());
         proxy.clear_requests();
@@ -214,7 +214,7 @@ fn without_the_right_to_delete_a_finished_backup_gives_its_lease_back() {
     let proxy = HttpProxy::to(bed.store.port().unwrap());
     bed.agent = Agent::new(&bed.cluster).repository_via_port("main", &bed.store, proxy.port());
     bed.agent.archive_from(&bed.cluster);
-    let denied = ["DELETE", "POST"].map(|method| Rule::new(method, "", 403, "AccessDenied"));
+    let denied = ["DELETE", "POST"].map(|method| FaultRule::new(method, "", 403, "AccessDenied"));
     proxy.set(denied.to_vec());
     bed.cluster.start();
     for round in 0..3 {

@@ -12,7 +12,7 @@ use archive_bed::{Archive, Bed, register, register_as};
 use rustix::process::Signal;
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::cluster::Cluster;
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::process::Background;
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
@@ -266,7 +266,7 @@ fn throttling_is_waited_out_and_costs_no_more_requests_than_were_refused() {
     let daemon = bed.agent.daemon();
     wait::until_true(LONG, "the repository is open", || daemon.log().contains("opened"));
     const REFUSED: usize = 20;
-    let refuse = || Rule::new("PUT", "/wal/", 503, "SlowDown").after(2).times(1);
+    let refuse = || FaultRule::new("PUT", "/wal/", 503, "SlowDown").after(2).times(1);
     http.set((0..REFUSED).map(|_| refuse()).collect());
     let took = drain(&bed.cluster, &bed.agent.archive_command(), ready.last().unwrap());
     within_bounds(&daemon, &format!("throttled, {} segments in {took:?}", ready.len()));

@@ -10,7 +10,7 @@ use serde_json::Value;
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::seaweed::Credentials;
 use walpoint_tests::store::Store;
@@ -215,7 +215,7 @@ fn a_store_that_denies_is_told_apart() {
     store.set_credentials(Credentials::full());
     // S3 proper answers 403 for a missing key to whoever may not list.
     let proxy = HttpProxy::to(store.port().unwrap());
-    proxy.set(vec![Rule::new("GET", "walpoint.json", 403, "AccessDenied")]);
+    proxy.set(vec![FaultRule::new("GET", "walpoint.json", 403, "AccessDenied")]);
     let bed = Bed::new();
     let mut arguments = store_arguments(&store, bed.agent.place());
     let endpoint = format!("http://127.0.0.1:{}", store.port().unwrap());

@@ -9,7 +9,7 @@ use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::faults;
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::process::{Background, Output};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
@@ -310,8 +310,8 @@ fn an_object_under_lock_is_reported_and_tried_again() {
     bed.settle();
     let second = bed.backup_with(&["--full"]);
     proxy.set(vec![
-        Rule::new("DELETE", &format!("/data/{first}/"), 403, "AccessDenied"),
-        Rule::new("POST", "delete", 403, "AccessDenied"),
+        FaultRule::new("DELETE", &format!("/data/{first}/"), 403, "AccessDenied"),
+        FaultRule::new("POST", "delete", 403, "AccessDenied"),
     ]);
     let report = expire(&bed, &[]);
     assert!(report["held_objects"].as_u64().unwrap() > 0, "{report:#}");
@@ -332,8 +332,8 @@ fn what_the_store_keeps_is_not_forgotten() {
     let bed = bed_via(store, proxy.port(), "count = 1");
     bed.backup();
     proxy.set(vec![
-        Rule::new("DELETE", "/clusters/main/", 403, "AccessDenied"),
-        Rule::new("POST", "delete", 403, "AccessDenied"),
+        FaultRule::new("DELETE", "/clusters/main/", 403, "AccessDenied"),
+        FaultRule::new("POST", "delete", 403, "AccessDenied"),
     ]);
     let forget = ["forget", "main", "--yes", "--even-if-in-use"];
     let kept = bed.agent.run(&forget).expect_status(1);

@@ -1,7 +1,7 @@
 //! The harness itself: stores take objects, keep tests apart, and behave as their descriptions say.
 
 use object_store::{ObjectStore, PutMode, PutPayload};
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::s3_admin;
 use walpoint_tests::seaweed::{self, Credentials};
 use walpoint_tests::store::Store;
@@ -103,8 +103,8 @@ fn the_http_proxy_answers_in_the_stores_place() {
     };
     assert_eq!(ask("PUT", "text").0, 200);
     proxy.set(vec![
-        Rule::new("GET", "/k", 503, "SlowDown").times(1),
-        Rule::new("PUT", "", 500, "InternalError").after_doing_it(),
+        FaultRule::new("GET", "/k", 503, "SlowDown").times(1),
+        FaultRule::new("PUT", "", 500, "InternalError").after_doing_it(),
     ]);
     let (status, body) = ask("GET", "");
     assert_eq!(status, 503);

@@ -18,7 +18,7 @@ use walpoint_storage::error::error_chain;
 use walpoint_storage::object::MasterKey;
 use walpoint_storage::store::settings::ConditionalWrites;
 use walpoint_storage::store::{Limits, Store, StoreSettings, conformance};
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::seaweed::{self, Credentials};
 use walpoint_tests::store::Store as Place;
@@ -135,26 +135,26 @@ async fn answers_that_lie_do_not() {
     let key = archive.paths().segment(facts().name);
     let at = "/wal/";
     for (case, rules, expected) in [
-        ("throttled", vec![Rule::new("PUT", at, 503, "SlowDown").times(2)], Some(Stored::New)),
+        ("throttled", vec![FaultRule::new("PUT", at, 503, "SlowDown").times(2)], Some(Stored::New)),
         (
             "done, and told otherwise",
-            vec![Rule::new("PUT", at, 500, "InternalError").times(1).after_doing_it()],
+            vec![FaultRule::new("PUT", at, 500, "InternalError").times(1).after_doing_it()],
             Some(Stored::New),
         ),
         (
             "a conflict for nothing",
-            vec![Rule::new("PUT", at, 409, "ConditionalRequestConflict").times(1)],
+            vec![FaultRule::new("PUT", at, 409, "ConditionalRequestConflict").times(1)],
             Some(Stored::New),
         ),
         (
             "done, told otherwise, and the look fails too",
             vec![
-                Rule::new("PUT", at, 500, "InternalError").times(1).after_doing_it(),
-                Rule::new("GET", at, 503, "SlowDown").times(2),
+                FaultRule::new("PUT", at, 500, "InternalError").times(1).after_doing_it(),
+                FaultRule::new("GET", at, 503, "SlowDown").times(2),
             ],
             Some(Stored::New),
         ),
-        ("down", vec![Rule::new("", at, 503, "ServiceUnavailable")], None),
+        ("down", vec![FaultRule::new("", at, 503, "ServiceUnavailable")], None),
     ] {
         proxy.set(rules);
         let begun = Instant::now();
@@ -285,7 +285,7 @@ async fn a_wrong_endpoint_is_told() {
 async fn what_cannot_be_deleted_in_bulk_goes_one_by_one() {
     let place = Place::s3();
     let proxy = HttpProxy::to(place.port().unwrap());
-    proxy.set(vec![Rule::new("POST", "delete", 501, "NotImplemented")]);
+    proxy.set(vec![FaultRule::new("POST", "delete", 501, "NotImplemented")]);
     let settings = settings(&place, Some(proxy.port()), &Credentials::full());
     let store = Store::open(&settings).await.unwrap();
     let keys: Vec<_> = (1..=3).map(walpoint_storage::layout::probe).collect();

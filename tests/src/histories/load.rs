@@ -5,7 +5,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use walpoint_base::Lsn;
 
-use super::oracle::{Branch, Effect, Event};
+use super::oracle::{Branch, Effect, HistoryEvent};
 use super::server::Server;
 
 /// The tables. Tables in tablespaces inherit from the ledger, so one query reads them all.
@@ -27,7 +27,7 @@ pub fn happen(server: &mut Server, branch: &mut Branch, sql: &str, effect: Effec
     let [first, second] = &marks[..] else { panic!("{sql}: {answer}\n{}", server.log_tail()) };
     let xid = answer.lines().find_map(|line| line.strip_prefix("X|")?.parse().ok());
     let lsn = |text: &str| text.parse::<Lsn>().expect("a position");
-    branch.events.push(Event {
+    branch.events.push(HistoryEvent {
         timeline: branch.timeline,
         before: lsn(first[0]),
         after: lsn(second[0]),

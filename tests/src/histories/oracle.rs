@@ -47,7 +47,7 @@ pub enum Effect {
 
 /// One thing that happened.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct HistoryEvent {
     /// The timeline it was written on.
     pub timeline: u32,
     /// Where WAL ended before: the record that counts starts here or later.
@@ -64,7 +64,7 @@ pub struct Event {
     pub effect: Effect,
 }
 
-impl Event {
+impl HistoryEvent {
     /// Does it write a record with a time that a time target stops at?
     pub fn ends_transaction(&self) -> bool {
         let prepared = matches!(self.effect, Effect::CommitPrepared(..) | Effect::RollbackPrepared(_));
@@ -90,7 +90,7 @@ pub struct Branch {
     /// Its timelines and where each begins, oldest first.
     pub path: Vec<(u32, Lsn)>,
     /// Everything that happened on the path to its end.
-    pub events: Vec<Event>,
+    pub events: Vec<HistoryEvent>,
     /// How many of these happened before it left its parent.
     pub inherited: usize,
     /// Whether its server archives, in the histories' intention.

@@ -26,7 +26,7 @@ const STATE: &str = "
     select 'I|' || number || '|' || count(*) from ledger group by number order by number;
     select 'P|' || gid from pg_prepared_xacts";
 
-/// A server and what belongs to it.
+/// A server and what belongs to it. A session on one (`walpoint_pg::server::Server`) has the same name: no history uses that.
 #[derive(Debug)]
 pub struct Server {
     // Declared in the order in which they end.

@@ -27,7 +27,7 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// What the histories find.
 pub type Outcome<T> = Result<T, String>;
 
-/// A history in progress.
+/// A history in progress. The planner's tests have a world of records under the same name: no history uses that.
 #[derive(Debug)]
 pub struct World {
     /// All servers that ever were.

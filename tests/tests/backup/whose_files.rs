@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::cluster::{Cluster, Shutdown};
-use walpoint_tests::ports::Lease;
+use walpoint_tests::ports::PortLease;
 use walpoint_tests::process::Background;
 use walpoint_tests::proxy::Proxy;
 use walpoint_tests::store::Store;
@@ -45,7 +45,7 @@ impl Twins {
         archiving.init(&[]).expect_success();
         let daemon = archiving.daemon();
         let (dir, path) = (initial.dir(), initial.dir().join("node"));
-        let on_path = || Cluster::adopt(Arc::clone(dir), major, path.clone(), Some(Lease::new()));
+        let on_path = || Cluster::adopt(Arc::clone(dir), major, path.clone(), Some(PortLease::new()));
         lead(&path, initial.pgdata());
         let mut primary = on_path();
         primary.start();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use walpoint_pg::connect::{Connection, Error};
 use walpoint_tests::cluster::{Cluster, Shutdown};
-use walpoint_tests::ports::Lease;
+use walpoint_tests::ports::PortLease;
 
 use crate::{connect, settings};
 
@@ -88,7 +88,7 @@ async fn sockets_in_the_abstract_namespace() {
 async fn a_host_that_does_not_answer_costs_its_timeout_and_no_more() {
     let cluster = Cluster::builder().tcp().start();
     // Listens and never accepts: the kernel completes the handshake, nobody speaks.
-    let (lease, free) = (Lease::new(), Lease::new());
+    let (lease, free) = (PortLease::new(), PortLease::new());
     let _silent = std::net::TcpListener::bind(("127.0.0.1", lease.port())).unwrap();
     let ports = format!("{},{},{}", free.port(), lease.port(), cluster.port());
     let base = "host=localhost,127.0.0.1,127.0.0.1 user=postgres dbname=postgres connect_timeout=2";

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use walpoint_tests::cluster::Cluster;
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::process::Background;
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
@@ -133,7 +133,7 @@ fn bad_days(bed: &Bed) {
 
     // Every other request is told to slow down.
     let throttling = HttpProxy::to(port);
-    throttling.set((0..400).map(|n| Rule::new("GET", "/wal/", 503, "SlowDown").after(n).times(1)).collect());
+    throttling.set((0..400).map(|n| FaultRule::new("GET", "/wal/", 503, "SlowDown").after(n).times(1)).collect());
     let target = bed.target(throttling.port());
     bed.fetch_all(&target, "throttling");
     let refused = throttling.requests().len() - bed.segments.len();

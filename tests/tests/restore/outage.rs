@@ -8,7 +8,7 @@ use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::faults::{self, SmallDisk};
-use walpoint_tests::http_faults::{HttpProxy, Rule};
+use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::oracle::Contents;
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
@@ -60,12 +60,12 @@ fn a_store_that_goes_away_ends_the_restore_and_the_same_command_finishes_it() {
     let reads = http.requests().iter().filter(|r| r.starts_with("GET") && r.contains(".pack")).count();
     std::fs::remove_dir_all(&pgdata).unwrap();
     // Refused at the first read of data: nothing was written yet.
-    http.set(vec![Rule::new("GET", ".pack", 403, "AccessDenied")]);
+    http.set(vec![FaultRule::new("GET", ".pack", 403, "AccessDenied")]);
     agent.restore(&arguments).expect_status(1);
     assert!(!pgdata.exists());
     // In the midst of it: no credentials any more, deleted, not willing.
     for (status, code) in [(403, "AccessDenied"), (404, "NoSuchKey"), (503, "SlowDown")] {
-        http.set(vec![Rule::new("GET", ".pack", status, code).after(u32::try_from(reads).unwrap() - 1)]);
+        http.set(vec![FaultRule::new("GET", ".pack", status, code).after(u32::try_from(reads).unwrap() - 1)]);
         let output = agent.restore(&arguments).expect_status(1);
         assert!(
             output.stderr.contains(".pack") && output.stderr.contains("cannot start"),
@@ -92,7 +92,7 @@ fn a_store_that_goes_away_ends_the_restore_and_the_same_command_finishes_it() {
     }
     // Passing trouble is no trouble.
     let agent = Agent::new(&bed.cluster).repository_via_port("main", &bed.store, http.port());
-    http.set(vec![Rule::new("GET", ".pack", 503, "SlowDown").times(2)]);
+    http.set(vec![FaultRule::new("GET", ".pack", 503, "SlowDown").times(2)]);
     agent.restore(&arguments).expect_success();
     http.set(Vec::new());
     finished(&bed, &pgdata, &contents);
