@@ -27,6 +27,12 @@ struct Volume {
     wal: u64,
 }
 
+impl Volume {
+    fn needed(&self) -> u64 {
+        self.files.saturating_add(self.wal)
+    }
+}
+
 /// Refuses when a filesystem cannot hold what goes to it. What an interrupted restore wrote is freed first; how much of a
 /// directory that is repaired stays is not known before it was compared.
 pub(super) async fn check(
@@ -38,6 +44,25 @@ pub(super) async fn check(
     if !decided.does(&Step::MeasureSpace) {
         return Ok(());
     }
+    match too_small(&measure(reader, layout).await?) {
+        None => Ok(()),
+        Some(volume) => bail!(
+            "there is not enough space: backup {} needs {} in {}, and {} are free there; nothing was changed",
+            plan.backup.id,
+            human::size(volume.needed()),
+            volume.path.display(),
+            human::size(volume.free)
+        ),
+    }
+}
+
+/// The first filesystem that cannot hold what goes to it.
+fn too_small(volumes: &[Volume]) -> Option<&Volume> {
+    volumes.iter().find(|volume| volume.free < volume.needed())
+}
+
+/// Measures the filesystems of a layout, and what goes to each.
+async fn measure(reader: &BackupReader, layout: &Layout) -> anyhow::Result<Vec<Volume>> {
     let summary = &reader.manifest().summary;
     let mut volumes = BTreeMap::new();
     for path in std::iter::once(layout.pgdata().to_owned()).chain(layout.others()) {
@@ -56,19 +81,7 @@ pub(super) async fn check(
     } else {
         share_out(reader, layout, total, &mut volumes).await?;
     }
-    for volume in volumes.values() {
-        let needed = volume.files.saturating_add(volume.wal);
-        if volume.free < needed {
-            bail!(
-                "there is not enough space: backup {} needs {} in {}, and {} are free there; nothing was changed",
-                plan.backup.id,
-                human::size(needed),
-                volume.path.display(),
-                human::size(volume.free)
-            );
-        }
-    }
-    Ok(())
+    Ok(volumes.into_values().collect())
 }
 
 /// The filesystem of a directory, or of the nearest parent that exists.
@@ -141,4 +154,19 @@ fn at_most(content: &FileContent, size: BlockSize) -> u64 {
         Blocks::Nodes(_) => content.length,
     };
     bytes.min(content.length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_to_a_filesystem_has_to_fit_there_with_the_wal() {
+        let volume = |path: &str, free, files, wal| Volume { path: path.into(), free, files, wal };
+        let fits = || volume("/data", 150, 100, 50);
+        let short = || volume("/wal", 149, 100, 50);
+        assert!(too_small(&[fits(), volume("/fast", 0, 0, 0)]).is_none());
+        assert_eq!(too_small(&[fits(), short()]).map(|volume| &*volume.path), Some(Path::new("/wal")));
+        assert!(too_small(&[volume("/data", u64::MAX - 1, u64::MAX, 1)]).is_some(), "sums do not wrap");
+    }
 }
