@@ -23,9 +23,55 @@ use crate::verify::VerifyArgs;
 pub(crate) const CLIENT_PAGE: ManualPage =
     ManualPage { name: "archive-push.1", text: include_str!("../push/archive-push.1") };
 
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "Create a repository and a configuration",
+        "archive-agent init --repo s3://backups/prod --cluster main \\\n\
+         --pgdata /var/lib/postgresql/17/main",
+    ),
+    ("Archive, in the foreground", "archive-agent run"),
+    ("Take a backup, and see what can be recovered", "archive-agent backup\narchive-agent status"),
+];
+
+const RUN: &[(&str, &str)] = &[
+    ("Archive all clusters of the configuration, in the foreground", "archive-agent run"),
+    ("Archive everything that waits in pg_wal, then end", "archive-agent run --once"),
+];
+
+const STATUS: &[(&str, &str)] = &[
+    ("Show all clusters of the configuration", "archive-agent status"),
+    (
+        "Show a repository without a configuration",
+        "archive-agent status --repo s3://backups/prod --cluster main",
+    ),
+    ("Count the WAL files that wait", "archive-agent status --json | jq '.clusters[].server.waiting'"),
+];
+
+const HEALTH: &[(&str, &str)] = &[("Check the daemon of a container", "archive-agent health")];
+
+const INSTALL: &[(&str, &str)] = &[(
+    "Put the clients into a volume that PostgreSQL's container mounts",
+    "archive-agent install-clients /clients",
+)];
+
+const PUSH: &[(&str, &str)] = &[
+    ("Archive a file by hand", "archive-agent push $PGDATA/pg_wal/000000010000000000000007"),
+    (
+        "Drop a segment that no repository can store, and take a backup behind it",
+        "archive-agent push --skip $PGDATA/pg_wal/000000010000000000000007\narchive-agent backup",
+    ),
+];
+
 /// Archive the WAL and the base backups of PostgreSQL clusters to object storage.
 #[derive(Debug, Parser)]
-#[command(name = "archive-agent", version = env!("WALPOINT_VERSION"), about, long_about = None, max_term_width = help::WIDTH)]
+#[command(
+    name = "archive-agent",
+    version = env!("WALPOINT_VERSION"),
+    about,
+    long_about = None,
+    max_term_width = help::WIDTH,
+    after_long_help = help::examples(EXAMPLES)
+)]
 pub(crate) struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -38,19 +84,20 @@ pub(crate) struct Cli {
 /// What `archive-agent` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the daemon: answer archive-push and upload WAL ahead of PostgreSQL's questions.
+    /// Run the daemon: answer archive-push and upload WAL ahead of PostgreSQL's requests.
+    #[command(after_long_help = help::examples(RUN))]
     Run {
         /// Archive what is ready, then end.
         #[arg(long)]
         once: bool,
     },
-    /// Make or join a repository, register the cluster in it, and write a configuration that works.
+    /// Create or join a repository, register the cluster in it, and write a configuration.
     Init(Box<InitArgs>),
     /// Back up the running cluster into each of its repositories.
     Backup(BackupArgs),
-    /// Try whether archiving and backups work; exits 3 if something does not.
+    /// Test that archiving and backups work; exits 3 if something does not.
     Check(CheckArgs),
-    /// Create a restore point and wait until it is durable.
+    /// Create a restore point, and wait until it is durable.
     ///
     /// Creates it on the primary (pg_create_restore_point), switches to a new WAL segment, waits until each repository that has to
     /// acknowledge has stored the segment that holds it, and prints the command that restores to it.
@@ -62,6 +109,7 @@ pub(crate) enum Command {
         command: ConfigCommand,
     },
     /// Show what is archived, what waits, and what can be recovered.
+    #[command(after_long_help = help::examples(STATUS))]
     Status,
     /// Show and change what opens an encrypted repository.
     Key {
@@ -69,23 +117,35 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
-    /// Ask the daemon whether it lives; exits 1 if it does not answer. For health checks of containers.
+    /// Check that the daemon is alive; exits 1 if it does not answer.
     ///
-    /// Asks at the push socket of each cluster. A store or a server that cannot be reached is reported and is no failure of the
-    /// daemon: a restart would not help.
+    /// Asks at the push socket of each cluster, for health checks of containers. A store or a server that cannot be reached is reported,
+    /// and is no failure of the daemon: a restart would not help.
+    #[command(after_long_help = help::examples(HEALTH))]
     Health,
-    /// Copy archive-push and restore-fetch into a directory: for PostgreSQL's container, which needs nothing else.
+    /// Copy archive-push and restore-fetch into a directory, for PostgreSQL's container.
+    ///
+    /// The container needs nothing else of Walpoint.
+    #[command(after_long_help = help::examples(INSTALL))]
     InstallClients {
-        /// The directory, which PostgreSQL's container shares.
+        /// Copy them into this directory, which PostgreSQL's container shares.
+        #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Prove that what is kept is there and is what was written; exits 3 if something is not.
+    /// Verify that what is kept is there and is what was written; exits 3 if something is not.
     Verify(VerifyArgs),
-    /// Delete what the configured retention no longer wants, a grace period after it was announced.
+    /// Delete expired backups and the WAL that no kept backup needs.
+    ///
+    /// What is kept, says [cluster.NAME.retention] in the configuration; without it nothing expires. What has expired is marked for deletion,
+    /// and deleted by a run after the grace period [default: 24h].
     Expire(ExpireArgs),
-    /// Delete everything that the repositories have of a cluster, for good; asks for its name to be typed.
+    /// Delete everything that the repositories have of a cluster, for good.
+    ///
+    /// Asks you to type the cluster's name.
     Forget(ForgetArgs),
-    /// Forbid to delete backups, see what is forbidden, allow it again.
+    /// Place, list and remove holds.
+    ///
+    /// A hold keeps a backup, whatever retention says.
     #[command(subcommand)]
     Hold(HoldCommand),
     /// Settle what two servers left behind in a lineage.
@@ -94,30 +154,31 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LineageCommand,
     },
-    /// Archive one WAL file, without a daemon; exits 0 only if it is durable.
+    /// Archive one WAL file without a daemon; exits 0 only if it is durable.
+    #[command(after_long_help = help::examples(PUSH))]
     Push {
-        /// Store a segment even though its content is damaged, flagged as such. Recovery stops where the damage is.
-        #[arg(long)]
+        /// Store a segment although its content is damaged, flagged as such. Recovery stops where the damage is.
+        #[arg(long, help_heading = help::OVERRIDES)]
         accept_damaged: bool,
         /// Store an empty history for a timeline whose history is lost or never existed (after pg_resetwal): recovery then knows no
         /// timeline before it. PATH names the history (00000005.history); the file need not exist.
-        #[arg(long, conflicts_with = "accept_damaged")]
+        #[arg(long, conflicts_with = "accept_damaged", help_heading = help::OVERRIDES)]
         no_ancestors: bool,
-        /// Go on without a file that waits in pg_wal and cannot be stored: it is put on record as a gap, which recovery cannot pass, and
+        /// Drop a file that waits in pg_wal and cannot be stored: it is put on record as a gap, which recovery cannot pass, and
         /// PostgreSQL's next attempt reports it as archived. status and health warn until there is a backup behind it.
-        #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"])]
+        #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"], help_heading = help::OVERRIDES)]
         skip: bool,
-        /// Say that this server, or a standby of it, wrote what is stored before this segment of pg_wal, where nothing here shows that any
-        /// more; then archive it.
-        #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors", "skip"])]
+        /// Confirm that this server, or a standby of it, wrote what is stored before this segment of pg_wal, where nothing here shows that
+        /// any more; then archive it.
+        #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors", "skip"], help_heading = help::OVERRIDES)]
         same_server: bool,
-        /// The file, as in pg_wal (%p).
+        /// Archive this file of pg_wal (%p).
         path: PathBuf,
     },
     /// Print completions for a shell.
     #[command(hide = true)]
     Completions {
-        /// Which one.
+        /// Print them for this one.
         shell: Shell,
     },
     /// Write the manual pages of this program and of archive-push into a directory.
@@ -126,4 +187,17 @@ pub(crate) enum Command {
         /// The directory, such as /usr/local/share/man/man1.
         directory: PathBuf,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_described() {
+        Cli::command().debug_assert();
+        assert_eq!(help::lint(Cli::command()), [""; 0]);
+    }
 }

@@ -13,18 +13,27 @@ use walpoint_repo::Repository;
 use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::human;
-use walpoint_runtime::output;
 use walpoint_runtime::progress::ByteProgress;
+use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
 use crate::selection::unknown_repository;
 
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Show what would be deleted", "archive-agent forget old --dry-run"),
+    ("Delete it from all repositories of the cluster", "archive-agent forget old"),
+    (
+        "Delete what one repository has of a cluster that is no longer configured",
+        "archive-agent forget old --repo far",
+    ),
+];
+
 /// Options of `forget`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct ForgetArgs {
-    /// The cluster.
+    /// Delete this cluster.
     cluster: ClusterName,
     /// Change nothing; show what would be deleted.
     #[arg(long)]
@@ -32,11 +41,11 @@ pub(crate) struct ForgetArgs {
     /// Do not ask for the cluster's name to be typed.
     #[arg(long)]
     yes: bool,
-    /// Although holds are in force.
-    #[arg(long)]
+    /// Delete it although holds are in force.
+    #[arg(long, help_heading = help::OVERRIDES)]
     even_if_held: bool,
-    /// Although something was stored within the last hour.
-    #[arg(long)]
+    /// Delete it although something was stored within the last hour.
+    #[arg(long, help_heading = help::OVERRIDES)]
     even_if_in_use: bool,
 }
 

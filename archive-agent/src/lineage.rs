@@ -12,7 +12,7 @@ use walpoint_repo::Repository;
 use walpoint_repo::lineage::DamagedLineage;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
+use walpoint_runtime::{help, output};
 use walpoint_storage::object::ContentHash;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
@@ -21,31 +21,39 @@ use crate::hold::user;
 
 mod abandon;
 
+const EXAMPLES: &[(&str, &str)] = &[(
+    "Let the stored history of timeline 2 count, not the one that was refused",
+    "archive-agent lineage settle --timeline 2 \\\n--reason \"the refused one came from a test server\"",
+)];
+
 /// What `lineage` can do.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum LineageCommand {
-    /// Say that the stored history of a timeline counts, although another server's was refused for it; or, where none was refused,
-    /// that the timeline was abandoned and is not the latest. Nothing that is stored changes.
+    /// Settle a timeline that two servers claimed, or that was abandoned.
+    ///
+    /// Where another server's history was refused for the timeline, the stored one counts from now on. Where none was refused, the timeline
+    /// was abandoned and is not the latest. Nothing that is stored changes.
     Settle(SettleArgs),
 }
 
 /// Options of `lineage settle`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct SettleArgs {
-    /// The timeline that two servers claimed, or that was abandoned, as status shows it.
+    /// Settle this timeline, as status shows it.
     #[arg(long, value_name = "N")]
     timeline: TimelineId,
-    /// Why the stored history counts, or why nothing of the timeline is needed.
+    /// Record why the stored history counts, or why nothing of the timeline is needed.
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// Who says so [default: the user that runs this].
+    /// Record who says so [default: the user that runs this].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// In this lineage [default: in the only one that has the timeline].
+    /// Settle it in this lineage [default: in the only one that has the timeline].
     #[arg(long, value_name = "ID")]
     lineage: Option<LineageId>,
-    /// The timeline was abandoned, although a history was refused for it as well.
-    #[arg(long)]
+    /// Settle it as abandoned although a history was refused for it as well.
+    #[arg(long, help_heading = help::OVERRIDES)]
     abandoned: bool,
 }
 

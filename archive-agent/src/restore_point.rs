@@ -181,8 +181,8 @@ async fn known(destinations: &[Destination], name: &str) -> anyhow::Result<usize
         {
             tracing::warn!(
                 repository = destination.name(),
-                "there is a restore point named \"{name}\" already, the last one at {} on timeline {}: --target-name alone will not \
-                 tell them apart",
+                "there is a restore point named \"{name}\" already, the last one at {} on timeline {}: --target-name alone does not \
+                 distinguish them",
                 last.lsn,
                 last.timeline
             );

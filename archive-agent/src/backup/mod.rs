@@ -58,7 +58,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("Back up the cluster into each of its repositories", "archive-agent backup"),
     (
         "Before a risky change, label the backup and keep it for 90 days",
-        "archive-agent backup --label before-migration\n      archive-agent hold add --label before-migration --reason migration --until 90d",
+        "archive-agent backup --label before-migration\n\
+         archive-agent hold add --label before-migration --until 90d \\\n\
+         --reason \"until the migration is proven\"",
     ),
     ("Store every block again, in one repository", "archive-agent backup --full --repo far"),
 ];

@@ -15,29 +15,42 @@ use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
 use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::retention::RetentionSettings;
+use walpoint_runtime::{help, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
 
+/// The heading of options about one backup.
+const ONE: &str = "One backup";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Show what would be deleted, and why each backup stays or goes", "archive-agent expire --dry-run"),
+    ("Delete what has expired, once a day", "archive-agent expire"),
+    (
+        "Expire one backup, whatever retention says",
+        "archive-agent expire --backup \\\n20261121T101500Z-00000001-0000000002000028-9f3a0c11",
+    ),
+];
+
 /// Options of `expire`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct ExpireArgs {
     /// Change nothing; show what would be deleted, how much that frees, and why each backup stays or goes.
     #[arg(long)]
     dry_run: bool,
     /// Expire this backup, and nothing else, whatever retention says of it. Refused where something protects the backup.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", help_heading = ONE)]
     backup: Option<BackupId>,
-    /// With --backup: although holds in force keep it.
-    #[arg(long, requires = "backup")]
+    /// Expire it although holds in force keep it.
+    #[arg(long, requires = "backup", help_heading = ONE)]
     even_if_held: bool,
-    /// With --backup: although it is the last sound one, and nothing can be restored without it.
-    #[arg(long, requires = "backup")]
+    /// Expire it although it is the last sound one, and nothing can be restored without it.
+    #[arg(long, requires = "backup", help_heading = ONE)]
     even_if_last: bool,
-    /// With --backup: abort the unfinished backups that build on it.
-    #[arg(long, requires = "backup")]
+    /// Abort the unfinished backups that build on it.
+    #[arg(long, requires = "backup", help_heading = ONE)]
     abort_unfinished: bool,
 }
 

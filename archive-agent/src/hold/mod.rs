@@ -18,7 +18,7 @@ use walpoint_repo::backup::{AnnouncedSet, AnnouncementReason, Backups, ManifestS
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
+use walpoint_runtime::{help, output};
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::told;
@@ -29,48 +29,73 @@ use self::document::HoldsDocument;
 /// Manifests that are read at once.
 const AT_ONCE: usize = 8;
 
+/// The heading of options about what is held.
+const HELD: &str = "What is held";
+
+const ADD: &[(&str, &str)] = &[
+    (
+        "Keep one backup until a date",
+        "archive-agent hold add --until 2027-12-31 --reason \"audit 2026\" --backup \\\n\
+         20261121T101500Z-00000001-0000000002000028-9f3a0c11",
+    ),
+    (
+        "Keep every backup with a label for 90 days",
+        "archive-agent hold add --label before-migration --until 90d \\\n--reason \"until the migration is proven\"",
+    ),
+];
+
+const LIST: &[(&str, &str)] = &[
+    ("Show the holds in force", "archive-agent hold list"),
+    ("Show also who removed which hold, and when", "archive-agent hold list --all"),
+];
+
+const REMOVE: &[(&str, &str)] = &[("Remove hold 3", "archive-agent hold remove 3")];
+
 /// What `hold` can do.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum HoldCommand {
-    /// Forbid to delete a backup, or every backup with a label, whatever retention says.
+    /// Place a hold on a backup, or on every backup with a label.
     Add(AddArgs),
-    /// Show the holds in force; with --all also those that ran out or were removed.
+    /// List the holds in force.
+    #[command(after_long_help = help::examples(LIST))]
     List {
-        /// Show all that were ever placed.
+        /// List also those that ran out or were removed.
         #[arg(long)]
         all: bool,
     },
-    /// Remove a hold. What only it kept goes with the next expire.
+    /// Remove a hold; the next expire deletes what only it kept.
     Remove(RemoveArgs),
 }
 
 /// Options of `hold add`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(ADD))]
 pub(crate) struct AddArgs {
-    /// The backup.
-    #[arg(long, value_name = "ID", required_unless_present = "label", conflicts_with = "label")]
+    /// Hold this backup.
+    #[arg(long, value_name = "ID", required_unless_present = "label", conflicts_with = "label", help_heading = HELD)]
     backup: Option<BackupId>,
-    /// Every backup with this label, also those still to come.
-    #[arg(long, value_name = "TEXT")]
+    /// Hold every backup with this label, also those still to come.
+    #[arg(long, value_name = "TEXT", help_heading = HELD)]
     label: Option<String>,
-    /// Why.
+    /// Record why: the next person to find the hold needs to know.
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// When it ends: a date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
+    /// End the hold then: a date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
     #[arg(long, value_name = "TIME")]
     until: String,
-    /// Who wants it [default: the user that runs this].
+    /// Record who wants it [default: the user that runs this].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
 }
 
 /// Options of `hold remove`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(REMOVE))]
 pub(crate) struct RemoveArgs {
-    /// The hold's number in the first repository, as hold list shows it; the same hold is removed in the others. With --repo
-    /// NAME it is the number in that one, and only there.
+    /// Remove the hold that has this number in the first repository, as hold list shows it, and the same hold in the others. With --repo
+    /// NAME it is the number in that one, and removed only there.
     number: u64,
-    /// Who removes it [default: the user that runs this].
+    /// Record who removes it [default: the user that runs this].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
 }

@@ -24,7 +24,7 @@ use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Server;
 use walpoint_runtime::args::{CommonArgs, repository_name};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::{output, owner};
+use walpoint_runtime::{help, output, owner};
 use walpoint_storage::object::RepositoryId;
 
 use self::config::{Change, ConfigurationPlan};
@@ -34,34 +34,56 @@ use crate::check::report::{CheckReport, Grade, Line};
 use crate::check::{inside, source};
 use crate::key::args::SecretArgs;
 
+/// The heading of options about the cluster.
+const CLUSTER: &str = "Cluster";
+/// The heading of options about the cluster's place in the repositories.
+const LINEAGE: &str = "Lineage";
+/// The heading of options about a new repository.
+const REPOSITORY: &str = "New repository";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "In a bucket, with the credentials that the environment has",
+        "archive-agent init --repo s3://backups/prod --cluster main \\\n\
+         --pgdata /var/lib/postgresql/17/main",
+    ),
+    (
+        "In a directory, encrypted with a key file that is created",
+        "archive-agent init --repo /mnt/backup/walpoint --cluster main --encrypt \\\n\
+         --pgdata /var/lib/postgresql/17/main",
+    ),
+    ("Register the cluster in each repository of the configuration", "archive-agent init"),
+    ("After pg_upgrade", "archive-agent init --new-lineage --cluster main"),
+];
+
 /// Options of `init`.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct InitArgs {
-    /// PostgreSQL's data directory [default: pgdata of the configuration].
-    #[arg(long, value_name = "DIR")]
+    /// Archive the cluster in this data directory [default: pgdata of the configuration].
+    #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
     pub(crate) pgdata: Option<PathBuf>,
-    /// How to reach PostgreSQL: a connection string or URI without a password.
-    #[arg(long, value_name = "CONNINFO")]
+    /// Connect to PostgreSQL with this connection string or URI, which has no password [default: libpq's].
+    #[arg(long, value_name = "CONNINFO", help_heading = CLUSTER)]
     pub(crate) conninfo: Option<String>,
-    /// The socket between archive-push and the daemon [default: /run/walpoint/CLUSTER.push].
-    #[arg(long, value_name = "SOCKET")]
+    /// Let archive-push ask the daemon at this socket [default: /run/walpoint/CLUSTER.push].
+    #[arg(long, value_name = "SOCKET", help_heading = CLUSTER)]
     pub(crate) push_socket: Option<PathBuf>,
-    /// Call the repository this in the configuration.
-    #[arg(long, value_name = "NAME", default_value = "main", value_parser = repository_name)]
-    pub(crate) repo_name: String,
-    /// Begin a new lineage: for a copy that goes its own way, or for the same cluster after pg_upgrade.
-    #[arg(long)]
+    /// Begin a new lineage: for a copy that is to archive separately, or for the same cluster after pg_upgrade.
+    #[arg(long, help_heading = LINEAGE)]
     pub(crate) new_lineage: bool,
-    /// With --new-lineage: begin another one also where walpoint.lineage binds the data directory to one in which no WAL of
-    /// another server was found.
-    #[arg(long, requires = "new_lineage")]
+    /// Begin it although walpoint.lineage binds the data directory to one in which no WAL of another server was found.
+    #[arg(long, requires = "new_lineage", help_heading = LINEAGE)]
     pub(crate) even_if_bound: bool,
-    /// This repository had to acknowledge WAL and is lost for good: the one that was made in its place takes its place there, and
-    /// recovery waits for its word no longer. Can be repeated.
-    #[arg(long, value_name = "ID")]
+    /// Replace this repository, which had to acknowledge WAL and is lost for good, with the one that was created in its place: recovery
+    /// no longer waits for it. Can be repeated.
+    #[arg(long, value_name = "ID", help_heading = LINEAGE)]
     pub(crate) lost_repo: Vec<RepositoryId>,
-    /// Encrypt the repository, if it is made now. Without another option its key is a new file beside the configuration.
-    #[arg(long)]
+    /// Call the repository this in the configuration.
+    #[arg(long, value_name = "NAME", default_value = "main", value_parser = repository_name, help_heading = REPOSITORY)]
+    pub(crate) repo_name: String,
+    /// Encrypt it, if it is created now. Without another option its key is a new file beside the configuration.
+    #[arg(long, help_heading = REPOSITORY)]
     pub(crate) encrypt: bool,
     #[command(flatten)]
     pub(crate) secret: SecretArgs,
@@ -73,11 +95,11 @@ pub(crate) struct InitArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct StoreArgs {
-    /// The address of an S3-compatible store, or of an emulator.
+    /// Reach an S3-compatible store, or an emulator, at this address.
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
-    /// The S3 region.
-    #[arg(long)]
+    /// Use this S3 region [default: us-east-1].
+    #[arg(long, value_name = "REGION")]
     pub(crate) region: Option<String>,
     /// Put the bucket into the path of requests, not into the host name.
     #[arg(long)]
@@ -85,19 +107,19 @@ pub(crate) struct StoreArgs {
     /// Accept an endpoint without TLS.
     #[arg(long)]
     pub(crate) allow_http: bool,
-    /// A file with certificates (PEM) to trust besides the system's.
+    /// Trust the certificates (PEM) in this file besides the system's.
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<String>,
-    /// The access key's name, which is no secret.
+    /// Use the access key of this name, which is no secret.
     #[arg(long, value_name = "ID")]
     pub(crate) access_key_id: Option<String>,
-    /// A file that holds the access key's name.
+    /// Read the access key's name from this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) access_key_id_file: Option<String>,
-    /// A file that holds the secret key.
+    /// Read the secret key from this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_access_key_file: Option<String>,
-    /// Any other key of a [repository.NAME] table. Can be repeated.
+    /// Set any other key of the table [repository.NAME]. Can be repeated.
     #[arg(long = "store-option", value_name = "KEY=VALUE")]
     pub(crate) options: Vec<String>,
 }

@@ -14,22 +14,23 @@ use walpoint_storage::store::settings::EncryptionSettings;
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "What opens the repository")]
 pub(crate) struct SecretArgs {
-    /// A file with a key of 32 bytes in hexadecimal or base64; made with a random one if it does not exist.
+    /// Use the key in this file: 32 bytes in hexadecimal or base64. For a new secret the file is created with a random key if it does
+    /// not exist.
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
-    /// A command that prints such a key.
+    /// Use the key that this command prints.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) key_command: Option<String>,
-    /// A file with a passphrase.
+    /// Use the passphrase in this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
-    /// A command that prints a passphrase.
+    /// Use the passphrase that this command prints.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) passphrase_command: Option<String>,
-    /// A command that reads what --wrap-command printed and prints the key again.
+    /// Unwrap the key with this command: it reads what --wrap-command printed and prints the key again.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) unwrap_command: Option<String>,
-    /// A command that reads a key and prints it wrapped by a key management service.
+    /// Wrap a new key with this command: it reads a key and prints it wrapped by a key management service.
     #[arg(long, value_name = "COMMAND", requires = "unwrap_command")]
     pub(crate) wrap_command: Option<String>,
 }

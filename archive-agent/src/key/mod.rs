@@ -22,22 +22,49 @@ use serde::Serialize;
 use walpoint_repo::Repository;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
+use walpoint_runtime::{help, output};
 use walpoint_storage::keys::{KeySlots, KeySource};
 use walpoint_storage::store::StoreSettings;
 
 use self::args::SecretArgs;
 
+const LIST: &[(&str, &str)] = &[("List the slots of a repository", "archive-agent key list --repo far")];
+
+const ADD: &[(&str, &str)] = &[(
+    "Add a key that is kept elsewhere",
+    "archive-agent key add --key-file /media/safe/walpoint.key \\\n--comment \"safe, first floor\"",
+)];
+
+const ROTATE: &[(&str, &str)] = &[(
+    "Replace the configured key by a new one",
+    "archive-agent key rotate --key-file /etc/walpoint/2027.key",
+)];
+
+const REMOVE: &[(&str, &str)] = &[
+    ("Remove slot 2, if the configured secret opens another one", "archive-agent key remove 2"),
+    (
+        "Remove the slot that the configured secret opens: another one has to open",
+        "archive-agent key remove 1 --passphrase-file /media/safe/passphrase",
+    ),
+];
+
 /// What `key` can do.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Show the key slots, and which of them the configured secret opens.
+    /// List the key slots, and which of them the configured secret opens.
+    #[command(after_long_help = help::examples(LIST))]
     List,
-    /// Make a slot for one more secret.
+    /// Add a slot for one more secret.
+    #[command(after_long_help = help::examples(ADD))]
     Add(New),
-    /// Make a slot for a new secret and remove the one that the configured secret opens. Data is not touched.
+    /// Replace the slot that the configured secret opens by one for a new secret.
+    ///
+    /// Data is not touched.
+    #[command(after_long_help = help::examples(ROTATE))]
     Rotate(New),
-    /// Remove a slot, if another one is proven to open: by the configured secret, or by the one given here.
+    /// Remove a slot, if another one is proven to open.
+    ///
+    /// The configured secret proves it, or the one given here.
     Remove(Remove),
 }
 
@@ -46,20 +73,22 @@ pub(crate) enum KeyCommand {
 pub(crate) struct New {
     #[command(flatten)]
     secret: SecretArgs,
-    /// A note beside the slot, such as where its secret is kept. It is no secret itself.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// Store this note with the slot, such as where its secret is kept; it is no secret itself.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     comment: String,
 }
 
 /// A slot that is to go.
 #[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(REMOVE))]
 pub(crate) struct Remove {
-    /// Its number, as key list shows it.
+    /// Remove the slot of this number, as key list shows it.
     slot: u32,
     #[command(flatten)]
     secret: SecretArgs,
-    /// Remove it though no other slot is proven to open. What that means has to be confirmed in words, on standard input.
-    #[arg(long)]
+    /// Remove it although no other slot is proven to open, and nothing in the repository can be restored without one. Confirm that by
+    /// typing the words that are asked for.
+    #[arg(long, help_heading = help::OVERRIDES)]
     even_if_last: bool,
 }
 

@@ -38,7 +38,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("Check that nothing is missing, in one repository", "archive-agent verify --light --repo far"),
     (
         "Verify one backup and the WAL that makes it consistent",
-        "archive-agent verify --backup \\\n      20261121T101500Z-00000001-0000000002000028-9f3a0c11",
+        "archive-agent verify --backup \\\n20261121T101500Z-00000001-0000000002000028-9f3a0c11",
     ),
 ];
 

@@ -16,14 +16,20 @@ pub const WIDTH: usize = 80;
 /// How the section of examples begins, in plain text.
 const EXAMPLES: &str = "Examples:";
 
-/// The section below the long help of a command: each line is what an example does, and its command line. For `after_long_help`.
+/// The section below the long help of a command: what each example does, and its command line, or several lines of them. A line that
+/// ends with a backslash is continued in the next. For `after_long_help`.
 pub fn examples(examples: &[(&str, &str)]) -> String {
     let styles = Styles::styled();
     let header = styles.get_header();
     let mut text = format!("{header}{EXAMPLES}{header:#}");
     for (n, (what, line)) in examples.iter().enumerate() {
         let before = if n == 0 { "\n" } else { "\n\n" };
-        text += &format!("{before}  {what}:\n      {line}");
+        text += &format!("{before}  {what}:");
+        let mut indent = "      ";
+        for line in line.lines().map(str::trim) {
+            text += &format!("\n{indent}{line}");
+            indent = if line.ends_with('\\') { "          " } else { "      " };
+        }
     }
     text
 }
@@ -84,15 +90,11 @@ mod tests {
 
     #[test]
     fn examples_are_a_section_of_help_and_manual() {
-        let text = examples(&[("Do it", "agent do --it"), ("Do 'that', .too", ".agent do")]);
+        let text = examples(&[("Do it", "agent do \\\n--it\nagent undo"), ("Do 'that', .too", ".agent do")]);
         let command = Command::new("do").about("Do it").after_long_help(text);
         let help = command.clone().render_long_help().to_string();
-        assert!(
-            help.ends_with(
-                "Examples:\n  Do it:\n      agent do --it\n\n  Do 'that', .too:\n      .agent do\n"
-            ),
-            "{help}"
-        );
+        let shown = "Examples:\n  Do it:\n      agent do \\\n          --it\n      agent undo\n\n  Do 'that', .too:\n      .agent do\n";
+        assert!(help.ends_with(shown), "{help}");
         assert!(
             !command.clone().render_help().to_string().contains("Examples"),
             "only the long help has them"
@@ -100,7 +102,7 @@ mod tests {
         let page = examples_in_roff(&command);
         assert_eq!(
             page,
-            ".SH EXAMPLES\n.nf\nDo it:\n    agent do \\-\\-it\n\nDo 'that', .too:\n    .agent do\n.fi\n"
+            ".SH EXAMPLES\n.nf\nDo it:\n    agent do \\e\n        \\-\\-it\n    agent undo\n\nDo 'that', .too:\n    .agent do\n.fi\n"
         );
         assert_eq!(examples_in_roff(&Command::new("do")), "");
     }
