@@ -32,22 +32,29 @@ const OPTIONS: [&str; 2] = ["socket", "config"];
 const USAGE: &str = "usage: archive-push --socket SOCKET [--config FILE] PATH";
 
 const HELP: &str = "\
-Asks Walpoint's daemon to make one WAL file durable; PostgreSQL's archive_command.
+Make one WAL file durable: PostgreSQL's archive_command.
 
 Usage: archive-push --socket SOCKET [--config FILE] PATH
 
-  --socket SOCKET  the cluster's push socket (push_socket in the configuration)
-  --config FILE    configuration for \"archive-agent push\", which takes over when no daemon answers
-  --help           print this and end
-  --version        print the version and end
-  PATH             the file to archive: %p, not %f
+Arguments:
+  PATH             Archive this file: %p, not %f
 
-In postgresql.conf:
+Options:
+  --socket SOCKET  Ask the daemon at the cluster's push socket (push_socket in
+                   the configuration)
+  --config FILE    Read this configuration in \"archive-agent push\", which takes
+                   over when no daemon answers
+                   [default: /etc/walpoint/walpoint.toml]
+  -h, --help       Print help
+  -V, --version    Print version
 
-  archive_mode = on
-  archive_command = 'archive-push --socket /run/walpoint/main.push %p'
+Exit status: 0 the file is durable, 1 it is not, 2 wrong usage or configuration;
+never above 125.
 
-Exit status: 0 the file is durable, 1 it is not, 2 wrong usage or configuration; never above 125.
+Examples:
+  In postgresql.conf:
+    archive_mode = on
+    archive_command = 'archive-push --socket /run/walpoint/main.push %p'
 ";
 
 /// Reads the arguments after the program's name. An error is one line.
@@ -145,6 +152,7 @@ mod tests {
     #[test]
     fn help_and_version_are_not_taken_for_an_archived_file() {
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("%p")));
+        assert!(HELP.lines().all(|line| line.chars().count() <= 80));
         assert!(matches!(parsed("-V"), Ok(Parsed::Print(text)) if text.starts_with("archive-push ")));
         for line in ["--help --socket s p", "--socket s --version p", "-h p"] {
             assert!(parsed(line).is_err(), "{line}");

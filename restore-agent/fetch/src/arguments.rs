@@ -34,25 +34,34 @@ const OPTIONS: [&str; 4] = ["socket", "config", "cluster", "repo"];
 const USAGE: &str = "usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH";
 
 const HELP: &str = "\
-Takes one WAL file from Walpoint's prefetcher; PostgreSQL's restore_command.
+Fetch one WAL file, verified: PostgreSQL's restore_command.
 
 Usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH
 
-  --socket SOCKET  the prefetcher's socket; one is started if none answers there
-  --config FILE    configuration for \"restore-agent\", which prefetches or takes over
-  --cluster NAME   the cluster, when the configuration has several
-  --repo NAME|URL  only this repository: its name in the configuration, or its URL, which needs none
-  --help           print this and end
-  --version        print the version and end
-  NAME             the file that PostgreSQL asks for: %f
-  PATH             where it wants it: %p
+Arguments:
+  NAME             Fetch the file that PostgreSQL asks for: %f
+  PATH             Put it where PostgreSQL wants it: %p
 
-In postgresql.conf:
+Options:
+  --socket SOCKET  Ask the prefetcher at this socket, and start one if none
+                   answers
+  --config FILE    Read this configuration in \"restore-agent\", which prefetches
+                   or takes over [default: /etc/walpoint/walpoint.toml]
+  --cluster NAME   Select the cluster; needed only when the configuration has
+                   several
+  --repo NAME|URL  Use only this repository: its name in the configuration, or a
+                   URL, which needs no configuration. A name can be repeated
+                   [default: all of the cluster's]
+  -h, --help       Print help; only as the sole argument
+  -V, --version    Print version; only as the sole argument
 
-  restore_command = 'restore-fetch --socket pg_dynshmem/walpoint-fetch %f %p'
+Exit status: 0 the file is there, verified; 1 it is proven not to be in the
+archive (on a standby: or cannot be had at the moment); 255 anything else, so
+that PostgreSQL stops instead of ending recovery early.
 
-Exit status: 0 the file is there, verified; 1 it is proven not to be in the archive (on a standby: or cannot be had at the
-moment); 255 anything else, so that PostgreSQL stops instead of ending recovery early.
+Examples:
+  In postgresql.conf:
+    restore_command = 'restore-fetch --socket pg_dynshmem/walpoint-fetch %f %p'
 ";
 
 /// Reads the arguments after the program's name. An error is one line.
@@ -153,6 +162,7 @@ mod tests {
     #[test]
     fn help_and_version() {
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("%f")));
+        assert!(HELP.lines().all(|line| line.chars().count() <= 80));
         assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("restore-fetch ")));
     }
 }
