@@ -18,6 +18,7 @@ help:
 	@echo "make soak    the long tests too"
 	@echo "make mutants plant faults and show which test finds each"
 	@echo "make bench   measure beside other tools, write bench/RESULTS.md (an hour; ROWS=archive-s3,fetch-s3 for some)"
+	@echo "make schemas  write docs/schema anew from what the commands print"
 	@echo "make lint    format, clippy, documentation, dependencies, layers, circles, options in libraries"
 	@echo "make clean   remove everything built"
 
@@ -99,6 +100,11 @@ bench: dist
 	@tests/setup/setup.sh --only pg15,weed,pgbackrest,barman
 	$(CARGO) build --release --workspace
 	$(TARGET_DIR)/release/walpoint-bench run --released $(TARGET_DIR)/dist-out $(if $(ROWS),--only $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
+
+# One for each document that a command prints, from its type. The same tests compare them otherwise.
+.PHONY: schemas
+schemas:
+	WALPOINT_WRITE_SCHEMAS=1 $(CARGO) test --quiet --workspace --lib --bins document_schema
 
 lint:
 	$(CARGO) fmt --all --check

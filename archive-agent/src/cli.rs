@@ -44,7 +44,7 @@ const STATUS: &[(&str, &str)] = &[
         "Show a repository without a configuration",
         "archive-agent status --repo s3://backups/prod --cluster main",
     ),
-    ("Count the WAL files that wait", "archive-agent status --json | jq '.clusters[].server.waiting'"),
+    ("Count the WAL files that wait", "archive-agent status --json | jq '.clusters[].server.ready_count'"),
 ];
 
 const HEALTH: &[(&str, &str)] = &[("Check the daemon of a container", "archive-agent health")];

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::ClusterName;
 use walpoint_base::table::WrongKey;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::config::{Config, DEFAULT_PATH, Problem};
@@ -32,28 +34,41 @@ pub(crate) enum ConfigCommand {
     Check,
 }
 
-/// What `config check --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
+/// What `archive-agent config check --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ConfigReport {
-    config: PathBuf,
-    problems: Vec<Problem>,
+    /// The configuration file.
+    config_file: PathBuf,
+    /// What is wrong with the file, in the order of its lines.
+    errors: Vec<Problem>,
+    /// The clusters in the file; empty if something is wrong with it.
     clusters: Vec<ConfiguredCluster>,
+    /// The repositories in the file; empty if something is wrong with it.
     repositories: Vec<ConfiguredRepository>,
 }
 
-#[derive(Debug, Serialize)]
+walpoint_runtime::document!(ConfigReport, "archive-agent config check");
+
+/// A cluster.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ConfiguredCluster {
-    cluster: String,
+    /// The cluster.
+    cluster: ClusterName,
+    /// Its repositories.
     repositories: Vec<String>,
-    /// Those that have to hold a segment before it is acknowledged.
-    ack: Vec<String>,
+    /// The repositories that must hold a segment before it is acknowledged.
+    ack_repositories: Vec<String>,
+    /// PostgreSQL's data directory. Absent if it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pgdata: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
+/// A repository.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ConfiguredRepository {
+    /// Its name.
     repository: String,
+    /// Its URL.
     url: String,
 }
 
@@ -68,7 +83,7 @@ pub(crate) fn run(common: &CommonArgs, command: &ConfigCommand) -> Result<(), Fa
         true => output::json(&report)?,
         false => output::text(&report.text())?,
     }
-    match report.problems.len() {
+    match report.errors.len() {
         0 => Ok(()),
         found => Err(Failure::usage(anyhow!(
             "the configuration {path:?} cannot be used: it has {}",
@@ -90,17 +105,17 @@ fn contradictions(settings: &StoreSettings) -> Vec<WrongKey> {
 }
 
 impl ConfigReport {
-    fn of(path: &Path, config: Option<&Config<StoreSettings>>, problems: Vec<Problem>) -> Self {
+    fn of(path: &Path, config: Option<&Config<StoreSettings>>, errors: Vec<Problem>) -> Self {
         let clusters = config.into_iter().flat_map(|config| &config.cluster);
         let repositories = config.into_iter().flat_map(|config| &config.repository);
         Self {
-            config: path.to_owned(),
-            problems,
+            config_file: path.to_owned(),
+            errors,
             clusters: clusters
                 .map(|(name, settings)| ConfiguredCluster {
-                    cluster: name.to_string(),
+                    cluster: name.clone(),
                     repositories: settings.repositories.clone(),
-                    ack: settings.ack_set().to_vec(),
+                    ack_repositories: settings.ack_set().to_vec(),
                     pgdata: settings.pgdata.clone(),
                 })
                 .collect(),
@@ -115,13 +130,13 @@ impl ConfigReport {
 
     /// For a person: a line for each problem, as compilers print theirs, or what the file has.
     fn text(&self) -> String {
-        let path = self.config.display();
-        if !self.problems.is_empty() {
-            let line = |problem: &Problem| format!("{path}:{}: {}\n", problem.line, problem.text());
-            return self.problems.iter().map(line).collect();
+        let path = self.config_file.display();
+        if !self.errors.is_empty() {
+            let line = |problem: &Problem| format!("{path}:{}: {}\n", problem.line_number, problem.text());
+            return self.errors.iter().map(line).collect();
         }
         let mut text = format!("{path}: ok\n");
-        for ConfiguredCluster { cluster, repositories, ack, pgdata } in &self.clusters {
+        for ConfiguredCluster { cluster, repositories, ack_repositories: ack, pgdata } in &self.clusters {
             let (noun, names) = (
                 if repositories.len() == 1 { "repository" } else { "repositories" },
                 repositories.join(", "),
@@ -178,6 +193,6 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }
-        assert_eq!(report.problems.len(), 4, "{text}");
+        assert_eq!(report.errors.len(), 4, "{text}");
     }
 }

@@ -7,6 +7,7 @@ use std::io::BufRead as _;
 
 use anyhow::{anyhow, bail};
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::ClusterName;
 use walpoint_repo::Repository;
@@ -49,13 +50,18 @@ pub(crate) struct ForgetArgs {
     even_if_in_use: bool,
 }
 
-/// What `forget --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
-struct Document {
-    cluster: String,
+/// What `archive-agent forget --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ForgetDocument {
+    /// The cluster.
+    cluster: ClusterName,
+    /// What was deleted, or would be, for each repository.
     repositories: Vec<Forgotten>,
+    /// Repositories in which it was refused or did not finish, with the reason.
     failed: Vec<String>,
 }
+
+walpoint_runtime::document!(ForgetDocument, "archive-agent forget");
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Failure> {
@@ -63,7 +69,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
     let (even_if_held, even_if_in_use) = (args.even_if_held, args.even_if_in_use);
     let options = ForgetOptions { dry_run: true, even_if_held, even_if_in_use };
     let mut document =
-        Document { cluster: args.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
+        ForgetDocument { cluster: args.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     let mut opened = Vec::new();
     for (name, settings) in &repositories {
         match look(name, settings, &args.cluster, options).await {
@@ -102,7 +108,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
         false => output::text(&document.text())?,
     }
     let (failed, done) = (document.failed.join("; "), args.dry_run || !document.repositories.is_empty());
-    let held: u64 = document.repositories.iter().map(|one| one.held_objects).sum();
+    let held: u64 = document.repositories.iter().map(|one| one.denied_count).sum();
     match document.failed.is_empty() {
         // Who deletes personal data has to know that it is still there.
         true if held > 0 => Err(anyhow!(
@@ -156,7 +162,7 @@ fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, S
 }
 
 /// Has the cluster's name typed.
-fn confirm(cluster: &ClusterName, document: &Document) -> anyhow::Result<()> {
+fn confirm(cluster: &ClusterName, document: &ForgetDocument) -> anyhow::Result<()> {
     eprint!("{}Type {cluster} to delete all of this for good: ", document.text());
     let mut typed = String::new();
     std::io::stdin().lock().read_line(&mut typed)?;
@@ -167,21 +173,22 @@ fn confirm(cluster: &ClusterName, document: &Document) -> anyhow::Result<()> {
     }
 }
 
-impl Document {
+impl ForgetDocument {
     /// For a person.
     fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         for one in &self.repositories {
             let (what, objects, bytes) = match one.dry_run {
-                true => ("Would delete", one.objects, one.bytes),
-                false if one.held_objects > 0 => {
-                    ("Deleted a part of", one.deleted_objects, one.deleted_bytes)
+                true => ("Would delete", one.object_count, one.object_bytes),
+                false if one.denied_count > 0 => {
+                    ("Deleted a part of", one.deleted_count, one.deleted_bytes)
                 }
-                false => ("Deleted", one.deleted_objects, one.deleted_bytes),
+                false => ("Deleted", one.deleted_count, one.deleted_bytes),
             };
             writeln!(text, "{what} cluster {} from {}", one.cluster, one.repository).ok();
-            writeln!(text, "  lineages  {}", one.lineages.join(", ")).ok();
+            let lineages: Vec<String> = one.lineages.iter().map(ToString::to_string).collect();
+            writeln!(text, "  lineages  {}", lineages.join(", ")).ok();
             let span = match (one.backups.first(), one.backups.last()) {
                 (Some(first), Some(last)) if first != last => format!(", from {first} to {last}"),
                 (Some(only), _) => format!(", {only}"),
@@ -189,11 +196,11 @@ impl Document {
             };
             writeln!(text, "  backups   {}{span}", one.backups.len()).ok();
             writeln!(text, "  objects   {objects}, {}", human::size(bytes)).ok();
-            if one.held_objects > 0 {
-                writeln!(text, "  held      {} objects that the store does not let go", one.held_objects)
+            if one.denied_count > 0 {
+                writeln!(text, "  held      {} objects that the store does not let go", one.denied_count)
                     .ok();
             }
-            for key in &one.unknown {
+            for key in &one.unknown_objects {
                 writeln!(text, "  not Walpoint's, left alone: {key}").ok();
             }
             for note in &one.notes {

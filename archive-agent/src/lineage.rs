@@ -6,8 +6,9 @@
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, LineageId, TimelineId};
+use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId};
 use walpoint_repo::Repository;
 use walpoint_repo::lineage::DamagedLineage;
 use walpoint_runtime::args::CommonArgs;
@@ -57,24 +58,32 @@ pub(crate) struct SettleArgs {
     abandoned: bool,
 }
 
-/// What `lineage settle --json` prints.
-#[derive(Debug, Serialize)]
-struct Document {
-    cluster: String,
-    timeline: u32,
-    settled: Vec<Settled>,
+/// What `archive-agent lineage settle --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct SettleDocument {
+    /// The cluster.
+    cluster: ClusterName,
+    /// The timeline that was settled.
+    timeline: TimelineId,
+    /// The records that this run wrote.
+    settlements: Vec<Settlement>,
 }
 
-#[derive(Debug, Serialize)]
-struct Settled {
+walpoint_runtime::document!(SettleDocument, "archive-agent lineage settle");
+
+/// A record of what was settled, in one repository.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Settlement {
+    /// The repository's name in the configuration.
     repository: String,
-    lineage: String,
-    /// The hash of the refused history.
+    /// The lineage.
+    lineage: LineageId,
+    /// The hash of the history file that was refused and no longer puts the timeline in doubt. Absent if the timeline was abandoned.
     #[serde(skip_serializing_if = "Option::is_none")]
-    history: Option<String>,
-    /// The last segment of the timeline that was abandoned.
+    history_hash: Option<String>,
+    /// The last segment of the timeline that was abandoned. Absent if a history was settled.
     #[serde(skip_serializing_if = "Option::is_none")]
-    abandoned_until: Option<String>,
+    last_abandoned_segment: Option<SegmentName>,
 }
 
 /// Runs the command.
@@ -120,7 +129,7 @@ async fn settle(
     settings: &StoreSettings,
     cluster: &ClusterName,
     args: &SettleArgs,
-) -> anyhow::Result<Option<Vec<Settled>>> {
+) -> anyhow::Result<Option<Vec<Settlement>>> {
     if args.abandoned {
         return Ok(None);
     }
@@ -150,11 +159,11 @@ async fn settle(
     let mut settled = Vec::new();
     for (_, history) in open {
         archive.settle_history(args.timeline, history, args.reason.trim(), &who).await?;
-        settled.push(Settled {
+        settled.push(Settlement {
             repository: name.to_owned(),
-            lineage: first.to_string(),
-            history: Some(history.to_string()),
-            abandoned_until: None,
+            lineage: first,
+            history_hash: Some(history.to_string()),
+            last_abandoned_segment: None,
         });
     }
     Ok(Some(settled))
@@ -175,22 +184,22 @@ fn print(
     common: &CommonArgs,
     cluster: &ClusterName,
     args: &SettleArgs,
-    settled: Vec<Settled>,
+    settled: Vec<Settlement>,
 ) -> Result<(), Failure> {
     if common.json {
-        let (cluster, timeline) = (cluster.to_string(), args.timeline.get());
-        return output::json(&Document { cluster, timeline, settled });
+        let (cluster, timeline) = (cluster.clone(), args.timeline);
+        return output::json(&SettleDocument { cluster, timeline, settlements: settled });
     }
-    let line = |one: &Settled| {
-        let Settled { repository, lineage, history, abandoned_until } = one;
+    let line = |one: &Settlement| {
+        let Settlement { repository, lineage, history_hash, last_abandoned_segment } = one;
         let timeline = args.timeline;
-        match (history, abandoned_until) {
+        match (history_hash, last_abandoned_segment) {
             (Some(history), _) => format!(
                 "repository {repository}: timeline {timeline} of lineage {lineage} is settled: the stored history counts, not {history}\n"
             ),
             (None, until) => format!(
                 "repository {repository}: timeline {timeline} of lineage {lineage} is settled as abandoned up to {}\n",
-                until.as_deref().unwrap_or("its begin")
+                until.map_or_else(|| "its begin".to_owned(), |until| until.to_string())
             ),
         }
     };

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::facts::PointRef;
-use walpoint_base::{Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{ClusterName, Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_repo::catalog::Catalog;
 use walpoint_runtime::args::{self, CommonArgs, Selection};
@@ -55,32 +56,38 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// What `restore-point --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
+/// What `archive-agent restore-point --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
 struct RestorePointReport {
-    cluster: String,
+    /// The cluster.
+    cluster: ClusterName,
+    /// The restore point's name.
     name: String,
-    timeline: u32,
-    /// Where its record starts, as status and plan show it; absent if the record crosses the end of a segment.
+    /// The timeline on which it was created.
+    timeline: TimelineId,
+    /// The position at which its record starts, as `status` and `plan` show it. Absent if the record crosses the end of a segment.
     #[serde(skip_serializing_if = "Option::is_none")]
-    lsn: Option<String>,
-    /// Where its record ends: what `pg_create_restore_point` returned.
-    end_lsn: String,
-    /// By the server's clock.
-    time: String,
+    lsn: Option<Lsn>,
+    /// The position at which its record ends, which `pg_create_restore_point` returned.
+    end_lsn: Lsn,
+    /// When it was created, by the server's clock.
+    time: PgTimestamp,
     /// The segment that holds the end of the record.
-    segment: String,
-    /// The repositories that hold it.
+    segment: SegmentName,
+    /// The repositories that hold the segment.
     repositories: Vec<String>,
-    /// How many restore points had the name before.
-    same_name: usize,
-    /// Why a restore to it is not possible yet.
+    /// The number of restore points that had the name before.
+    same_name_count: usize,
+    /// Why the cluster cannot be restored to it yet. Absent if it can.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
-    /// Restores to it, into a directory to be named.
+    /// The command that restores to it, into the directory `DIR`.
     command: String,
+    /// How long it took.
     seconds: f64,
 }
+
+walpoint_runtime::document!(RestorePointReport, "archive-agent restore-point");
 
 /// What was created.
 #[derive(Debug)]
@@ -125,15 +132,15 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
     })?;
     let point = stored_point(&destinations, &args.name, &created).await?;
     let report = RestorePointReport {
-        cluster: selection.cluster.to_string(),
+        cluster: selection.cluster.clone(),
         name: args.name.clone(),
-        timeline: created.timeline.get(),
-        lsn: point.as_ref().map(|(point, _)| point.lsn.to_string()),
-        end_lsn: created.end.to_string(),
-        time: human::time(point.as_ref().and_then(|(_, time)| *time).unwrap_or(created.time).to_time()),
-        segment: created.segment.to_string(),
+        timeline: created.timeline,
+        lsn: point.as_ref().map(|(point, _)| point.lsn),
+        end_lsn: created.end,
+        time: point.as_ref().and_then(|(_, time)| *time).unwrap_or(created.time),
+        segment: created.segment,
         repositories: names.into_iter().map(str::to_owned).collect(),
-        same_name,
+        same_name_count: same_name,
         warnings: unreached(&destinations, created.timeline).await,
         command: command(
             common,
@@ -290,7 +297,7 @@ impl RestorePointReport {
     /// For a person.
     fn text(&self) -> String {
         let Self { name, timeline, end_lsn, time, segment, command, .. } = self;
-        let at = self.lsn.as_ref().unwrap_or(end_lsn);
+        let (at, time) = (self.lsn.unwrap_or(*end_lsn), human::time(time.to_time()));
         format!(
             "Restore point \"{name}\" is durable\n  position  {at} on timeline {timeline}\n  time      {time}\n  stored    \
              segment {segment} in {}\n\nTo restore the cluster to it, into a new directory DIR:\n\n  {command}\n",

@@ -15,6 +15,7 @@
 mod ask;
 mod document;
 mod probe;
+mod reason;
 mod remarks;
 #[cfg(test)]
 mod tests;
@@ -37,7 +38,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 
 pub(crate) use self::ask::planned;
-use self::document::PlanReport;
+pub(crate) use self::document::PlanReport;
 pub(crate) use self::document::{LocationContents, TablespaceDocument};
 pub(crate) use self::probe::{ProbeArgs, probe, probe_arguments};
 pub(crate) use self::words::refusal;

@@ -44,6 +44,7 @@
 //! | [`histories`] | random histories of several servers on one archive, compared with a row oracle of their own: `run(seed)`, `run_chapters(seed, major, &[Chapter::Pitr, …])` |
 //! | [`containers`], [`compose`] | `Engine::empty()`: images and containers of the test's own, `build`, `image_of`, `up(&compose, service)`, `run`, `exec`; `Compose::read(docker/compose.yaml)` |
 //! | [`process`] | `run(&mut command, limit)` gives an `Output` (`expect_success`, `expect_status`), `Background` (`wait`, `wait_watched` with the peak of its memory), `descendants`, `alive` |
+//! | [`schema`] | what a program prints with `--json` against `docs/schema`; `process::run` does it for every command |
 //! | [`testbed`], [`dir`], [`user`], [`ports`], [`wait`], [`not_run`] | where things are, temporary directories, the servers' user, leased ports, waiting |
 //!
 //! # In the environment
@@ -71,6 +72,7 @@ pub mod process;
 pub mod proxy;
 pub mod rows;
 pub mod s3_admin;
+pub mod schema;
 pub mod seaweed;
 pub mod session;
 pub mod sql;

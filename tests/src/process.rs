@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::schema;
+
 /// What a finished process left.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -41,7 +43,8 @@ impl Output {
     }
 }
 
-/// Runs a command to its end; after `limit` it is killed and the test fails.
+/// Runs a command to its end; after `limit` it is killed and the test fails. What the programs under test print with `--json` has to
+/// be what their schemas describe ([`schema`]).
 #[track_caller]
 pub fn run(command: &mut Command, limit: Duration) -> Output {
     run_with_input(command, &[], limit)
@@ -74,7 +77,9 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
     let Some(status) = status else {
         panic!("not finished within {limit:?}: {command:?}\nstdout: {out}\nstderr: {err}")
     };
-    Output { status: code(status), stdout: out, stderr: err, took: start.elapsed() }
+    let output = Output { status: code(status), stdout: out, stderr: err, took: start.elapsed() };
+    schema::check(command, &output);
+    output
 }
 
 /// A process in the background. Dropping it kills it (SIGKILL, this process only).

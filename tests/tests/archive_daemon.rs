@@ -275,7 +275,7 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     assert!(status.contains(&format!("DROPPED   {gap}")), "{status}");
     let json = bed.agent.run(&["status", "--json"]).expect_success().stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["clusters"][0]["server"]["dropped"]["files"], 8);
+    assert_eq!(json["clusters"][0]["server"]["dropped"]["file_count"], 8);
 
     let gap = format!("7 files of WAL from {} to {} were dropped", names[0], names[7]);
     archived_after_all_is_no_gap(&bed, &saved.join(&names[5]), &gap);

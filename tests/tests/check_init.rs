@@ -88,9 +88,9 @@ fn json(output: &Output) -> Value {
 /// The grade of one line of `check --json`.
 #[track_caller]
 fn grade(report: &Value, what: &str) -> String {
-    let lines = report["lines"].as_array().unwrap();
-    let line = lines.iter().find(|line| line["what"] == what);
-    line.unwrap_or_else(|| panic!("no line {what}: {report:#}"))["grade"].as_str().unwrap().to_owned()
+    let lines = report["checks"].as_array().unwrap();
+    let line = lines.iter().find(|line| line["check"] == what);
+    line.unwrap_or_else(|| panic!("no line {what}: {report:#}"))["result"].as_str().unwrap().to_owned()
 }
 
 /// What `init` prints and writes is enough: PostgreSQL archives with the printed settings, without another file, with and
@@ -110,7 +110,7 @@ fn what_init_prints_works_on_every_store() {
         assert_eq!(told["repositories"][0]["repository_created"], true);
         let mode = fs::metadata(&bed.config).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "nobody else's business");
-        for setting in told["postgresql_conf"].as_array().unwrap() {
+        for setting in told["settings"].as_array().unwrap() {
             bed.cluster.set(setting["name"].as_str().unwrap(), setting["value"].as_str().unwrap());
         }
         bed.cluster.start();
@@ -126,7 +126,7 @@ fn what_init_prints_works_on_every_store() {
             assert_eq!(grade(&report, what), "ok", "{report:#}");
         }
         assert_eq!(grade(&report, "daemon"), "warning");
-        assert_eq!(report["failed"], 0);
+        assert_eq!(report["failed_count"], 0);
         if store.port().is_some() {
             let secret = bed.agent.place().join("secret-access-key");
             fs::set_permissions(&secret, fs::Permissions::from_mode(0o604)).unwrap();
@@ -144,7 +144,7 @@ fn what_init_prints_works_on_every_store() {
             (&false.into(), &false.into())
         );
         assert!(
-            again["postgresql_conf"].as_array().unwrap().iter().all(|s| s["current"].is_string()),
+            again["settings"].as_array().unwrap().iter().all(|s| s["current_value"].is_string()),
             "{again:#}"
         );
         let text = bed.init(&as_str(&arguments[..arguments.len() - 1])).expect_success().stdout;
@@ -165,7 +165,7 @@ fn the_role_of_init_has_every_right() {
     let store = Store::local();
     let arguments = store_arguments(&store, bed.agent.place());
     let told = json(&bed.init(&[&as_str(&arguments)[..], &["--json"]].concat()).expect_success());
-    for setting in told["postgresql_conf"].as_array().unwrap() {
+    for setting in told["settings"].as_array().unwrap() {
         bed.cluster.set(setting["name"].as_str().unwrap(), setting["value"].as_str().unwrap());
     }
     bed.cluster.start();
@@ -413,7 +413,7 @@ fn a_name_belongs_to_one_cluster() {
     let told = json(&other.init(&["--repo", &repo, "--new-lineage", "--json"]).expect_success());
     let lineage = told["repositories"][0]["lineage"].as_str().unwrap().to_owned();
     assert!(lineage.ends_with("-1"), "{lineage}");
-    let splits_off = |told: &Value| told["notes"].to_string().contains("archives into a lineage of its own");
+    let splits_off = |told: &Value| told["checks"].to_string().contains("archives into a lineage of its own");
     assert!(!splits_off(&told), "{told}");
     let told = json(&bed.init(&["--repo", &repo, "--new-lineage", "--json"]).expect_success());
     let own = told["repositories"][0]["lineage"].as_str().unwrap();
@@ -431,15 +431,15 @@ fn an_ack_set_that_is_not_the_lineages_is_told() {
     agent().init(&[]).expect_success();
     let lines = |agent: Agent| {
         let report = json(&agent.run(&["check", "--json"]).expect_status(3));
-        let all = report["lines"].as_array().unwrap().clone();
-        all.into_iter().filter(|line| line["what"].as_str().unwrap().ends_with(": ack")).collect::<Vec<_>>()
+        let all = report["checks"].as_array().unwrap().clone();
+        all.into_iter().filter(|line| line["check"].as_str().unwrap().ends_with(": ack")).collect::<Vec<_>>()
     };
     assert_eq!(lines(agent()), Vec::<Value>::new());
     let told = lines(agent().cluster_line("ack = [\"main\"]"));
     assert_eq!(told.len(), 2, "one for each repository: {told:?}");
     for line in told {
-        assert_eq!(line["grade"], "warning");
-        let found = line["found"].as_str().unwrap();
+        assert_eq!(line["result"], "warning");
+        let found = line["message"].as_str().unwrap();
         assert!(found.contains("registered with main (") && found.contains(", second ("), "{line}");
     }
 }

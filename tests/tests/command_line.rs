@@ -61,7 +61,7 @@ pgdata = \"/missing/data\"
     let json = run("archive-agent", &["config", "check", "--json", "--config", &path]).expect_status(2);
     let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
     assert_eq!(
-        (&json["problems"][0]["line"], &json["problems"][0]["key"]),
+        (&json["errors"][0]["line_number"], &json["errors"][0]["key"]),
         (&3.into(), &"endpiont".into()),
         "{json:#}"
     );

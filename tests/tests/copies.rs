@@ -79,7 +79,7 @@ fn would_drop(bed: &Archived, retention: &str) -> Vec<String> {
     agent.tables = tables(retention);
     let report = json(&agent.run(&["expire", "--dry-run", "--json"]).expect_success());
     let backups = report["repositories"][0]["backups"].as_array().unwrap();
-    let dropped = backups.iter().filter(|backup| backup["verdict"] == "drop");
+    let dropped = backups.iter().filter(|backup| backup["decision"] == "expire");
     dropped.map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -189,7 +189,7 @@ fn damaged_backups_push_no_sound_one_out_and_are_not_chosen() {
     let document = json(&bed.agent.run(&["status", "--json"]).expect_success());
     let backups = &document["clusters"][0]["repositories"][0]["status"]["backups"];
     assert_eq!(
-        (&backups[0]["damaged_pages"], &backups[1]["damaged_pages"]),
+        (&backups[0]["damaged_page_count"], &backups[1]["damaged_page_count"]),
         (&0.into(), &1.into()),
         "{backups:#}"
     );

@@ -90,8 +90,8 @@ fn a_backup_goes_by_name_unless_something_protects_it() {
         let report = json(&bed.agent.run(&dry).expect_success())["repositories"][0].clone();
         assert_eq!(report["backups"].as_array().unwrap().len(), 1, "{report:#}");
         assert_eq!(
-            (&report["backups"][0]["id"], &report["backups"][0]["verdict"]),
-            (&ids[0].as_str().into(), &"drop".into())
+            (&report["backups"][0]["id"], &report["backups"][0]["decision"]),
+            (&ids[0].as_str().into(), &"expire".into())
         );
         assert_eq!(bed.back_door().list(""), before, "nothing was changed so far");
 
@@ -145,10 +145,10 @@ fn status_shows_what_each_backup_is() {
         (&"".into(), &"pre-deploy".into()),
         "{backups:#}"
     );
-    assert!(number(0, "bytes") > 5 << 20 && number(1, "bytes") > 5 << 20, "{backups:#}");
+    assert!(number(0, "file_bytes") > 5 << 20 && number(1, "file_bytes") > 5 << 20, "{backups:#}");
     assert!(number(1, "stored_bytes") * 4 < number(0, "stored_bytes"), "{backups:#}");
-    assert!(number(0, "pages") > 500 && backups[0]["seconds"].as_f64().unwrap() > 0.0, "{backups:#}");
-    assert_eq!((number(0, "damaged_pages"), number(0, "damaged_packs")), (0, 0));
+    assert!(number(0, "page_count") > 500 && backups[0]["seconds"].as_f64().unwrap() > 0.0, "{backups:#}");
+    assert_eq!((number(0, "damaged_page_count"), number(0, "damaged_pack_count")), (0, 0));
     // A damaged pack is damage of both.
     let packs = bed.back_door().list("clusters/main/data");
     bed.back_door().truncate(&packs[0], 1000);
@@ -255,7 +255,7 @@ fn a_cluster_is_forgotten_when_its_name_is_typed() {
             assert!(refused.stderr.contains("nothing was deleted"), "{refused:#?}");
         }
         let dry = json(&forget(&[&sure[..], &["--dry-run", "--json"]].concat(), "").expect_success());
-        assert_eq!(dry["repositories"][0]["objects"], of_other.len(), "{dry:#}");
+        assert_eq!(dry["repositories"][0]["object_count"], of_other.len(), "{dry:#}");
         assert_eq!(
             (keys("main"), keys("other")),
             (of_main.clone(), of_other.clone()),
@@ -271,7 +271,7 @@ fn a_cluster_is_forgotten_when_its_name_is_typed() {
         );
 
         let done = json(&forget(&[&sure[..], &["--json"]].concat(), "other\n").expect_success());
-        assert_eq!(done["repositories"][0]["deleted_objects"], of_other.len(), "{done:#}");
+        assert_eq!(done["repositories"][0]["deleted_count"], of_other.len(), "{done:#}");
         assert_eq!((keys("main"), keys("other")), (of_main, Vec::new()));
         assert_eq!(rows(&bed, &ledger, "copy", &[]), 1);
         bed.agent.run(&["verify"]).expect_success();

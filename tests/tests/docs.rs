@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
 use walpoint_tests::dir::TestDir;
-use walpoint_tests::process;
-use walpoint_tests::{testbed, user};
+use walpoint_tests::{process, schema, testbed, user};
 
 /// The top of the source tree.
 fn top() -> PathBuf {
@@ -93,82 +93,84 @@ fn every_configuration_key_is_described() {
     }
 }
 
+/// The schemas of all documents, by name.
+fn schemas() -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    files(&schema::directory(), ".json", &mut found);
+    found.sort();
+    assert!(found.len() >= 14, "{found:?}");
+    let names = found.iter().map(|path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+    names.map(|name| (name.clone(), schema::read(&name))).collect()
+}
+
+/// Shows each member that a schema describes, and each value that it names.
+fn walk(schema: &Value, see: &mut impl FnMut(&str, &Value)) {
+    match schema {
+        Value::Object(object) => {
+            for (keyword, inner) in object {
+                match (keyword.as_str(), inner) {
+                    ("properties", Value::Object(members)) => {
+                        members.iter().for_each(|(name, member)| see(name, member))
+                    }
+                    ("const", value) => see("", value),
+                    ("enum", Value::Array(values)) => values.iter().for_each(|value| see("", value)),
+                    _ => {}
+                }
+                walk(inner, see);
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|one| walk(one, see)),
+        _ => {}
+    }
+}
+
 #[test]
 fn every_member_of_the_json_is_described() {
     let page = read("docs/json.md");
-    let documents: [(&str, &[&str]); 29] = [
-        ("archive-agent/src/status/mod.rs", &["Document", "ClusterState"]),
-        ("archive-agent/src/status/server.rs", &["ServerState"]),
-        ("archive-agent/src/status/repository.rs", &["RepositoryState"]),
-        ("archive-agent/src/status/retention.rs", &["RetentionState"]),
-        ("archive-agent/src/status/listing.rs", &["Listing", "LineageNames", "TimelineNames", "BackupNames"]),
-        (
-            "shared/repo/src/catalog/status.rs",
-            &[
-                "ClusterStatus",
-                "SegmentsDocument",
-                "LineageStatus",
-                "TimelineStatus",
-                "ForkStatus",
-                "WindowStatus",
-                "BackupStatus",
-                "BackupDetails",
-            ],
-        ),
-        (
-            "restore-agent/src/plan/document.rs",
-            &[
-                "PlanDocument",
-                "RefusalDocument",
-                "TargetDocument",
-                "BackupDocument",
-                "PathDocument",
-                "StopDocument",
-                "PreparedDocument",
-                "SettingDocument",
-                "EstimateDocument",
-                "MomentDocument",
-            ],
-        ),
-        ("archive-agent/src/backup/report.rs", &["BackupReport", "DamagedPage", "BackupCopy"]),
-        ("archive-agent/src/expire/mod.rs", &["Document"]),
-        ("shared/repo/src/expire/report.rs", &["Expired", "DecisionReport", "ClassReport"]),
-        ("archive-agent/src/forget.rs", &["Document"]),
-        ("shared/repo/src/forget.rs", &["Forgotten"]),
-        ("archive-agent/src/verify/document.rs", &["VerifyDocument", "Finding"]),
-        ("shared/repo/src/verify/report.rs", &["Verified", "VerifyFinding"]),
-        ("archive-agent/src/hold/document.rs", &["HoldsDocument", "Holding", "HoldDocument"]),
-        ("archive-agent/src/lineage.rs", &["Document", "Settled"]),
-        ("archive-agent/src/check/mod.rs", &["CheckDocument"]),
-        ("archive-agent/src/check/report.rs", &["Line"]),
-        ("archive-agent/src/restore_point.rs", &["RestorePointReport"]),
-        ("archive-agent/src/config.rs", &["ConfigReport", "ConfiguredCluster", "ConfiguredRepository"]),
-        ("shared/runtime/src/config/problem.rs", &["Problem"]),
-        ("archive-agent/src/init/mod.rs", &["Outcome"]),
-        ("archive-agent/src/init/register.rs", &["RegisteredCluster"]),
-        ("archive-agent/src/key/mod.rs", &["Changed"]),
-        ("archive-agent/src/key/list.rs", &["Slots", "SlotState"]),
-        (
-            "restore-agent/src/list/document.rs",
-            &[
-                "ListDocument",
-                "RepositoryDocument",
-                "LineageDocument",
-                "RestorePointDocument",
-                "WindowDocument",
-            ],
-        ),
-        ("shared/repo/src/catalog/points.rs", &["RestorePointStatus"]),
-        ("restore-agent/src/restore/report.rs", &["RestoreReport"]),
-        ("restore-agent/src/restore/rollback.rs", &["Report"]),
-    ];
-    for (file, names) in documents {
-        for field in names.iter().flat_map(|name| fields(file, name)) {
-            assert!(
-                page.contains(&format!("`{field}`")),
-                "docs/json.md does not describe `{field}` of {file}"
-            );
+    let mut known = BTreeSet::new();
+    for (name, schema) in schemas() {
+        assert!(page.contains(&format!("(schema/{name}.json)")), "docs/json.md does not link to {name}.json");
+        walk(&schema, &mut |member, described| {
+            let word = if member.is_empty() { described.as_str().unwrap_or_default() } else { member };
+            assert!(page.contains(&format!("`{word}`")), "docs/json.md does not describe `{word}` of {name}");
+            known.insert(word.to_owned());
+        });
+    }
+    for row in page.lines().filter(|line| line.starts_with("| `")) {
+        let first = row.split(" | ").next().unwrap_or_default();
+        for member in first.split('`').skip(1).step_by(2) {
+            assert!(known.contains(member), "docs/json.md describes `{member}`, which no document has");
         }
+    }
+}
+
+/// A member's name says what it holds, in the same way in all documents.
+#[test]
+fn members_of_the_json_are_named_for_what_they_hold() {
+    let forbidden = ["told", "aside", "condemned", "ripe", "doomed", "adopted", "dead", "given", "what", "who", "bad"];
+    let numbers = ["_count", "_bytes", "seconds", "xid", "oid", "slot", "number", "block"];
+    let ends = |name: &str, word: &str| name == word || name.ends_with(&format!("_{word}"));
+    for (document, schema) in schemas() {
+        walk(&schema, &mut |name, member| {
+            let text = |key: &str| member[key].as_str().unwrap_or_default();
+            if name.is_empty() {
+                let value = member.as_str().unwrap_or_default();
+                let kebab = |c: char| c.is_ascii_lowercase() || matches!(c, '-' | '.');
+                assert!(value.chars().all(kebab) || document == "log", "{document}: the value {value:?}");
+                return;
+            }
+            let place = format!("{document}: {name}: {member}");
+            assert!(name.split('_').all(|word| !forbidden.contains(&word)), "{place}");
+            assert!(!text("description").is_empty() || name == "result", "{place} has no description");
+            let time = text("format") == "date-time";
+            assert_eq!(time, ends(name, "time") || name == "timestamp", "{place}: times and no others are called so");
+            assert_eq!(text("$ref").ends_with("/Lsn"), ends(name, "lsn"), "{place}: LSNs and no others are called so");
+            let segment = text("$ref").ends_with("/SegmentName");
+            assert!(!segment || ends(name, "segment"), "{place}: a segment");
+            assert!(text("type") != "number" || ends(name, "seconds"), "{place}: a fraction");
+            let said = numbers.iter().any(|end| name.ends_with(end));
+            assert!(text("type") != "integer" || said, "{place}: a number of what?");
+        });
     }
 }
 

@@ -38,7 +38,7 @@ fn expire(bed: &Archived, arguments: &[&str]) -> Value {
 fn objects(report: &Value, class: &str, what: &str) -> u64 {
     let classes = report["classes"].as_array().unwrap();
     let class = classes.iter().find(|c| c["class"] == class).unwrap();
-    class[format!("{what}_objects")].as_u64().unwrap()
+    class[format!("{what}_count")].as_u64().unwrap()
 }
 
 fn segments(bed: &Archived) -> usize {
@@ -87,9 +87,9 @@ fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
         let told = bed.agent.run(&["expire", "--dry-run"]).expect_success().stdout;
         assert_eq!(bed.back_door().list(""), before, "a dry run changes nothing");
         assert!(told.contains(&format!("drop  {}: no rule keeps it", ids[1])), "{told}");
-        let verdicts: Vec<&str> =
-            dry["backups"].as_array().unwrap().iter().map(|b| b["verdict"].as_str().unwrap()).collect();
-        assert_eq!(verdicts, ["alone", "drop", "onward", "onward"]);
+        let decisions: Vec<&str> =
+            dry["backups"].as_array().unwrap().iter().map(|b| b["decision"].as_str().unwrap()).collect();
+        assert_eq!(decisions, ["keep-standalone", "expire", "keep", "keep"]);
 
         let had = segments(&bed);
         let report = expire(&bed, &[]);
@@ -152,7 +152,7 @@ fn branches_that_no_backup_leads_to_go_and_others_stay() {
     let before = on(&bed, "00000002");
     let report = expire(&bed, &[]);
     assert_eq!(bed.backups(), [base, second], "{report:#}");
-    let why = report["backups"][0]["because"].to_string();
+    let why = report["backups"][0]["reason"].to_string();
     assert!(why.contains("it is the newest one that leads to timeline 2, the newest"), "{why}");
     assert_eq!(on(&bed, "00000002"), before, "WAL that is being archived is never out of reach");
     let copy = bed.restore_and_start("before", &["--target-action", "promote"]);
@@ -314,11 +314,11 @@ fn an_object_under_lock_is_reported_and_tried_again() {
         FaultRule::new("POST", "delete", 403, "AccessDenied"),
     ]);
     let report = expire(&bed, &[]);
-    assert!(report["held_objects"].as_u64().unwrap() > 0, "{report:#}");
-    assert!(report["held"][0].as_str().unwrap().contains(&first), "{report:#}");
+    assert!(report["denied_count"].as_u64().unwrap() > 0, "{report:#}");
+    assert!(report["denied_objects"][0].as_str().unwrap().contains(&first), "{report:#}");
     proxy.set(vec![]);
     let report = expire(&bed, &[]);
-    assert_eq!(report["held_objects"], 0);
+    assert_eq!(report["denied_count"], 0);
     assert_eq!(bed.backups(), [second]);
     let keys = bed.back_door().list("clusters/main");
     assert!(!keys.iter().any(|key| key.contains(&first) || key.contains("/announcements/")), "{keys:?}");
@@ -442,7 +442,7 @@ fn a_damaged_hold_stops_deletion_and_nothing_else() {
     assert_eq!(bed.backups(), ids);
     let verified = bed.agent.run(&["verify", "--light", "--json"]).expect_status(3);
     let report = &json(&verified)["repositories"][0];
-    assert_eq!((&report["found"], &report["findings"][0]["object"]), (&1.into(), &hold.into()), "{report:#}");
+    assert_eq!((&report["finding_count"], &report["findings"][0]["object"]), (&1.into(), &hold.into()), "{report:#}");
     assert!(bed.agent.run(&["status"]).expect_success().stdout.contains(remove));
     // Numbers are each repository's own: the sound hold of that number in another one is left alone.
     let beside = Store::local();

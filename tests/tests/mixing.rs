@@ -221,7 +221,7 @@ fn a_gap_in_one_servers_wal_is_on_record_until_a_backup_begins_behind_it() {
     let timeline = &document["clusters"][0]["repositories"][0]["status"]["lineages"][0]["timelines"][0];
     assert_eq!(timeline["breaks"][0]["segment"], *broken, "{timeline:#}");
     assert_eq!(
-        (&timeline["breaks"][0]["split_brain"], &timeline["breaks"][0]["passed"]),
+        (&timeline["breaks"][0]["split_brain"], &timeline["breaks"][0]["has_later_backup"]),
         (&false.into(), &false.into())
     );
     let windows = timeline["windows"].as_array().unwrap();

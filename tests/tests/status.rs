@@ -101,7 +101,7 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     let dark = json(&impatient.run(&["status", "--json"]).expect_status(1));
     let repositories = &dark["clusters"][0]["repositories"];
     assert!(
-        (0..2).all(|n| repositories[n]["problem"].is_string() && repositories[n]["status"].is_null()),
+        (0..2).all(|n| repositories[n]["error"].is_string() && repositories[n]["status"].is_null()),
         "{dark}"
     );
 }
@@ -128,12 +128,12 @@ fn shows_everything(agent: &Agent, cluster: &Cluster, shown: &Value, backup: &st
     assert!(text.contains("timeline 1"), "{text}");
     let main = &shown["clusters"][0];
     assert_eq!(main["cluster"], "main");
-    assert_eq!(main["server"]["waiting"], 0);
+    assert_eq!(main["server"]["ready_count"], 0);
     assert_eq!(main["server"]["failing"], false);
     assert_eq!(main["server"]["system_identifier"], cluster.system_id().to_string());
     for n in 0..2 {
         let repository = &main["repositories"][n];
-        assert_eq!(repository["problem"], Value::Null);
+        assert_eq!(repository["error"], Value::Null);
         assert_eq!(repository["notes"], Value::Array(vec![]));
         let timeline = &repository["status"]["lineages"][0]["timelines"][0];
         assert_eq!(timeline["timeline"], 1);
@@ -156,9 +156,9 @@ fn alone_says_the_same(store: &Store, lost: &str) {
     let alone = bare(&["--repo", &store.url(), "--cluster", "main", "--json"], &[]).expect_success();
     let alone = json(&alone);
     assert_eq!(alone["clusters"][0]["server"], Value::Null);
-    assert_eq!(alone["clusters"][0]["server_problem"], Value::Null);
+    assert_eq!(alone["clusters"][0]["server_error"], Value::Null);
     let gap = &alone["clusters"][0]["repositories"][0]["status"]["lineages"][0]["timelines"][0]["gaps"][0];
-    assert_eq!(gap["first"], lost);
+    assert_eq!(gap["first_segment"], lost);
     let text = bare(&["--repo", &store.url(), "--cluster", "main"], &[]).expect_success().stdout;
     assert!(text.contains("was not asked"), "{text}");
 }
@@ -202,7 +202,7 @@ fn a_failing_archiver_is_told() {
     assert!(output.stdout.contains("No backup."), "{output:#?}");
     let shown = json(&agent.run(&["status", "--json"]).expect_success());
     assert_eq!(shown["clusters"][0]["server"]["failing"], true);
-    assert_eq!(shown["clusters"][0]["server"]["waiting"], 1);
+    assert_eq!(shown["clusters"][0]["server"]["ready_count"], 1);
 }
 
 /// K6: a repository without this cluster, one without any, and none at all.
@@ -247,7 +247,7 @@ fn an_encrypted_repository_without_its_key_shows_names() {
         assert!(output.stdout.contains(&format!("Lineage {}-1", system_id())), "{output:#?}");
         let shown = json(&agent.run(&["status", "--json"]).expect_success());
         let repository = &shown["clusters"][0]["repositories"][0];
-        assert!(repository["status"].is_null() && repository["problem"].is_string(), "{shown}");
+        assert!(repository["status"].is_null() && repository["error"].is_string(), "{shown}");
         assert_eq!(repository["listing"]["lineages"][0]["timelines"][0]["last_segment"], NAME);
     }
 }

@@ -49,7 +49,7 @@ fn damaged_packs_are_found(bed: &Archived, pack: &str, first: &str) {
         let named = kinds(&report);
         assert!(named.iter().any(|(_, object)| object == pack), "{named:?}");
         assert!(report["findings"][0]["backups"].to_string().contains(first), "{report:#}");
-        assert!(report["findings"][0]["remedy"].as_str().unwrap().contains("take a backup"), "{report:#}");
+        assert!(report["findings"][0]["hint"].as_str().unwrap().contains("take a backup"), "{report:#}");
         assert!(!keys(bed, "/announcements/", "").is_empty(), "the next backup does not build on it");
         door.put(pack, whole);
     }
@@ -76,7 +76,7 @@ fn damaged_and_lost_segments_are_found(bed: &Archived) {
     let report = verify(bed, &["--light"], 3);
     let name = middle.rsplit('/').next().unwrap();
     assert!(kinds(&report).iter().any(|(kind, object)| kind == "gap" && object.contains(name)), "{report:#}");
-    assert!(report["findings"][0]["moments"].as_str().unwrap().contains("timeline 1"), "{report:#}");
+    assert!(report["findings"][0]["unrecoverable"].as_str().unwrap().contains("timeline 1"), "{report:#}");
     door.put(middle, whole);
 }
 
@@ -103,7 +103,7 @@ fn damage_of_every_kind_is_found_and_named() {
         bed.settle();
         let second = bed.backup();
         let clean = verify(&bed, &[], 0);
-        assert_eq!((clean["found"].as_u64(), clean["backups"].as_u64()), (Some(0), Some(2)));
+        assert_eq!((clean["finding_count"].as_u64(), clean["backup_count"].as_u64()), (Some(0), Some(2)));
         assert!(clean["verified_bytes"].as_u64().unwrap() > 10 << 20, "{clean:#}");
 
         let packs = keys(&bed, &format!("/data/{first}/"), ".pack");
@@ -148,7 +148,7 @@ fn what_is_sound_is_found_sound_across_timelines() {
     let second = bed.backup();
     bed.settle();
     let report = verify(&bed, &[], 0);
-    assert!(report["segments"].as_u64().unwrap() > 5, "{report:#}");
+    assert!(report["segment_count"].as_u64().unwrap() > 5, "{report:#}");
     verify(&bed, &["--backup", &second], 0);
     // What cannot be found out is no finding.
     bed.agent

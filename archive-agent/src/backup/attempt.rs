@@ -106,9 +106,9 @@ impl Attempt<'_> {
         waiting.end();
         let published = published?;
         publish::end_resumed(&published).await;
-        let mut report = BackupReport::of(request.selection.cluster.as_str(), &published, needed.stored())?;
+        let mut report = BackupReport::of(&request.selection.cluster, &published, needed.stored())?;
         report.count(&shared.counts);
-        report.wal_seconds = stopped.elapsed().as_secs_f64();
+        report.wal_wait_seconds = stopped.elapsed().as_secs_f64();
         Ok(report)
     }
 }

@@ -133,7 +133,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     match report.failed.is_empty() {
         true => Ok(()),
         false => {
-            let (backup, failed) = (&report.backup, report.failed.join("; "));
+            let (backup, failed) = (report.backup, report.failed.join("; "));
             Err(anyhow!("backup {backup} is not in every repository: {failed}").into())
         }
     }

@@ -5,7 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::{BackupId, ClusterName, Lsn, PgMajor, SegmentName, TimelineId};
 use walpoint_repo::backup::{Method, PageFault, PageFinding, WalStored};
 use walpoint_runtime::human;
 
@@ -13,98 +16,105 @@ use super::publish::PublishedReplica;
 use super::replica::{Replica, Replicas};
 use super::source::CopyCounts;
 
-/// Bad pages named in the text; the manifest and `--json` name more.
+/// Damaged pages named in the text; the manifest and `--json` name more.
 const NAMED: usize = 10;
 
-/// A finished backup. Its JSON is stable.
-#[derive(Debug, Serialize)]
+/// What `archive-agent backup --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct BackupReport {
-    /// Its id.
-    pub(crate) backup: String,
-    /// A person's label.
+    /// The backup.
+    pub(crate) backup: BackupId,
+    /// Its label; empty if it has none.
     pub(crate) label: String,
-    /// The cluster's name.
-    pub(crate) cluster: String,
+    /// The cluster.
+    pub(crate) cluster: ClusterName,
     /// PostgreSQL's major version.
-    pub(crate) postgresql: u8,
-    /// How the cluster was read: `local` or `remote`.
+    pub(crate) postgresql_major: PgMajor,
+    /// How the cluster was read.
     pub(crate) method: Method,
-    /// Whether it was read from a standby.
+    /// Whether it was taken from a standby.
     pub(crate) from_standby: bool,
-    /// When it began, RFC 3339.
-    pub(crate) started: String,
-    /// When it stopped, RFC 3339.
-    pub(crate) ended: String,
-    /// Where recovery from it begins.
-    pub(crate) start_lsn: String,
-    pub(crate) start_timeline: u32,
-    /// Where it is consistent.
-    pub(crate) stop_lsn: String,
-    pub(crate) stop_timeline: u32,
+    /// When it started.
+    pub(crate) start_time: Timestamp,
+    /// When it stopped.
+    pub(crate) stop_time: Timestamp,
+    /// The position from which recovery replays WAL.
+    pub(crate) start_lsn: Lsn,
+    /// The timeline on which it started.
+    pub(crate) start_timeline: TimelineId,
+    /// The position at which recovery becomes consistent.
+    pub(crate) stop_lsn: Lsn,
+    /// The timeline on which it stopped.
+    pub(crate) stop_timeline: TimelineId,
     /// The first segment that it needs.
-    pub(crate) first_wal: String,
-    pub(crate) last_wal: String,
-    /// Regular files.
-    pub(crate) files: u64,
-    /// Bytes of all files, holes included.
-    pub(crate) bytes: u64,
-    /// Bytes that were read.
+    pub(crate) first_segment: SegmentName,
+    /// The last segment that it needs to become consistent.
+    pub(crate) last_segment: SegmentName,
+    /// The number of regular files.
+    pub(crate) file_count: u64,
+    /// The size of the cluster's files.
+    pub(crate) file_bytes: u64,
+    /// The size of what was read.
     pub(crate) read_bytes: u64,
-    /// Files that vanished while the backup ran.
-    pub(crate) vanished: u64,
-    /// Files that were cut while they were read.
-    pub(crate) shrunk: u64,
-    /// Whether page checksums were verified.
+    /// The number of files that were removed meanwhile.
+    pub(crate) vanished_count: u64,
+    /// The number of files that were truncated meanwhile.
+    pub(crate) truncated_count: u64,
+    /// Whether page checksums were verified: the cluster had checksums from beginning to end.
     pub(crate) checksums_verified: bool,
-    /// Pages that are damaged.
-    pub(crate) bad_pages: u64,
+    /// The number of damaged pages.
+    pub(crate) damaged_page_count: u64,
     /// The first of them.
-    pub(crate) findings: Vec<DamagedPage>,
-    /// The copies.
+    pub(crate) damaged_pages: Vec<DamagedPage>,
+    /// The repositories that have a copy.
     pub(crate) repositories: Vec<BackupCopy>,
     /// Repositories that should have a copy and have none, with the reason.
     pub(crate) failed: Vec<String>,
-    /// How long it took, with waiting for WAL, in seconds.
+    /// How long it took.
     pub(crate) seconds: f64,
-    /// How long the waiting for WAL took, in seconds.
-    pub(crate) wal_seconds: f64,
+    /// How much of that it waited for WAL.
+    pub(crate) wal_wait_seconds: f64,
 }
 
-#[derive(Debug, Serialize)]
+walpoint_runtime::document!(BackupReport, "archive-agent backup");
+
+/// A damaged page.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct DamagedPage {
     /// The file, relative to the data directory.
     pub(crate) file: String,
-    /// Which block of the file, counted from 0.
+    /// The number of the block in the file, from 0.
     pub(crate) block: u64,
     /// What is wrong with it.
-    pub(crate) fault: String,
+    pub(crate) reason: String,
 }
 
 /// The backup in one repository.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct BackupCopy {
-    /// The repository's name.
+    /// The repository's name in the configuration.
     pub(crate) repository: String,
-    /// The finished backup that it was compared with; `null` if there was none, or with `--full`.
-    pub(crate) parent: Option<String>,
-    /// Bytes of blocks that were stored, before compression.
+    /// The finished backup with which it was compared. Absent if there was none, or with `--full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<BackupId>,
+    /// The size of the blocks that were stored, before compression.
     pub(crate) new_bytes: u64,
-    /// Bytes of blocks that earlier backups had stored.
+    /// The size of the blocks that earlier backups had stored.
     pub(crate) reused_bytes: u64,
-    /// Bytes of packs that were stored.
+    /// The size of the packs that were stored.
     pub(crate) stored_bytes: u64,
 }
 
 impl From<&PageFinding> for DamagedPage {
     fn from(finding: &PageFinding) -> Self {
-        let fault = match finding.fault {
+        let reason = match finding.fault {
             PageFault::Checksum { stored, computed } => {
                 format!("checksum {stored:04X} in the page, {computed:04X} of its content")
             }
             PageFault::Unreadable => "the operating system cannot read it, zeros were stored".to_owned(),
             PageFault::Reported => "the server reported it".to_owned(),
         };
-        Self { file: finding.path.to_string(), block: finding.block, fault }
+        Self { file: finding.path.to_string(), block: finding.block, reason }
     }
 }
 
@@ -115,7 +125,7 @@ impl BackupReport {
             "backup {} of cluster {} (PostgreSQL {}{}{})\n",
             self.backup,
             self.cluster,
-            self.postgresql,
+            self.postgresql_major,
             if self.method == Method::Remote { ", sent by the server" } else { "" },
             if self.from_standby { ", from a standby" } else { "" }
         );
@@ -123,10 +133,10 @@ impl BackupReport {
             // Writing to a string cannot fail.
             writeln!(text, "  {name:<9} {value}").ok();
         };
-        line("start", format!("{} on timeline {} at {}", self.start_lsn, self.start_timeline, self.started));
-        line("stop", format!("{} on timeline {} at {}", self.stop_lsn, self.stop_timeline, self.ended));
-        line("WAL", format!("{} to {}, stored", self.first_wal, self.last_wal));
-        line("read", format!("{}, {}", human::count(self.files, "file"), human::size(self.bytes)));
+        line("start", format!("{} on timeline {} at {}", self.start_lsn, self.start_timeline, self.start_time));
+        line("stop", format!("{} on timeline {} at {}", self.stop_lsn, self.stop_timeline, self.stop_time));
+        line("WAL", format!("{} to {}, stored", self.first_segment, self.last_segment));
+        line("read", format!("{}, {}", human::count(self.file_count, "file"), human::size(self.file_bytes)));
         for copy in &self.repositories {
             let BackupCopy { repository, stored_bytes, new_bytes, reused_bytes, .. } = copy;
             let stored = human::size(*stored_bytes);
@@ -135,7 +145,7 @@ impl BackupReport {
                 format!("{stored} in repository {repository}, for {} of blocks", human::size(*new_bytes)),
             );
             if *reused_bytes > 0 {
-                let parent = copy.parent.as_deref().unwrap_or("an unfinished one");
+                let parent = copy.parent.map_or_else(|| "an unfinished one".to_owned(), |id| id.to_string());
                 let reused = human::size(*reused_bytes);
                 line("reused", format!("{reused} of blocks that backups up to {parent} have there"));
             }
@@ -143,36 +153,36 @@ impl BackupReport {
         for failed in &self.failed {
             line("FAILED", failed.clone());
         }
-        if self.vanished + self.shrunk > 0 {
+        if self.vanished_count + self.truncated_count > 0 {
             line(
                 "meanwhile",
                 format!(
                     "{} files vanished and {} became shorter; replay takes care of that",
-                    self.vanished, self.shrunk
+                    self.vanished_count, self.truncated_count
                 ),
             );
         }
-        match (self.checksums_verified, self.bad_pages) {
+        match (self.checksums_verified, self.damaged_page_count) {
             (true, 0) => line("pages", "all checksums are right".to_owned()),
             (false, 0) => {
                 line("pages", "not verified: the cluster has no checksums, or not all the time".to_owned())
             }
             (_, bad) => line("pages", format!("{bad} DAMAGED, recorded in the backup:")),
         }
-        for page in self.findings.iter().take(NAMED) {
-            line("", format!("{} block {}: {}", page.file, page.block, page.fault));
+        for page in self.damaged_pages.iter().take(NAMED) {
+            line("", format!("{} block {}: {}", page.file, page.block, page.reason));
         }
-        if self.findings.len() > NAMED {
+        if self.damaged_pages.len() > NAMED {
             line("", "and more: see --json".to_owned());
         }
-        let (all, wal) = (Duration::from_secs_f64(self.seconds), Duration::from_secs_f64(self.wal_seconds));
+        let (all, wal) = (Duration::from_secs_f64(self.seconds), Duration::from_secs_f64(self.wal_wait_seconds));
         line("took", format!("{}, {} of it waiting for WAL", human::span(all), human::span(wal)));
         text
     }
 
     /// What the manifests of all copies say; they differ only in what each stored.
     pub(crate) fn of(
-        cluster: &str,
+        cluster: &ClusterName,
         replicas: &Replicas<PublishedReplica>,
         wal: WalStored,
     ) -> anyhow::Result<Self> {
@@ -182,7 +192,7 @@ impl BackupReport {
         let copy = |replica: &Replica<PublishedReplica>| {
             replica.stage().map(|copy| BackupCopy {
                 repository: replica.destination.name().to_owned(),
-                parent: copy.parent.map(|parent| parent.to_string()),
+                parent: copy.parent,
                 new_bytes: copy.summary.totals.new_bytes,
                 reused_bytes: copy.summary.totals.reused_bytes,
                 stored_bytes: copy.summary.totals.stored,
@@ -196,39 +206,39 @@ impl BackupReport {
             );
         }
         Ok(Self {
-            backup: summary.id.to_string(),
+            backup: summary.id,
             label: facts.label.clone(),
-            cluster: cluster.to_owned(),
-            postgresql: facts.major.get(),
+            cluster: cluster.clone(),
+            postgresql_major: facts.major,
             method: facts.method,
             from_standby: facts.from_standby,
-            started: facts.started.to_string(),
-            ended: facts.ended.to_string(),
-            start_lsn: facts.start_lsn.to_string(),
-            start_timeline: facts.start_timeline.get(),
-            stop_lsn: facts.stop_lsn.to_string(),
-            stop_timeline: facts.stop_timeline.get(),
-            first_wal: wal.first.to_string(),
-            last_wal: wal.last.to_string(),
-            files: summary.totals.files,
-            bytes: summary.totals.bytes,
+            start_time: facts.started,
+            stop_time: facts.ended,
+            start_lsn: facts.start_lsn,
+            start_timeline: facts.start_timeline,
+            stop_lsn: facts.stop_lsn,
+            stop_timeline: facts.stop_timeline,
+            first_segment: wal.first,
+            last_segment: wal.last,
+            file_count: summary.totals.files,
+            file_bytes: summary.totals.bytes,
             read_bytes: 0,
-            vanished: 0,
-            shrunk: 0,
+            vanished_count: 0,
+            truncated_count: 0,
             checksums_verified: facts.data_checksums,
-            bad_pages: summary.totals.bad_pages,
-            findings: findings.iter().map(DamagedPage::from).collect(),
+            damaged_page_count: summary.totals.bad_pages,
+            damaged_pages: findings.iter().map(DamagedPage::from).collect(),
             repositories: replicas.iter().filter_map(copy).collect(),
             failed: replicas.failures(),
             seconds: 0.0,
-            wal_seconds: 0.0,
+            wal_wait_seconds: 0.0,
         })
     }
 
     /// Adds what the readers counted.
     pub(crate) fn count(&mut self, counts: &CopyCounts) {
         self.read_bytes = counts.read.load(Ordering::Relaxed);
-        self.vanished = counts.vanished.load(Ordering::Relaxed);
-        self.shrunk = counts.shrunk.load(Ordering::Relaxed);
+        self.vanished_count = counts.vanished.load(Ordering::Relaxed);
+        self.truncated_count = counts.shrunk.load(Ordering::Relaxed);
     }
 }

@@ -26,7 +26,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::ClusterName;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_runtime::args::{self, CommonArgs, Selection};
@@ -70,14 +72,20 @@ pub(crate) struct CheckArgs {
     remote: bool,
 }
 
-/// What `check --json` prints.
-#[derive(Debug, Serialize)]
+/// What `archive-agent check --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
 struct CheckDocument<'a> {
-    cluster: &'a str,
-    failed: usize,
-    warnings: usize,
-    lines: &'a [Line],
+    /// The cluster.
+    cluster: &'a ClusterName,
+    /// The number of checks that failed.
+    failed_count: usize,
+    /// The number of checks with a warning.
+    warning_count: usize,
+    /// The checks, in the order in which they were made.
+    checks: &'a [Line],
 }
+
+walpoint_runtime::document!(CheckDocument<'_>, "archive-agent check");
 
 /// A cluster and its repositories, after a look at each.
 #[derive(Debug)]
@@ -230,10 +238,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     let (failed, warnings) = (report.count(Grade::Failed), report.count(Grade::Warning));
     if common.json {
         output::json(&CheckDocument {
-            cluster: selection.cluster.as_str(),
-            failed,
-            warnings,
-            lines: report.lines(),
+            cluster: &selection.cluster,
+            failed_count: failed,
+            warning_count: warnings,
+            checks: report.lines(),
         })?;
     } else {
         output::text(&report.text())?;

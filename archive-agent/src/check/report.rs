@@ -1,14 +1,16 @@
 //! What was found: one line for each thing that was looked at, with what to do where something is wrong.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// The result of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "CheckResult")]
 pub(crate) enum Grade {
-    /// As it should be.
+    /// It works.
     Ok,
-    /// It works, but somebody should know.
+    /// It works, but the operator should know.
     Warning,
     /// It does not work.
     Failed,
@@ -24,16 +26,21 @@ impl Grade {
     }
 }
 
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "Check")]
 pub(crate) struct Line {
-    /// What, such as `connection` or `repository main: lineage`.
+    /// What was checked, such as `connection` or `repository main: lineage`.
+    #[serde(rename = "check")]
     pub(crate) what: String,
-    /// How bad it is.
+    /// Its result.
+    #[serde(rename = "result")]
     pub(crate) grade: Grade,
+    /// What was found.
+    #[serde(rename = "message")]
     pub(crate) found: String,
     /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "hint", skip_serializing_if = "Option::is_none")]
     pub(crate) advice: Option<String>,
 }
 

@@ -8,8 +8,9 @@ mod text;
 use anyhow::anyhow;
 use clap::Args;
 use jiff::SignedDuration;
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::{Policy, Rule};
 use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
@@ -54,20 +55,25 @@ pub(crate) struct ExpireArgs {
     abort_unfinished: bool,
 }
 
-/// What `expire --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
-struct Document {
-    cluster: String,
+/// What `archive-agent expire --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ExpireDocument {
+    /// The cluster.
+    cluster: ClusterName,
+    /// What was decided and done, or would be, for each repository.
     repositories: Vec<Expired>,
+    /// Repositories in which it was refused or did not finish, with the reason.
     failed: Vec<String>,
 }
+
+walpoint_runtime::document!(ExpireDocument, "archive-agent expire");
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
     let options = options(&selection, args);
     let mut document =
-        Document { cluster: selection.cluster.to_string(), repositories: Vec::new(), failed: Vec::new() };
+        ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());

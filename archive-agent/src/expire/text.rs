@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use walpoint_plan::retention::RetentionVerdict;
-use walpoint_repo::expire::{ClassReport, Expired};
+use walpoint_repo::expire::{BackupDecision, ClassReport, Expired};
 use walpoint_runtime::human;
 
 /// Everything that was decided and done.
@@ -15,20 +14,20 @@ pub(super) fn of(expired: &Expired) -> String {
         text.push_str("\nBackups\n");
     }
     for backup in &expired.backups {
-        let verdict = match backup.verdict {
-            RetentionVerdict::Drop => "drop",
-            RetentionVerdict::Onward | RetentionVerdict::Alone => "keep",
+        let verdict = match backup.decision {
+            BackupDecision::Expire => "drop",
+            BackupDecision::Keep | BackupDecision::KeepStandalone => "keep",
         };
         let label = if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", backup.label) };
-        writeln!(text, "  {verdict}  {}{label}: {}", backup.id, backup.because).ok();
+        writeln!(text, "  {verdict}  {}{label}: {}", backup.id, backup.reason).ok();
         if let Some(damage) = &backup.damage {
             writeln!(text, "        DAMAGED: {damage}").ok();
         }
-        if backup.verdict != RetentionVerdict::Drop && backup.exceeds_max_age {
+        if backup.decision != BackupDecision::Expire && backup.exceeds_max_age {
             writeln!(text, "        it exceeds max_age").ok();
         }
     }
-    for id in &expired.aborted {
+    for id in &expired.aborted_backups {
         let how = if expired.dry_run { "would be aborted" } else { "was aborted" };
         writeln!(text, "  abort {id}: it was never finished, has stored nothing for a long time, and {how}")
             .ok();
@@ -46,35 +45,35 @@ pub(super) fn of(expired: &Expired) -> String {
         writeln!(
             text,
             "  {:<14}{:>22}{:>22}{:>22}{:>22}",
-            class.class,
-            cell(class.kept_objects, class.kept_bytes),
-            cell(class.marked_objects, class.marked_bytes),
-            cell(class.waiting_objects, class.waiting_bytes),
-            cell(class.deleted_objects, class.deleted_bytes),
+            class.class.name(),
+            cell(class.kept_count, class.kept_bytes),
+            cell(class.marked_count, class.marked_bytes),
+            cell(class.pending_count, class.pending_bytes),
+            cell(class.deleted_count, class.deleted_bytes),
         )
         .ok();
     }
     let frees = if expired.dry_run { "would free" } else { "freed" };
     writeln!(text, "\n{frees} {}", human::size(expired.freed_bytes)).ok();
-    if expired.held_objects > 0 {
-        let n = expired.held_objects;
+    if expired.denied_count > 0 {
+        let n = expired.denied_count;
         writeln!(
             text,
             "held: {n} objects cannot be deleted (a lock, or missing rights); tried again next time"
         )
         .ok();
-        for key in &expired.held {
+        for key in &expired.denied_objects {
             writeln!(text, "  {key}").ok();
         }
     }
-    if !expired.unknown.is_empty() {
+    if !expired.unknown_objects.is_empty() {
         text.push_str("not Walpoint's, or of a newer version; left alone:\n");
-        for key in &expired.unknown {
+        for key in &expired.unknown_objects {
             writeln!(text, "  {key}").ok();
         }
     }
-    if expired.leftovers > 0 {
-        writeln!(text, "{} temporary files of killed writes were removed", expired.leftovers).ok();
+    if expired.temporary_file_count > 0 {
+        writeln!(text, "{} temporary files of killed writes were removed", expired.temporary_file_count).ok();
     }
     for note in &expired.notes {
         writeln!(text, "note: {note}").ok();
@@ -84,5 +83,5 @@ pub(super) fn of(expired: &Expired) -> String {
 
 /// Whether there is anything of a class.
 fn moves(class: &ClassReport) -> bool {
-    class.kept_objects + class.marked_objects + class.waiting_objects + class.deleted_objects > 0
+    class.kept_count + class.marked_count + class.pending_count + class.deleted_count > 0
 }

@@ -3,58 +3,72 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::holds::{HeldOn, Hold};
 
-/// What `hold --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
+/// What `archive-agent hold add`, `hold list` and `hold remove` print with `--json`.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct HoldsDocument {
-    cluster: String,
-    repositories: Vec<Holding>,
+    /// The cluster.
+    cluster: ClusterName,
+    /// The holds of each repository.
+    repositories: Vec<RepositoryHolds>,
 }
 
+walpoint_runtime::document!(HoldsDocument, "archive-agent hold");
+
 /// The holds of one repository.
-#[derive(Debug, Serialize)]
-struct Holding {
+#[derive(Debug, Serialize, JsonSchema)]
+struct RepositoryHolds {
+    /// The repository's name in the configuration.
     repository: String,
+    /// The holds, oldest first. Of `hold add` and `hold remove`: the hold that was placed or removed.
     holds: Vec<HoldDocument>,
 }
 
-/// What has become of a hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum HoldState {
-    InForce,
-    /// Its time is over.
-    Ended,
-    /// Somebody removed it.
-    Removed,
-}
-
-/// A hold. Its JSON is stable.
-#[derive(Debug, Serialize)]
+/// A hold.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Hold")]
 pub(crate) struct HoldDocument {
-    /// Its number in its repository.
+    /// Its number in the repository.
     number: u64,
+    /// The backup that it holds. Absent if it holds a label.
     #[serde(skip_serializing_if = "Option::is_none")]
-    backup: Option<String>,
+    backup: Option<BackupId>,
+    /// The label whose backups it holds. Absent if it holds one backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<String>,
-    /// Why.
+    /// Why it was placed.
     reason: String,
+    /// When it was placed.
+    start_time: Timestamp,
     /// Who placed it.
-    who: String,
-    /// When.
-    placed: Timestamp,
-    /// When it ends; absent: when somebody removes it.
+    placed_by: String,
+    /// When it ends. Absent if it ends when it is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    until: Option<Timestamp>,
+    end_time: Option<Timestamp>,
+    /// Whether it is in force.
     state: HoldState,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    removed_by: Option<String>,
     /// When it was removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    removed: Option<Timestamp>,
+    removal_time: Option<Timestamp>,
+    /// Who removed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed_by: Option<String>,
+}
+
+/// Whether a hold is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum HoldState {
+    /// It prevents the deletion of what it holds.
+    InForce,
+    /// Its end time has passed.
+    Ended,
+    /// It was removed.
+    Removed,
 }
 
 impl HoldDocument {
@@ -62,7 +76,7 @@ impl HoldDocument {
     pub(crate) fn of(hold: &Hold, now: Timestamp) -> Self {
         let placed = &hold.placed;
         let (backup, label) = match &placed.on {
-            HeldOn::Backup(id) => (Some(id.to_string()), None),
+            HeldOn::Backup(id) => (Some(*id), None),
             HeldOn::Label(label) => (None, Some(label.clone())),
         };
         let state = match &hold.removed {
@@ -75,12 +89,12 @@ impl HoldDocument {
             backup,
             label,
             reason: placed.reason.clone(),
-            who: placed.who.clone(),
-            placed: placed.at,
-            until: placed.until,
+            start_time: placed.at,
+            placed_by: placed.who.clone(),
+            end_time: placed.until,
             state,
+            removal_time: hold.removed.as_ref().map(|(_, at)| *at),
             removed_by: hold.removed.as_ref().map(|(who, _)| who.clone()),
-            removed: hold.removed.as_ref().map(|(_, at)| *at),
         }
     }
 
@@ -90,31 +104,31 @@ impl HoldDocument {
             (Some(id), _) => format!("backup {id}"),
             (None, label) => format!("label \"{}\"", label.as_deref().unwrap_or_default()),
         };
-        let until = self.until.map_or("until it is removed".to_owned(), |until| format!("until {until}"));
-        let state = match (self.state, &self.removed_by, self.removed) {
+        let until = self.end_time.map_or("until it is removed".to_owned(), |until| format!("until {until}"));
+        let state = match (self.state, &self.removed_by, self.removal_time) {
             (HoldState::Removed, Some(who), Some(at)) => format!("; removed by {who} at {at}"),
             (HoldState::Ended, ..) => "; it has run out".to_owned(),
             _ => String::new(),
         };
-        format!("{:>4}  {on}, {until}, by {}: {}{state}", self.number, self.who, self.reason)
+        format!("{:>4}  {on}, {until}, by {}: {}{state}", self.number, self.placed_by, self.reason)
     }
 }
 
 impl HoldsDocument {
     /// Of no repository yet.
-    pub(super) fn new(cluster: &str) -> Self {
-        Self { cluster: cluster.to_owned(), repositories: Vec::new() }
+    pub(super) fn new(cluster: &ClusterName) -> Self {
+        Self { cluster: cluster.clone(), repositories: Vec::new() }
     }
 
     /// Adds a repository's.
     pub(super) fn add(&mut self, repository: &str, holds: Vec<HoldDocument>) {
-        self.repositories.push(Holding { repository: repository.to_owned(), holds });
+        self.repositories.push(RepositoryHolds { repository: repository.to_owned(), holds });
     }
 
     /// For a person.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        for Holding { repository, holds } in &self.repositories {
+        for RepositoryHolds { repository, holds } in &self.repositories {
             // Writing to a String cannot fail.
             writeln!(text, "Holds of cluster {} in {repository}", self.cluster).ok();
             if holds.is_empty() {

@@ -129,7 +129,7 @@ async fn add(
     };
     let who = args.who.clone().unwrap_or_else(user);
     let placement = Placement { on, reason: args.reason.clone(), who, at, until };
-    let mut document = HoldsDocument::new(selection.cluster.as_str());
+    let mut document = HoldsDocument::new(&selection.cluster);
     let mut failed = Vec::new();
     for (name, settings) in &selection.repositories {
         match place(selection, name, settings, &placement).await {
@@ -215,7 +215,7 @@ async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str
 
 async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {
     let now = Timestamp::now();
-    let mut document = HoldsDocument::new(selection.cluster.as_str());
+    let mut document = HoldsDocument::new(&selection.cluster);
     let mut unreadable = Vec::new();
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
@@ -242,7 +242,7 @@ async fn remove(
 ) -> Result<(), Failure> {
     let at = Timestamp::now();
     let who = args.who.clone().unwrap_or_else(user);
-    let mut document = HoldsDocument::new(selection.cluster.as_str());
+    let mut document = HoldsDocument::new(&selection.cluster);
     let mut meant: Option<Placement> = None;
     let mut all = Vec::new();
     for (name, settings) in &selection.repositories {

@@ -7,7 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use walpoint_base::ClusterName;
 use walpoint_base::durable::{self, Created};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -35,16 +36,18 @@ pub(crate) struct ConfigurationPlan {
     pub(crate) by_hand: Option<String>,
 }
 
-/// What happened to the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What was done with the configuration file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "ConfigChange")]
 pub(crate) enum Change {
-    /// There was none.
+    /// It did not exist and was written.
     Written,
     /// Tables were added.
     Extended,
-    /// It says everything already.
+    /// It has everything already.
     Unchanged,
-    /// It says something else.
+    /// It describes the cluster or the repository differently and was not changed.
     Refused,
 }
 

@@ -18,7 +18,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::ClusterName;
 use walpoint_pg::connect::{ConnInfo, Environment};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Server;
@@ -124,20 +126,29 @@ pub(crate) struct StoreArgs {
     pub(crate) options: Vec<String>,
 }
 
-/// What `init --json` prints.
-#[derive(Debug, Serialize)]
-struct Outcome<'a> {
-    cluster: &'a str,
-    config: String,
-    config_change: &'static str,
-    /// What has to be added to the configuration by hand.
+/// What `archive-agent init --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct InitDocument<'a> {
+    /// The cluster.
+    cluster: &'a ClusterName,
+    /// The configuration file.
+    config_file: String,
+    /// What was done with the configuration file.
+    config_change: Change,
+    /// What you must add to the configuration by hand. Absent if there is nothing to add.
     #[serde(skip_serializing_if = "Option::is_none")]
-    to_add: Option<&'a str>,
+    manual_changes: Option<&'a str>,
+    /// The cluster's repositories.
     repositories: &'a [RegisteredCluster],
-    postgresql_conf: &'a [postgresql::ServerSetting],
+    /// The settings for `postgresql.conf`.
+    settings: &'a [postgresql::ServerSetting],
+    /// SQL that creates a role with no more rights than Walpoint needs.
     role_sql: &'a str,
-    notes: Vec<&'a Line>,
+    /// Checks that failed or have a warning.
+    checks: Vec<&'a Line>,
 }
+
+walpoint_runtime::document!(InitDocument<'_>, "archive-agent init");
 
 /// What everybody has to know who encrypts.
 const KEEP_THE_KEY: &str = "
@@ -259,23 +270,23 @@ fn tell(
     report: &CheckReport,
 ) -> Result<(), Failure> {
     if common.json {
-        return output::json(&Outcome {
-            cluster: plan.cluster.as_str(),
-            config: plan.path.display().to_string(),
-            config_change: change.name(),
-            to_add: plan.by_hand.as_deref(),
+        return output::json(&InitDocument {
+            cluster: &plan.cluster,
+            config_file: plan.path.display().to_string(),
+            config_change: change,
+            manual_changes: plan.by_hand.as_deref(),
             repositories: registered,
-            postgresql_conf: &advice.settings,
+            settings: &advice.settings,
             role_sql: &advice.role_sql,
-            notes: report.lines().iter().filter(|line| line.grade != Grade::Ok).collect(),
+            checks: report.lines().iter().filter(|line| line.grade != Grade::Ok).collect(),
         });
     }
     let mut text = String::new();
     for one in registered {
         let (made, begun) = (made(one.repository_created), made(one.lineage_created));
-        text += &format!("repository {}: {} in {}, {}\n", one.repository, made, one.url, one.id);
+        text += &format!("repository {}: {} in {}, {}\n", one.repository, made, one.url, one.repository_id);
         text += &format!("lineage {} of cluster {}: {begun}\n", one.lineage, plan.cluster);
-        if let (Some(slot), Some(with)) = (one.key_slot, &one.opens_with) {
+        if let (Some(slot), Some(with)) = (one.key_slot, &one.secret_source) {
             text += &format!("encrypted: key slot {slot} opens with the {with}\n");
         }
     }

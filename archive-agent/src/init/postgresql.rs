@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::{Server, least_privilege_sql};
@@ -14,15 +15,16 @@ use crate::check::report::CheckReport;
 const ROLE: &str = "walpoint";
 
 /// A setting of PostgreSQL.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct ServerSetting {
     pub(crate) name: &'static str,
-    /// The value it should have.
+    /// The value that it needs.
     pub(crate) value: String,
-    /// The value it has; `None` if that is not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The value that it has. Absent if it is not known.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "current_value")]
     pub(crate) current: Option<String>,
-    /// Whether a change needs a restart of the server.
+    /// Whether changing it requires a restart of the server.
+    #[serde(rename = "requires_restart")]
     pub(crate) needs_restart: bool,
 }
 

@@ -6,7 +6,9 @@ mod split_off;
 mod superseding;
 
 use anyhow::{Context, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::LineageId;
 use walpoint_pg::control::ControlFile;
 use walpoint_repo::init::Initialised;
 use walpoint_repo::lineage::{AckMember, BINDING, LineageUid};
@@ -30,26 +32,26 @@ use crate::key::args::make_key_file;
 use crate::wal::target::TargetError;
 
 /// The cluster in one repository.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct RegisteredCluster {
-    /// What the configuration calls the repository.
+    /// The repository's name in the configuration.
     pub(crate) repository: String,
-    /// Where it is.
+    /// The repository's URL.
     pub(crate) url: String,
-    /// Which one it is.
-    pub(crate) id: String,
-    /// Whether it was made now.
+    /// The repository's id.
+    pub(crate) repository_id: String,
+    /// Whether this run created the repository.
     pub(crate) repository_created: bool,
     /// The cluster's lineage in it.
-    pub(crate) lineage: String,
-    /// Whether it was begun now.
+    pub(crate) lineage: LineageId,
+    /// Whether this run created the lineage.
     pub(crate) lineage_created: bool,
-    /// The slot that the configured secret opens, if the repository is encrypted.
+    /// The key slot that the configured secret opens. Absent if the repository is not encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) key_slot: Option<u32>,
-    /// Where that secret is.
+    /// Where that secret is. Absent if the repository is not encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) opens_with: Option<String>,
+    pub(crate) secret_source: Option<String>,
 }
 
 /// A repository of the plan, open.
@@ -313,12 +315,12 @@ impl<'a> Registration<'a> {
             registered.push(RegisteredCluster {
                 repository: repository.name().to_owned(),
                 url: opened.url.clone(),
-                id: repository.id().to_string(),
+                repository_id: repository.id().to_string(),
                 repository_created: opened.created,
-                lineage: lineage.id.to_string(),
+                lineage: lineage.id,
                 lineage_created: *created,
                 key_slot: repository.opened_by().map(|(_, slot)| slot),
-                opens_with: repository.opened_by().map(|(source, _)| source.to_string()),
+                secret_source: repository.opened_by().map(|(source, _)| source.to_string()),
             });
         }
         Ok((registered, refused))

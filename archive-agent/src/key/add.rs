@@ -4,7 +4,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::KeySlots;
 
-use super::{Changed, New, Open, tell};
+use super::{KeyDocument, New, Open, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
@@ -14,13 +14,13 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
     // Opened anew: what is remembered in this process proves nothing about the slot.
     let opened = slots.open(&open.source).await?;
     let added = slots.add(&opened.master, &source, &new.comment).await?;
-    let changed = Changed {
+    let changed = KeyDocument {
         repository: open.name,
-        added: Some(added),
-        opens_with: Some(source.to_string()),
-        settings: Some(new.secret.lines()),
-        removed: None,
-        remaining: Some(opened.slot),
+        added_slot: Some(added),
+        secret_source: Some(source.to_string()),
+        configuration: Some(new.secret.lines()),
+        removed_slot: None,
+        proven_slot: Some(opened.slot),
     };
     tell(common, &changed)
 }

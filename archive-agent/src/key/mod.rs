@@ -18,6 +18,7 @@ mod rotate;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_repo::Repository;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -92,26 +93,29 @@ pub(crate) struct Remove {
     even_if_last: bool,
 }
 
-/// What changing commands print with `--json`.
-#[derive(Debug, Serialize)]
-struct Changed {
-    /// What the configuration calls the repository.
+/// What `archive-agent key add`, `key rotate` and `key remove` print with `--json`.
+#[derive(Debug, Serialize, JsonSchema)]
+struct KeyDocument {
+    /// The repository's name in the configuration.
     repository: String,
-    /// The slot that was made.
+    /// The slot that was added. Absent for `key remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    added: Option<u32>,
+    added_slot: Option<u32>,
+    /// Where the secret is that opens the added slot. Absent for `key remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    opens_with: Option<String>,
-    /// Lines for the repository's table that take the place of what names the secret there.
+    secret_source: Option<String>,
+    /// Lines for the repository's table in the configuration that name the new secret. Absent for `key remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    settings: Option<String>,
-    /// The slot that was removed.
+    configuration: Option<String>,
+    /// The slot that was removed. Absent for `key add`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    removed: Option<u32>,
-    /// A slot that is proven to open.
+    removed_slot: Option<u32>,
+    /// A remaining slot that was proven to open.
     #[serde(skip_serializing_if = "Option::is_none")]
-    remaining: Option<u32>,
+    proven_slot: Option<u32>,
 }
+
+walpoint_runtime::document!(KeyDocument, "archive-agent key");
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, command: &KeyCommand) -> Result<(), Failure> {
@@ -159,21 +163,21 @@ fn not_encrypted(name: &str) -> Failure {
 }
 
 /// Prints what was done.
-fn tell(common: &CommonArgs, changed: &Changed) -> Result<(), Failure> {
+fn tell(common: &CommonArgs, changed: &KeyDocument) -> Result<(), Failure> {
     if common.json {
         return output::json(changed);
     }
     let mut text = String::new();
-    if let (Some(slot), Some(with)) = (changed.added, &changed.opens_with) {
+    if let (Some(slot), Some(with)) = (changed.added_slot, &changed.secret_source) {
         text += &format!("repository {}: slot {slot} added; it opens with the {with}\n", changed.repository);
         text += "Keep what opens it where neither this machine's loss nor the repository's takes it along.\n";
     }
-    if let Some(slot) = changed.removed {
+    if let Some(slot) = changed.removed_slot {
         text += &format!("repository {}: slot {slot} removed", changed.repository);
-        text += &changed.remaining.map_or(String::new(), |left| format!("; slot {left} was proven to open"));
+        text += &changed.proven_slot.map_or(String::new(), |left| format!("; slot {left} was proven to open"));
         text += "\n";
     }
-    if let Some(settings) = changed.settings.as_ref().filter(|_| changed.removed.is_some()) {
+    if let Some(settings) = changed.configuration.as_ref().filter(|_| changed.removed_slot.is_some()) {
         text += &format!(
             "\nOn every machine that uses it, in [repository.{}], in place of what names the old secret:\n\n{settings}\n\
              Then restart the daemons: they know the key until they end.\n",

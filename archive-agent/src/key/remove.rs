@@ -7,7 +7,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::{KeySlots, KeySource, Removal};
 
-use super::{Changed, Remove, tell};
+use super::{KeyDocument, Remove, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failure> {
@@ -47,13 +47,13 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
             .into());
         }
     }
-    let changed = Changed {
+    let changed = KeyDocument {
         repository: name,
-        added: None,
-        opens_with: None,
-        settings: None,
-        removed: Some(args.slot),
-        remaining,
+        added_slot: None,
+        secret_source: None,
+        configuration: None,
+        removed_slot: Some(args.slot),
+        proven_slot: remaining,
     };
     tell(common, &changed)
 }

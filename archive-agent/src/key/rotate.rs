@@ -8,7 +8,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::Removal;
 
-use super::{Changed, New, Open, tell};
+use super::{KeyDocument, New, Open, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
@@ -35,13 +35,13 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
             .into());
         }
     };
-    let changed = Changed {
+    let changed = KeyDocument {
         repository: open.name,
-        added: Some(added),
-        opens_with: Some(source.to_string()),
-        settings: Some(new.secret.lines()),
-        removed,
-        remaining: Some(added),
+        added_slot: Some(added),
+        secret_source: Some(source.to_string()),
+        configuration: Some(new.secret.lines()),
+        removed_slot: removed,
+        proven_slot: Some(added),
     };
     tell(common, &changed)
 }

@@ -15,7 +15,7 @@ use walpoint_runtime::args::Selection;
 use walpoint_storage::layout::AbandonedUntil;
 use walpoint_storage::store::StoreSettings;
 
-use super::{SettleArgs, Settled};
+use super::{SettleArgs, Settlement};
 use crate::hold::user;
 
 /// The lineage in one repository.
@@ -36,7 +36,7 @@ struct Known {
 pub(super) async fn abandon(
     selection: &Selection<StoreSettings>,
     args: &SettleArgs,
-) -> anyhow::Result<Vec<Settled>> {
+) -> anyhow::Result<Vec<Settlement>> {
     let mut catalogs: Vec<(&String, Catalog)> = Vec::new();
     for (name, settings) in &selection.repositories {
         let repository =
@@ -63,11 +63,11 @@ pub(super) async fn abandon(
     for Known { name, archive, .. } in known {
         let noted = archive.abandon_timeline(AbandonedUntil { until, fork }, args.reason.trim(), &who).await;
         noted.with_context(|| format!("repository {name}: the record of timeline {}", args.timeline))?;
-        settled.push(Settled {
+        settled.push(Settlement {
             repository: name,
-            lineage: archive.lineage().id.to_string(),
-            history: None,
-            abandoned_until: Some(until.to_string()),
+            lineage: archive.lineage().id,
+            history_hash: None,
+            last_abandoned_segment: Some(until),
         });
     }
     Ok(settled)

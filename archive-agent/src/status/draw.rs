@@ -15,7 +15,7 @@ const BACKUPS: usize = 20;
 
 /// The status for a person: graph, windows, gaps, restore points, backups. Lines end with a newline.
 pub(super) async fn text(catalog: &mut Catalog, status: &ClusterStatus) -> Result<String> {
-    let mut text = format!("Cluster {} in {} ({})\n", status.cluster, status.repository, status.store);
+    let mut text = format!("Cluster {} in {} ({})\n", status.cluster, status.repository, status.url);
     let backups: Vec<BackupId> = catalog.backups().iter().map(|b| b.id).collect();
     for (one, said) in catalog.lineages_mut().iter_mut().zip(&status.lineages) {
         text.push_str(&lineage::heading(said));
@@ -40,13 +40,13 @@ fn details(status: &LineageStatus, size: SegmentSize) -> String {
         text.push_str("\n  Restore points\n");
     }
     for point in &status.restore_points {
-        let made = point.time.as_deref().unwrap_or("time unknown");
+        let made = point.time.map_or_else(|| "time unknown".to_owned(), |time| time.to_time().to_string());
         writeln!(text, "    {}  {made}  timeline {}, {}", point.name, point.timeline, point.lsn).ok();
     }
-    for problem in &status.problems {
-        writeln!(text, "  problem   {problem}").ok();
+    for error in &status.errors {
+        writeln!(text, "  error     {error}").ok();
     }
-    for settled in &status.settled {
+    for settled in &status.settlements {
         writeln!(text, "  settled   {settled}").ok();
     }
     text
@@ -61,7 +61,7 @@ fn timeline_lines(timeline: &TimelineStatus, size: SegmentSize) -> String {
         (Some(first), Some(last)) => writeln!(
             text,
             ": {} of {}, {first} to {last}, {} stored",
-            human::count(timeline.segments, "segment"),
+            human::count(timeline.segment_count, "segment"),
             human::size(size.bytes()),
             human::size(timeline.stored_bytes)
         )
@@ -71,23 +71,23 @@ fn timeline_lines(timeline: &TimelineStatus, size: SegmentSize) -> String {
     for w in &timeline.windows {
         writeln!(text, "    window  {}", lineage::window(w)).ok();
     }
-    if timeline.windows.is_empty() && timeline.segments > 0 {
+    if timeline.windows.is_empty() && timeline.segment_count > 0 {
         writeln!(text, "    nothing can be recovered: no complete backup with all its WAL").ok();
     }
     for gap in &timeline.gaps {
-        writeln!(text, "    gap     {} to {} ({})", gap.first, gap.last, human::count(gap.count, "segment"))
-            .ok();
+        let count = human::count(gap.segment_count, "segment");
+        writeln!(text, "    gap     {} to {} ({count})", gap.first_segment, gap.last_segment).ok();
     }
     for broken in &timeline.breaks {
         let what = if broken.split_brain { "SPLIT BRAIN" } else { "gap" };
-        let advice = match (broken.split_brain, broken.passed) {
+        let advice = match (broken.split_brain, broken.has_later_backup) {
             (true, _) => "archive-agent verify says more",
             (false, false) => "TAKE A BACKUP NOW: recovery cannot pass it",
             (false, true) => "a backup was taken behind it",
         };
-        writeln!(text, "    {what:<7} before {}: {}; {advice}", broken.segment, broken.what).ok();
+        writeln!(text, "    {what:<7} before {}: {}; {advice}", broken.segment, broken.reason).ok();
     }
-    for name in &timeline.damaged {
+    for name in &timeline.damaged_segments {
         writeln!(text, "    damaged {name}").ok();
     }
     text
@@ -103,7 +103,7 @@ fn backup_lines(status: &ClusterStatus) -> String {
         writeln!(text, "  {older} older ones").ok();
     }
     for backup in status.backups.iter().skip(older) {
-        let started = backup.started.clone().unwrap_or_default();
+        let started = backup.start_time.map(|time| time.to_string()).unwrap_or_default();
         write!(text, "  {}  {started}  timeline {}  {}", backup.id, backup.timeline, backup.state).ok();
         if let Some(details) = &backup.details {
             text.push_str(&details_of(details));
@@ -118,7 +118,7 @@ fn details_of(details: &BackupDetails) -> String {
     let BackupDetails { kind, seconds, label, damage, .. } = details;
     let took = human::span(Duration::try_from_secs_f64(*seconds).unwrap_or_default());
     let (size, new, stored) =
-        (human::size(details.bytes), human::size(details.new_bytes), human::size(details.stored_bytes));
+        (human::size(details.file_bytes), human::size(details.new_bytes), human::size(details.stored_bytes));
     let mut text = format!(", {kind}, {size} ({new} of it new, {stored} stored), {took}");
     // Writing to a String cannot fail.
     if !label.is_empty() {
@@ -132,24 +132,25 @@ fn details_of(details: &BackupDetails) -> String {
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::TimelineId;
     use walpoint_repo::catalog::status::SegmentsDocument;
 
     use super::*;
 
     #[test]
     fn a_timeline_is_told_with_its_gaps() {
-        let name = "00000001000000000000000D".to_owned();
+        let name = "00000001000000000000000D".parse().unwrap();
         let timeline = TimelineStatus {
-            timeline: 1,
+            timeline: TimelineId::FIRST,
             parent: None,
-            first_segment: Some("000000010000000000000001".to_owned()),
-            last_segment: Some(name.clone()),
-            segments: 12,
+            first_segment: Some("000000010000000000000001".parse().unwrap()),
+            last_segment: Some(name),
+            segment_count: 12,
             stored_bytes: 3 << 20,
             windows: Vec::new(),
-            gaps: vec![SegmentsDocument { first: name.clone(), last: name, count: 1 }],
+            gaps: vec![SegmentsDocument { first_segment: name, last_segment: name, segment_count: 1 }],
             breaks: Vec::new(),
-            damaged: Vec::new(),
+            damaged_segments: Vec::new(),
         };
         let text = timeline_lines(&timeline, SegmentSize::DEFAULT);
         assert_eq!(

@@ -4,45 +4,58 @@
 
 use std::fmt::Write;
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId, WalFileName};
+use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, SegmentName, TimelineId, WalFileName};
 use walpoint_storage::descriptor::Descriptor;
 use walpoint_storage::layout::{self, ClusterPaths, WalEntry, WalPaths};
 use walpoint_storage::store::{Store, StoreSettings};
 use walpoint_storage::{RepoError, found};
 
-/// The names of a cluster's objects, summed up.
-#[derive(Debug, Default, Serialize)]
+/// What the names of a cluster's objects show.
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(super) struct Listing {
+    /// Its lineages.
     lineages: Vec<LineageNames>,
+    /// Its backups.
     backups: Vec<BackupNames>,
 }
 
-#[derive(Debug, Serialize)]
+/// What names show of a lineage.
+#[derive(Debug, Serialize, JsonSchema)]
 struct LineageNames {
-    lineage: String,
+    /// The lineage.
+    lineage: LineageId,
+    /// Its timelines.
     timelines: Vec<TimelineNames>,
 }
 
-#[derive(Debug, Serialize)]
+/// What names show of a timeline.
+#[derive(Debug, Serialize, JsonSchema)]
 struct TimelineNames {
-    timeline: u32,
-    /// The lowest segment.
+    /// The timeline.
+    timeline: TimelineId,
+    /// Its first segment. Absent if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    first_segment: Option<String>,
-    /// The highest segment.
+    first_segment: Option<SegmentName>,
+    /// Its last segment. Absent if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_segment: Option<String>,
+    last_segment: Option<SegmentName>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+/// What names show of a backup.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct BackupNames {
-    id: String,
+    /// Its id.
+    id: BackupId,
+    /// When it started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    started: Option<jiff::Timestamp>,
-    timeline: u32,
-    start_lsn: String,
-    /// Whether something stands under the name of its manifest: it is finished, or was aborted.
+    start_time: Option<jiff::Timestamp>,
+    /// The timeline on which it started.
+    timeline: TimelineId,
+    /// The position from which recovery replays WAL.
+    start_lsn: Lsn,
+    /// Whether it has a manifest: it was finished, or aborted.
     has_manifest: bool,
 }
 
@@ -63,7 +76,7 @@ impl Listing {
         for entry in store.list_all(&prefix).await? {
             if let Some(id) = entry.key.below(&prefix).and_then(|name| name.parse::<LineageId>().ok()) {
                 let timelines = timelines(&store, &paths.wal(id)).await?;
-                listing.lineages.push(LineageNames { lineage: id.to_string(), timelines });
+                listing.lineages.push(LineageNames { lineage: id, timelines });
             }
         }
         Ok(Some(listing))
@@ -86,7 +99,7 @@ impl Listing {
         }
         writeln!(text, "\n{}", if self.backups.is_empty() { "No backup." } else { "Backups" }).ok();
         for backup in &self.backups {
-            let started = backup.started.map(|t| t.to_string()).unwrap_or_default();
+            let started = backup.start_time.map(|t| t.to_string()).unwrap_or_default();
             let state = if backup.has_manifest { "finished, or aborted" } else { "unfinished" };
             writeln!(text, "  {}  {started}  timeline {}  {state}", backup.id, backup.timeline).ok();
         }
@@ -101,13 +114,13 @@ async fn backups(store: &Store, paths: &ClusterPaths) -> Result<Vec<BackupNames>
         let Some((id, name)) = entry.key.below(&prefix).and_then(|name| name.split_once('/')) else {
             continue;
         };
-        let Ok(parsed) = id.parse::<BackupId>() else { continue };
+        let Ok(id) = id.parse::<BackupId>() else { continue };
         if backups.last().is_none_or(|last| last.id != id) {
             backups.push(BackupNames {
-                id: id.to_owned(),
-                started: parsed.started(),
-                timeline: parsed.timeline().get(),
-                start_lsn: parsed.start().to_string(),
+                id,
+                start_time: id.started(),
+                timeline: id.timeline(),
+                start_lsn: id.start(),
                 has_manifest: false,
             });
         }
@@ -133,11 +146,7 @@ async fn timelines(store: &Store, paths: &WalPaths) -> Result<Vec<TimelineNames>
             Some(log) => segments(store, paths, timeline, *log).await?.into_iter().max(),
             None => None,
         };
-        timelines.push(TimelineNames {
-            timeline: timeline.get(),
-            first_segment: first.map(|name| name.to_string()),
-            last_segment: last.map(|name| name.to_string()),
-        });
+        timelines.push(TimelineNames { timeline, first_segment: first, last_segment: last });
     }
     Ok(timelines)
 }

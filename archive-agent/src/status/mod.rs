@@ -21,7 +21,9 @@ use std::fmt::Write;
 use anyhow::anyhow;
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::ClusterName;
 use walpoint_repo::lineage::BINDING;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
@@ -34,23 +36,29 @@ use self::server::ServerState;
 use crate::expire;
 use crate::selection::selections;
 
-/// What `status --json` prints; `docs/json.md` describes it.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    taken: Timestamp,
+/// What `archive-agent status --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct StatusDocument<'a> {
+    /// When the status was taken.
+    time: Timestamp,
+    /// The clusters of the configuration, or the one that was selected.
     clusters: &'a [ClusterState],
 }
 
-/// A cluster of the configuration.
-#[derive(Debug, Serialize)]
+walpoint_runtime::document!(StatusDocument<'_>, "archive-agent status");
+
+/// A cluster.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ClusterState {
-    cluster: String,
-    /// The server, if it was asked and answered.
+    /// The cluster.
+    cluster: ClusterName,
+    /// The server, if the configuration says how to connect to it and it answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<ServerState>,
-    /// Why it could not be asked.
+    /// Why the server could not be queried. Absent if it could.
     #[serde(skip_serializing_if = "Option::is_none")]
-    server_problem: Option<String>,
+    server_error: Option<String>,
+    /// The cluster's repositories, in the order of the configuration.
     repositories: Vec<RepositoryState>,
 }
 
@@ -58,11 +66,11 @@ struct ClusterState {
 pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
     let selections = selections(common)?;
     let clusters = join_all(selections.iter().map(ClusterState::of)).await;
-    let taken = Timestamp::now();
+    let time = Timestamp::now();
     if common.json {
-        output::json(&Document { taken, clusters: &clusters })?;
+        output::json(&StatusDocument { time, clusters: &clusters })?;
     } else {
-        let texts: Vec<String> = clusters.iter().map(|cluster| cluster.text(taken)).collect();
+        let texts: Vec<String> = clusters.iter().map(|cluster| cluster.text(time)).collect();
         output::text(&texts.join("\n"))?;
     }
     let dark: Vec<&str> = clusters.iter().filter(|c| !c.is_known()).map(|c| c.cluster.as_str()).collect();
@@ -79,7 +87,7 @@ impl ClusterState {
         let repositories =
             named.map(|(name, store)| RepositoryState::of(name, store, &selection.cluster, &policy));
         let (server, mut repositories) = tokio::join!(ask(selection), join_all(repositories));
-        let (server, server_problem) = match server {
+        let (server, server_error) = match server {
             Ok(server) => (server, None),
             Err(error) => (None, Some(told(&error))),
         };
@@ -91,7 +99,7 @@ impl ClusterState {
                 .iter_mut()
                 .for_each(|repository| repository.compare(server, &selection.cluster, &binding));
         }
-        Self { cluster: selection.cluster.to_string(), server, server_problem, repositories }
+        Self { cluster: selection.cluster.clone(), server, server_error, repositories }
     }
 
     fn is_known(&self) -> bool {
@@ -104,14 +112,14 @@ impl ClusterState {
             // Writing to a String cannot fail.
             writeln!(text, "  {what:<9} {said}").ok();
         };
-        match (&self.server, &self.server_problem) {
+        match (&self.server, &self.server_error) {
             (Some(server), _) => server.lines(now).iter().for_each(|(what, said)| line(what, said)),
-            (None, Some(problem)) => line("server", &format!("cannot be asked: {problem}")),
+            (None, Some(error)) => line("server", &format!("cannot be asked: {error}")),
             (None, None) => line("server", "was not asked: no configuration says how"),
         }
         for repository in &self.repositories {
             text.push('\n');
-            text.push_str(&repository.text(&self.cluster));
+            text.push_str(&repository.text(self.cluster.as_str()));
         }
         text
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_plan::retention::Policy;
@@ -21,26 +22,26 @@ use super::retention::RetentionState;
 use super::server::ServerState;
 use crate::newer;
 
-/// What a repository has of a cluster.
-#[derive(Debug, Serialize)]
+/// A repository of a cluster.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct RepositoryState {
-    /// What the configuration calls it.
+    /// Its name in the configuration.
     repository: String,
     /// Its URL.
-    store: String,
-    /// Why it could not be read.
+    url: String,
+    /// Why it could not be read. Absent if it could.
     #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-    /// All that it has.
+    error: Option<String>,
+    /// What it has of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<ClusterStatus>,
-    /// What retention says about it.
+    /// Holds, and what `expire` would do.
     #[serde(skip_serializing_if = "Option::is_none")]
     retention: Option<RetentionState>,
-    /// What its names tell, where the key to read more is missing.
+    /// What the names of its objects show, if it is encrypted and its key is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     listing: Option<Listing>,
-    /// What somebody should know, one sentence each.
+    /// Notes for the operator, one sentence each.
     notes: Vec<String>,
     /// `status` for a person.
     #[serde(skip)]
@@ -63,8 +64,8 @@ impl RepositoryState {
     ) -> Self {
         let mut state = Self {
             repository: name.to_owned(),
-            store: settings.url.clone(),
-            problem: None,
+            url: settings.url.clone(),
+            error: None,
             status: None,
             retention: None,
             listing: None,
@@ -82,7 +83,7 @@ impl RepositoryState {
                     Err(error) => tracing::debug!(repository = name, "no listing either: {error}"),
                 }
             }
-            state.problem = Some(told(&error.into()));
+            state.error = Some(told(&error.into()));
         }
         state
     }
@@ -100,7 +101,7 @@ impl RepositoryState {
                 repository.clusters().await?.iter().map(ClusterName::to_string).collect();
             if !known.is_empty() {
                 // Most likely its name is mistyped: "no backup" would be a fright.
-                self.problem = Some(format!(
+                self.error = Some(format!(
                     "the repository does not know cluster {cluster}; it has: {}; archive-agent init registers a new one",
                     known.join(", ")
                 ));
@@ -140,16 +141,14 @@ impl RepositoryState {
     pub(super) fn compare(&mut self, server: &ServerState, cluster: &ClusterName, binding: &str) {
         let Some(status) = self.status.as_ref().filter(|status| !status.lineages.is_empty()) else { return };
         let system_id = server.system_identifier();
-        let ours = |lineage: &str| lineage.rsplit_once('-').is_some_and(|(id, _)| id == system_id);
-        if !status.lineages.iter().any(|lineage| ours(&lineage.lineage)) {
+        if !status.lineages.iter().any(|one| one.lineage.system_id == system_id) {
             self.notes.push(format!(
                 "the server has system identifier {system_id}, and nothing here is of that cluster: conninfo leads to \
                  another server, or archive-agent init has to be run for this one"
             ));
         }
         let bound = self.id.and_then(|id| bound_lineage(binding, cluster, id).ok().flatten());
-        let its: Vec<LineageId> = status.lineages.iter().filter_map(|one| one.lineage.parse().ok()).collect();
-        let mut its = its.into_iter().filter(|id| id.system_id.to_string() == system_id);
+        let mut its = status.lineages.iter().map(|one| one.lineage).filter(|id| id.system_id == system_id);
         // Of several without a file that says which, it is not known.
         let lineage = bound.or_else(|| its.next().filter(|_| its.next().is_none()));
         if let (Some(lineage), Some(own)) = (lineage, server.writes())
@@ -163,10 +162,10 @@ impl RepositoryState {
     pub(super) fn text(&self, cluster: &str) -> String {
         let mut text = self.drawing.clone();
         if self.status.is_none() {
-            writeln!(text, "Cluster {cluster} in {} ({})", self.repository, self.store).ok();
+            writeln!(text, "Cluster {cluster} in {} ({})", self.repository, self.url).ok();
         }
-        if let Some(problem) = &self.problem {
-            writeln!(text, "  cannot be read: {problem}").ok();
+        if let Some(error) = &self.error {
+            writeln!(text, "  cannot be read: {error}").ok();
         }
         if let Some(retention) = &self.retention {
             text.push_str(&retention.text());

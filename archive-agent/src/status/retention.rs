@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::ClusterName;
 use walpoint_plan::retention::Policy;
@@ -18,17 +19,17 @@ use crate::hold::HoldDocument;
 /// Backups that are named in the text; the JSON names all.
 const NAMED: usize = 10;
 
-/// What retention says of a cluster in a repository.
-#[derive(Debug, Serialize)]
+/// Holds, and what `expire` would do.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct RetentionState {
-    /// Whether a retention is configured that can drop anything.
-    configured: bool,
+    /// Whether a retention policy is configured that can expire a backup.
+    retention_configured: bool,
     /// The holds in force.
     holds: Vec<HoldDocument>,
-    /// Backups that the next expire announces, oldest first.
-    next_dropped: Vec<DecisionReport>,
-    /// Backups that stay though they are older than `max_age`, oldest first.
-    exceeding: Vec<DecisionReport>,
+    /// Backups that the next `expire` marks for deletion, oldest first.
+    next_expired: Vec<DecisionReport>,
+    /// Backups that stay although they are older than `max_age`, oldest first.
+    over_max_age: Vec<DecisionReport>,
     /// What is wrong with holds that cannot be read.
     #[serde(skip)]
     damaged: Vec<String>,
@@ -59,14 +60,14 @@ impl RetentionState {
         let dropped = decisions.iter().filter(|decision| !decision.stays());
         let exceeding = decisions.iter().filter(|decision| decision.stays() && decision.exceeds_max_age);
         Ok(Self {
-            configured: policy.drops(),
+            retention_configured: policy.drops(),
             holds: holds
                 .iter()
                 .filter(|hold| hold.is_in_force(now))
                 .map(|hold| HoldDocument::of(hold, now))
                 .collect(),
-            next_dropped: dropped.map(DecisionReport::from).collect(),
-            exceeding: exceeding.map(DecisionReport::from).collect(),
+            next_expired: dropped.map(DecisionReport::from).collect(),
+            over_max_age: exceeding.map(DecisionReport::from).collect(),
             damaged: damaged.iter().map(|damaged| walpoint_words::error(&damaged.error())).collect(),
         })
     }
@@ -86,14 +87,14 @@ impl RetentionState {
             // Writing to a String cannot fail.
             writeln!(text, "\n{heading}").ok();
             for decision in decisions.iter().take(NAMED) {
-                writeln!(text, "  {}  {}", decision.id, decision.because).ok();
+                writeln!(text, "  {}  {}", decision.id, decision.reason).ok();
             }
             if decisions.len() > NAMED {
                 writeln!(text, "  and {} more", decisions.len() - NAMED).ok();
             }
         };
-        list("Older than max_age", &self.exceeding);
-        list("Dropped by the next expire", &self.next_dropped);
+        list("Older than max_age", &self.over_max_age);
+        list("Expired by the next expire", &self.next_expired);
         if !self.holds.is_empty() {
             text.push_str("\nHolds\n");
         }

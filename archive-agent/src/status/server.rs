@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{Lsn, PgTimestamp, SegmentName, TimelineId};
+use walpoint_base::{Lsn, PgTimestamp, SegmentName, SystemId, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
@@ -19,49 +20,62 @@ use crate::wal::{ready, split_brain};
 /// Somebody waits for an answer: a server that does not give one within this time counts as unreachable.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// The archiving of a server.
-#[derive(Debug, Clone, Serialize)]
+/// A server and its archiver.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct ServerState {
-    version: String,
-    system_identifier: String,
+    /// `server_version`.
+    server_version: String,
+    /// Its system identifier.
+    system_identifier: SystemId,
+    /// Whether it is in recovery, as a standby is.
     in_recovery: bool,
-    timeline: u32,
-    /// Where WAL ends: the insert position, or in recovery what was replayed.
+    /// Its timeline.
+    timeline: TimelineId,
+    /// The end of WAL: written on a primary, replayed on a standby.
     #[serde(skip_serializing_if = "Option::is_none")]
-    lsn: Option<String>,
+    lsn: Option<Lsn>,
+    /// The setting `archive_mode`.
     archive_mode: String,
+    /// The setting `archive_command`.
     archive_command: String,
+    /// The setting `archive_library`; empty before PostgreSQL 15.
     archive_library: String,
+    /// `pg_stat_archiver.archived_count`.
     archived_count: u64,
+    /// `pg_stat_archiver.last_archived_wal`.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_archived_wal: Option<String>,
+    /// `pg_stat_archiver.last_archived_time`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_archived_time: Option<jiff::Timestamp>,
+    last_archived_time: Option<PgTimestamp>,
+    /// `pg_stat_archiver.failed_count`.
     failed_count: u64,
+    /// `pg_stat_archiver.last_failed_wal`.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_failed_wal: Option<String>,
+    /// `pg_stat_archiver.last_failed_time`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_failed_time: Option<jiff::Timestamp>,
-    /// Whether the latest attempt failed.
+    last_failed_time: Option<PgTimestamp>,
+    /// Whether the latest attempt to archive failed.
     failing: bool,
-    /// Files that wait for being archived; nothing if that cannot be seen from here.
+    /// The number of files that wait to be archived (`.ready`). Absent if the data directory cannot be read here.
     #[serde(skip_serializing_if = "Option::is_none")]
-    waiting: Option<usize>,
-    /// Why not.
+    ready_count: Option<usize>,
+    /// Why `ready_count` is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    waiting_problem: Option<String>,
-    /// Bytes of WAL written since the end of the last segment archived; what a loss of the server would cost now.
+    ready_error: Option<String>,
+    /// The size of the WAL written since the end of the last archived segment: what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
-    /// WAL that was dropped and that no backup makes up for.
+    /// WAL that was dropped, or archived although damaged, and after which no backup begins. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
-    /// Where another server's WAL stands under this one's names.
+    /// Repositories in which another server's WAL is stored under this server's names, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    split_brain: Vec<String>,
-    /// What the repositories would show, and do not.
+    split_brains: Vec<String>,
+    /// What cannot be determined about dropped WAL and other servers because the repositories do not answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    unknown: Vec<String>,
+    undetermined: Vec<String>,
 }
 
 impl ServerState {
@@ -70,7 +84,7 @@ impl ServerState {
         let asked = tokio::time::timeout(TIME_LIMIT, ask(selection)).await;
         let mut state = asked
             .with_context(|| format!("the server did not answer within {}", human::span(TIME_LIMIT)))??;
-        if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.waiting.is_some()) {
+        if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.ready_count.is_some()) {
             state.compare(&Uploader::new(selection, pgdata)).await;
         }
         Ok(state)
@@ -87,36 +101,36 @@ impl ServerState {
         let what = "cannot determine whether WAL was dropped that no backup makes up for";
         match gap {
             Ok(Ok(gap)) => self.dropped = gap,
-            Ok(Err(problem)) => self.unknown.push(format!("{what}: {problem:#}")),
-            Err(_) => self.unknown.push(limit(what)),
+            Ok(Err(problem)) => self.undetermined.push(format!("{what}: {problem:#}")),
+            Err(_) => self.undetermined.push(limit(what)),
         }
         let what = "cannot determine whether another server's WAL is stored under this one's names";
         match splits {
-            Ok(Ok(found)) => self.split_brain = found.iter().map(ToString::to_string).collect(),
-            Ok(Err(problem)) => self.unknown.push(format!("{what}: {problem:#}")),
-            Err(_) => self.unknown.push(limit(what)),
+            Ok(Ok(found)) => self.split_brains = found.iter().map(ToString::to_string).collect(),
+            Ok(Err(problem)) => self.undetermined.push(format!("{what}: {problem:#}")),
+            Err(_) => self.undetermined.push(limit(what)),
         }
     }
 
     /// Whose WAL it writes.
-    pub(super) fn system_identifier(&self) -> &str {
-        &self.system_identifier
+    pub(super) fn system_identifier(&self) -> SystemId {
+        self.system_identifier
     }
 
     /// The timeline that it writes; `None` of a standby.
     pub(super) fn writes(&self) -> Option<TimelineId> {
-        TimelineId::new(self.timeline).filter(|_| !self.in_recovery)
+        Some(self.timeline).filter(|_| !self.in_recovery)
     }
 
     /// For a person, one line each.
     pub(super) fn lines(&self, now: jiff::Timestamp) -> Vec<(&'static str, String)> {
         let kind = if self.in_recovery { "standby" } else { "primary" };
-        let at = self.lsn.as_ref().map(|lsn| format!(", at {lsn}")).unwrap_or_default();
-        let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.version, self.timeline);
+        let at = self.lsn.map(|lsn| format!(", at {lsn}")).unwrap_or_default();
+        let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.server_version, self.timeline);
         let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
-        let split = self.split_brain.iter().map(|split| ("IDENTITY", split.clone()));
+        let split = self.split_brains.iter().map(|split| ("IDENTITY", split.clone()));
         let archiver = ("archiver", self.archiver(now));
-        let unknown = self.unknown.iter().map(|unknown| ("UNKNOWN", unknown.clone()));
+        let unknown = self.undetermined.iter().map(|unknown| ("UNKNOWN", unknown.clone()));
         [("server", server), archiver].into_iter().chain(dropped).chain(split).chain(unknown).collect()
     }
 
@@ -129,19 +143,19 @@ impl ServerState {
         }
         let mut parts = Vec::new();
         if self.failing {
-            let since = self.last_failed_time.map(|t| format!(", {}", ago(t, now))).unwrap_or_default();
+            let since = self.last_failed_time.map(|t| format!(", {}", ago(t.to_time(), now))).unwrap_or_default();
             let wal = self.last_failed_wal.as_deref().unwrap_or("a file");
             let more = "the server's log says why";
             parts.push(format!("FAILING: {wal} was refused{since} (failure {}); {more}", self.failed_count));
         }
         parts.push(match (&self.last_archived_wal, self.last_archived_time) {
-            (Some(wal), Some(time)) => format!("{wal} was archived {}", ago(time, now)),
+            (Some(wal), Some(time)) => format!("{wal} was archived {}", ago(time.to_time(), now)),
             _ => "nothing was archived so far".to_owned(),
         });
         parts.extend(self.unarchived_bytes.map(|bytes| format!("{} of WAL since", human::size(bytes))));
-        parts.push(match self.waiting {
+        parts.push(match self.ready_count {
             None => {
-                let why = self.waiting_problem.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+                let why = self.ready_error.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
                 format!("how many files wait cannot be seen from here{why}")
             }
             Some(0) => "no file waits".to_owned(),
@@ -156,30 +170,30 @@ impl ServerState {
         settings: ArchiveSettings,
         stats: ArchiverStats,
         position: Option<Lsn>,
-        waiting: Option<usize>,
+        ready_count: Option<usize>,
     ) -> Self {
         Self {
-            version: identity.version.clone(),
-            system_identifier: identity.system_id.to_string(),
+            server_version: identity.version.clone(),
+            system_identifier: identity.system_id,
             in_recovery: identity.in_recovery,
-            timeline: identity.timeline.get(),
-            lsn: position.map(|lsn| lsn.to_string()),
+            timeline: identity.timeline,
+            lsn: position,
             archive_mode: settings.archive_mode,
             archive_command: settings.archive_command,
             archive_library: settings.archive_library,
             failing: stats.is_failing(),
-            waiting,
-            waiting_problem: None,
+            ready_count,
+            ready_error: None,
             dropped: None,
-            split_brain: Vec::new(),
-            unknown: Vec::new(),
+            split_brains: Vec::new(),
+            undetermined: Vec::new(),
             unarchived_bytes: unarchived(identity, &stats, position),
             archived_count: stats.archived_count,
             last_archived_wal: stats.last_archived_wal,
-            last_archived_time: stats.last_archived_time.map(PgTimestamp::to_time),
+            last_archived_time: stats.last_archived_time,
             failed_count: stats.failed_count,
             last_failed_wal: stats.last_failed_wal,
-            last_failed_time: stats.last_failed_time.map(PgTimestamp::to_time),
+            last_failed_time: stats.last_failed_time,
         }
     }
 }
@@ -209,13 +223,13 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
     let position = server.position().await?;
     let status = pgdata.unwrap_or(&identity.data_directory).join("pg_wal/archive_status");
     // On another machine, or as another user, the directory cannot be read: that is no failure of the server.
-    let waiting = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
-    let (waiting, problem) = match waiting {
+    let ready = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
+    let (ready_count, ready_error) = match ready {
         Ok(scan) => (Some(scan.count), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    let state = ServerState::new(&identity, settings, stats, position, waiting);
-    Ok(ServerState { waiting_problem: problem, ..state })
+    let state = ServerState::new(&identity, settings, stats, position, ready_count);
+    Ok(ServerState { ready_error, ..state })
 }
 
 /// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.

@@ -1,36 +1,45 @@
-//! What `verify --json` prints; `docs/json.md` describes it.
+//! What `archive-agent verify --json` prints.
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::holds::UNKNOWN_HOLD;
 use walpoint_repo::verify::{Cure, Verified, VerifyFinding};
 
-#[derive(Debug, Serialize)]
+/// What `archive-agent verify --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct VerifyDocument<'a> {
-    pub(crate) cluster: &'a str,
-    pub(crate) repositories: Vec<VerifiedRepository<'a>>,
-    pub(crate) failed: &'a [String],
+    /// The cluster.
+    pub(super) cluster: &'a ClusterName,
+    /// What was verified and found, for each repository.
+    pub(super) repositories: Vec<VerifiedRepository<'a>>,
+    /// Repositories that could not be verified, with the reason.
+    pub(super) failed: &'a [String],
 }
 
-/// What was found in one repository.
-#[derive(Debug, Serialize)]
+walpoint_runtime::document!(VerifyDocument<'_>, "archive-agent verify");
+
+/// What was verified and found in one repository.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct VerifiedRepository<'a> {
     #[serde(flatten)]
     verified: &'a Verified,
+    /// The first thousand findings.
     findings: Vec<Finding<'a>>,
 }
 
-/// Something that is not as it should be, and what to do.
-#[derive(Debug, Serialize)]
+/// A finding, and what to do about it.
+#[derive(Debug, Serialize, JsonSchema)]
 struct Finding<'a> {
     #[serde(flatten)]
     finding: &'a VerifyFinding,
-    remedy: String,
+    /// What to do.
+    hint: String,
 }
 
 impl<'a> VerifiedRepository<'a> {
     pub(super) fn of(verified: &'a Verified) -> Self {
-        let words = |finding: &'a VerifyFinding| Finding { finding, remedy: remedy(&finding.remedy) };
+        let words = |finding: &'a VerifyFinding| Finding { finding, hint: remedy(&finding.remedy) };
         Self { verified, findings: verified.findings.iter().map(words).collect() }
     }
 }

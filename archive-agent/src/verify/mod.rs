@@ -86,14 +86,14 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
     }
     if common.json {
         let repositories = all.iter().map(document::VerifiedRepository::of).collect();
-        let cluster = selection.cluster.as_str();
+        let cluster = &selection.cluster;
         output::json(&VerifyDocument { cluster, repositories, failed: &failed })?;
     } else {
         for verified in &all {
             output::text(&text::of(verified))?;
         }
     }
-    let found: u64 = all.iter().map(|verified| verified.found).sum();
+    let found: u64 = all.iter().map(|verified| verified.finding_count).sum();
     match (failed.is_empty(), found) {
         (true, 0) => Ok(()),
         (true, found) => {

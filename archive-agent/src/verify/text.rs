@@ -23,25 +23,25 @@ pub(super) fn of(verified: &Verified) -> String {
         "kept",
         format!(
             "{}, {}, {}",
-            human::count(verified.backups, "backup"),
-            human::count(verified.packs, "pack"),
-            human::count(verified.segments, "segment")
+            human::count(verified.backup_count, "backup"),
+            human::count(verified.pack_count, "pack"),
+            human::count(verified.segment_count, "segment")
         ),
     );
     if verified.verified_bytes > 0 {
         line("read", format!("{} before compression", human::size(verified.verified_bytes)));
     }
-    if verified.known_bad_pages > 0 {
+    if verified.known_damaged_page_count > 0 {
         line(
             "pages",
-            format!("{} were damaged when they were backed up, as recorded then", verified.known_bad_pages),
+            format!("{} were damaged when they were backed up, as recorded then", verified.known_damaged_page_count),
         );
     }
-    if verified.backups == 0 {
+    if verified.backup_count == 0 {
         line("NO BACKUP", "nothing can be restored: take one with archive-agent backup".to_owned());
     }
     line("took", human::span(Duration::try_from_secs_f64(verified.seconds).unwrap_or_default()));
-    match verified.found {
+    match verified.finding_count {
         0 => line("found", "nothing that is wrong".to_owned()),
         n => line("FOUND", format!("{n} things that are wrong")),
     }
@@ -57,8 +57,8 @@ pub(super) fn of(verified: &Verified) -> String {
         writeln!(text, "    to do: {}", remedy(&finding.remedy)).ok();
     }
     let shown = u64::try_from(verified.findings.len().min(NAMED)).unwrap_or(u64::MAX);
-    if verified.found > shown {
-        writeln!(text, "\n  and {} more", verified.found - shown).ok();
+    if verified.finding_count > shown {
+        writeln!(text, "\n  and {} more", verified.finding_count - shown).ok();
     }
     for note in &verified.notes {
         writeln!(text, "  note: {note}").ok();

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::dropped::{self, DropReason, Dropped};
 use walpoint_base::{BackupId, SegmentName, SegmentSize, WalFileName};
@@ -26,24 +27,34 @@ const LOOKED_FOR: usize = 200;
 /// Requests under way at once.
 const AT_ONCE: usize = 8;
 
-/// A gap in the archive that was made on purpose.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// WAL that was dropped, or archived although damaged, and after which no backup begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DroppedWal")]
 pub(crate) struct Gap {
-    /// How many files.
-    files: usize,
-    first: String,
-    last: String,
+    /// The number of files.
+    file_count: usize,
+    /// The first file.
+    first_file: String,
+    /// The last file.
+    last_file: String,
     /// When the first one was dropped.
-    since: Timestamp,
-    /// How many of them an operator skipped.
-    skipped: usize,
-    /// How many of them are archived, damaged.
-    damaged: usize,
+    since_time: Timestamp,
+    /// The number of files that were skipped on request (`push --skip`).
+    skipped_count: usize,
+    /// The number of files that were archived although damaged (`push --accept-damaged`).
+    damaged_count: usize,
 }
 
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { files, first, last, since, skipped, damaged } = self;
+        let Self {
+            file_count: files,
+            first_file: first,
+            last_file: last,
+            since_time: since,
+            skipped_count: skipped,
+            damaged_count: damaged,
+        } = self;
         let what = match damaged {
             0 => "dropped and not archived",
             all if all == files => "archived although damaged",
@@ -68,12 +79,12 @@ impl Gap {
         let since = Timestamp::from_second(first.at).unwrap_or(Timestamp::UNIX_EPOCH);
         let count = |reason| dropped.iter().filter(|dropped| dropped.reason == reason).count();
         Some(Self {
-            skipped: count(DropReason::Skipped),
-            damaged: count(DropReason::Damaged),
-            files: dropped.len(),
-            first: first.name.to_string(),
-            last: last.name.to_string(),
-            since,
+            skipped_count: count(DropReason::Skipped),
+            damaged_count: count(DropReason::Damaged),
+            file_count: dropped.len(),
+            first_file: first.name.to_string(),
+            last_file: last.name.to_string(),
+            since_time: since,
         })
     }
 }

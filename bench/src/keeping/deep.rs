@@ -83,14 +83,14 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
     ])
 }
 
-/// How many backups stay, and how many objects are announced and not deleted, of what `expire --json` printed.
+/// How many backups stay, and how many objects are marked for deletion and not deleted, of what `expire --json` printed.
 fn kept_and_waiting(printed: &serde_json::Value) -> Result<(usize, u64), String> {
     let repository = &printed["repositories"][0];
     let (backups, classes) = (repository["backups"].as_array(), repository["classes"].as_array());
     let (Some(backups), Some(classes)) = (backups, classes) else {
         return Err(format!("expire printed {printed}"));
     };
-    let kept = backups.iter().filter(|backup| backup["verdict"] != "drop").count();
-    let waiting = classes.iter().filter_map(|class| class["waiting_objects"].as_u64()).sum();
+    let kept = backups.iter().filter(|backup| backup["decision"] != "expire").count();
+    let waiting = classes.iter().filter_map(|class| class["pending_count"].as_u64()).sum();
     Ok((kept, waiting))
 }

@@ -20,8 +20,8 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
         let printed = repository.printed()?;
         let told = &printed["repositories"][0];
         covered = told["verified_bytes"].as_u64().ok_or_else(|| format!("verify printed {printed}"))?;
-        if told["found"] != 0 || covered < cluster / 20 * 19 {
-            return Err(format!("verify found {}, and verified {covered} bytes of {cluster}", told["found"]));
+        if told["finding_count"] != 0 || covered < cluster / 20 * 19 {
+            return Err(format!("verify found {}, and verified {covered} bytes of {cluster}", told["finding_count"]));
         }
         if round > 0 {
             rates.push(covered as f64 / 1e6 / seen.report.seconds);

@@ -1,8 +1,10 @@
-//! What `list --json` prints; `docs/json.md` describes it.
+//! What `list --json` prints.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{ClusterName, LineageId, PgMajor, TimelineId};
+use walpoint_repo::backup::BackupStage;
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::{
     BackupStatus, ClusterStatus, DamagedLineageStatus, LineageStatus, WindowStatus,
@@ -12,81 +14,104 @@ use super::Sections;
 use super::options::PlanOptions;
 use super::read::Listed;
 
-/// The answer.
-#[derive(Debug, Serialize)]
+/// What `restore-agent list --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ListDocument<'a> {
-    taken: Timestamp,
-    cluster: String,
+    /// When the listing was taken.
+    time: Timestamp,
+    /// The cluster.
+    cluster: &'a ClusterName,
+    /// The cluster's repositories, in the order of the configuration.
     repositories: Vec<RepositoryDocument<'a>>,
-    /// The words of the command line that plans a restore to the end of the archive.
-    plan: Vec<String>,
+    /// The words of the command that plans a restore to the end of the archive.
+    plan_command: Vec<String>,
 }
 
-/// A repository. What it holds is absent where it could not be read, or where something else was asked for.
-#[derive(Debug, Serialize)]
+walpoint_runtime::document!(ListDocument<'_>, "restore-agent list");
+
+/// A repository. What it holds is absent if it could not be read, or if only other things are listed.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Repository")]
 struct RepositoryDocument<'a> {
+    /// Its name in the configuration.
     repository: &'a str,
-    store: &'a str,
-    /// Why it could not be read.
+    /// Its URL.
+    url: &'a str,
+    /// Why it could not be read. Absent if it could.
     #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<&'a str>,
+    error: Option<&'a str>,
+    /// The cluster's lineages, oldest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     lineages: Option<Vec<LineageDocument<'a>>>,
+    /// Lineages whose description is damaged. Nothing else is known of them. Absent if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     damaged_lineages: Option<&'a [DamagedLineageStatus]>,
+    /// The backups of all lineages that were not aborted, oldest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     backups: Option<Vec<&'a BackupStatus>>,
+    /// Restore points that can be recovered to, by lineage, oldest first: the newest 20 of each lineage, or all if only they are listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     restore_points: Option<Vec<RestorePointDocument<'a>>>,
+    /// What can be recovered, by lineage and timeline, oldest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     windows: Option<Vec<WindowDocument<'a>>>,
 }
 
 /// A lineage.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Lineage")]
 struct LineageDocument<'a> {
-    lineage: &'a str,
-    postgresql: u8,
-    /// Restore points that can be recovered to and are not listed.
-    older_restore_points: usize,
+    /// The lineage.
+    lineage: LineageId,
+    /// PostgreSQL's major version.
+    postgresql_major: PgMajor,
+    /// The number of restore points that can be recovered to and are not listed.
+    older_restore_point_count: usize,
     /// What could not be read.
-    problems: &'a [String],
+    errors: &'a [String],
 }
 
-/// A restore point.
-#[derive(Debug, Serialize)]
+/// A restore point that can be recovered to.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RestorePoint")]
 struct RestorePointDocument<'a> {
-    lineage: &'a str,
+    /// The lineage in whose WAL it is.
+    lineage: LineageId,
+    /// What is known of it.
     #[serde(flatten)]
     point: &'a RestorePointStatus,
-    /// How many others have its name.
-    same_name: usize,
-    /// The options of `plan` that recover to it.
+    /// The number of other restore points with its name that can be recovered to.
+    same_name_count: usize,
+    /// The options of `restore-agent plan` that recover to it.
     options: Vec<String>,
 }
 
-/// A window.
-#[derive(Debug, Serialize)]
+/// A range in which every moment can be recovered.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Window")]
 struct WindowDocument<'a> {
-    lineage: &'a str,
-    timeline: u32,
+    /// The lineage.
+    lineage: LineageId,
+    /// The timeline.
+    timeline: TimelineId,
+    /// Where it begins and ends.
     #[serde(flatten)]
     window: &'a WindowStatus,
-    /// The options of `plan`, to which a time or a position in the window is added.
+    /// The options of `restore-agent plan`, to which a target in the window is added.
     options: Vec<String>,
 }
 
 impl<'a> ListDocument<'a> {
     /// Of what was listed.
     pub(super) fn new(
-        cluster: &ClusterName,
-        taken: Timestamp,
+        cluster: &'a ClusterName,
+        time: Timestamp,
         listed: &'a [Listed],
         options: &PlanOptions,
         sections: Sections,
     ) -> Self {
         let repositories = listed.iter().map(|one| RepositoryDocument::of(one, options, sections)).collect();
-        Self { taken, cluster: cluster.to_string(), repositories, plan: options.plan() }
+        Self { time, cluster, repositories, plan_command: options.plan() }
     }
 }
 
@@ -96,8 +121,8 @@ impl<'a> RepositoryDocument<'a> {
         let wanted = |is: bool| status.filter(|_| is);
         Self {
             repository: &listed.repository,
-            store: &listed.store,
-            problem: listed.contents.as_ref().err().map(String::as_str),
+            url: &listed.url,
+            error: listed.contents.as_ref().err().map(String::as_str),
             lineages: status.map(|status| status.lineages.iter().map(LineageDocument::of).collect()),
             damaged_lineages: status
                 .map(|status| &status.damaged_lineages[..])
@@ -111,15 +136,15 @@ impl<'a> RepositoryDocument<'a> {
 
 /// All backups but those that were aborted.
 fn usable(status: &ClusterStatus) -> impl Iterator<Item = &BackupStatus> {
-    status.backups.iter().filter(|backup| ["finished", "unfinished"].contains(&backup.state))
+    status.backups.iter().filter(|backup| backup.state != BackupStage::Aborted)
 }
 
 fn points<'a>(status: &'a ClusterStatus, options: &PlanOptions) -> Vec<RestorePointDocument<'a>> {
     let of = |lineage: &'a LineageStatus| {
         lineage.restore_points.iter().map(|point| RestorePointDocument {
-            lineage: &lineage.lineage,
+            lineage: lineage.lineage,
             point,
-            same_name: point.same_name,
+            same_name_count: point.same_name,
             options: options.to_point(lineage, point),
         })
     };
@@ -131,7 +156,7 @@ fn windows<'a>(status: &'a ClusterStatus, options: &PlanOptions) -> Vec<WindowDo
     for lineage in &status.lineages {
         for timeline in &lineage.timelines {
             windows.extend(timeline.windows.iter().map(|window| WindowDocument {
-                lineage: &lineage.lineage,
+                lineage: lineage.lineage,
                 timeline: timeline.timeline,
                 window,
                 options: options.on_timeline(lineage, timeline.timeline),
@@ -144,10 +169,10 @@ fn windows<'a>(status: &'a ClusterStatus, options: &PlanOptions) -> Vec<WindowDo
 impl<'a> LineageDocument<'a> {
     fn of(status: &'a LineageStatus) -> Self {
         Self {
-            lineage: &status.lineage,
-            postgresql: status.postgresql,
-            older_restore_points: status.older_restore_points,
-            problems: &status.problems,
+            lineage: status.lineage,
+            postgresql_major: status.postgresql_major,
+            older_restore_point_count: status.older_restore_points,
+            errors: &status.errors,
         }
     }
 }

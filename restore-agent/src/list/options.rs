@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use walpoint_base::{LineageId, TimelineId};
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::LineageStatus;
 use walpoint_runtime::args::CommonArgs;
@@ -30,9 +31,9 @@ impl PlanOptions {
             option("--cluster", cluster.to_string());
         }
         let known = listed.iter().filter_map(|repository| repository.contents.as_ref().ok());
-        let readable = known.clone().flat_map(|one| one.status.lineages.iter().map(|l| l.lineage.as_str()));
-        let damaged = known.flat_map(|one| one.status.damaged_lineages.iter().map(|l| l.lineage.as_str()));
-        let lineages: BTreeSet<&str> = readable.chain(damaged).collect();
+        let readable = known.clone().flat_map(|one| one.status.lineages.iter().map(|l| l.lineage));
+        let damaged = known.flat_map(|one| one.status.damaged_lineages.iter().map(|l| l.lineage));
+        let lineages: BTreeSet<LineageId> = readable.chain(damaged).collect();
         Self { selection, several_lineages: lineages.len() > 1 }
     }
 
@@ -43,10 +44,10 @@ impl PlanOptions {
     }
 
     /// What chooses a timeline of a lineage, where there are several.
-    pub(super) fn on_timeline(&self, lineage: &LineageStatus, timeline: u32) -> Vec<String> {
+    pub(super) fn on_timeline(&self, lineage: &LineageStatus, timeline: TimelineId) -> Vec<String> {
         let mut options = Vec::new();
         if self.several_lineages {
-            options.extend(["--lineage".to_owned(), lineage.lineage.clone()]);
+            options.extend(["--lineage".to_owned(), lineage.lineage.to_string()]);
         }
         if lineage.timelines.len() > 1 {
             options.extend(["--target-timeline".to_owned(), timeline.to_string()]);
@@ -59,7 +60,7 @@ impl PlanOptions {
         let mut options = self.on_timeline(lineage, point.timeline);
         let name = &point.name;
         if point.same_name > 0 || name.chars().any(char::is_control) {
-            options.extend(["--target-lsn".to_owned(), point.lsn.clone()]);
+            options.extend(["--target-lsn".to_owned(), point.lsn.to_string()]);
         } else if name.starts_with('-') {
             options.push(format!("--target-name={name}"));
         } else {

@@ -14,7 +14,7 @@ pub(super) struct Listed {
     /// What the configuration calls it.
     pub(super) repository: String,
     /// Its URL.
-    pub(super) store: String,
+    pub(super) url: String,
     /// What it holds, or why it could not be read.
     pub(super) contents: Result<Contents, String>,
 }
@@ -39,7 +39,7 @@ impl Listed {
         let read = read(name, &settings.impatient(), cluster, newest).await;
         Self {
             repository: name.to_owned(),
-            store: settings.url.clone(),
+            url: settings.url.clone(),
             contents: read.unwrap_or_else(|error| Err(walpoint_words::error(&error))),
         }
     }

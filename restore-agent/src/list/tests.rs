@@ -1,5 +1,7 @@
 //! What is printed of contents that are written by hand.
 
+use walpoint_base::{BackupId, PgMajor, PgTimestamp, TimelineId};
+use walpoint_repo::backup::{BackupKind, BackupStage, Method};
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::{
     BackupDetails, BackupStatus, ClusterStatus, DamagedLineageStatus, LineageStatus, TimelineStatus,
@@ -14,14 +16,19 @@ use super::{ListArgs, Sections, text};
 
 const DEFAULT: ListArgs = ListArgs { backups: false, restore_points: false };
 
-fn backup(id: &str, state: &'static str, details: Option<BackupDetails>) -> BackupStatus {
+fn id(n: u32) -> BackupId {
+    format!("20261121T100000Z-00000001-0000000002000028-{n:08x}").parse().unwrap()
+}
+
+fn backup(n: u32, state: BackupStage, details: Option<BackupDetails>) -> BackupStatus {
+    let id = id(n);
     BackupStatus {
-        id: id.to_owned(),
-        timeline: 1,
-        start_lsn: "0/2000028".to_owned(),
-        started: Some("2026-11-21T10:00:00Z".to_owned()),
+        id,
+        timeline: id.timeline(),
+        start_lsn: id.start(),
+        start_time: id.started(),
         state,
-        damaged_pages: None,
+        damaged_page_count: None,
         details,
     }
 }
@@ -29,86 +36,90 @@ fn backup(id: &str, state: &'static str, details: Option<BackupDetails>) -> Back
 fn details(lineage: &str, label: &str, damage: Option<&str>) -> Option<BackupDetails> {
     Some(BackupDetails {
         label: label.to_owned(),
-        lineage: lineage.to_owned(),
-        kind: "full",
-        method: "local",
+        lineage: lineage.parse().unwrap(),
+        kind: BackupKind::Full,
+        method: Method::Local,
         from_standby: false,
-        ended: "2026-11-21T10:00:05.5Z".to_owned(),
+        stop_time: "2026-11-21T10:00:05.5Z".parse().unwrap(),
         seconds: 5.5,
-        bytes: 24 << 20,
+        file_bytes: 24 << 20,
         new_bytes: 24 << 20,
         stored_bytes: 4 << 20,
-        pages: 3000,
-        checksums: true,
-        bad_pages: 0,
-        damaged_packs: 0,
-        damaged_segments: 0,
+        page_count: 3000,
+        data_checksums: true,
+        damaged_pages: 0,
+        damaged_pack_count: 0,
+        damaged_segment_count: 0,
         damage: damage.map(str::to_owned),
     })
+}
+
+fn time(text: &str) -> PgTimestamp {
+    PgTimestamp::from_time(text.parse().unwrap())
 }
 
 fn point(name: &str, lsn: &str, same_name: usize) -> RestorePointStatus {
     RestorePointStatus {
         name: name.to_owned(),
-        timeline: 1,
-        lsn: lsn.to_owned(),
-        time: Some("2026-11-21T10:01:00.25Z".to_owned()),
+        timeline: TimelineId::FIRST,
+        lsn: lsn.parse().unwrap(),
+        time: Some(time("2026-11-21T10:01:00.25Z")),
         same_name,
     }
 }
 
-fn timeline(timeline: u32) -> TimelineStatus {
+fn timeline(id: u32) -> TimelineStatus {
     let window = WindowStatus {
-        from_lsn: "0/2000100".to_owned(),
-        from_time: Some("2026-11-21T10:00:05.5Z".to_owned()),
-        until_lsn: "0/5000000".to_owned(),
+        from_lsn: "0/2000100".parse().unwrap(),
+        from_time: Some(time("2026-11-21T10:00:05.5Z")),
+        until_lsn: "0/5000000".parse().unwrap(),
         until_time: None,
-        continued: false,
-        oldest_backup: "b1".to_owned(),
-        backups: 1,
+        continues_parent: false,
+        oldest_backup: id(1),
+        backup_count: 1,
     };
     TimelineStatus {
-        timeline,
+        timeline: TimelineId::new(id).unwrap(),
         parent: None,
         first_segment: None,
         last_segment: None,
-        segments: 4,
+        segment_count: 4,
         stored_bytes: 4096,
         windows: vec![window],
         gaps: Vec::new(),
         breaks: Vec::new(),
-        damaged: Vec::new(),
+        damaged_segments: Vec::new(),
     }
 }
 
 fn lineage(id: &str, timelines: &[u32], restore_points: Vec<RestorePointStatus>) -> LineageStatus {
     LineageStatus {
-        lineage: id.to_owned(),
+        lineage: id.parse().unwrap(),
         parent: None,
-        postgresql: 17,
-        segment_size: 16 << 20,
+        postgresql_major: PgMajor::new(17).unwrap(),
+        segment_bytes: 16 << 20,
         timelines: timelines.iter().map(|id| timeline(*id)).collect(),
         restore_points,
         older_restore_points: 0,
-        problems: Vec::new(),
-        settled: Vec::new(),
+        errors: Vec::new(),
+        settlements: Vec::new(),
     }
 }
 
 fn listed(lineages: Vec<LineageStatus>, backups: Vec<BackupStatus>) -> Listed {
     let drawings = lineages.iter().map(|_| "  timeline 1    B====\n".to_owned()).collect();
     let status = ClusterStatus {
-        cluster: "main".to_owned(),
+        cluster: "main".parse().unwrap(),
         repository: "near".to_owned(),
-        store: "file:///near".to_owned(),
-        taken: "2026-11-22T00:00:00Z".to_owned(),
+        url: "file:///near".to_owned(),
+        time: "2026-11-22T00:00:00Z".parse().unwrap(),
         lineages,
         damaged_lineages: Vec::new(),
         backups,
     };
     Listed {
         repository: "near".to_owned(),
-        store: "file:///near".to_owned(),
+        url: "file:///near".to_owned(),
         contents: Ok(Contents { status, drawings }),
     }
 }
@@ -116,7 +127,7 @@ fn listed(lineages: Vec<LineageStatus>, backups: Vec<BackupStatus>) -> Listed {
 fn unreadable() -> Listed {
     Listed {
         repository: "far".to_owned(),
-        store: "s3://far".to_owned(),
+        url: "s3://far".to_owned(),
         contents: Err("it did not answer".to_owned()),
     }
 }
@@ -135,11 +146,11 @@ fn a_cluster_is_listed_with_the_commands_that_plan_its_restore() {
         point("daily", "0/4000100", 1),
     ];
     let backups = vec![
-        backup("b1", "finished", details("7-1", "first", None)),
-        backup("b2", "finished", details("7-1", "", Some("2 damaged pages"))),
-        backup("b3", "finished", None),
-        backup("b4", "ended", None),
-        backup("b5", "unfinished", None),
+        backup(1, BackupStage::Finished, details("7-1", "first", None)),
+        backup(2, BackupStage::Finished, details("7-1", "", Some("2 damaged pages"))),
+        backup(3, BackupStage::Finished, None),
+        backup(4, BackupStage::Aborted, None),
+        backup(5, BackupStage::Unfinished, None),
     ];
     let all = [listed(vec![lineage("7-1", &[1], points)], backups), unreadable()];
     assert_eq!(
@@ -151,8 +162,8 @@ fn a_cluster_is_listed_with_the_commands_that_plan_its_restore() {
          \n  \
            Backups\n    \
              FINISHED              KIND  SIZE      TIMELINE  STATE    LABEL  ID\n    \
-             2026-11-21T10:00:05Z  full  24.0 MiB  1         sound    first  b1\n    \
-             2026-11-21T10:00:05Z  full  24.0 MiB  1         DAMAGED         b2\n      \
+             2026-11-21T10:00:05Z  full  24.0 MiB  1         sound    first  20261121T100000Z-00000001-0000000002000028-00000001\n    \
+             2026-11-21T10:00:05Z  full  24.0 MiB  1         DAMAGED         20261121T100000Z-00000001-0000000002000028-00000002\n      \
                damage: 2 damaged pages\n\
          \n  \
            Restore points\n    \
@@ -165,7 +176,7 @@ fn a_cluster_is_listed_with_the_commands_that_plan_its_restore() {
              timeline 1  2026-11-21T10:00:05.5Z (backup, 0/2000100) to no commit yet (0/5000000), 1 backup\n\
          \n\
          Backups whose manifests could not be read\n    \
-             b3\n\
+             20261121T100000Z-00000001-0000000002000028-00000003\n\
          \n\
          1 unfinished backup, never used to restore\n\
          \n\
@@ -182,8 +193,8 @@ fn a_cluster_is_listed_with_the_commands_that_plan_its_restore() {
 
 #[test]
 fn what_is_asked_for_alone_is_listed_whole() {
-    let backups: Vec<BackupStatus> =
-        (0..25).map(|n| backup(&format!("b{n}."), "finished", details("7-1", "", None))).collect();
+    let named = |n| backup(n, BackupStage::Finished, details("7-1", &format!("b{n}."), None));
+    let backups: Vec<BackupStatus> = (0..25).map(named).collect();
     let mut lineage = lineage("7-1", &[1], vec![point("p", "0/3000028", 0)]);
     lineage.older_restore_points = 4;
     let all = [listed(vec![lineage], backups)];
@@ -214,8 +225,8 @@ fn where_there_are_several_the_options_choose_lineage_and_timeline() {
     let mut one = listed(vec![lineage("7-1", &[1], vec![])], vec![]);
     assert!(!PlanOptions::of(&common, std::slice::from_ref(&one)).several_lineages);
     if let Ok(contents) = &mut one.contents {
-        let what = "torn".to_owned();
-        let damaged = DamagedLineageStatus { lineage: "9-1".to_owned(), object: "x".to_owned(), what };
+        let (lineage, error) = ("9-1".parse().unwrap(), "torn".to_owned());
+        let damaged = DamagedLineageStatus { lineage, object: "x".to_owned(), error };
         contents.status.damaged_lineages.push(damaged);
     }
     assert!(PlanOptions::of(&common, &[one]).several_lineages);
@@ -223,7 +234,7 @@ fn where_there_are_several_the_options_choose_lineage_and_timeline() {
 
 #[test]
 fn a_name_or_a_label_stays_on_its_line() {
-    let backups = vec![backup("b1", "finished", details("7-1", "a\u{1b}[31m\nb", None))];
+    let backups = vec![backup(1, BackupStage::Finished, details("7-1", "a\u{1b}[31m\nb", None))];
     let text =
         printed(&[listed(vec![lineage("7-1", &[1], vec![point("x\ny", "0/1", 0)])], backups)], DEFAULT);
     assert!(text.contains(r"a\u{1b}[31m\nb") && text.contains(r"x\ny"), "{text}");
@@ -232,7 +243,8 @@ fn a_name_or_a_label_stays_on_its_line() {
 #[test]
 fn the_document_has_what_was_asked_for() {
     let points = vec![point("daily", "0/4000028", 1)];
-    let backups = vec![backup("b1", "finished", details("7-1", "first", None)), backup("b4", "ended", None)];
+    let finished = backup(1, BackupStage::Finished, details("7-1", "first", None));
+    let backups = vec![finished, backup(4, BackupStage::Aborted, None)];
     let all = [listed(vec![lineage("7-1", &[1], points)], backups), unreadable()];
     let options = PlanOptions::of(&CommonArgs::default(), &all);
     let json = |sections: Sections| {
@@ -241,16 +253,16 @@ fn the_document_has_what_was_asked_for() {
     };
     let whole = json(DEFAULT.sections());
     let near = &whole["repositories"][0];
-    assert_eq!(whole["plan"], serde_json::json!(["restore-agent", "plan"]));
+    assert_eq!(whole["plan_command"], serde_json::json!(["restore-agent", "plan"]));
     assert_eq!(near["backups"].as_array().unwrap().len(), 1, "{near}");
-    assert_eq!((&near["backups"][0]["lineage"], &near["backups"][0]["id"]), (&"7-1".into(), &"b1".into()));
+    assert_eq!((&near["backups"][0]["lineage"], &near["backups"][0]["id"]), (&"7-1".into(), &id(1).to_string().into()));
     let point = &near["restore_points"][0];
-    assert_eq!((&point["name"], &point["same_name"]), (&"daily".into(), &1.into()), "{point}");
+    assert_eq!((&point["name"], &point["same_name_count"]), (&"daily".into(), &1.into()), "{point}");
     assert_eq!(point["options"], serde_json::json!(["--target-lsn", "0/4000028"]));
     let window = &near["windows"][0];
     assert_eq!((&window["timeline"], &window["from_lsn"]), (&1.into(), &"0/2000100".into()), "{window}");
     let far = &whole["repositories"][1];
-    assert!(far["problem"] == "it did not answer" && far.get("backups").is_none(), "{far}");
+    assert!(far["error"] == "it did not answer" && far.get("backups").is_none(), "{far}");
     let only = json(ListArgs { backups: true, restore_points: false }.sections());
     let near = &only["repositories"][0];
     assert!(near.get("restore_points").is_none() && near.get("windows").is_none(), "{near}");

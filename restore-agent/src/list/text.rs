@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use jiff::Timestamp;
-use walpoint_base::ClusterName;
+use walpoint_base::{BackupId, ClusterName};
+use walpoint_repo::backup::BackupStage;
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::{BackupDetails, BackupStatus, ClusterStatus, LineageStatus};
 use walpoint_runtime::human;
@@ -27,10 +27,10 @@ pub(super) fn cluster(
     all_backups: bool,
 ) -> String {
     let of = |one: &Listed| {
-        let head = format!("Cluster {cluster} in {} ({})\n", one.repository, one.store);
+        let head = format!("Cluster {cluster} in {} ({})\n", one.repository, one.url);
         head + &match &one.contents {
             Ok(contents) => repository(contents, options, sections, all_backups),
-            Err(problem) => format!("  cannot be read: {problem}\n"),
+            Err(error) => format!("  cannot be read: {error}\n"),
         }
     };
     let mut texts: Vec<String> = listed.iter().map(of).collect();
@@ -57,7 +57,7 @@ fn repository(contents: &Contents, options: &PlanOptions, sections: Sections, al
         if sections.windows {
             text.push_str(&windows(one, options));
         }
-        one.problems.iter().for_each(|problem| text.push_str(&format!("  problem   {problem}\n")));
+        one.errors.iter().for_each(|error| text.push_str(&format!("  error     {error}\n")));
     }
     status.damaged_lineages.iter().for_each(|damaged| text.push_str(&lineage::damaged(damaged)));
     if status.lineages.is_empty() && status.damaged_lineages.is_empty() {
@@ -97,13 +97,13 @@ fn row(backup: &BackupStatus, details: &BackupDetails) -> Row<7> {
     let damage = details.damage.as_ref();
     Row {
         cells: [
-            details.ended.parse::<Timestamp>().map_or_else(|_| details.ended.clone(), human::time),
-            details.kind.to_owned(),
-            human::size(details.bytes),
+            human::time(details.stop_time),
+            details.kind.to_string(),
+            human::size(details.file_bytes),
             backup.timeline.to_string(),
             if damage.is_some() { "DAMAGED" } else { "sound" }.to_owned(),
             shown(&details.label),
-            backup.id.clone(),
+            backup.id.to_string(),
         ],
         below: damage.map(|damage| format!("damage: {damage}")).into_iter().collect(),
     }
@@ -112,14 +112,14 @@ fn row(backup: &BackupStatus, details: &BackupDetails) -> Row<7> {
 /// Backups of which no lineage is known, or that cannot be restored.
 fn others(status: &ClusterStatus) -> String {
     let mut text = String::new();
-    let of = |state: &'static str| status.backups.iter().filter(move |backup| backup.state == state);
-    let unknown: Vec<&str> =
-        of("finished").filter(|backup| backup.details.is_none()).map(|backup| backup.id.as_str()).collect();
+    let of = |state: BackupStage| status.backups.iter().filter(move |backup| backup.state == state);
+    let unknown: Vec<BackupId> =
+        of(BackupStage::Finished).filter(|backup| backup.details.is_none()).map(|backup| backup.id).collect();
     if !unknown.is_empty() {
         text.push_str("\nBackups whose manifests could not be read\n");
         unknown.iter().for_each(|id| text.push_str(&format!("    {id}\n")));
     }
-    let unfinished = of("unfinished").count() as u64;
+    let unfinished = of(BackupStage::Unfinished).count() as u64;
     if unfinished > 0 {
         writeln!(text, "\n{}, never used to restore", human::count(unfinished, "unfinished backup")).ok();
     }
@@ -137,8 +137,8 @@ fn restore_points(lineage: &LineageStatus, options: &PlanOptions) -> String {
         let several = point.same_name.saturating_add(1);
         Row::from([
             if point.same_name > 0 { format!("{name} (one of {several})") } else { name },
-            point.time.clone().unwrap_or_else(|| "unknown".to_owned()),
-            point.lsn.clone(),
+            point.time.map_or_else(|| "unknown".to_owned(), |time| time.to_time().to_string()),
+            point.lsn.to_string(),
             point.timeline.to_string(),
             shell::line(&options.to_point(lineage, point)),
         ])
@@ -171,7 +171,7 @@ fn windows(status: &LineageStatus, options: &PlanOptions) -> String {
 
 /// Whether there is anything to plan.
 fn is_restorable(status: &ClusterStatus) -> bool {
-    status.backups.iter().any(|backup| backup.state == "finished")
+    status.backups.iter().any(|backup| backup.state == BackupStage::Finished)
 }
 
 /// The command lines that plan a restore.

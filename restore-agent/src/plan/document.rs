@@ -1,76 +1,99 @@
-//! Plans and refusals as JSON: what `restore-agent plan --json` prints. Stable: members are added, never renamed or
-//! removed. Times are RFC 3339 in UTC, positions and names as PostgreSQL writes them, sizes in bytes.
+//! Plans and refusals as JSON: what `restore-agent plan --json` prints. Stable: members are added, never renamed or removed.
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{RecoveryTarget, SegmentSize};
-use walpoint_plan::restore::{Moment, RestorePlan, Stop, StopRule, Unreachable, Why};
-use walpoint_repo::catalog::status::{SegmentsDocument, time};
+use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TimelineId};
+use walpoint_plan::restore::{Moment, RestorePlan, Signal, Stop, StopRule, Unreachable};
+use walpoint_repo::catalog::status::SegmentsDocument;
 
+use super::reason::Reason;
 use super::words::{self, hints, options};
 
-/// What planning ended with.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// What `restore-agent plan --json` prints.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub(crate) enum PlanReport {
     /// The target can be reached.
     Plan(Box<PlanDocument>),
-    /// It cannot.
+    /// The target cannot be reached.
     Unreachable(Box<RefusalDocument>),
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+walpoint_runtime::document!(PlanReport, "restore-agent plan");
+
+/// A plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Plan")]
 pub(crate) struct PlanDocument {
-    /// Which lineage of the cluster.
-    pub(crate) lineage: String,
-    /// What was asked for.
+    /// The cluster's lineage.
+    pub(crate) lineage: LineageId,
+    /// The requested target.
     pub(crate) target: TargetDocument,
-    /// The options of `restore-agent` that ask for exactly this again.
+    /// The options of `restore-agent` that request exactly the same restore again: a time as the moment that it means, lineage,
+    /// timeline and backup by name.
     pub(crate) options: Vec<String>,
-    /// The backup to start from.
+    /// The backup from which recovery starts.
     pub(crate) backup: BackupDocument,
-    /// The timelines on the way, oldest first.
+    /// The timelines on the path to the target, oldest first.
     pub(crate) path: Vec<PathDocument>,
     /// The timeline that recovery follows.
-    pub(crate) timeline: u32,
-    /// The record that stops recovery; absent for the latest moment and `immediate`.
+    pub(crate) timeline: TimelineId,
+    /// The record that ends recovery. Absent for the targets `latest` and `immediate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop: Option<StopDocument>,
-    /// All WAL before this is needed.
-    pub(crate) until_lsn: String,
-    /// The segments, in order.
-    pub(crate) wal: Vec<SegmentsDocument>,
-    /// The segment that has to be built, because the archive has it under no name that recovery asks for.
+    /// All WAL before this position is needed.
+    pub(crate) until_lsn: Lsn,
+    /// The segments that recovery replays, in order.
+    pub(crate) segments: Vec<SegmentsDocument>,
+    /// A segment that `restore-fetch` builds because no repository has it. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) fork: Option<ForkDocument>,
-    /// Names of the history files that are needed.
-    pub(crate) histories: Vec<String>,
-    /// The signal file: `recovery.signal` or `standby.signal`.
-    pub(crate) signal_file: &'static str,
-    /// The recovery settings but `restore_command`, in the order in which they have to be written.
+    pub(crate) built_segment: Option<ForkDocument>,
+    /// The names of the history files that recovery reads.
+    pub(crate) history_files: Vec<String>,
+    /// The signal file that the restore will write.
+    pub(crate) signal_file: SignalFile,
+    /// The recovery settings that the restore will write, without `restore_command`.
     pub(crate) settings: Vec<SettingDocument>,
-    /// What it will cost, about.
+    /// What the restore will take.
     pub(crate) estimate: EstimateDocument,
-    /// What a person should know.
+    /// Notes for the operator, one sentence each.
     pub(crate) notes: Vec<String>,
-    /// Of `restore --dry-run`: the tablespaces outside the data directory that replay creates, in LSN order.
+    /// With `restore --dry-run`: the tablespaces outside the data directory that replay creates, in LSN order. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) tablespaces: Vec<TablespaceDocument>,
 }
 
-/// What lies where replay creates a tablespace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+/// A tablespace that replay creates, and what is at its location on this machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CreatedTablespace")]
+pub(crate) struct TablespaceDocument {
+    /// The position of the record that creates it.
+    pub(crate) lsn: Lsn,
+    /// The tablespace's OID.
+    pub(crate) oid: u32,
+    /// The tablespace's location.
+    pub(crate) location: String,
+    /// What is at the location.
+    pub(crate) state: LocationContents,
+    /// What to do about it. Absent if there is nothing to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
+}
+
+/// What is at the location of a tablespace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LocationContents {
-    /// Nothing that matters.
+    /// Nothing that replay would overwrite.
     Free,
-    /// There is no such directory.
+    /// The directory does not exist, and replay would stop.
     Missing,
-    /// A tablespace of the data directory itself, which is kept under another name.
-    Own,
-    /// Another cluster's: the restore refuses.
-    Foreign,
+    /// A tablespace of the data directory that is repaired or replaced: the restore keeps it under another name.
+    Replaced,
+    /// A tablespace of another data directory: the restore refuses.
+    Occupied,
 }
 
 impl fmt::Display for LocationContents {
@@ -78,183 +101,217 @@ impl fmt::Display for LocationContents {
         f.write_str(match self {
             Self::Free => "free",
             Self::Missing => "missing",
-            Self::Own => "own",
-            Self::Foreign => "foreign",
+            Self::Replaced => "replaced",
+            Self::Occupied => "occupied",
         })
     }
 }
 
-/// A tablespace that replay creates, and what lies at its location on this machine.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub(crate) struct TablespaceDocument {
-    /// Where the record starts.
-    pub(crate) lsn: String,
-    /// The tablespace's OID.
-    pub(crate) oid: u32,
-    pub(crate) location: String,
-    pub(crate) state: LocationContents,
-    /// What to do about it, if anything.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) note: Option<String>,
+/// A signal file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+pub(crate) enum SignalFile {
+    /// For archive recovery.
+    #[serde(rename = "recovery.signal")]
+    Recovery,
+    /// For a standby.
+    #[serde(rename = "standby.signal")]
+    Standby,
 }
 
 /// A segment that a timeline left in the middle, built for recovery on that timeline.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "BuiltSegment")]
 pub(crate) struct ForkDocument {
-    /// The name by which recovery asks for it.
-    pub(crate) segment: String,
-    /// The file of the archive that it is built from.
-    pub(crate) from: String,
-    /// Its bytes are taken up to here; behind are zeros.
-    pub(crate) until_lsn: String,
+    /// The segment.
+    pub(crate) segment: SegmentName,
+    /// The archived file from which it is built. A name that ends in `.partial` stands for the incomplete copy that holds most.
+    pub(crate) source_file: String,
+    /// Its bytes are taken up to this position; zeros follow.
+    pub(crate) until_lsn: Lsn,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A refusal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Unreachable")]
 pub(crate) struct RefusalDocument {
-    /// What was asked for.
+    /// The requested target.
     pub(crate) target: TargetDocument,
-    /// On which timeline: `latest`, `current` or a number.
-    pub(crate) timeline: String,
-    /// Why not, as a word: `missing-wal`, `after-end`, …
-    pub(crate) reason: &'static str,
-    /// Why not, as a sentence.
+    /// The requested timeline: `latest`, `current` or an id.
+    pub(crate) target_timeline: String,
+    /// Why the target cannot be reached.
+    pub(crate) reason: Reason,
+    /// The reason as a sentence.
     pub(crate) message: String,
-    /// Segments that would have to be there.
-    pub(crate) missing: Vec<SegmentsDocument>,
+    /// Segments that the restore would need.
+    pub(crate) missing_segments: Vec<SegmentsDocument>,
     /// The nearest moments that can be reached.
-    pub(crate) nearest: Vec<MomentDocument>,
-    /// What to do or to look at.
+    pub(crate) nearest_targets: Vec<MomentDocument>,
+    /// What to do, one sentence each.
     pub(crate) hints: Vec<String>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A target.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Target")]
 pub(crate) struct TargetDocument {
-    /// `latest`, `immediate`, `time`, `lsn`, `xid` or `name`.
-    pub(crate) kind: &'static str,
-    /// Which one; absent for the first two kinds.
+    /// Its kind.
+    pub(crate) kind: TargetKind,
+    /// The time, LSN, transaction id or name. Absent for `latest` and `immediate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) value: Option<String>,
-    /// Whether what lies exactly there is part of the result; absent where that means nothing.
+    /// Whether recovery includes what is exactly at the target. Absent if that means nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) inclusive: Option<bool>,
 }
 
-/// A base backup.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// The kind of a target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TargetKind {
+    /// The end of the archive.
+    Latest,
+    /// The end of the backup.
+    Immediate,
+    /// A time.
+    Time,
+    /// A position in the WAL.
+    Lsn,
+    /// A transaction.
+    Xid,
+    /// A restore point.
+    Name,
+}
+
+/// The backup from which recovery starts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Backup")]
 pub(crate) struct BackupDocument {
-    pub(crate) id: String,
-    /// The label given to it.
+    /// Its id.
+    pub(crate) id: BackupId,
+    /// Its label; empty if it has none.
     pub(crate) label: String,
-    /// The timeline it started on.
-    pub(crate) timeline: u32,
-    /// Where recovery from it begins.
-    pub(crate) start_lsn: String,
-    /// From where on it is consistent.
-    pub(crate) end_lsn: String,
+    /// The timeline on which it started.
+    pub(crate) timeline: TimelineId,
+    /// The position from which recovery replays WAL.
+    pub(crate) start_lsn: Lsn,
+    /// The position at which recovery becomes consistent.
+    pub(crate) stop_lsn: Lsn,
     /// When it started.
-    pub(crate) started: String,
-    /// When it ended.
-    pub(crate) ended: String,
-    /// Pages that failed their checksum when it was taken.
-    pub(crate) damaged_pages: u64,
+    pub(crate) start_time: PgTimestamp,
+    /// When it stopped.
+    pub(crate) stop_time: PgTimestamp,
+    /// The number of pages that failed their checksum when it was taken.
+    pub(crate) damaged_page_count: u64,
 }
 
-/// A timeline on the way.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A timeline on the path to the target.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PathStep")]
 pub(crate) struct PathDocument {
-    pub(crate) timeline: u32,
-    /// Where it begins.
-    pub(crate) begin_lsn: String,
-    /// Where the path leaves it; absent for the last one.
+    /// The timeline.
+    pub(crate) timeline: TimelineId,
+    /// The position at which it begins.
+    pub(crate) start_lsn: Lsn,
+    /// The position at which the path leaves it. Absent for the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) end_lsn: Option<String>,
+    pub(crate) end_lsn: Option<Lsn>,
 }
 
-/// The record that stops recovery.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// The record that ends recovery.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Stop")]
 pub(crate) struct StopDocument {
-    /// The timeline it belongs to.
-    pub(crate) timeline: u32,
-    /// Where it starts.
-    pub(crate) lsn: String,
-    /// Where it ends.
-    pub(crate) end_lsn: String,
-    /// Whether it is itself replayed.
+    /// The timeline that it belongs to.
+    pub(crate) timeline: TimelineId,
+    /// The position at which it starts.
+    pub(crate) lsn: Lsn,
+    /// The position at which it ends.
+    pub(crate) end_lsn: Lsn,
+    /// Whether the record itself is replayed.
     pub(crate) replayed: bool,
+    /// Its time. Absent if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) time: Option<String>,
-    /// The transaction that it ends.
+    pub(crate) time: Option<PgTimestamp>,
+    /// The transaction that it ends. Absent if it ends none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) xid: Option<u32>,
-    /// The same with its epoch, as `pg_current_xact_id()` printed it, where a transaction was asked for.
+    /// The same with its epoch, as `pg_current_xact_id()` returns it. Only if the target is a transaction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) full_xid: Option<u64>,
-    /// Relations that a paused recovery lets nobody read there, the first hundred.
+    /// Relations that cannot be read while recovery pauses there, a hundred at most. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) locks: Vec<LockDocument>,
-    /// Prepared transactions that are known to be open there, the first hundred: they outlive recovery with their locks.
+    /// Prepared transactions that are known to be open there and stay open, a hundred at most. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) prepared: Vec<PreparedDocument>,
+    pub(crate) prepared_transactions: Vec<PreparedDocument>,
 }
 
-/// A transaction that was prepared and has not ended.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A prepared transaction.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PreparedTransaction")]
 pub(crate) struct PreparedDocument {
-    /// The transaction.
+    /// Its id.
     pub(crate) xid: u32,
-    /// What `COMMIT PREPARED` calls it.
+    /// Its identifier for `COMMIT PREPARED`.
     pub(crate) gid: String,
 }
 
 /// A relation that a transaction keeps locked.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Lock")]
 pub(crate) struct LockDocument {
-    /// The transaction, or one within it.
+    /// The transaction, or a subtransaction of it.
     pub(crate) xid: u32,
-    /// The OID of the database; 0 for what all databases share.
-    pub(crate) database: u32,
+    /// The OID of the database; 0 for a relation that all databases share.
+    pub(crate) database_oid: u32,
     /// The OID of the relation.
-    pub(crate) relation: u32,
-    /// Where it was locked, if that is known.
+    pub(crate) relation_oid: u32,
+    /// The position at which it was locked, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) since_lsn: Option<String>,
+    pub(crate) since_lsn: Option<Lsn>,
 }
 
 /// A recovery setting.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Setting")]
 pub(crate) struct SettingDocument {
-    /// The parameter.
+    /// Its name.
     pub(crate) name: &'static str,
-    /// Its value, not quoted.
+    /// Its value, without quotes.
     pub(crate) value: String,
 }
 
-/// What a restore will cost, about.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// What a restore will take, estimated.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Estimate")]
 pub(crate) struct EstimateDocument {
-    /// Bytes of the cluster's files before recovery.
+    /// The size of the cluster's files before recovery.
     pub(crate) file_bytes: u64,
-    /// Bytes of their blocks that are read, before compression.
+    /// The size of the blocks that are read from the repository, before compression.
     pub(crate) block_bytes: u64,
-    /// Segments to replay.
-    pub(crate) wal_segments: u64,
-    pub(crate) wal_bytes: u64,
-    /// Bytes that they take in the repository.
-    pub(crate) wal_stored_bytes: u64,
+    /// The number of segments to replay.
+    pub(crate) segment_count: u64,
+    /// Their size.
+    pub(crate) segment_bytes: u64,
+    /// Their size in the repository.
+    pub(crate) stored_segment_bytes: u64,
+    /// The time for all of it.
     pub(crate) seconds: u64,
 }
 
 /// A moment that can be reached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "NearestTarget")]
 pub(crate) struct MomentDocument {
-    /// Whether it lies before what was asked for.
+    /// Whether it lies before the requested target.
     pub(crate) earlier: bool,
-    pub(crate) timeline: u32,
+    /// The timeline.
+    pub(crate) timeline: TimelineId,
     /// The position.
-    pub(crate) lsn: String,
+    pub(crate) lsn: Lsn,
     /// The time there, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) time: Option<String>,
+    pub(crate) time: Option<PgTimestamp>,
     /// The options of `restore-agent` that reach it.
     pub(crate) options: Vec<String>,
 }
@@ -274,6 +331,7 @@ impl PlanReport {
         }))
     }
 
+    /// Of a refusal.
     pub(super) fn refusal(refusal: &Unreachable) -> Self {
         Self::Unreachable(Box::new(RefusalDocument::of(refusal)))
     }
@@ -284,39 +342,39 @@ impl PlanDocument {
         let replayed = StopRule::of(&plan.target, plan.inclusive).is_some_and(|r| r.applies_the_record());
         let e = &plan.estimate;
         Self {
-            lineage: plan.lineage.to_string(),
+            lineage: plan.lineage,
             target: TargetDocument::of(&plan.target, Some(plan.inclusive)),
             options: options::of_plan(plan),
             backup: BackupDocument {
-                id: plan.backup.id.to_string(),
+                id: plan.backup.id,
                 label: plan.backup.label.clone(),
-                timeline: plan.backup.timeline().get(),
-                start_lsn: plan.backup.start().to_string(),
-                end_lsn: plan.backup.end.to_string(),
-                started: time(plan.backup.started),
-                ended: time(plan.backup.ended),
-                damaged_pages: plan.backup.damaged_pages,
+                timeline: plan.backup.timeline(),
+                start_lsn: plan.backup.start(),
+                stop_lsn: plan.backup.end,
+                start_time: plan.backup.started,
+                stop_time: plan.backup.ended,
+                damaged_page_count: plan.backup.damaged_pages,
             },
             path: plan
                 .path
                 .iter()
                 .map(|step| PathDocument {
-                    timeline: step.timeline.get(),
-                    begin_lsn: step.begin.to_string(),
-                    end_lsn: step.end.map(|lsn| lsn.to_string()),
+                    timeline: step.timeline,
+                    start_lsn: step.begin,
+                    end_lsn: step.end,
                 })
                 .collect(),
-            timeline: plan.timeline.get(),
+            timeline: plan.timeline,
             stop: plan.stop.as_ref().map(|stop| StopDocument::of(stop, replayed)),
-            until_lsn: plan.until.to_string(),
-            wal: plan.wal.iter().map(|range| SegmentsDocument::of(range, size)).collect(),
-            fork: plan.fork.as_ref().map(|fork| ForkDocument {
-                segment: fork.name.to_string(),
-                from: fork.source_name().to_string(),
-                until_lsn: fork.cut.to_string(),
+            until_lsn: plan.until,
+            segments: plan.wal.iter().map(|range| SegmentsDocument::of(range, size)).collect(),
+            built_segment: plan.fork.as_ref().map(|fork| ForkDocument {
+                segment: fork.name,
+                source_file: fork.source_name().to_string(),
+                until_lsn: fork.cut,
             }),
-            histories: plan.histories.iter().map(|t| format!("{}.history", t.hex())).collect(),
-            signal_file: plan.signal.file_name(),
+            history_files: plan.histories.iter().map(|t| format!("{}.history", t.hex())).collect(),
+            signal_file: plan.signal.into(),
             settings: plan
                 .settings
                 .iter()
@@ -325,9 +383,9 @@ impl PlanDocument {
             estimate: EstimateDocument {
                 file_bytes: e.file_bytes,
                 block_bytes: e.block_bytes,
-                wal_segments: e.wal_segments,
-                wal_bytes: e.wal_bytes,
-                wal_stored_bytes: e.wal_stored,
+                segment_count: e.wal_segments,
+                segment_bytes: e.wal_bytes,
+                stored_segment_bytes: e.wal_stored,
                 seconds: e.duration.as_secs(),
             },
             notes: Vec::new(),
@@ -340,11 +398,11 @@ impl RefusalDocument {
     fn of(refusal: &Unreachable) -> Self {
         Self {
             target: TargetDocument::of(&refusal.target, None),
-            timeline: refusal.timeline.to_string(),
-            reason: word(&refusal.why),
+            target_timeline: refusal.timeline.to_string(),
+            reason: Reason::from(&refusal.why),
             message: words::refusal(refusal),
-            missing: refusal.missing.iter().map(|r| SegmentsDocument::of(r, refusal.segment_size)).collect(),
-            nearest: refusal.nearest.iter().map(MomentDocument::of).collect(),
+            missing_segments: refusal.missing.iter().map(|r| SegmentsDocument::of(r, refusal.segment_size)).collect(),
+            nearest_targets: refusal.nearest.iter().map(MomentDocument::of).collect(),
             hints: refusal.hints.iter().map(hints::hint).collect(),
         }
     }
@@ -353,13 +411,13 @@ impl RefusalDocument {
 impl TargetDocument {
     fn of(target: &RecoveryTarget, inclusive: Option<bool>) -> Self {
         let (kind, value, exact) = match target {
-            RecoveryTarget::Latest => ("latest", None, false),
-            RecoveryTarget::Immediate => ("immediate", None, false),
-            RecoveryTarget::Time(at) => ("time", Some(time(*at)), true),
-            RecoveryTarget::Lsn(lsn) => ("lsn", Some(lsn.to_string()), true),
-            RecoveryTarget::Xid(xid) => ("xid", Some(xid.to_string()), true),
-            RecoveryTarget::FullXid(full) => ("xid", Some(full.to_string()), true),
-            RecoveryTarget::Name(name) => ("name", Some(name.clone()), false),
+            RecoveryTarget::Latest => (TargetKind::Latest, None, false),
+            RecoveryTarget::Immediate => (TargetKind::Immediate, None, false),
+            RecoveryTarget::Time(at) => (TargetKind::Time, Some(at.to_time().to_string()), true),
+            RecoveryTarget::Lsn(lsn) => (TargetKind::Lsn, Some(lsn.to_string()), true),
+            RecoveryTarget::Xid(xid) => (TargetKind::Xid, Some(xid.to_string()), true),
+            RecoveryTarget::FullXid(full) => (TargetKind::Xid, Some(full.to_string()), true),
+            RecoveryTarget::Name(name) => (TargetKind::Name, Some(name.clone()), false),
         };
         Self { kind, value, inclusive: inclusive.filter(|_| exact) }
     }
@@ -368,14 +426,14 @@ impl TargetDocument {
 impl StopDocument {
     fn of(stop: &Stop, replayed: bool) -> Self {
         Self {
-            timeline: stop.timeline.get(),
-            lsn: stop.record.to_string(),
-            end_lsn: stop.end.to_string(),
+            timeline: stop.timeline,
+            lsn: stop.record,
+            end_lsn: stop.end,
             replayed,
-            time: stop.time.map(time),
+            time: stop.time,
             xid: stop.xid,
             full_xid: stop.full_xid.map(|full| full.0),
-            prepared: stop
+            prepared_transactions: stop
                 .prepared
                 .iter()
                 .take(LOCKS)
@@ -387,9 +445,9 @@ impl StopDocument {
                 .take(LOCKS)
                 .map(|lock| LockDocument {
                     xid: lock.xid,
-                    database: lock.database,
-                    relation: lock.relation,
-                    since_lsn: lock.since.map(|lsn| lsn.to_string()),
+                    database_oid: lock.database,
+                    relation_oid: lock.relation,
+                    since_lsn: lock.since,
                 })
                 .collect(),
         }
@@ -400,9 +458,9 @@ impl MomentDocument {
     fn of(moment: &Moment) -> Self {
         Self {
             earlier: moment.earlier,
-            timeline: moment.timeline.get(),
-            lsn: moment.lsn.to_string(),
-            time: moment.time.map(time),
+            timeline: moment.timeline,
+            lsn: moment.lsn,
+            time: moment.time,
             options: options::of_moment(moment),
         }
     }
@@ -411,35 +469,11 @@ impl MomentDocument {
 /// Locks and prepared transactions that are listed: a transaction may drop any number of relations.
 const LOCKS: usize = 100;
 
-/// A reason as a word that programs can tell apart.
-fn word(why: &Why) -> &'static str {
-    match why {
-        Why::NoCluster(_) => "no-cluster",
-        Why::BrokenChain { .. } => "broken-chain",
-        Why::UnknownLineage(_) => "unknown-lineage",
-        Why::SeveralLineages(_) => "several-lineages",
-        Why::NewestWithoutBackup { .. } => "newest-without-backup",
-        Why::DamagedLineage { .. } => "damaged-lineage",
-        Why::NoBackup => "no-backup",
-        Why::NoBackupOnPath { .. } => "no-backup-on-path",
-        Why::BeforeFirstBackup { .. } => "before-first-backup",
-        Why::ClockSetBack { .. } => "clock-set-back",
-        Why::UnknownBackup(_) => "unknown-backup",
-        Why::UnusableBackup(..) => "unusable-backup",
-        Why::BackupTooLate(_) => "backup-too-late",
-        Why::BackupNotOnPath(..) => "backup-not-on-path",
-        Why::UnknownTimeline(_) => "unknown-timeline",
-        Why::MissingWal { .. } => "missing-wal",
-        Why::MinimalWal { .. } => "minimal-wal",
-        Why::AfterEnd { .. } => "after-end",
-        Why::EndsInFork { .. } => "ends-in-fork",
-        Why::ContradictingCopies { .. } => "contradicting-copies",
-        Why::EndsIncomplete { .. } => "ends-incomplete",
-        Why::DoubtfulTimeline { .. } => "doubtful-timeline",
-        Why::NoHistory(_) => "no-history",
-        Why::XidNotFound => "xid-not-found",
-        Why::XidOfOtherEpoch(_) => "xid-of-other-epoch",
-        Why::NameNotFound => "name-not-found",
-        Why::SeveralPoints(_) => "several-points",
+impl From<Signal> for SignalFile {
+    fn from(signal: Signal) -> Self {
+        match signal {
+            Signal::Recovery => Self::Recovery,
+            Signal::Standby => Self::Standby,
+        }
     }
 }

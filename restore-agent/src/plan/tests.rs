@@ -33,14 +33,14 @@ fn plan_from(backup: BackupId) -> serde_json::Value {
             "label": "",
             "timeline": 1,
             "start_lsn": "0/800000",
-            "end_lsn": "0/880000",
-            "started": "2000-01-01T00:13:20Z",
-            "ended": "2000-01-01T00:14:20Z",
-            "damaged_pages": 0,
+            "stop_lsn": "0/880000",
+            "start_time": "2000-01-01T00:13:20Z",
+            "stop_time": "2000-01-01T00:14:20Z",
+            "damaged_page_count": 0,
         },
         "path": [
-            { "timeline": 1, "begin_lsn": "0/0", "end_lsn": "0/A80000" },
-            { "timeline": 2, "begin_lsn": "0/A80000" },
+            { "timeline": 1, "start_lsn": "0/0", "end_lsn": "0/A80000" },
+            { "timeline": 2, "start_lsn": "0/A80000" },
         ],
         "timeline": 2,
         "stop": {
@@ -52,11 +52,19 @@ fn plan_from(backup: BackupId) -> serde_json::Value {
             "xid": 2024,
         },
         "until_lsn": "0/C80000",
-        "wal": [
-            { "first": "000000010000000000000008", "last": "000000010000000000000009", "count": 2 },
-            { "first": "00000002000000000000000A", "last": "00000002000000000000000C", "count": 3 },
+        "segments": [
+            {
+                "first_segment": "000000010000000000000008",
+                "last_segment": "000000010000000000000009",
+                "segment_count": 2,
+            },
+            {
+                "first_segment": "00000002000000000000000A",
+                "last_segment": "00000002000000000000000C",
+                "segment_count": 3,
+            },
         ],
-        "histories": ["00000002.history"],
+        "history_files": ["00000002.history"],
         "signal_file": "recovery.signal",
         "settings": [
             { "name": "recovery_prefetch", "value": "off" },
@@ -72,9 +80,9 @@ fn plan_from(backup: BackupId) -> serde_json::Value {
         "estimate": {
             "file_bytes": 1000,
             "block_bytes": 500,
-            "wal_segments": 5,
-            "wal_bytes": 5 << 20,
-            "wal_stored_bytes": 500,
+            "segment_count": 5,
+            "segment_bytes": 5 << 20,
+            "stored_segment_bytes": 500,
             "seconds": 1,
         },
         "notes": [],
@@ -118,14 +126,20 @@ fn a_refusal_as_json_and_as_text() {
     let expected = serde_json::json!({
         "result": "unreachable",
         "target": { "kind": "lsn", "value": "0/600000" },
-        "timeline": "1",
+        "target_timeline": "1",
         "reason": "missing-wal",
         "message": format!(
             "LSN 0/600000 (timeline 1) cannot be reached: WAL is missing between backup {} and the target",
             world.backups[0].id
         ),
-        "missing": [{ "first": "000000010000000000000005", "last": "000000010000000000000005", "count": 1 }],
-        "nearest": [
+        "missing_segments": [
+            {
+                "first_segment": "000000010000000000000005",
+                "last_segment": "000000010000000000000005",
+                "segment_count": 1,
+            },
+        ],
+        "nearest_targets": [
             {
                 "earlier": true,
                 "timeline": 1,

@@ -147,23 +147,23 @@ impl Created {
             let (state, note) = match step {
                 LocationStep::Nothing => (LocationContents::Free, None),
                 LocationStep::WarnOfMissing => (LocationContents::Missing, Some(missing(location, record))),
-                LocationStep::PutAway(_) => (LocationContents::Own, None),
+                LocationStep::PutAway(_) => (LocationContents::Replaced, None),
                 LocationStep::Refuse { versions, server } => {
                     let text = overwrites(location, record, versions, server);
                     refusal.get_or_insert_with(|| text.clone());
-                    (LocationContents::Foreign, Some(text))
+                    (LocationContents::Occupied, Some(text))
                 }
             };
             let (lsn, oid) = record;
             tablespaces.push(TablespaceDocument {
-                lsn: lsn.to_string(),
+                lsn,
                 oid,
                 location: location.display().to_string(),
                 state,
                 note,
             });
         }
-        tablespaces.sort_by_key(|one| one.lsn.parse::<Lsn>().unwrap_or_default());
+        tablespaces.sort_by_key(|one| one.lsn);
         Ok((tablespaces, refusal))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use walpoint_base::SecretSource;
+use schemars::JsonSchema;
+use serde::Serialize;
+use walpoint_base::{BackupId, ClusterName, SecretSource, SegmentName, TimelineId};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
@@ -10,32 +12,72 @@ use walpoint_storage::keys::KeySource;
 
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, owners, required};
-use crate::plan;
+use crate::plan::{self, PlanReport};
 use crate::settings;
 use crate::shell;
 
-/// What `restore --json` prints.
-#[derive(Debug, serde::Serialize)]
+/// What `restore-agent restore --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RestoreDocument<'a> {
+    /// What was restored.
+    Restored(&'a RestoreReport),
+    /// With `--dry-run` the plan; if the target cannot be reached, why.
+    #[expect(dead_code, reason = "the functions that print it for plan print it here too")]
+    Plan(PlanReport),
+}
+
+walpoint_runtime::document!(RestoreDocument<'_>, "restore-agent restore");
+
+/// What was restored.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Restored")]
 pub(super) struct RestoreReport {
+    /// The outcome.
+    result: RestoreResult,
+    /// The data directory.
     pgdata: String,
-    cluster: String,
-    backup: String,
+    /// The cluster.
+    cluster: ClusterName,
+    /// The backup that was restored.
+    backup: BackupId,
+    /// The target, in words.
     target: String,
-    timeline: u32,
-    recovery_ends: String,
-    files: u64,
-    bytes: u64,
+    /// The timeline that recovery follows.
+    timeline: TimelineId,
+    /// Where recovery ends, in words.
+    recovery_end: String,
+    /// The number of files that were written.
+    file_count: u64,
+    /// The size of what was written.
+    written_bytes: u64,
+    /// The size of what was already up to date.
     reused_bytes: u64,
-    removed: u64,
+    /// The number of files, links and directories that the backup does not have and that were removed.
+    removed_count: u64,
+    /// The new path of the previous data directory. Absent if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    replaced: Option<String>,
+    previous_pgdata: Option<String>,
+    /// How long it took.
     seconds: f64,
+    /// Whether the copy archives.
     archiving: bool,
+    /// Segments that no archive has and that recovery replays from the `pg_wal` of the directory that `--delta` repaired. Absent if there
+    /// are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    replayed_unarchived: Vec<String>,
+    unarchived_segments: Vec<SegmentName>,
+    /// Notes for the operator, one sentence each.
     notes: Vec<String>,
     #[serde(skip)]
     start: String,
+}
+
+/// The outcome of a restore that was not refused.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum RestoreResult {
+    /// The cluster was restored.
+    Restored,
 }
 
 impl Restore {
@@ -95,20 +137,21 @@ impl Restore {
             notes.push(self.configuration_elsewhere());
         }
         RestoreReport {
+            result: RestoreResult::Restored,
             pgdata: self.layout.pgdata().display().to_string(),
-            cluster: self.planned.cluster.to_string(),
-            backup: plan.backup.id.to_string(),
+            cluster: self.planned.cluster.clone(),
+            backup: plan.backup.id,
             target: plan.target.to_string(),
-            timeline: plan.timeline.get(),
-            recovery_ends: plan::recovery_ends(plan),
-            files: done.written.files,
-            bytes: done.written.bytes,
+            timeline: plan.timeline,
+            recovery_end: plan::recovery_ends(plan),
+            file_count: done.written.files,
+            written_bytes: done.written.bytes,
             reused_bytes: done.written.reused,
-            removed: done.removed.entries,
-            replaced: replaced.map(|record| record.aside.display().to_string()),
+            removed_count: done.removed.entries,
+            previous_pgdata: replaced.map(|record| record.aside.display().to_string()),
             seconds: took.as_secs_f64(),
             archiving: args.resume_archiving,
-            replayed_unarchived: self.unarchived.replayed.iter().map(|one| one.name.to_string()).collect(),
+            unarchived_segments: self.unarchived.replayed.iter().map(|one| one.name).collect(),
             notes,
             start: self.start_command(),
         }
@@ -158,25 +201,25 @@ impl Restore {
 
 pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), Failure> {
     if common.json {
-        return walpoint_runtime::output::json(report);
+        return walpoint_runtime::output::json(&RestoreDocument::Restored(report));
     }
     let mut text = format!(
         "restored backup {} of cluster {} into {}: {}, {} in {}\n",
         report.backup,
         report.cluster,
         report.pgdata,
-        human::count(report.files, "file"),
-        human::size(report.bytes),
+        human::count(report.file_count, "file"),
+        human::size(report.written_bytes),
         human::span(Duration::try_from_secs_f64(report.seconds).unwrap_or_default()),
     );
-    if report.reused_bytes > 0 || report.removed > 0 {
+    if report.reused_bytes > 0 || report.removed_count > 0 {
         text.push_str(&format!(
             "{} were right already; removed: {}\n",
             human::size(report.reused_bytes),
-            report.removed
+            report.removed_count
         ));
     }
-    text.push_str(&format!("recovery goes to {}\n", report.recovery_ends));
+    text.push_str(&format!("recovery goes to {}\n", report.recovery_end));
     for note in &report.notes {
         text.push_str(&format!("note: {note}\n"));
     }

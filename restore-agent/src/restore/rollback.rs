@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::Args;
 use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
@@ -35,21 +37,26 @@ pub(crate) struct RollbackArgs {
     server_is_down: bool,
 }
 
-/// What `rollback --json` prints.
-#[derive(Debug, serde::Serialize)]
-struct Report {
+/// What `restore-agent rollback --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+struct RollbackDocument {
+    /// The data directory.
     pgdata: String,
+    /// The path from which the previous data directory came back. Absent if nothing was left to put back.
     #[serde(skip_serializing_if = "Option::is_none")]
-    put_back: Option<String>,
+    previous_pgdata: Option<String>,
+    /// The new path of the data directory that was there before. Absent if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    moved_aside: Option<String>,
-    /// What repairs of the data directory kept.
+    replaced_pgdata: Option<String>,
+    /// The paths to which `restore --delta` moved what it kept of the data directory. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    kept: Vec<String>,
+    kept_paths: Vec<String>,
     /// The same with the directories outside it.
     #[serde(skip)]
     places: String,
 }
+
+walpoint_runtime::document!(RollbackDocument, "restore-agent rollback");
 
 /// Runs the command.
 pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failure> {
@@ -58,30 +65,30 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
     if common.json {
         return output::json(&report);
     }
-    let mut text = match &report.put_back {
+    let mut text = match &report.previous_pgdata {
         Some(aside) => format!("{} is what it was before: it lay in {aside}\n", report.pgdata),
         None => format!("{} is in place; there was nothing left to put back\n", report.pgdata),
     };
-    if report.moved_aside.is_some() {
+    if report.replaced_pgdata.is_some() {
         text.push_str(&format!(
             "what was there lies in {}; the same command puts it back; delete it when it is no longer needed\n",
             report.places
         ));
     }
-    for kept in &report.kept {
+    for kept in &report.kept_paths {
         text.push_str(&format!("restore --delta kept {kept}\n"));
     }
     output::text(&text)
 }
 
-fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
+fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     let shown = pgdata.display();
     refuse_running(pgdata, vouched)?;
-    let mut report = Report {
+    let mut report = RollbackDocument {
         pgdata: shown.to_string(),
-        put_back: None,
-        moved_aside: None,
-        kept: Vec::new(),
+        previous_pgdata: None,
+        replaced_pgdata: None,
+        kept_paths: Vec::new(),
         places: String::new(),
     };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
@@ -106,7 +113,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
             "no data directory that was moved aside from {shown} lies beside it; nothing was changed{kept}"
         )
     })?;
-    report.kept = kept.iter().map(Kept::text).collect();
+    report.kept_paths = kept.iter().map(Kept::text).collect();
     let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
     let back = match unfinished {
         Some(successor) => &previous::at(successor, pgdata)?.with_context(|| {
@@ -128,13 +135,13 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<Report> {
         }
         let record = Record::plan(pgdata, directories, Some(back.aside.clone()), Timestamp::now())?;
         record.go()?;
-        (report.moved_aside, report.places) = (Some(record.aside.display().to_string()), record.places());
+        (report.replaced_pgdata, report.places) = (Some(record.aside.display().to_string()), record.places());
     } else if unfinished.is_some() {
         latest.go()?;
-        (report.moved_aside, report.places) = (Some(latest.aside.display().to_string()), latest.places());
+        (report.replaced_pgdata, report.places) = (Some(latest.aside.display().to_string()), latest.places());
     }
     back.undo()?;
-    report.put_back = Some(back.aside.display().to_string());
+    report.previous_pgdata = Some(back.aside.display().to_string());
     Ok(report)
 }
 

@@ -17,9 +17,10 @@
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
 //! | [`table`] | settings that come from a table of the configuration |
 //! | [`tablespace`] | what lies where replay creates tablespaces |
+//! | [`json`] | how all that appears in the JSON that commands print |
 //! | [`socket`] | the messages between the thin clients and their servers |
 //!
-//! Without the features `time` and `secret` nothing is linked into a thin client but the standard library and, for system calls
+//! Without the features `time`, `secret` and `json` nothing is linked into a thin client but the standard library and, for system calls
 //! that it does not offer, `rustix`.
 
 pub mod archived;
@@ -31,6 +32,8 @@ pub mod durable;
 pub mod facts;
 pub mod filesystem;
 pub mod ids;
+#[cfg(feature = "json")]
+pub mod json;
 pub mod lsn;
 pub mod nearest;
 pub mod place;

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{BackupId, ClusterName, LineageId};
 use walpoint_storage::error::{Obstacle, Override, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::store::{BULK, ListedObject};
@@ -38,37 +39,36 @@ pub struct ForgetOptions {
     pub even_if_in_use: bool,
 }
 
-/// What was deleted of a cluster in one repository, or would be: what `archive-agent forget --json` prints. Stable: members
-/// are added, never renamed or removed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// What was deleted of a cluster in one repository, or would be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 pub struct Forgotten {
     /// The cluster.
-    pub cluster: String,
-    /// What the configuration calls the repository.
+    pub cluster: ClusterName,
+    /// The repository's name in the configuration.
     pub repository: String,
-    /// Whether nothing was changed.
+    /// Whether it was a dry run, which changes nothing.
     pub dry_run: bool,
     /// When it began.
-    pub taken: Timestamp,
-    /// The lineages.
-    pub lineages: Vec<String>,
-    /// The backups that have a manifest, oldest first.
-    pub backups: Vec<String>,
-    /// Objects of the cluster.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Objects that were deleted.
-    pub deleted_objects: u64,
-    /// Their bytes.
+    pub start_time: Timestamp,
+    /// The lineages, oldest first.
+    pub lineages: Vec<LineageId>,
+    /// The backups that have a manifest or a tombstone, oldest first.
+    pub backups: Vec<BackupId>,
+    /// The number of objects that the repository held of the cluster.
+    pub object_count: u64,
+    /// Their size.
+    pub object_bytes: u64,
+    /// The number of objects that were deleted; 0 in a dry run.
+    pub deleted_count: u64,
+    /// Their size.
     pub deleted_bytes: u64,
-    /// How many objects the store did not let go.
-    pub held_objects: u64,
+    /// The number of objects that the store refused to delete: they are under a lock, or the account may not delete them.
+    pub denied_count: u64,
     /// The first of them.
-    pub held: Vec<String>,
-    /// The first objects that are not Walpoint's; they are left alone.
-    pub unknown: Vec<String>,
-    /// What a person should know, one sentence each.
+    pub denied_objects: Vec<String>,
+    /// The first objects whose names are not known. They are not touched.
+    pub unknown_objects: Vec<String>,
+    /// Notes for the operator, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -79,19 +79,19 @@ pub async fn forget(
     options: ForgetOptions,
 ) -> Result<Forgotten> {
     let mut forgotten = Forgotten {
-        cluster: cluster.to_string(),
+        cluster: cluster.clone(),
         repository: repository.name().to_owned(),
         dry_run: options.dry_run,
-        taken: Timestamp::now(),
+        start_time: Timestamp::now(),
         lineages: Vec::new(),
         backups: Vec::new(),
-        objects: 0,
-        bytes: 0,
-        deleted_objects: 0,
+        object_count: 0,
+        object_bytes: 0,
+        deleted_count: 0,
         deleted_bytes: 0,
-        held_objects: 0,
-        held: Vec::new(),
-        unknown: Vec::new(),
+        denied_count: 0,
+        denied_objects: Vec::new(),
+        unknown_objects: Vec::new(),
         notes: Vec::new(),
     };
     let first = look(repository, cluster, &mut forgotten).await?;
@@ -111,10 +111,10 @@ pub async fn forget(
     while let Some(entry) = left.try_next().await? {
         late += u64::from(paths.parse(&entry.key).is_some());
     }
-    if late > forgotten.held_objects {
+    if late > forgotten.denied_count {
         forgotten.notes.push(format!(
             "{} objects were stored meanwhile: an agent still works on the cluster; stop it and run this again",
-            late - forgotten.held_objects
+            late - forgotten.denied_count
         ));
     }
     Ok(forgotten)
@@ -130,13 +130,13 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
     let mut listing = repository.store().list(&paths.all(), None);
     while let Some(entry) = listing.try_next().await? {
         let Some(object) = paths.parse(&entry.key) else {
-            if forgotten.unknown.len() < NAMED {
-                forgotten.unknown.push(entry.key.to_string());
+            if forgotten.unknown_objects.len() < NAMED {
+                forgotten.unknown_objects.push(entry.key.to_string());
             }
             continue;
         };
-        forgotten.objects += 1;
-        forgotten.bytes = forgotten.bytes.saturating_add(entry.size);
+        forgotten.object_count += 1;
+        forgotten.object_bytes = forgotten.object_bytes.saturating_add(entry.size);
         match object {
             ClusterObject::Lineage(id) => {
                 lineages.insert(id);
@@ -152,9 +152,9 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
         }
     }
     drop(listing);
-    forgotten.lineages = lineages.iter().map(ToString::to_string).collect();
-    forgotten.backups = backups.iter().map(ToString::to_string).collect();
-    if forgotten.objects == 0 {
+    forgotten.lineages = lineages.into_iter().collect();
+    forgotten.backups = backups.into_iter().collect();
+    if forgotten.object_count == 0 {
         let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
         let known = if known.is_empty() { "no cluster".to_owned() } else { known.join(", ") };
         let what =
@@ -224,16 +224,16 @@ async fn sweep(
         for (entry, result) in deleted? {
             match result {
                 Ok(()) => {
-                    forgotten.deleted_objects += 1;
+                    forgotten.deleted_count += 1;
                     forgotten.deleted_bytes = forgotten.deleted_bytes.saturating_add(entry.size);
                 }
                 Err(RepoError::Denied { .. }) => {
                     let key = entry.key.to_string();
                     // A lineage or a manifest is tried again with the rest.
-                    if !forgotten.held.contains(&key) {
-                        forgotten.held_objects += 1;
-                        if forgotten.held.len() < NAMED {
-                            forgotten.held.push(key);
+                    if !forgotten.denied_objects.contains(&key) {
+                        forgotten.denied_count += 1;
+                        if forgotten.denied_objects.len() < NAMED {
+                            forgotten.denied_objects.push(key);
                         }
                     }
                 }

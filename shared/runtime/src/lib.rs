@@ -5,6 +5,7 @@
 //! | [`args`] | the options that every command takes, and which cluster and repositories they select |
 //! | [`backoff`] | how long to wait before trying again, and when to give up |
 //! | [`config`] | the TOML file |
+//! | [`document`](mod@document) | the JSON documents that commands print, and their schemas |
 //! | [`exit`] | exit statuses, and how an error is told to a person |
 //! | [`help`] | headings, examples and width of the help of every command |
 //! | [`human`] | sizes, spans, counts and moments for people |
@@ -22,6 +23,7 @@
 pub mod args;
 pub mod backoff;
 pub mod config;
+pub mod document;
 pub mod exit;
 pub mod help;
 pub mod human;

@@ -2,9 +2,47 @@
 
 use std::io::IsTerminal;
 
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{CommonArgs, LogFormat};
+
+/// A line of the log on standard error, with `--json`. A line may have further members: what it is about, such as `repository`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LogLine {
+    /// When it was written.
+    timestamp: Timestamp,
+    /// Its level.
+    level: LogLevel,
+    /// What happened.
+    message: String,
+    /// Facts about it, as full sentences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// What to do about it, as full sentences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+/// How severe it is.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LogLevel {
+    /// The command failed, or a part of its task.
+    Error,
+    /// The operator should know.
+    Warn,
+    /// Progress.
+    Info,
+    /// With `-v`.
+    Debug,
+    /// With `-vv`.
+    Trace,
+}
+
+crate::document!(LogLine, "log");
 
 /// Starts logging as the options ask; `$WALPOINT_LOG` refines it in `tracing`'s filter syntax. Later calls do nothing.
 pub fn start(args: &CommonArgs) {

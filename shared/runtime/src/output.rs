@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-
+use crate::document::Document;
 use crate::exit::Failure;
 
 /// Prints text. A reader that has gone away (`| head`) is no failure.
@@ -15,9 +14,9 @@ pub fn text(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints a value as JSON, and a line end.
-pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
-    let mut json = serde_json::to_string_pretty(value)?;
+/// Prints a document as JSON, and a line end.
+pub fn json<T: Document>(document: &T) -> Result<(), Failure> {
+    let mut json = serde_json::to_string_pretty(document)?;
     json.push('\n');
     text(&json)
 }

@@ -10,7 +10,7 @@
 
 use std::fmt::Write;
 
-use walpoint_base::{BackupId, Lsn, TimelineId};
+use walpoint_base::{BackupId, Lsn, PgTimestamp, TimelineId};
 use walpoint_repo::catalog::LineageCatalog;
 use walpoint_repo::catalog::status::{DamagedLineageStatus, LineageStatus, WindowStatus};
 use walpoint_runtime::human;
@@ -51,14 +51,14 @@ pub async fn drawing(lineage: &mut LineageCatalog, backups: &[BackupId]) -> Resu
 
 /// Which lineage it is; of one that was split off also where it comes from, and what it still lacks.
 pub fn heading(status: &LineageStatus) -> String {
-    let mut text = format!("\nLineage {}, PostgreSQL {}\n", status.lineage, status.postgresql);
+    let mut text = format!("\nLineage {}, PostgreSQL {}\n", status.lineage, status.postgresql_major);
     let Some(parent) = &status.parent else { return text };
     write!(text, "  split off from lineage {}", parent.lineage).ok();
-    match (parent.timeline, &parent.lsn) {
+    match (parent.timeline, parent.lsn) {
         (Some(timeline), Some(lsn)) => writeln!(text, " at {lsn} on timeline {timeline}").ok(),
         _ => writeln!(text, ", with which no common WAL is known").ok(),
     };
-    if !parent.own_backup {
+    if !parent.has_own_backup {
         let lacks = match parent.lsn {
             Some(_) => "until then a restore needs a backup of the parent, from before the fork",
             None => "until then nothing in it can be restored",
@@ -70,7 +70,7 @@ pub fn heading(status: &LineageStatus) -> String {
 
 /// A lineage of which nothing else is known.
 pub fn damaged(status: &DamagedLineageStatus) -> String {
-    format!("\nLineage {}: DAMAGED, nothing else is known of it: {}\n", status.lineage, status.what)
+    format!("\nLineage {}: DAMAGED, nothing else is known of it: {}\n", status.lineage, status.error)
 }
 
 /// Rows on one axis. Later marks are drawn over earlier ones.
@@ -102,15 +102,17 @@ fn draw(rows: &[(TimelineId, Vec<Mark>)]) -> String {
 
 /// From when to when every moment can be recovered.
 pub fn window(w: &WindowStatus) -> String {
-    let known = |time: &Option<String>| time.clone().unwrap_or_else(|| "no commit yet".to_owned());
-    let start = if w.continued { "fork" } else { "backup" };
+    let known = |time: Option<PgTimestamp>| {
+        time.map_or_else(|| "no commit yet".to_owned(), |time| time.to_time().to_string())
+    };
+    let start = if w.continues_parent { "fork" } else { "backup" };
     format!(
         "{} ({start}, {}) to {} ({}), {}",
-        known(&w.from_time),
+        known(w.from_time),
         w.from_lsn,
-        known(&w.until_time),
+        known(w.until_time),
         w.until_lsn,
-        human::count(w.backups as u64, "backup")
+        human::count(w.backup_count as u64, "backup")
     )
 }
 

@@ -39,8 +39,8 @@ fn damaged_pages_are_reported_by_file_and_block_and_recorded() {
     let output = bed.agent.run(&["backup", "--json"]).expect_success();
     let backup = report(&output);
     let name = path.display().to_string();
-    assert_eq!(backup["bad_pages"], 2, "{backup}");
-    for (finding, block) in backup["findings"].as_array().unwrap().iter().zip([3, 70]) {
+    assert_eq!(backup["damaged_page_count"], 2, "{backup}");
+    for (finding, block) in backup["damaged_pages"].as_array().unwrap().iter().zip([3, 70]) {
         assert_eq!((finding["file"].as_str().unwrap(), &finding["block"]), (name.as_str(), &block.into()));
     }
     assert!(output.stderr.contains("2 damaged pages"), "{}", output.stderr);
@@ -75,7 +75,7 @@ fn a_cluster_without_checksums_says_so() {
     damage(&bed, &path, 3);
     let output = bed.agent.run(&["backup", "--json"]).expect_success();
     let backup = report(&output);
-    assert_eq!((&backup["bad_pages"], &backup["checksums_verified"]), (&0.into(), &false.into()));
+    assert_eq!((&backup["damaged_page_count"], &backup["checksums_verified"]), (&0.into(), &false.into()));
     assert!(output.stderr.contains("page checksums"), "{}", output.stderr);
 }
 
@@ -98,7 +98,7 @@ fn checksums_that_were_switched_since_initdb_are_what_is_verified() {
             }
             for arguments in [&[][..], &["--remote"]] {
                 let backup = bed.backup(arguments);
-                let found = (&backup["bad_pages"], &backup["checksums_verified"]);
+                let found = (&backup["damaged_page_count"], &backup["checksums_verified"]);
                 assert_eq!(found, (&u64::from(on).into(), &on.into()), "{major} {arguments:?}: {backup}");
             }
         }
@@ -112,7 +112,7 @@ fn a_page_newer_than_all_wal_is_damaged() {
     let file = fs::OpenOptions::new().write(true).open(bed.cluster.pgdata().join(&path)).unwrap();
     file.write_all_at(&[0x7F; 4], 5 * 8192).unwrap();
     let backup = bed.backup(&[]);
-    assert_eq!((&backup["bad_pages"], &backup["findings"][0]["block"]), (&1.into(), &5.into()), "{backup}");
+    assert_eq!((&backup["damaged_page_count"], &backup["damaged_pages"][0]["block"]), (&1.into(), &5.into()), "{backup}");
 }
 
 /// B5: pages that change all the time while they are read are no damage.
@@ -133,7 +133,7 @@ fn pages_that_change_while_they_are_read_are_not_reported() {
         rounds
     });
     for _ in 0..3 {
-        assert_eq!(bed.backup(&[])["bad_pages"], 0);
+        assert_eq!(bed.backup(&[])["damaged_page_count"], 0);
     }
     sender.send(()).unwrap();
     assert!(writer.join().unwrap() > 0);
@@ -179,11 +179,11 @@ fn a_page_that_an_earlier_backup_left_to_replay_is_verified_where_the_file_moved
     damage(&bed, &path, block);
     bed.cluster.switch_wal();
     assert_eq!(first.wait(Duration::from_secs(60)), 0, "{}", first.log());
-    assert!(first.log().contains("\"bad_pages\": 0"), "{}", first.log());
+    assert!(first.log().contains("\"damaged_page_count\": 0"), "{}", first.log());
     bed.cluster.psql("alter database d set tablespace ts");
     let second = bed.backup(&[]);
     assert_eq!(
-        (&second["bad_pages"], &second["findings"][0]["block"]),
+        (&second["damaged_page_count"], &second["damaged_pages"][0]["block"]),
         (&1.into(), &block.into()),
         "{second}"
     );

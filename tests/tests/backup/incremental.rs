@@ -64,7 +64,7 @@ fn ten_deep(major: u32, depth: usize) {
     );
     let full = bed.backup(&[]);
     assert_eq!(parent(&full), None);
-    let bytes = full["bytes"].as_u64().unwrap();
+    let bytes = full["file_bytes"].as_u64().unwrap();
     bed.cluster.psql("checkpoint");
     let settled = bed.backup(&[]);
     let idle = bed.backup(&[]);
@@ -130,7 +130,7 @@ fn a_copied_database_is_found_by_its_content() {
     bed.backup(&[]);
     bed.cluster.psql("create database the_copy template model_of_it strategy file_copy");
     let copied = bed.backup(&[]);
-    let bytes = copied["bytes"].as_u64().unwrap();
+    let bytes = copied["file_bytes"].as_u64().unwrap();
     assert!(bytes > 40 << 20, "{copied}");
     assert!(copy(&copied, "new_bytes") < 2 << 20, "{copied}");
     let source = Contents::of_database(&bed.cluster, "the_copy");
@@ -237,8 +237,8 @@ fn new_files_as_long_as_known_ones_are_read_once() {
     }
     let backup = bed.backup(&[]);
     let number = |name: &str| backup[name].as_u64().unwrap();
-    let twice = number("read_bytes").saturating_sub(number("bytes"));
-    println!("{twice} bytes of {} were read twice", number("bytes"));
+    let twice = number("read_bytes").saturating_sub(number("file_bytes"));
+    println!("{twice} bytes of {} were read twice", number("file_bytes"));
     assert!(twice < 17 << 20, "{backup}");
     assert!(copy(&backup, "new_bytes") < LONG as u64 + (20 << 20), "{backup}");
 }

@@ -182,7 +182,7 @@ fn an_interrupted_backup_is_gone_on_with() {
     // Nobody else is believed to be at it: the dead one's process is gone.
     let next = bed.backup(&[]);
     let copy = &next["repositories"][0];
-    let (bytes, new) = (next["bytes"].as_u64().unwrap(), copy["new_bytes"].as_u64().unwrap());
+    let (bytes, new) = (next["file_bytes"].as_u64().unwrap(), copy["new_bytes"].as_u64().unwrap());
     println!("{bytes} bytes; {before} stored by the dead one; {copy}");
     assert!(copy["reused_bytes"].as_u64().unwrap() > 0, "{copy}");
     let readers = u64::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();

@@ -101,7 +101,7 @@ fn a_sparse_file_of_a_terabyte() {
     user::give(&path);
     let backup = bed.backup(&[]);
     assert!(backup["read_bytes"].as_u64().unwrap() < 1 << 30, "{backup}");
-    assert!(backup["bytes"].as_u64().unwrap() > 1 << 40, "{backup}");
+    assert!(backup["file_bytes"].as_u64().unwrap() > 1 << 40, "{backup}");
     let target = bed.repository().unpack(backup["backup"].as_str().unwrap(), &bed.cluster);
     let copy = fs::File::open(target.join("sparse")).unwrap();
     assert_eq!(copy.metadata().unwrap().len(), 1 << 40);

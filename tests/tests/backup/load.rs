@@ -86,7 +86,7 @@ pub(crate) fn under_load(major: u32, backups: u32, reader: &[&str]) {
         let id = backup["backup"].as_str().unwrap();
         assert!(finished.contains(&id.to_owned()));
         assert_eq!(
-            (&backup["bad_pages"], &backup["checksums_verified"]),
+            (&backup["damaged_page_count"], &backup["checksums_verified"]),
             (&0.into(), &true.into()),
             "{backup}"
         );

@@ -33,8 +33,8 @@ fn pages_that_the_server_finds_damaged_are_recorded() {
         }
         let output = bed.agent.run(&["backup", "--remote", "--json"]).expect_success();
         let backup = report(&output);
-        assert_eq!(backup["bad_pages"], 8, "PostgreSQL {major}: {backup}");
-        for (finding, block) in backup["findings"].as_array().unwrap().iter().zip(blocks) {
+        assert_eq!(backup["damaged_page_count"], 8, "PostgreSQL {major}: {backup}");
+        for (finding, block) in backup["damaged_pages"].as_array().unwrap().iter().zip(blocks) {
             assert_eq!((finding["file"].as_str(), &finding["block"]), (Some(name.as_str()), &block.into()));
         }
         let id = backup["backup"].as_str().unwrap();
@@ -43,7 +43,7 @@ fn pages_that_the_server_finds_damaged_are_recorded() {
         let EntryContent::File(file) = &bed.repository().entries(id)[&name].content else { panic!() };
         assert_eq!(file.bad_pages, 8);
         // The other reader finds the same.
-        assert_eq!(bed.backup(&[])["findings"], backup["findings"]);
+        assert_eq!(bed.backup(&[])["damaged_pages"], backup["damaged_pages"]);
 
         let before = bed.repository().finished();
         let strict = bed.agent.run(&["backup", "--remote", "--strict"]).expect_status(1);
@@ -63,8 +63,8 @@ fn what_only_the_server_calls_damaged_is_recorded_too() {
     fs::write(bed.cluster.pgdata().join(&name), [vec![0; 8192], page].concat()).unwrap();
     user::give_tree(bed.cluster.pgdata());
     let backup = bed.backup(&["--remote"]);
-    assert_eq!((&backup["bad_pages"], &backup["findings"][0]["file"]), (&1.into(), &name.into()), "{backup}");
-    assert_eq!(backup["findings"][0]["block"], 1);
+    assert_eq!((&backup["damaged_page_count"], &backup["damaged_pages"][0]["file"]), (&1.into(), &name.into()), "{backup}");
+    assert_eq!(backup["damaged_pages"][0]["block"], 1);
 }
 
 fn filled() -> Bed {

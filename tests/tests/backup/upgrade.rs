@@ -85,7 +85,7 @@ fn upgraded(mode: &str, to: u32) {
     let status: Value =
         serde_json::from_str(&agent.run(&["status", "--json"]).expect_success().stdout).unwrap();
     let lives = status["clusters"][0]["repositories"][0]["status"]["lineages"].as_array().unwrap();
-    let majors: Vec<u64> = lives.iter().map(|life| life["postgresql"].as_u64().unwrap()).collect();
+    let majors: Vec<u64> = lives.iter().map(|life| life["postgresql_major"].as_u64().unwrap()).collect();
     assert_eq!(majors, [17, u64::from(to)], "{status:#}");
 }
 

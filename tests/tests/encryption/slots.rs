@@ -56,8 +56,8 @@ fn secrets_come_and_go_and_the_last_one_stays() {
     // One more: its key file is made. Then the first may go, proven by the second.
     let added =
         json(key(&bed, &["add", "--json", "--key-file", &path("second.key"), "--comment", "in the safe"]));
-    assert_eq!((&added["added"], &added["removed"]), (&1.into(), &Value::Null), "{added}");
-    assert!(added["settings"].as_str().unwrap().contains("second.key"), "{added}");
+    assert_eq!((&added["added_slot"], &added["removed_slot"]), (&1.into(), &Value::Null), "{added}");
+    assert!(added["configuration"].as_str().unwrap().contains("second.key"), "{added}");
     let (passphrase, key_slot) = ("passphrase".to_owned(), "key".to_owned());
     assert_eq!(listed(&bed), [(0, passphrase.clone(), Some(true)), (1, key_slot.clone(), Some(false))]);
     let told = key(&bed, &["remove", "0", "--key-file", stray.to_str().unwrap()]).expect_status(1).stderr;
@@ -73,7 +73,7 @@ fn secrets_come_and_go_and_the_last_one_stays() {
     let told = key(&bed, &["rotate", "--passphrase-file", same.to_str().unwrap()]).expect_status(1).stderr;
     assert!(told.contains("the new secret is the old one"), "{told}");
     let rotated = json(key(&bed, &["rotate", "--json", "--passphrase-file", next]));
-    assert_eq!((&rotated["added"], &rotated["removed"]), (&2.into(), &0.into()), "{rotated}");
+    assert_eq!((&rotated["added_slot"], &rotated["removed_slot"]), (&2.into(), &0.into()), "{rotated}");
     // The daemon had its key before; whoever comes now with the old one is locked out.
     bed.settle();
     let told = bed.agent.restore(&["plan"]).expect_status(1).stderr;
@@ -100,7 +100,7 @@ fn secrets_come_and_go_and_the_last_one_stays() {
         assert!(output.stderr.contains("lost for"), "what it means is said: {output:#?}");
     }
     let shown = json(agent.run(&["key", "list", "--json"]));
-    force(&format!("destroy {}\n", shown["id"].as_str().unwrap())).expect_success();
+    force(&format!("destroy {}\n", shown["repository_id"].as_str().unwrap())).expect_success();
     let told = agent.restore(&["plan"]).expect_status(1).stderr;
     assert!(told.contains("it has no key slot"), "{told}");
 }

@@ -25,7 +25,7 @@ fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by
     for target in [&[][..], &["--target-time", &two.moment]] {
         let refused =
             json(&two.production_agent.restore(&[&["plan", "--json"], target].concat()).expect_status(1));
-        assert_eq!(refused["reason"], "several-lineages", "{refused:#}");
+        assert_eq!(refused["reason"], "ambiguous-lineage", "{refused:#}");
         let message = refused["message"].as_str().unwrap();
         assert!(message.contains(&two.lineage(1)) && message.contains(&two.lineage(2)), "{message}");
     }
@@ -253,7 +253,7 @@ fn an_older_lineage_that_goes_on_is_not_passed_over() {
     ledger.append(&bed.cluster);
     bed.settle();
     let refused = plan(&[]);
-    assert_eq!(refused["reason"], "several-lineages", "{refused:#}");
+    assert_eq!(refused["reason"], "ambiguous-lineage", "{refused:#}");
     for lineage in [&old, &new] {
         assert!(refused["message"].to_string().contains(lineage.as_str()), "{refused:#}");
         assert_eq!(plan(&["--lineage", lineage])["lineage"], lineage.as_str());

@@ -54,7 +54,7 @@ fn of_restore_points_with_one_name_none_is_chosen_silently() {
     bed.settle();
 
     let refused = plan(&bed, &["--target-name", "nightly"]);
-    assert_eq!((&refused["result"], &refused["reason"]), (&"unreachable".into(), &"several-points".into()));
+    assert_eq!((&refused["result"], &refused["reason"]), (&"unreachable".into(), &"ambiguous-restore-point".into()));
     let hints: Vec<&str> = refused["hints"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(hints.len(), 2, "{refused}");
     let year = primary.psql("select to_char(now(), 'YYYY-')");
@@ -68,7 +68,7 @@ fn of_restore_points_with_one_name_none_is_chosen_silently() {
     }
     let output = bed.try_restore("refused", &["--target-name", "nightly"]).expect_status(1);
     assert!(!bed.place("refused").exists(), "{output:#?}");
-    assert_eq!(plan(&bed, &["--target-name", "nightly", "--backup", &first])["reason"], "several-points");
+    assert_eq!(plan(&bed, &["--target-name", "nightly", "--backup", &first])["reason"], "ambiguous-restore-point");
     // From the second backup only one of them can be reached.
     assert_eq!(row(&bed, &ledger, &["--target-name", "nightly", "--backup", &second]), 3);
 }
@@ -183,7 +183,7 @@ fn prepared_transactions_keep_their_locks_after_recovery() {
     bed.settle();
 
     let planned = plan(&bed, &["--target-xid", &xid]);
-    assert_eq!(planned["stop"]["prepared"][0]["gid"], "it's open", "{planned}");
+    assert_eq!(planned["stop"]["prepared_transactions"][0]["gid"], "it's open", "{planned}");
     let notes = planned["notes"].to_string();
     assert!(notes.contains("('it''s open')") && notes.contains("ROLLBACK PREPARED"), "{notes}");
     assert!(!notes.contains("releases its locks"), "{notes}");
@@ -228,7 +228,7 @@ fn recovery_across_a_spell_of_minimal_wal_is_refused() {
         let refused = plan(&bed, target);
         assert_eq!(refused["reason"], "minimal-wal", "{target:?}: {refused}");
         let options: Vec<&str> =
-            refused["nearest"][0]["options"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            refused["nearest_targets"][0]["options"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         assert_eq!(row(&bed, &ledger, &options), 1, "{refused}");
     }
     assert_eq!(row(&bed, &ledger, &["--target-lsn", &before]), 1);
@@ -347,14 +347,14 @@ fn a_repository_that_lags_behind_does_not_answer_for_the_other() {
     let once = plan(&bed, &["--target-name", "once"]);
     assert_eq!(once["result"], "plan", "{once}");
     let several = plan(&bed, &["--target-name", "twice"]);
-    assert_eq!(several["reason"], "several-points", "{several}");
+    assert_eq!(several["reason"], "ambiguous-restore-point", "{several}");
     let chosen = plan(&bed, &["--target-immediate", "--backup", &early]);
     assert_eq!(chosen["backup"]["id"], early.as_str());
     // A moment that both have is reached from the newer backup.
     let moment = plan(&bed, &["--target-lsn", &row_one.after, "--backup", &early]);
     assert_eq!(moment["result"], "plan");
     let beyond = plan(&bed, &["--target-lsn", "7/0"]);
-    let end = beyond["nearest"][0]["lsn"].as_str().unwrap().to_owned();
+    let end = beyond["nearest_targets"][0]["lsn"].as_str().unwrap().to_owned();
     let alone = plan(&bed, &["--target-lsn", &end]);
     assert_eq!(alone["result"], "plan", "the furthest moment is offered: {beyond} {alone}");
     assert_eq!(row(&bed, &ledger, &["--target-immediate"]), 1);
@@ -387,7 +387,7 @@ fn a_damaged_list_of_restore_points_is_in_no_ones_way() {
     assert_eq!(row(&bed, &ledger, &["--target-name", "lone"]), 1);
     assert_eq!(row(&bed, &ledger, &["--target-name", "point 7"]), 2);
     let nowhere = plan(&bed, &["--target-name", "nowhere"]);
-    assert_eq!(nowhere["reason"], "name-not-found", "{nowhere:#}");
+    assert_eq!(nowhere["reason"], "restore-point-not-found", "{nowhere:#}");
     let hints = nowhere["hints"].to_string();
     assert!(hints.contains("may have held it") && hints.contains("/points/batches/"), "{nowhere:#}");
 }

@@ -276,7 +276,7 @@ fn a_dry_run_reports_tablespaces_that_replay_creates() {
     assert!(refused.stdout.contains("Tablespace") && refused.stdout.contains(shown), "{refused:#?}");
     assert!(refused.stderr.contains("would overwrite"), "{refused:#?}");
     let one = first(&dry_run(&bed, &["--json"]).expect_status(1).stdout);
-    assert_eq!((&one["state"], &one["location"]), (&"foreign".into(), &shown.into()), "{one:#}");
+    assert_eq!((&one["state"], &one["location"]), (&"occupied".into(), &shown.into()), "{one:#}");
     assert!(!bed.place("copy").exists());
 
     bed.cluster.stop(Shutdown::Fast);

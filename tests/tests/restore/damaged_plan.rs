@@ -55,7 +55,7 @@ fn answer(output: &Output) -> Value {
     assert_eq!(output.status, 0, "{output:#?}");
     let mut plan: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:#?}"));
     let plan = plan.as_object_mut().unwrap();
-    let kept = ["timeline", "until", "stop", "path", "wal", "backup"].iter();
+    let kept = ["timeline", "until_lsn", "stop", "path", "segments", "backup"].iter();
     kept.filter_map(|name| Some((name.to_string(), plan.remove(*name)?))).collect()
 }
 

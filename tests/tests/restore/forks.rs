@@ -205,7 +205,7 @@ impl Failover {
         ] {
             let plan = plan(&self.bed, &options);
             assert_eq!(plan["timeline"], 1, "{options:?}: {plan:#}");
-            let built = plan["fork"]["from"].as_str().unwrap_or_default().to_owned();
+            let built = plan["built_segment"]["source_file"].as_str().unwrap_or_default().to_owned();
             assert!(built.contains(from), "{options:?}: {plan:#}");
             let exclusive = if options[0] == "--target-lsn" { &["--target-exclusive"][..] } else { &[] };
             let found = recovered(&self.bed, &self.ledger, &[&options, exclusive].concat());

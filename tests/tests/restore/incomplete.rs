@@ -328,9 +328,9 @@ fn another_servers_incomplete_copy_does_not_stand_in_for_a_damaged_one() {
         main.put(&ours, sound.clone());
         let both = [&ours, &theirs];
         main.flip_bit(&ours, sound.len() / 2);
-        refused(&bed, &lsn, &["contradicting-copies", "ends-incomplete"], &both);
+        refused(&bed, &lsn, &["conflicting-copies", "ends-incomplete"], &both);
         main.flip_bit(&ours, sound.len() / 2);
-        refused(&bed, &lsn, &["contradicting-copies"], &both);
+        refused(&bed, &lsn, &["conflicting-copies"], &both);
     }
 }
 
@@ -410,7 +410,7 @@ fn a_damaged_copy_is_no_end_of_the_archive() {
     main.delete(&ended(&main)[0]);
     let refusal = bed.agent.restore(&["--json", "plan"]).expect_status(1);
     let refusal: Value = serde_json::from_str(&refusal.stdout).unwrap();
-    let options = refusal["nearest"][0]["options"].as_array().unwrap();
+    let options = refusal["nearest_targets"][0]["options"].as_array().unwrap();
     let options: Vec<&str> = options.iter().map(|option| option.as_str().unwrap()).collect();
     assert!(options.contains(&"--target-lsn"), "{refusal:#}");
     let server = bed.restore_and_start("before", &[&options[..], &["--target-action", "promote"]].concat());

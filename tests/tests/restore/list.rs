@@ -91,7 +91,7 @@ fn what_is_listed_can_be_restored() {
     let listed = json(&bed.agent.restore(&["--json", "list"]).expect_success());
     for repository in listed["repositories"].as_array().unwrap() {
         assert_eq!(
-            (&repository["problem"], &repository["backups"][0]["id"]),
+            (&repository["error"], &repository["backups"][0]["id"]),
             (&Value::Null, &backup.as_str().into())
         );
         let points = repository["restore_points"].as_array().unwrap();
@@ -119,7 +119,7 @@ fn is_listed_as_far_as_it_can_be_read(bed: &mut Archived, second: &Store, backup
     let alone = json(&bare(&["--repo", &url, "--cluster", "main", "--json"]).expect_success());
     assert_eq!(alone["repositories"][0]["backups"], *backups);
     let command = ["restore-agent", "plan", "--repo", url.as_str(), "--cluster", "main"];
-    assert_eq!(alone["plan"], serde_json::json!(command));
+    assert_eq!(alone["plan_command"], serde_json::json!(command));
     let other = bare(&["--repo", &url, "--cluster", "mian"]).expect_status(1);
     assert!(
         other.stdout.contains("cannot be read: the repository has no cluster mian (it has: main)"),

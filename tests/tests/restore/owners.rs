@@ -123,7 +123,7 @@ fn what_root_moved_aside_postgresqls_user_puts_back() {
     let replace = || {
         let output = as_root(&bed, &["--json", "restore", "--replace", "--pgdata", &pgdata]).expect_success();
         let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
-        std::path::PathBuf::from(report["replaced"].as_str().unwrap())
+        std::path::PathBuf::from(report["previous_pgdata"].as_str().unwrap())
     };
     let rollback = || bed.agent.restore(&["rollback", "--pgdata", &pgdata]);
     replace();

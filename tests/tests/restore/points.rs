@@ -55,7 +55,7 @@ fn a_restore_point_is_durable_when_it_is_printed_with_its_command() {
     let made = bed.agent.run(&["restore-point", "before-release", "--json"]).expect_success();
     let first = report(&made);
     assert_eq!(first["repositories"], serde_json::json!(["main", "far"]), "{first:#}");
-    assert_eq!((&first["same_name"], &first["warnings"]), (&0.into(), &Value::Null), "{first:#}");
+    assert_eq!((&first["same_name_count"], &first["warnings"]), (&0.into(), &Value::Null), "{first:#}");
     let segment = first["segment"].as_str().unwrap();
     for store in [&bed.store, &far] {
         assert!(
@@ -69,7 +69,7 @@ fn a_restore_point_is_durable_when_it_is_printed_with_its_command() {
     let again = bed.agent.run(&["restore-point", "before-release", "--json"]).expect_success();
     assert!(again.stderr.contains("already"), "{again:#?}");
     let second = report(&again);
-    assert_eq!(second["same_name"], 1, "{second:#}");
+    assert_eq!(second["same_name_count"], 1, "{second:#}");
     ledger.append(primary);
     bed.settle();
     assert_eq!(row(&bed, &ledger, &options(&second)), 2, "{second:#}");
@@ -111,7 +111,7 @@ fn a_restore_point_that_cannot_be_restored_to_is_refused() {
     primary.reload();
     bed.settle();
     let again = bed.agent.run(&["restore-point", "late", "--json"]).expect_success();
-    assert_eq!(report(&again)["same_name"], 1, "{again:#?}");
+    assert_eq!(report(&again)["same_name_count"], 1, "{again:#?}");
 
     // A standby writes no WAL of its own.
     let copy = bed.restore_and_start("copy", &["--standby"]);

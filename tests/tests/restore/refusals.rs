@@ -34,7 +34,7 @@ fn refused(bed: &Archived, options: &[&str]) -> Output {
 fn highest_at_nearest(bed: &Archived, ledger: &Ledger, xid: &str) -> u32 {
     let output = bed.agent.restore(&["--json", "plan", "--target-xid", xid]).expect_status(1);
     let refusal: Value = serde_json::from_str(&output.stdout).unwrap();
-    let nearest = refusal["nearest"].as_array().unwrap();
+    let nearest = refusal["nearest_targets"].as_array().unwrap();
     assert!(!nearest.is_empty(), "{refusal:#}");
     let options = nearest[0]["options"].as_array().unwrap().iter().map(|o| o.as_str().unwrap());
     let restored = bed.restore_and_start("nearest", &options.collect::<Vec<_>>());

@@ -158,14 +158,14 @@ fn repaired(major: u32) {
     let report = report(&output.expect_success());
     assert_eq!((snapshot(&dir.join("outside")), snapshot(&space.join("PG_12_201909212"))), kept);
     assert_eq!(fs::read(&copy).unwrap(), copied, "a second name of a file is not written through");
-    let (bytes, reused) = (report["bytes"].as_u64().unwrap(), report["reused_bytes"].as_u64().unwrap());
+    let (bytes, reused) = (report["written_bytes"].as_u64().unwrap(), report["reused_bytes"].as_u64().unwrap());
     // Damage at random may take the largest files.
     assert!(2 * reused > bytes, "what was right is not written again: {report:#}");
-    assert!(report["removed"].as_u64().unwrap() >= 6, "{report:#}");
+    assert!(report["removed_count"].as_u64().unwrap() >= 6, "{report:#}");
     assert!(fs::metadata(pgdata.join("base/sparse")).unwrap().blocks() * 512 < 1 << 19, "holes are holes");
 
     // The same as a restore into an empty directory, but for the last segment of the server that was stopped.
-    let open = report["replayed_unarchived"][0].as_str().unwrap();
+    let open = report["unarchived_segments"][0].as_str().unwrap();
     let mut repaired = contents(&pgdata);
     assert!(repaired.remove(&Path::new("pg_wal").join(open)).is_some(), "{report:#}");
     let spaces = bed.place("spaces").display().to_string();

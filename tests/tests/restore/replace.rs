@@ -69,7 +69,7 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
         .restore(&[&["--json", "restore", "--pgdata", pgdata.to_str().unwrap()], &RESTORE[..]].concat());
     let report: Value = serde_json::from_str(&output.expect_success().stdout).unwrap();
     let [aside] = &asides(&bed)[..] else { panic!("{:?}", asides(&bed)) };
-    assert_eq!(report["replaced"].as_str(), aside.to_str());
+    assert_eq!(report["previous_pgdata"].as_str(), aside.to_str());
     // Whoever deletes it has to know of all of it.
     let outside = |pgdata: &Path| {
         let space = fs::read_dir(pgdata.join("pg_tblspc")).unwrap().next().unwrap().unwrap().path();

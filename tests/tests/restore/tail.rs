@@ -92,9 +92,9 @@ fn a_tail_that_the_index_names_and_the_store_has_lost_is_a_gap() {
         assert!(output.stdout.contains(lost), "{options:?}: {output:#?}");
     }
     let refusal = refused(&bed, &[], "missing-wal");
-    assert_eq!(refusal["missing"][0]["first"], lost.as_str(), "{refusal:#}");
+    assert_eq!(refusal["missing_segments"][0]["first_segment"], lost.as_str(), "{refusal:#}");
     // What is left can be had, by the moment that the refusal offers.
-    let options: Vec<&str> = refusal["nearest"][0]["options"]
+    let options: Vec<&str> = refusal["nearest_targets"][0]["options"]
         .as_array()
         .unwrap()
         .iter()
@@ -153,7 +153,7 @@ fn a_dead_primarys_last_segment_is_recovered_on_request() {
         assert!(refusal["hints"].to_string().contains("--use-partial"), "{name}: {refusal:#}");
         assert!(refusal["message"].to_string().contains(&segment), "{name}: {refusal:#}");
         // What is offered works, and so do targets in it.
-        let options: Vec<&str> = refusal["nearest"][0]["options"]
+        let options: Vec<&str> = refusal["nearest_targets"][0]["options"]
             .as_array()
             .unwrap()
             .iter()
@@ -243,7 +243,7 @@ fn a_parent_whose_child_left_it_later_has_a_gap() {
         .filter(|key| file_name(key) >= second.segment.as_str())
         .for_each(|key| bed.back_door().delete(key));
     let refusal = refused(&bed, &["--target-timeline", "1"], "missing-wal");
-    assert_eq!(refusal["missing"][0]["first"], second.segment.as_str(), "{refusal:#}");
+    assert_eq!(refusal["missing_segments"][0]["first_segment"], second.segment.as_str(), "{refusal:#}");
 }
 
 /// Promise 4: the history of a timeline in between is gone, and a younger one's begins with the same lines.
@@ -288,8 +288,8 @@ fn a_damaged_last_segment_is_not_counted_on() {
     let path = bed.cluster.dir().write(format!("damaged/{segment}"), &bytes);
     bed.agent.run(&["push", "--accept-damaged", path.to_str().unwrap()]).expect_success();
     let refusal = refused(&bed, &[], "missing-wal");
-    assert_eq!(refusal["missing"][0]["first"], segment.as_str(), "{refusal:#}");
+    assert_eq!(refusal["missing_segments"][0]["first_segment"], segment.as_str(), "{refusal:#}");
     plan(&bed, &["--target-xid", &first.xid.to_string()]);
     let status: Value = serde_json::from_str(&bed.agent.run(&["status", "--json"]).stdout).unwrap();
-    assert!(status.to_string().contains(&format!("\"damaged\":[\"{segment}\"]")), "{status:#}");
+    assert!(status.to_string().contains(&format!("\"damaged_segments\":[\"{segment}\"]")), "{status:#}");
 }

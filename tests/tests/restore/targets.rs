@@ -284,7 +284,7 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     let output = bed.agent.restore(&["--json", "plan", "--target-time", &moment]).expect_success();
     let paused: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
     let locks = paused["stop"]["locks"].as_array().expect("locks");
-    assert_eq!(locks[0]["relation"].to_string(), oid, "{paused}");
+    assert_eq!(locks[0]["relation_oid"].to_string(), oid, "{paused}");
     let since = locks[0]["since_lsn"].as_str().unwrap();
     let note = paused["notes"][0].as_str().expect("a note");
     let advice = format!(

@@ -70,11 +70,11 @@ fn repositories_that_lack_different_segments_lead_to_the_target_together() {
     lose(&other, &rows[1]);
     let refused = plan(&bed, &[]);
     assert_eq!(refused["reason"], "missing-wal", "{refused:#}");
-    let missing = refused["missing"].as_array().unwrap();
+    let missing = refused["missing_segments"].as_array().unwrap();
     assert_eq!(missing.len(), 1, "{refused:#}");
     assert_eq!(
-        (&missing[0]["first"], &missing[0]["last"]),
-        (&rows[1].segment.as_str().into(), &missing[0]["first"])
+        (&missing[0]["first_segment"], &missing[0]["last_segment"]),
+        (&rows[1].segment.as_str().into(), &missing[0]["first_segment"])
     );
 }
 
@@ -97,7 +97,7 @@ fn wal_that_only_the_other_repository_has_and_has_damaged_ends_no_plan() {
     bed.agent.run(&["verify"]).expect_status(3);
     let refused = plan(&bed, &[]);
     assert_eq!(refused["reason"], "missing-wal", "{refused:#}");
-    assert_eq!(refused["missing"][0]["first"], rows[4].segment.as_str(), "{refused:#}");
+    assert_eq!(refused["missing_segments"][0]["first_segment"], rows[4].segment.as_str(), "{refused:#}");
     // Before it, and once it is stored again, all is well.
     let before = rows[3].xid.to_string();
     assert_eq!(plan(&bed, &["--target-xid", &before])["result"], "plan");

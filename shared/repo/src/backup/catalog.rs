@@ -7,6 +7,7 @@ use std::fmt;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_storage::error::{RepoError, Result, found};
@@ -126,15 +127,15 @@ impl ListedState {
     }
 }
 
-/// How far a backup came: a [`ListedState`] without its time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+/// Whether a backup was finished.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackupStage {
-    /// It has a manifest.
+    /// It was finished.
     Finished,
-    /// It is running, or died.
+    /// It is being taken, or was interrupted. The next backup resumes it.
     Unfinished,
-    /// It has a tombstone.
+    /// It was aborted and will never be finished.
     Aborted,
 }
 

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, LineageId, Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, TimelineId};
 
@@ -15,22 +16,22 @@ use super::wire::Malformed;
 pub(super) const MAX_SUMMARY: usize = 1 << 20;
 
 /// How the cluster was read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// From the files of PGDATA, between `pg_backup_start` and `pg_backup_stop`.
+    /// From the files of the data directory, between `pg_backup_start` and `pg_backup_stop`.
     Local,
-    /// With `BASE_BACKUP`.
+    /// Sent by the server (`BASE_BACKUP`).
     Remote,
 }
 
-/// Whether a backup stored every block itself. Either kind is restored by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+/// Whether a backup uses blocks that other backups stored. Every backup is complete either way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackupKind {
-    /// It uses no blocks of other backups.
+    /// It stored all its blocks itself.
     Full,
-    /// It uses blocks of other backups.
+    /// It uses blocks that other backups stored.
     Incremental,
 }
 

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::PgTimestamp;
 use walpoint_base::facts::PointRef;
+use walpoint_base::{Lsn, PgTimestamp, TimelineId};
 use walpoint_plan::restore::NamedPoint;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
-use super::status::{TimelineParts, time};
+use super::status::TimelineParts;
 use crate::wal::{FoundPoints, WalArchive};
 
 /// Restore points of one name whose times are told, the newest ones: each costs a request.
@@ -35,19 +36,19 @@ impl Default for Newest {
     }
 }
 
-/// A restore point in a window.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A restore point that can be recovered to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 pub struct RestorePointStatus {
-    /// Its name, by which recovery can be asked to stop at it.
+    /// Its name, as `recovery_target_name` takes it.
     pub name: String,
-    /// The timeline it was made on.
-    pub timeline: u32,
-    /// Where its record starts.
-    pub lsn: String,
-    /// When it was made, if that can be read.
+    /// The timeline on which it was created.
+    pub timeline: TimelineId,
+    /// The position at which its record starts.
+    pub lsn: Lsn,
+    /// When it was created, if that can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub time: Option<String>,
-    /// How many others in a window of the lineage have its name: PostgreSQL stops at the first one that it replays.
+    pub time: Option<PgTimestamp>,
+    /// The number of others in a window of the lineage that have its name: PostgreSQL stops at the first one that it replays.
     #[serde(skip)]
     pub same_name: usize,
 }
@@ -109,7 +110,7 @@ impl LineageCatalog {
         let read: Vec<_> = stream::iter(newest)
             .map(|point| async move {
                 match time_of(archive, &point).await {
-                    Ok(made) => Ok((point, Ok(made.map(time)))),
+                    Ok(made) => Ok((point, Ok(made))),
                     // Its name tells all that recovery needs.
                     Err(error @ RepoError::Corrupt { .. }) => Ok((point, Err(error.to_string()))),
                     Err(error) => Err(error),
@@ -125,7 +126,6 @@ impl LineageCatalog {
                 None
             });
             let same_name = named.get(&name).map_or(0, |all| all.saturating_sub(1));
-            let (timeline, lsn) = (timeline.get(), lsn.to_string());
             told.push(RestorePointStatus { name, timeline, lsn, time, same_name });
         }
         Ok((told, points.len()))

@@ -47,7 +47,7 @@ pub(super) async fn abort_backup(
             Err(error) => return Err(error),
         }
     }
-    report.aborted.push(id.to_string());
+    report.aborted_backups.push(id);
     gathered.unfinished.retain(|unfinished| unfinished.id != id);
     gathered.aborted.push((id, Timestamp::now()));
     Ok(())

@@ -163,8 +163,8 @@ impl<'a> Deleter<'a> {
 
     /// Puts what the store did not let go into the report.
     pub(super) fn tell(&self, report: &mut Expired) {
-        report.held_objects = u64::try_from(self.locked.len()).unwrap_or(u64::MAX);
-        report.held = self.locked.iter().take(NAMED).map(|(_, key)| key.clone()).collect();
+        report.denied_count = u64::try_from(self.locked.len()).unwrap_or(u64::MAX);
+        report.denied_objects = self.locked.iter().take(NAMED).map(|(_, key)| key.clone()).collect();
     }
 
     pub(super) fn into_deleted(self) -> BTreeMap<Class, Tally> {

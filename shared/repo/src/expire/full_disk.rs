@@ -39,7 +39,7 @@ pub(super) async fn make(
     options: &ExpireOptions,
     report: &mut Expired,
 ) -> Result<BTreeMap<Class, Tally>> {
-    report.leftovers = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
+    report.temporary_file_count = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
     let policy = if options.named.is_some() { &Policy::default() } else { &options.policy };
     let announced = KnownAnnouncements::read(&Backups::of(repository, cluster)).await?;
     delete_announced(repository, cluster, policy, (&announced, options.grace, Timestamp::now()), report).await

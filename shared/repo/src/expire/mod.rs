@@ -49,7 +49,7 @@ pub use self::clock::clock_ahead;
 use self::delete::Deleter;
 use self::gather::Gathered;
 pub use self::named::NamedBackup;
-pub use self::report::{ClassReport, DecisionReport, Expired};
+pub use self::report::{BackupDecision, ClassReport, DecisionReport, Expired};
 use self::scan::{ListingScan, Standards, Tally};
 use crate::Repository;
 use crate::backup::{Backups, DamagedAnnouncement, ENOUGH};
@@ -213,7 +213,7 @@ async fn announce_and_delete(
     report.deleted(&deleted);
     tidy(&backups, &spent, &mut report).await?;
     take_back(&backups, repaired, &mut report).await?;
-    report.leftovers += repository.store().remove_leftovers(cluster, LEFTOVER).await?;
+    report.temporary_file_count += repository.store().remove_leftovers(cluster, LEFTOVER).await?;
     Ok(report)
 }
 
@@ -275,7 +275,7 @@ async fn delete_announced(
 async fn take_back(backups: &Backups, numbers: Vec<u64>, report: &mut Expired) -> Result<()> {
     for n in numbers {
         match backups.absolve(n).await {
-            Err(RepoError::Denied { .. }) => report.hold_back(&backups.paths().announcement(n)),
+            Err(RepoError::Denied { .. }) => report.deny(&backups.paths().announcement(n)),
             result => result?,
         }
     }

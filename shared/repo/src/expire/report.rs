@@ -1,10 +1,11 @@
-//! What an expiry tells: what `archive-agent expire --json` prints. Stable: members are added, never renamed or removed.
+//! What an expiry reports: what `archive-agent expire --json` prints. Stable: members are added, never renamed or removed.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
-use walpoint_base::{BackupId, ClusterName};
+use schemars::JsonSchema;
+use serde::Serialize;
+use walpoint_base::{BackupId, ClusterName, LineageId};
 use walpoint_plan::retention::{Decision, RetentionVerdict};
 use walpoint_storage::error::Remark;
 use walpoint_storage::layout::Key;
@@ -16,38 +17,38 @@ use crate::Repository;
 use crate::reach::Class;
 
 /// What a run did in one repository, or would do.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 pub struct Expired {
     /// The cluster.
-    pub cluster: String,
-    /// What the configuration calls the repository.
+    pub cluster: ClusterName,
+    /// The repository's name in the configuration.
     pub repository: String,
-    /// Whether nothing was changed.
+    /// Whether it was a dry run, which changes nothing.
     pub dry_run: bool,
-    /// Whether a retention is configured that can drop anything.
-    pub configured: bool,
+    /// Whether a retention policy is configured that can expire a backup.
+    pub retention_configured: bool,
     /// When it began.
-    pub taken: Timestamp,
-    /// How far the store's clock is ahead of this machine's; absent where it was not compared.
+    pub start_time: Timestamp,
+    /// How far the store's clock is ahead of this machine's. Absent in a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_ahead_seconds: Option<i64>,
-    /// Every finished backup, oldest first, and what was decided about it.
+    /// The finished backups, oldest first, and what was decided about them. With `--backup` only that one.
     pub backups: Vec<DecisionReport>,
-    /// Unfinished backups that nobody will finish and that were aborted, or would be.
-    pub aborted: Vec<String>,
-    /// What there is, by class of object.
+    /// Unfinished backups that will never be finished and that were aborted, or would be in a dry run.
+    pub aborted_backups: Vec<BackupId>,
+    /// The objects of the cluster, by class.
     pub classes: Vec<ClassReport>,
-    /// Bytes that were deleted, or would be now.
+    /// The size of the objects that were deleted, or would be now in a dry run.
     pub freed_bytes: u64,
-    /// How many objects the store did not let go.
-    pub held_objects: u64,
+    /// The number of objects that the store refused to delete: they are under a lock, or the account may not delete them.
+    pub denied_count: u64,
     /// The first of them.
-    pub held: Vec<String>,
-    /// Objects whose names are not known; they are left alone.
-    pub unknown: Vec<String>,
-    /// Temporary files of killed writes that were removed.
-    pub leftovers: u64,
-    /// What somebody should know, one sentence each.
+    pub denied_objects: Vec<String>,
+    /// Objects whose names are not known. They are not touched.
+    pub unknown_objects: Vec<String>,
+    /// The number of temporary files of killed writes that were removed.
+    pub temporary_file_count: u64,
+    /// Notes for the operator, one sentence each.
     pub notes: Vec<String>,
     /// What a person should know, and a command helps against: the program puts it into words, among the notes.
     #[serde(skip)]
@@ -55,70 +56,83 @@ pub struct Expired {
 }
 
 /// What was decided about a backup.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RetentionDecision")]
 pub struct DecisionReport {
     /// Its id.
-    pub id: String,
-    /// Its label.
+    pub id: BackupId,
+    /// Its label; empty if it has none.
     pub label: String,
-    /// The lineage it is of.
-    pub lineage: String,
-    /// When it ended.
-    pub ended: Timestamp,
-    /// What becomes of it.
-    #[serde(serialize_with = "verdict")]
-    pub verdict: RetentionVerdict,
+    /// Its lineage.
+    pub lineage: LineageId,
+    /// When it stopped.
+    pub stop_time: Timestamp,
+    /// Whether it stays.
+    pub decision: BackupDecision,
     /// Why, as a sentence without its subject.
-    pub because: String,
+    pub reason: String,
     /// Whether it is older than `max_age`.
     pub exceeds_max_age: bool,
-    /// What is known to be wrong with it, as a phrase; absent for a sound one.
+    /// Its known damage, in words. Absent if none is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
 }
 
-/// Objects of one class: numbers and bytes.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct ClassReport {
-    /// `backup`, `pack`, `segment`, `backup-history`, `index` or `restore-point`.
-    pub class: &'static str,
-    /// What stays.
-    pub kept_objects: u64,
-    /// Its bytes.
-    pub kept_bytes: u64,
-    /// What this run announced: it is deleted after the grace period.
-    pub marked_objects: u64,
-    /// Its bytes.
-    pub marked_bytes: u64,
-    /// What was announced before and has to wait.
-    pub waiting_objects: u64,
-    /// Its bytes.
-    pub waiting_bytes: u64,
-    /// What was deleted, or would be now.
-    pub deleted_objects: u64,
-    /// Its bytes.
-    pub deleted_bytes: u64,
+/// Whether a backup stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackupDecision {
+    /// It stays with all WAL after it.
+    Keep,
+    /// It stays with the WAL that makes it consistent.
+    KeepStandalone,
+    /// It expires.
+    Expire,
 }
 
-/// `onward` (it stays with all WAL after it), `alone` (with the WAL that makes it consistent) or `drop`.
-fn verdict<S: Serializer>(verdict: &RetentionVerdict, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match verdict {
-        RetentionVerdict::Onward => "onward",
-        RetentionVerdict::Alone => "alone",
-        RetentionVerdict::Drop => "drop",
-    })
+impl From<RetentionVerdict> for BackupDecision {
+    fn from(verdict: RetentionVerdict) -> Self {
+        match verdict {
+            RetentionVerdict::Onward => Self::Keep,
+            RetentionVerdict::Alone => Self::KeepStandalone,
+            RetentionVerdict::Drop => Self::Expire,
+        }
+    }
+}
+
+/// The objects of one class.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+pub struct ClassReport {
+    /// The class.
+    pub class: Class,
+    /// The number of objects that stay.
+    pub kept_count: u64,
+    /// Their size.
+    pub kept_bytes: u64,
+    /// The number of objects that this run marked for deletion, or would mark in a dry run.
+    pub marked_count: u64,
+    /// Their size.
+    pub marked_bytes: u64,
+    /// The number of objects that were marked for deletion before and are in the grace period.
+    pub pending_count: u64,
+    /// Their size.
+    pub pending_bytes: u64,
+    /// The number of objects that were deleted, or would be now in a dry run.
+    pub deleted_count: u64,
+    /// Their size.
+    pub deleted_bytes: u64,
 }
 
 impl From<&Decision> for DecisionReport {
     fn from(decision: &Decision) -> Self {
         let backup = &decision.backup;
         Self {
-            id: backup.id.to_string(),
+            id: backup.id,
             label: backup.label.clone(),
-            lineage: backup.lineage.to_string(),
-            ended: backup.ended,
-            verdict: decision.verdict,
-            because: decision.because(),
+            lineage: backup.lineage,
+            stop_time: backup.ended,
+            decision: decision.verdict.into(),
+            reason: decision.because(),
             exceeds_max_age: decision.exceeds_max_age,
             damage: (!backup.is_sound()).then(|| backup.damage.to_string()),
         }
@@ -128,20 +142,20 @@ impl From<&Decision> for DecisionReport {
 impl Expired {
     pub(super) fn new(repository: &Repository, cluster: &ClusterName, options: &ExpireOptions) -> Self {
         Self {
-            cluster: cluster.to_string(),
+            cluster: cluster.clone(),
             repository: repository.name().to_owned(),
             dry_run: options.dry_run,
-            configured: options.policy.drops(),
-            taken: Timestamp::now(),
+            retention_configured: options.policy.drops(),
+            start_time: Timestamp::now(),
             clock_ahead_seconds: None,
             backups: Vec::new(),
-            aborted: Vec::new(),
+            aborted_backups: Vec::new(),
             classes: Vec::new(),
             freed_bytes: 0,
-            held_objects: 0,
-            held: Vec::new(),
-            unknown: Vec::new(),
-            leftovers: 0,
+            denied_count: 0,
+            denied_objects: Vec::new(),
+            unknown_objects: Vec::new(),
+            temporary_file_count: 0,
             notes: Vec::new(),
             remarks: Vec::new(),
         }
@@ -153,36 +167,36 @@ impl Expired {
         self.backups = wanted.map(DecisionReport::from).collect();
     }
 
-    /// Of a dry run what is eligible counts as deleted; of another one, what was.
+    /// Of a dry run what is eligible for deletion counts as deleted; of another one, what was.
     pub(super) fn counted(&mut self, tallies: &BTreeMap<Class, Tallies>) {
         let of = |(class, tallies): (&Class, &Tallies)| ClassReport {
-            class: class.name(),
-            kept_objects: tallies.kept.objects,
+            class: *class,
+            kept_count: tallies.kept.objects,
             kept_bytes: tallies.kept.bytes,
-            marked_objects: tallies.announced.objects,
+            marked_count: tallies.announced.objects,
             marked_bytes: tallies.announced.bytes,
-            waiting_objects: tallies.waiting.objects,
-            waiting_bytes: tallies.waiting.bytes,
-            deleted_objects: if self.dry_run { tallies.eligible.objects } else { 0 },
+            pending_count: tallies.waiting.objects,
+            pending_bytes: tallies.waiting.bytes,
+            deleted_count: if self.dry_run { tallies.eligible.objects } else { 0 },
             deleted_bytes: if self.dry_run { tallies.eligible.bytes } else { 0 },
         };
         self.classes = tallies.iter().map(of).collect();
         self.freed_bytes = self.classes.iter().map(|class| class.deleted_bytes).sum();
     }
 
-    /// Adds an object that the store did not let go.
-    pub(super) fn hold_back(&mut self, key: &Key) {
-        self.held_objects = self.held_objects.saturating_add(1);
-        if self.held.len() < NAMED {
-            self.held.push(key.to_string());
+    /// Adds an object that the store refused to delete.
+    pub(super) fn deny(&mut self, key: &Key) {
+        self.denied_count = self.denied_count.saturating_add(1);
+        if self.denied_objects.len() < NAMED {
+            self.denied_objects.push(key.to_string());
         }
     }
 
     /// Adds what was deleted.
     pub(super) fn deleted(&mut self, deleted: &BTreeMap<Class, Tally>) {
         for (class, tally) in deleted {
-            if let Some(report) = self.classes.iter_mut().find(|report| report.class == class.name()) {
-                report.deleted_objects += tally.objects;
+            if let Some(report) = self.classes.iter_mut().find(|report| report.class == *class) {
+                report.deleted_count += tally.objects;
                 report.deleted_bytes = report.deleted_bytes.saturating_add(tally.bytes);
             }
         }

@@ -214,7 +214,7 @@ impl ListingScan {
     /// Puts it into the report.
     pub(super) fn tell(&self, report: &mut Expired) {
         report.counted(&self.tallies);
-        report.unknown.clone_from(&self.strangers);
+        report.unknown_objects.clone_from(&self.strangers);
         if self.more_strangers > 0 {
             report.notes.push(format!("{} more objects are not known and left alone", self.more_strangers));
         }

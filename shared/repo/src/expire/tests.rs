@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-use walpoint_plan::retention::RetentionVerdict;
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId, WalFileName};
@@ -220,7 +219,7 @@ async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
     }
     let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
     let status = catalog.status().await.unwrap();
-    assert_eq!(status.lineages[0].problems, [] as [String; 0]);
+    assert_eq!(status.lineages[0].errors, [] as [String; 0]);
 }
 
 /// K1: where the filesystem is full, what was announced long enough ago goes before anything has to be written, and the error
@@ -243,7 +242,7 @@ async fn a_full_filesystem_is_expired() {
     let report = expire(&repository, &cluster(), &keep(2)).await.unwrap();
     assert_eq!(finished(&bed).await, ids[3..]);
     assert!(report.freed_bytes > 0, "{report:#?}");
-    assert_eq!(report.classes.iter().find(|c| c.class == "segment").unwrap().deleted_objects, 35);
+    assert_eq!(report.classes.iter().find(|c| c.class == Class::Segment).unwrap().deleted_count, 35);
     assert!(report.notes.iter().any(|note| note.contains("the filesystem is full")), "{report:#?}");
     all_is_well(&bed, &ids[3..]).await;
 }
@@ -262,35 +261,35 @@ async fn announced_first_and_deleted_after_the_grace_period() {
 
     let dry = run(&bed, &ExpireOptions { dry_run: true, ..keep(2) }).await;
     assert_eq!(keys(&bed).await, before);
-    let verdicts: Vec<RetentionVerdict> = dry.backups.iter().map(|b| b.verdict).collect();
+    let decisions: Vec<BackupDecision> = dry.backups.iter().map(|b| b.decision).collect();
     assert_eq!(
-        verdicts,
+        decisions,
         [
-            RetentionVerdict::Drop,
-            RetentionVerdict::Drop,
-            RetentionVerdict::Drop,
-            RetentionVerdict::Onward,
-            RetentionVerdict::Onward
+            BackupDecision::Expire,
+            BackupDecision::Expire,
+            BackupDecision::Expire,
+            BackupDecision::Keep,
+            BackupDecision::Keep
         ]
     );
     let class =
-        |report: &Expired, name: &str| report.classes.iter().find(|c| c.class == name).unwrap().clone();
-    assert_eq!(class(&dry, "segment").marked_objects, 35);
-    assert_eq!((class(&dry, "backup").marked_objects, dry.freed_bytes), (6, 0));
-    assert_eq!(dry.unknown, ["clusters/main/notes.txt"]);
+        |report: &Expired, class: Class| report.classes.iter().find(|c| c.class == class).unwrap().clone();
+    assert_eq!(class(&dry, Class::Segment).marked_count, 35);
+    assert_eq!((class(&dry, Class::Backup).marked_count, dry.freed_bytes), (6, 0));
+    assert_eq!(dry.unknown_objects, ["clusters/main/notes.txt"]);
 
     let first = run(&bed, &keep(2)).await;
-    assert_eq!((first.freed_bytes, class(&first, "segment").marked_objects), (0, 35));
+    assert_eq!((first.freed_bytes, class(&first, Class::Segment).marked_count), (0, 35));
     assert_eq!(keys(&bed).await.difference(&before).count(), 1, "one announcement");
     let again = run(&bed, &keep(2)).await;
-    assert_eq!(class(&again, "segment").waiting_objects, 35);
+    assert_eq!(class(&again, Class::Segment).pending_count, 35);
     assert_eq!(keys(&bed).await.difference(&before).count(), 1, "announced once");
     assert_eq!(finished(&bed).await, ids);
 
     age(&bed, "announcements/", 25).await;
     let second = run(&bed, &keep(2)).await;
-    assert_eq!(class(&second, "segment").deleted_objects, 35);
-    assert!(second.freed_bytes > 0 && second.held_objects == 0);
+    assert_eq!(class(&second, Class::Segment).deleted_count, 35);
+    assert!(second.freed_bytes > 0 && second.denied_count == 0);
     assert_eq!(finished(&bed).await, ids[3..]);
     assert_eq!(segments(&bed).await, (35..100).collect::<Vec<u64>>());
     let now = keys(&bed).await;
@@ -303,7 +302,7 @@ async fn announced_first_and_deleted_after_the_grace_period() {
     let index = crate::index::TimelineIndex::load(&bed.archive, FIRST).await.unwrap();
     assert!(index.open_groups().all(|group| group.iter().all(|(n, _)| n >= SegmentNo(35))));
     let third = run(&bed, &keep(2)).await;
-    assert_eq!((third.freed_bytes, class(&third, "segment").marked_objects), (0, 0));
+    assert_eq!((third.freed_bytes, class(&third, Class::Segment).marked_count), (0, 0));
 }
 
 /// K1
@@ -313,7 +312,7 @@ async fn without_a_grace_period_a_dry_run_tells_what_the_same_run_deletes() {
     let told = run(&bed, &ExpireOptions { dry_run: true, ..at_once(2) }).await;
     let done = run(&bed, &at_once(2)).await;
     let deleted = |report: &Expired| -> Vec<(u64, u64)> {
-        report.classes.iter().map(|class| (class.deleted_objects, class.deleted_bytes)).collect()
+        report.classes.iter().map(|class| (class.deleted_count, class.deleted_bytes)).collect()
     };
     assert_eq!((deleted(&told), told.freed_bytes), (deleted(&done), done.freed_bytes));
     assert!(done.freed_bytes > 0);
@@ -336,7 +335,7 @@ async fn a_hold_spares_what_was_announced() {
     age(&bed, "announcements/", 25).await;
     let report = run(&bed, &keep(1)).await;
     assert_eq!(finished(&bed).await, [ids[1], ids[4]]);
-    assert!(report.backups[1].because.contains("hold 1 by dba"), "{}", report.backups[1].because);
+    assert!(report.backups[1].reason.contains("hold 1 by dba"), "{}", report.backups[1].reason);
     assert_eq!(
         segments(&bed).await,
         [vec![15, 16], (45..100).collect()].concat(),
@@ -365,7 +364,7 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     age(&bed, &silent.to_string(), 40).await;
     for _ in 0..2 {
         let report = run(&bed, &at_once(1)).await;
-        assert_eq!(report.aborted, [] as [String; 0]);
+        assert!(report.aborted_backups.is_empty());
     }
     assert_eq!(finished(&bed).await, [ids[0], ids[2], ids[4]]);
     assert!(keys(&bed).await.contains(backups.paths().intent(silent).as_str()));
@@ -379,7 +378,7 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     age(&bed, &running.to_string(), 24 * 8).await;
     age(&bed, &silent.to_string(), 24 * 8).await;
     let report = run(&bed, &at_once(1)).await;
-    assert_eq!(report.aborted.len(), 2);
+    assert_eq!(report.aborted_backups.len(), 2);
     assert_eq!(finished(&bed).await, [ids[4]]);
     let now = keys(&bed).await;
     assert!(!now.contains(backups.paths().intent(running).as_str()));

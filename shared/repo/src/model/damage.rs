@@ -137,7 +137,7 @@ impl World {
         let options = VerifyOptions { backup: None, depth, host: String::new(), agent: String::new() };
         let check = Arc::new(Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).boxed_local().await.unwrap();
-        self.journal.note(format!("verify {depth:?}: {} findings", report.found));
+        self.journal.note(format!("verify {depth:?}: {} findings", report.finding_count));
         // Gaps in the WAL are what expiry leaves between backups.
         let objects = report.findings.iter().filter(|f| f.kind != FindingKind::Gap);
         let (mut packs, mut manifests, mut wal) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use walpoint_base::{BackupId, LineageId, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::reach::WalNeed;
 use walpoint_plan::runs::{Runs, SegmentRun};
@@ -9,20 +11,22 @@ use walpoint_storage::layout::{ClusterObject, WalEntry};
 
 use crate::index::{DIRECTORY_LEVEL, FANOUT, first_of, last_of};
 
-/// What `expire` tells objects apart by.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// A class of objects.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "ObjectClass")]
 pub enum Class {
-    /// Intent, progress and manifest or tombstone of a backup.
+    /// What describes a backup: intent, progress and manifest, or tombstone.
     Backup,
-    /// A pack.
+    /// Packs.
     Pack,
-    /// A segment, whole or not, its parts and slices.
+    /// Segments, whole or not.
     Segment,
-    /// PostgreSQL's backup history file.
+    /// PostgreSQL's backup history files.
     BackupHistory,
-    /// An index object.
+    /// Index objects.
     Index,
-    /// A restore point.
+    /// Restore points.
     RestorePoint,
 }
 
@@ -31,7 +35,7 @@ impl Class {
     pub const ALL: [Class; 6] =
         [Self::Backup, Self::Pack, Self::Segment, Self::BackupHistory, Self::Index, Self::RestorePoint];
 
-    /// Its name in JSON and for people.
+    /// Its name for people; in JSON it is the same.
     pub fn name(self) -> &'static str {
         match self {
             Self::Backup => "backup",

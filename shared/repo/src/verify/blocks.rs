@@ -104,7 +104,7 @@ impl Run<'_> {
                 match result {
                     Ok(checked) => {
                         self.report.verified_bytes += checked.bytes;
-                        self.report.known_bad_pages += checked.known;
+                        self.report.known_damaged_page_count += checked.known;
                         pages.extend(checked.bad);
                         excused.extend(checked.excused);
                     }

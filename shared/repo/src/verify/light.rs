@@ -130,7 +130,7 @@ impl Run<'_> {
             }
         }
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        (self.report.backups, self.report.packs) = (count(self.ids.len()), count(self.packs.len()));
+        (self.report.backup_count, self.report.pack_count) = (count(self.ids.len()), count(self.packs.len()));
         Ok(())
     }
 
@@ -320,7 +320,7 @@ impl Run<'_> {
             for gap in catalog.ask(None, gaps).await? {
                 self.gap(lineage.id, size, &gap, &need, &onward);
             }
-            self.report.segments = self.report.segments.saturating_add(wanted.count());
+            self.report.segment_count = self.report.segment_count.saturating_add(wanted.count());
             there.insert(timeline, wanted);
         }
         for problem in catalog.problems() {

@@ -35,7 +35,7 @@ use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::ClusterPaths;
 
-pub use self::report::{Cure, FindingKind, Verified, VerifyFinding};
+pub use self::report::{Cure, FindingKind, ReportedDepth, Verified, VerifyFinding};
 use crate::Repository;
 use crate::backup::{AnnouncementReason, BackupDescription, Backups, NumberedAnnouncement, TablePath};
 use crate::expire::Outlook;

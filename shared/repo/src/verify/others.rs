@@ -51,7 +51,7 @@ impl Run<'_> {
             let (object, key, result) = one?;
             match result {
                 Ok(_) => {
-                    self.report.read_objects += 1;
+                    self.report.read_object_count += 1;
                     if let Some(segment) = segment_of(&object, &needed).filter(|one| self.was_announced(*one))
                     {
                         self.sound_wal.insert(segment);

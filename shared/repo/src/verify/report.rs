@@ -1,9 +1,9 @@
-//! What a verification tells: what `archive-agent verify --json` prints. Stable: members are added, never renamed or
-//! removed.
+//! What a verification reports: what `archive-agent verify --json` prints. Stable: members are added, never renamed or removed.
 
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_storage::error::Remedy;
@@ -15,56 +15,82 @@ use crate::Repository;
 const MOST: usize = 1000;
 
 /// What a run found in one repository.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, JsonSchema)]
 pub struct Verified {
     /// The cluster.
-    pub cluster: String,
-    /// What the configuration calls the repository.
+    pub cluster: ClusterName,
+    /// The repository's name in the configuration.
     pub repository: String,
-    /// `light`, `full`, `sample` or `budget`.
-    pub depth: &'static str,
+    /// How much it read.
+    pub depth: ReportedDepth,
     /// When it began.
-    pub taken: Timestamp,
-    /// Finished backups that were looked at.
-    pub backups: u64,
-    /// Packs that they use.
-    pub packs: u64,
-    /// Segments that are needed.
-    pub segments: u64,
-    /// Objects that were read as a whole.
-    pub read_objects: u64,
-    /// Bytes of files and WAL that were verified, before compression.
+    pub start_time: Timestamp,
+    /// The number of finished backups.
+    pub backup_count: u64,
+    /// The number of packs that they use.
+    pub pack_count: u64,
+    /// The number of segments that are needed.
+    pub segment_count: u64,
+    /// The number of objects that it read as a whole.
+    pub read_object_count: u64,
+    /// The size of the files and WAL that it verified, before compression.
     pub verified_bytes: u64,
-    /// Pages whose checksum was found wrong when the backup was made, and still is.
-    pub known_bad_pages: u64,
-    /// How many findings there are.
-    pub found: u64,
+    /// The number of pages that were damaged when they were backed up, as the backup recorded, and still are.
+    pub known_damaged_page_count: u64,
+    /// The number of findings.
+    pub finding_count: u64,
     /// The first of them. The program prints them with what to do in words.
     #[serde(skip)]
     pub findings: Vec<VerifyFinding>,
-    /// What somebody should know, one sentence each.
+    /// Notes for the operator, one sentence each.
     pub notes: Vec<String>,
     /// How long it took.
     pub seconds: f64,
 }
 
-/// What kind a finding is of.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// How much a verification read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "VerifyDepth")]
+pub enum ReportedDepth {
+    /// Nothing: it looked at what is there and how long it is.
+    Light,
+    /// Every byte.
+    Everything,
+    /// A share of all objects.
+    Sample,
+    /// As many objects as its time allowed.
+    Budget,
+}
+
+impl fmt::Display for ReportedDepth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Light => "light",
+            Self::Everything => "everything",
+            Self::Sample => "sample",
+            Self::Budget => "budget",
+        })
+    }
+}
+
+/// The kind of a finding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum FindingKind {
-    /// An object is not there.
+    /// An object is missing.
     Missing,
     /// An object is longer or shorter than what was stored.
     Size,
-    /// An object cannot be read.
+    /// An object is damaged.
     Damaged,
     /// A page of a relation has a wrong checksum.
     Page,
-    /// The records of a segment are not such that recovery can replay them.
+    /// Recovery cannot replay the records of a segment.
     Records,
     /// A segment does not continue the one before it.
     Chain,
-    /// Segments are missing between others.
+    /// Segments are missing between stored ones.
     Gap,
 }
 
@@ -82,19 +108,20 @@ impl fmt::Display for FindingKind {
     }
 }
 
-/// Something that is not as it should be.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A finding.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 pub struct VerifyFinding {
-    /// What kind it is of.
+    /// Its kind.
     pub kind: FindingKind,
-    /// The object it is about.
+    /// The object that it is about.
     pub object: String,
-    /// What is wrong with it.
+    /// What is wrong with the object.
+    #[serde(rename = "message")]
     pub what: String,
-    /// Backups that cannot be restored whole because of it.
+    /// Backups that cannot be restored completely because of it.
     pub backups: Vec<String>,
     /// Moments that cannot be recovered because of it, in words.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", rename = "unrecoverable")]
     pub moments: Option<String>,
     /// What to do.
     #[serde(skip)]
@@ -133,22 +160,22 @@ impl From<&str> for Cure {
 impl Verified {
     pub(super) fn new(repository: &Repository, cluster: &ClusterName, options: &VerifyOptions) -> Self {
         Self {
-            cluster: cluster.to_string(),
+            cluster: cluster.clone(),
             repository: repository.name().to_owned(),
             depth: match options.depth {
-                Depth::Light => "light",
-                Depth::Full => "everything",
-                Depth::Sample(_) => "sample",
-                Depth::Budget(_) => "budget",
+                Depth::Light => ReportedDepth::Light,
+                Depth::Full => ReportedDepth::Everything,
+                Depth::Sample(_) => ReportedDepth::Sample,
+                Depth::Budget(_) => ReportedDepth::Budget,
             },
-            taken: Timestamp::now(),
-            backups: 0,
-            packs: 0,
-            segments: 0,
-            read_objects: 0,
+            start_time: Timestamp::now(),
+            backup_count: 0,
+            pack_count: 0,
+            segment_count: 0,
+            read_object_count: 0,
             verified_bytes: 0,
-            known_bad_pages: 0,
-            found: 0,
+            known_damaged_page_count: 0,
+            finding_count: 0,
             findings: Vec::new(),
             notes: Vec::new(),
             seconds: 0.0,
@@ -156,7 +183,7 @@ impl Verified {
     }
 
     pub(super) fn finding(&mut self, finding: VerifyFinding) {
-        self.found += 1;
+        self.finding_count += 1;
         if self.findings.len() < MOST {
             self.findings.push(finding);
         }

@@ -93,7 +93,7 @@ impl Run<'_> {
             place = Some(item.key().to_string());
             match result {
                 Ok(bytes) => {
-                    self.report.read_objects += 1;
+                    self.report.read_object_count += 1;
                     self.report.verified_bytes += bytes;
                     if let Item::Segment(archive, name, _) = &item {
                         self.note_sound(archive, *name);
@@ -115,7 +115,7 @@ impl Run<'_> {
             }
         }
         drop(read);
-        self.report.notes.push(format!("{} of {all} objects were read", self.report.read_objects));
+        self.report.notes.push(format!("{} of {all} objects were read", self.report.read_object_count));
         // What was found is told even where nothing can be written.
         if let Some(after) = place
             && let Err(error) = self.remember(last, &SamplePosition { after }).await

@@ -229,7 +229,7 @@ async fn samples_go_on_where_the_last_one_stopped() {
     }
     assert!(seen.len() >= 94, "{} segments of 95, after {packs} packs", seen.len());
     let report = run(&bed, Depth::Budget(Duration::from_secs(60))).await;
-    assert_eq!(report.found, 95);
+    assert_eq!(report.finding_count, 95);
 }
 
 /// K4: without the right to delete, or under a lock, the place where the last one stopped stays behind.
@@ -245,7 +245,7 @@ async fn samples_go_on_though_nothing_can_be_deleted() {
     for runs in 1..=3 {
         let check = Arc::new(Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).await.unwrap();
-        assert_eq!(report.found, 0, "{report:#?}");
+        assert_eq!(report.finding_count, 0, "{report:#?}");
         let places = keys(&bed).await.into_iter().filter(|key| key.contains("/leases/verify/")).count();
         assert_eq!(places, runs);
     }

@@ -61,7 +61,7 @@ impl Run<'_> {
             let size = archive.lineage().segment_size.bytes();
             match file {
                 Ok(Some(file)) => {
-                    self.report.read_objects += 1;
+                    self.report.read_object_count += 1;
                     self.report.verified_bytes += size;
                     if !before {
                         self.note_sound(archive, name);

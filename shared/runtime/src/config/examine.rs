@@ -55,7 +55,7 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
         }
     }
     let mut problems = found.problems;
-    problems.sort_by_key(|problem| problem.line);
+    problems.sort_by_key(|problem| problem.line_number);
     let config = Config { repository, cluster, daemon: daemon.unwrap_or_default() };
     (problems.is_empty().then_some(config), problems)
 }
@@ -70,13 +70,13 @@ impl<'a> Findings<'a> {
     fn add_at(&mut self, offset: usize, table: Option<String>, key: Option<&str>, what: impl Into<String>) {
         let line = self.document.line_at(offset);
         let key = key.map(ToOwned::to_owned);
-        self.problems.push(Problem { line, table, key, what: what.into(), hint: None });
+        self.problems.push(Problem { line_number: line, table, key, message: what.into(), hint: None });
     }
 
     fn add(&mut self, tables: &[&str], key: Option<&str>, what: impl Into<String>) {
         let line = self.document.line(tables, key);
         let (table, key) = (joined(tables), key.map(ToOwned::to_owned));
-        self.problems.push(Problem { line, table, key, what: what.into(), hint: None });
+        self.problems.push(Problem { line_number: line, table, key, message: what.into(), hint: None });
     }
 
     fn add_wrong(&mut self, tables: &[&str], wrong: WrongKey) {

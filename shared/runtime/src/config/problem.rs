@@ -2,23 +2,25 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use toml::de::DeTable;
 
-/// Something that is wrong with a configuration file. Its JSON is stable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Something that is wrong with a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "ConfigurationError")]
 pub struct Problem {
     /// The line, counted from 1.
-    pub line: usize,
-    /// The table, such as `cluster.main`; absent outside of all tables.
+    pub line_number: usize,
+    /// The table, such as `cluster.main`. Absent outside of all tables.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// The key, if it is about one.
+    /// The key. Absent if it is about no single key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// What is wrong with it; names the key.
-    pub what: String,
-    /// What to do: whole sentences.
+    /// What is wrong; it names the key.
+    pub message: String,
+    /// What to do, in full sentences.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
@@ -28,14 +30,14 @@ impl Problem {
     pub fn text(&self) -> String {
         let table = self.table.as_ref().map_or(String::new(), |table| format!("[{table}]: "));
         let hint = self.hint.as_ref().map_or(String::new(), |hint| format!("\nHINT: {hint}"));
-        format!("{table}{}{hint}", self.what)
+        format!("{table}{}{hint}", self.message)
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let after = if self.table.is_some() { "," } else { ":" };
-        write!(f, "line {}{after} {}", self.line, self.text())
+        write!(f, "line {}{after} {}", self.line_number, self.text())
     }
 }
 

@@ -19,7 +19,7 @@ fn right_after_a_failover(major: u32) {
         let hints = refusal["hints"].to_string();
         assert!(hints.contains("--use-partial"), "{hints}");
         // What the refusal advises works.
-        let moment = refusal["nearest"][0]["options"].as_array().unwrap();
+        let moment = refusal["nearest_targets"][0]["options"].as_array().unwrap();
         let moment: Vec<&str> = moment.iter().map(|option| option.as_str().unwrap()).collect();
         plan(bed, &moment);
         let rows = recovered(bed, &failover.ledger, &[options, &["--use-partial"]].concat());
@@ -63,7 +63,7 @@ fn a_target_behind_the_fork_is_found_in_a_partial_of_the_old_timeline() {
         let options = [&target[..], &["--target-timeline", "1"]].concat();
         let planned = plan(&bed, &options);
         assert_eq!(planned["timeline"], 1, "{planned:#}");
-        assert!(planned["fork"]["from"].as_str().unwrap().ends_with(".partial"), "{planned:#}");
+        assert!(planned["built_segment"]["source_file"].as_str().unwrap().ends_with(".partial"), "{planned:#}");
         let server =
             bed.restore_and_start("again", &[&options[..], &["--target-action", "promote"]].concat());
         server.wait_promoted();

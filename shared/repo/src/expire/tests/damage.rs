@@ -301,7 +301,7 @@ async fn a_backup_under_lock_stays_whole() {
     let before = packs(&keys(&bed).await, ids[2]);
     for _ in 0..2 {
         let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
-        assert_eq!((report.held_objects, &report.held[..]), (1, &[manifest.to_string()][..]));
+        assert_eq!((report.denied_count, &report.denied_objects[..]), (1, &[manifest.to_string()][..]));
         assert_eq!(finished(&bed).await, [ids[2], ids[4]]);
         let keys = keys(&bed).await;
         assert_eq!((packs(&keys, ids[1]), packs(&keys, ids[2])), (0, before));
@@ -331,7 +331,7 @@ async fn a_tombstone_under_lock_stops_no_deletion() {
     store.lock(Some(tombstone.as_str()));
     for _ in 0..2 {
         let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
-        assert_eq!((report.held_objects, &report.held[..]), (1, &[tombstone.to_string()][..]));
+        assert_eq!((report.denied_count, &report.denied_objects[..]), (1, &[tombstone.to_string()][..]));
         assert_eq!(finished(&bed).await, [ids[4]]);
         let left = keys(&bed).await;
         assert!(ids[..4].iter().all(|id| !left.iter().any(|key| key.contains(&id.to_string()))), "{left:?}");
@@ -354,12 +354,12 @@ async fn an_announcement_under_lock_is_reported_and_tried_again() {
     store.lock(Some("clusters/main/announcements/"));
     for _ in 0..2 {
         let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
-        assert_eq!((report.held_objects, &report.held[..]), (2, &announcements[..]));
+        assert_eq!((report.denied_count, &report.denied_objects[..]), (2, &announcements[..]));
         assert_eq!((finished(&bed).await, segments(&bed).await.first()), (vec![ids[4]], Some(&45)));
     }
     store.lock(None);
     let report = expire(&repository, &cluster(), &at_once(1)).await.unwrap();
-    assert_eq!(report.held_objects, 0);
+    assert_eq!(report.denied_count, 0);
     assert!(!keys(&bed).await.iter().any(|key| key.contains("/announcements/")));
 }
 

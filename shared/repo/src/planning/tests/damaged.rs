@@ -100,7 +100,7 @@ async fn damaged_facts_of_one_lineage_stop_no_other() {
     let [finding] = &report.findings[..] else { panic!("{report:#?}") };
     assert_eq!((finding.kind, finding.object.as_str()), (FindingKind::Damaged, copy.key().as_str()));
     let status = Catalog::load(repository, &cluster()).await.unwrap().status().await.unwrap();
-    assert_eq!((status.lineages.len(), &status.damaged_lineages[0].lineage), (1, &copy.id.to_string()));
+    assert_eq!((status.lineages.len(), &status.damaged_lineages[0].lineage), (1, &copy.id));
     let told = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     assert!(told.notes.iter().any(|note| note.contains(&copy.id.to_string())), "{told:#?}");
     let options = ExpireOptions {

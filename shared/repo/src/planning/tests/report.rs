@@ -37,11 +37,12 @@ async fn status_shows_windows_gaps_and_forks() {
     let timeline = &status["lineages"][0]["timelines"][1];
     assert_eq!(timeline["parent"], serde_json::json!({ "timeline": 1, "lsn": "0/A80000", "reason": "x" }));
     assert_eq!(timeline["first_segment"], "00000002000000000000000A");
-    assert_eq!(timeline["segments"], 5);
+    assert_eq!(timeline["segment_count"], 5);
     assert_eq!(timeline["windows"], serde_json::json!([]), "no backup is there");
     let first = &status["lineages"][0]["timelines"][0];
     let gap = "00000001000000000000000D";
-    assert_eq!(first["gaps"], serde_json::json!([{ "first": gap, "last": gap, "count": 1 }]));
+    let range = serde_json::json!({ "first_segment": gap, "last_segment": gap, "segment_count": 1 });
+    assert_eq!(first["gaps"], serde_json::json!([range]));
 
     let mut unknown = Catalog::load(repository, &"nobody".parse().unwrap()).await.unwrap();
     let nothing = unknown.status().await.unwrap();
