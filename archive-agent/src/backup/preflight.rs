@@ -118,7 +118,7 @@ fn drop_left_out(destinations: &mut Vec<Destination>, chosen: &Chosen) {
 /// Logs what was found.
 fn tell(report: &CheckReport) {
     for line in report.lines() {
-        tracing::debug!(what = line.what, grade = ?line.grade, "{}", line.found);
+        tracing::debug!(check = line.what, result = ?line.grade, "{}", line.found);
     }
     if report.count(Grade::Warning) > 0 {
         report.text_of(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));

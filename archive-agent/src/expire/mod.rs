@@ -149,7 +149,7 @@ pub(crate) fn policy(settings: Option<&RetentionSettings>) -> Policy {
         minimum,
         max_age,
         grace: _,
-        count_damaged_pages,
+        accept_damaged_pages,
         label,
     } = settings;
     let labels = label.iter().map(|(label, own)| {
@@ -176,6 +176,6 @@ pub(crate) fn policy(settings: Option<&RetentionSettings>) -> Policy {
         window: *window,
         minimum: *minimum,
         max_age: *max_age,
-        count_damaged_pages: *count_damaged_pages,
+        accept_damaged_pages: *accept_damaged_pages,
     }
 }

@@ -146,7 +146,7 @@ impl WalTarget {
                 // An upload is tried again by its caller, which can then say what went wrong so far.
                 let limits = repository.store().limits().once();
                 let repository = repository.with_limits(limits).compressing_at(self.level);
-                tracing::info!(repository = self.name, store = repository.store().name(), "opened");
+                tracing::info!(repository = self.name, url = repository.store().name(), "opened");
                 if self.presence.opened(&repository, begun) {
                     tracing::error!(repository = self.name, "it is another repository than before");
                     self.forget_stored();

@@ -25,7 +25,7 @@ pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Plan
     let lineage = &planned.lineage;
     let missing = |members: &[AckMember]| -> Vec<String> {
         let configured = |name: &String| selection.repositories.iter().any(|(known, _)| known == name);
-        let without = &selection.settings.fetch_without;
+        let without = &selection.settings.lost_repositories;
         let others = members.iter().filter(|member| member.repository != planned.repository.id());
         let names = others.map(|member| &member.name);
         names
@@ -45,7 +45,7 @@ pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Plan
         format!(
             "WAL of lineage {} is acknowledged by {} too, which this configuration does not have: what only that has is not in this \
              plan, and recovery past the end of the archive waits for its word. HINT: If it is gone for good, name it in \
-             fetch_without.",
+             lost_repositories.",
             lineage.id,
             missing.join(" and ")
         )

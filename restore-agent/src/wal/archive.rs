@@ -183,7 +183,7 @@ impl ClusterArchive {
             unfollowed: note.and_then(|note| note.unfollowed),
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
-            without: selection.settings.fetch_without.clone(),
+            without: selection.settings.lost_repositories.clone(),
             sources: selection.repositories.into_iter().map(FetchSource::new).collect(),
             lineage: Mutex::new(None),
             histories: Mutex::default(),

@@ -123,7 +123,7 @@ async fn attempts(
     place: Option<&WalDirectory>,
     args: &FetchArgs,
 ) -> FetchResult {
-    let budget = config::duration(selection.settings.fetch_budget);
+    let budget = config::duration(selection.settings.fetch_timeout);
     let archive = ClusterArchive::new(selection, place);
     // PostgreSQL syncs what it restores itself.
     let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };

@@ -94,7 +94,7 @@ impl Prefetcher {
             spool,
             place,
             note,
-            ahead_bytes: u64::from(settings.prefetch_mib) << 20,
+            ahead_bytes: settings.prefetch_max.as_u64(),
             transfers: settings.transfers,
             memory: Arc::new(Semaphore::new(permits(MEMORY))),
             state: Mutex::default(),

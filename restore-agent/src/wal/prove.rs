@@ -150,7 +150,7 @@ async fn surroundings<'a>(
         }
         if !proven.is_empty() {
             why += &format!(
-                "; HINT: only if {} is gone for good, with all that it alone held, name it in fetch_without of the \
+                "; HINT: only if {} is gone for good, with all that it alone held, name it in lost_repositories of the \
                  cluster's configuration: recovery then ends without it",
                 unproven.join(", ")
             );

@@ -46,7 +46,7 @@ impl PrefetchServer {
     pub(crate) fn new(prefetcher: Arc<Prefetcher>, settings: &ClusterSettings) -> Arc<Self> {
         Arc::new(Self {
             prefetcher,
-            budget: config::duration(settings.fetch_budget),
+            budget: config::duration(settings.fetch_timeout),
             policy: settings.standby_history_outage,
             open: AtomicUsize::new(0),
             last: Mutex::new(Instant::now()),

@@ -122,25 +122,25 @@ pub struct ClusterSettings {
     pub queue_max: Option<ByteSize>,
     /// How long archive recovery tries to read from a store that fails, before it stops with 255. What waiting cannot change, such as
     /// another server's WAL, stops it at once.
-    #[serde(default = "defaults::fetch_budget")]
-    pub fetch_budget: SignedDuration,
+    #[serde(default = "defaults::fetch_timeout")]
+    pub fetch_timeout: SignedDuration,
     /// What a standby is told about a `.history` file while no repository answers.
     #[serde(default)]
     pub standby_history_outage: HistoryOutage,
     /// Hand over segments that were archived though damaged; PostgreSQL ends recovery in them. A sound copy in another repository is
-    /// preferred, so all of them have to answer, except those in `fetch_without`.
+    /// preferred, so all of them have to answer, except those in `lost_repositories`.
     #[serde(default)]
     pub fetch_damaged: bool,
     /// Names of acknowledging repositories that are gone for good: recovery may end without their word, and what only they held
     /// is lost.
     #[serde(default)]
-    pub fetch_without: Vec<String>,
-    /// MiB of WAL that are fetched before PostgreSQL asks; 0 turns the prefetch off.
-    #[serde(default = "defaults::prefetch_mib")]
-    pub prefetch_mib: u32,
+    pub lost_repositories: Vec<String>,
+    /// The most WAL that is fetched before PostgreSQL asks; 0 turns the prefetch off.
+    #[serde(default = "defaults::prefetch_max")]
+    pub prefetch_max: ByteSize,
     /// A prefetcher that nobody has asked anything for this long ends.
-    #[serde(default = "defaults::prefetch_idle")]
-    pub prefetch_idle: SignedDuration,
+    #[serde(default = "defaults::prefetch_idle_timeout")]
+    pub prefetch_idle_timeout: SignedDuration,
     /// Where prefetched WAL waits; `walpoint-spool` in `pg_wal` if unset, where handing over is a rename.
     #[serde(default)]
     pub spool: Option<PathBuf>,
@@ -164,6 +164,7 @@ pub enum HistoryOutage {
 }
 
 mod defaults {
+    use bytesize::ByteSize;
     use jiff::SignedDuration;
 
     pub(super) fn transfers() -> usize {
@@ -182,15 +183,15 @@ mod defaults {
         SignedDuration::from_secs(60)
     }
 
-    pub(super) fn fetch_budget() -> SignedDuration {
+    pub(super) fn fetch_timeout() -> SignedDuration {
         SignedDuration::from_mins(5)
     }
 
-    pub(super) fn prefetch_mib() -> u32 {
-        256
+    pub(super) fn prefetch_max() -> ByteSize {
+        ByteSize::mib(256)
     }
 
-    pub(super) fn prefetch_idle() -> SignedDuration {
+    pub(super) fn prefetch_idle_timeout() -> SignedDuration {
         SignedDuration::from_mins(1)
     }
 
@@ -216,12 +217,12 @@ impl ClusterSettings {
             compression_level: defaults::compression_level(),
             push_timeout: defaults::push_timeout(),
             queue_max: None,
-            fetch_budget: defaults::fetch_budget(),
+            fetch_timeout: defaults::fetch_timeout(),
             standby_history_outage: HistoryOutage::default(),
             fetch_damaged: false,
-            fetch_without: Vec::new(),
-            prefetch_mib: defaults::prefetch_mib(),
-            prefetch_idle: defaults::prefetch_idle(),
+            lost_repositories: Vec::new(),
+            prefetch_max: defaults::prefetch_max(),
+            prefetch_idle_timeout: defaults::prefetch_idle_timeout(),
             spool: None,
             backup_wal_timeout: defaults::backup_wal_timeout(),
             retention: None,
@@ -306,14 +307,19 @@ impl ClusterSettings {
                 refuse(key, "must be at least 1".to_owned());
             }
         }
-        if let Some(max) = self.queue_max.filter(|max| max.as_u64() < 1 << 20) {
-            let max = max.as_u64();
-            refuse(
-                "queue_max",
-                format!(
-                    "is {max} bytes, less than the smallest segment; is the unit missing, as in \"50GiB\"?"
-                ),
-            );
+        // 0 turns the prefetch off.
+        let prefetch_max = Some(self.prefetch_max).filter(|max| max.as_u64() > 0);
+        let sizes = [("queue_max", self.queue_max, "50GiB"), ("prefetch_max", prefetch_max, "256MiB")];
+        for (key, size, example) in sizes {
+            if let Some(max) = size.filter(|max| max.as_u64() < 1 << 20) {
+                let max = max.as_u64();
+                refuse(
+                    key,
+                    format!(
+                        "is {max} bytes, less than the smallest segment; is the unit missing, as in \"{example}\"?"
+                    ),
+                );
+            }
         }
         for (key, path) in [("pgdata", &self.pgdata), ("spool", &self.spool)] {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {

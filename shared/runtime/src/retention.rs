@@ -32,7 +32,7 @@ pub struct RetentionSettings {
     /// How long what is announced waits before it is deleted.
     pub grace: SignedDuration,
     /// Backups with pages that failed their checksum when they were taken count like sound ones.
-    pub count_damaged_pages: bool,
+    pub accept_damaged_pages: bool,
     /// Rules for the backups with a label, in place of the ones above.
     pub label: BTreeMap<String, LabelSettings>,
 }
@@ -68,7 +68,7 @@ impl Default for RetentionSettings {
             minimum: 1,
             max_age: None,
             grace: SignedDuration::from_hours(24),
-            count_damaged_pages: false,
+            accept_damaged_pages: false,
             label: BTreeMap::new(),
         }
     }

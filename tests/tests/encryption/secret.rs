@@ -41,7 +41,7 @@ pub(crate) fn service(agent: Agent) -> Agent {
 /// Another agent for the same cluster and store, with nothing or something else for a key.
 pub(crate) fn other_agent(bed: &Archived, lines: &[&str]) -> Agent {
     let agent = Agent::with(&bed.cluster, &bed.store)
-        .cluster_line("fetch_budget = \"1s\"")
+        .cluster_line("fetch_timeout = \"1s\"")
         .cluster_line("push_timeout = \"2s\"");
     lines.iter().fold(agent, |agent, line| agent.repository_line("main", line))
 }

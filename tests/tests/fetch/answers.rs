@@ -274,7 +274,7 @@ fn one_repository_of_two_proves_nothing() {
     let target = Target::like(pgdata()).configure(|agent| agent.repository("near", &near));
     for output in both(&target, &end, 255) {
         assert!(output.stderr.contains("far must say so too"), "{}", output.stderr);
-        assert!(output.stderr.contains("fetch_without"), "{}", output.stderr);
+        assert!(output.stderr.contains("lost_repositories"), "{}", output.stderr);
     }
     both(&target, &segments(2)[0], 0);
 }
@@ -287,7 +287,7 @@ fn a_repository_that_is_gone_for_good_is_not_waited_for() {
     let archive = Archive::create(pgdata(), &[("near", &near), ("far", &far)]);
     archive.put_all(&wal().archive, |_| true);
     let (last, end) = (segments(2).pop().unwrap(), after_the_end(2));
-    let without = |agent: walpoint_tests::agent::Agent| agent.cluster_line("fetch_without = [\"far\"]");
+    let without = |agent: walpoint_tests::agent::Agent| agent.cluster_line("lost_repositories = [\"far\"]");
     let target = Target::like(pgdata()).configure(|a| without(a.repository("near", &near)));
     both(&target, &end, 1);
     both(&target, &last, 0);
@@ -357,7 +357,7 @@ fn mistakes_are_never_an_end() {
             let config = target.agent.write().display().to_string();
             let typo = target.agent.place().join("typo.toml").display().to_string();
             let text = std::fs::read_to_string(&config).unwrap();
-            std::fs::write(&typo, text.replace("fetch_budget", "fetch_buget")).unwrap();
+            std::fs::write(&typo, text.replace("fetch_timeout", "fetch_timout")).unwrap();
             let socket = target.agent.fetch_socket().display().to_string();
             let lonely = target.agent.place().join("lonely").display().to_string();
             let segment = segments(2).remove(0);
@@ -368,9 +368,9 @@ fn mistakes_are_never_an_end() {
                 (format!("{fetch} --socket {socket} pg_wal/x {segment}"), "WAL file name"),
                 (format!("{fetch} --socket {socket} --sokcet x {segment} pg_wal/x"), "invalid option"),
                 (format!("{fetch} --socket {socket} {segment} pg_wal/x --help"), "invalid option"),
-                (format!("{fetch} --socket {lonely} --config {typo} {end} pg_wal/x"), "fetch_buget"),
+                (format!("{fetch} --socket {lonely} --config {typo} {end} pg_wal/x"), "fetch_timout"),
                 (format!("{fetch} --socket {lonely} --config /nowhere.toml {end} pg_wal/x"), "/nowhere.toml"),
-                (format!("{agent} --config {typo} fetch {end} pg_wal/x"), "fetch_buget"),
+                (format!("{agent} --config {typo} fetch {end} pg_wal/x"), "fetch_timout"),
                 (format!("{agent} --config {config} --cluster nobody fetch {end} pg_wal/x"), "nobody"),
                 (format!("{agent} --config {config} fetch"), "required"),
                 (format!("{agent} --config {config} fetch {end}"), "required"),

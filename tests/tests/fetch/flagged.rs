@@ -112,7 +112,7 @@ fn a_damaged_copy_is_not_taken_while_a_repository_is_silent() {
         assert_eq!((output.status, file), (255, None), "{}", output.stderr);
         assert!(output.stderr.contains("archived though damaged"), "{output:#?}");
     }
-    for (output, file) in bed.recover("fetch_without = [\"c\"]") {
+    for (output, file) in bed.recover("lost_repositories = [\"c\"]") {
         assert_eq!(output.status, 0, "{output:#?}");
         assert!(
             file == Some(bed.content(Some(1))) && output.stderr.contains("though damaged"),

@@ -60,7 +60,7 @@ impl Bed {
     fn target(&self, port: u16) -> Target {
         Target::like(self.cluster.pgdata()).configure(|mut agent| {
             agent.cluster_lines.clear();
-            agent.repository_via_port("main", &self.store, port).cluster_line("fetch_budget = \"2m\"")
+            agent.repository_via_port("main", &self.store, port).cluster_line("fetch_timeout = \"2m\"")
         })
     }
 
@@ -192,9 +192,9 @@ fn bad_days_only_slow_it_down_with_segments_of_16_mib() {
 fn what_waits_in_the_spool_does_not_need_the_store() {
     let bed = Bed::new(1, 24);
     let proxy = Proxy::to(bed.store.port().unwrap());
-    let mut target = bed.target(proxy.port()).configure(|agent| agent.cluster_line("prefetch_mib = 16"));
-    target.agent.cluster_lines.retain(|line| !line.starts_with("fetch_budget"));
-    let target = target.configure(|agent| agent.cluster_line("fetch_budget = \"3s\""));
+    let mut target = bed.target(proxy.port()).configure(|agent| agent.cluster_line("prefetch_max = \"16MiB\""));
+    target.agent.cluster_lines.retain(|line| !line.starts_with("fetch_timeout"));
+    let target = target.configure(|agent| agent.cluster_line("fetch_timeout = \"3s\""));
     let ready = target.spool().join("ready");
     fs::create_dir_all(&ready).unwrap();
     for n in 0..5000 {

@@ -328,7 +328,7 @@ fn a_prefetcher_of_an_earlier_recovery_is_not_believed() {
 #[test]
 fn a_restored_server_believes_only_what_it_was_restored_from() {
     let bed = Archived::start_with(Cluster::builder().segment_size_mb(1), Store::local(), |agent| {
-        agent.cluster_line("fetch_budget = \"1s\"")
+        agent.cluster_line("fetch_timeout = \"1s\"")
     });
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();

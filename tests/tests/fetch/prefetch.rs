@@ -33,7 +33,7 @@ impl Bed {
 
     fn target(&self) -> Target {
         let target = Target::like(self.wal.pg_wal.parent().unwrap());
-        target.configure(|agent| agent.repository("main", &self.store).cluster_line("prefetch_mib = 4"))
+        target.configure(|agent| agent.repository("main", &self.store).cluster_line("prefetch_max = \"4MiB\""))
     }
 
     #[track_caller]
@@ -112,7 +112,7 @@ fn a_spool_that_was_left_is_not_believed() {
 #[test]
 fn it_ends_by_itself_and_cleans_up() {
     let bed = Bed::new();
-    let target = bed.target().configure(|agent| agent.cluster_line("prefetch_idle = \"1s\""));
+    let target = bed.target().configure(|agent| agent.cluster_line("prefetch_idle_timeout = \"1s\""));
     bed.check(&target, &names(&bed.wal, 2)[0]);
     assert_eq!(prefetchers(&target.agent).len(), 1);
     wait::until_true(wait::SOON, "the prefetcher ends", || prefetchers(&target.agent).is_empty());
@@ -177,7 +177,7 @@ fn many_clients_at_once() {
 #[test]
 fn a_kept_prefetcher_serves_what_comes_next() {
     let bed = Bed::new();
-    let target = bed.target().configure(|agent| agent.cluster_line("prefetch_idle = \"1s\""));
+    let target = bed.target().configure(|agent| agent.cluster_line("prefetch_idle_timeout = \"1s\""));
     let second = names(&bed.wal, 2);
     let mut kept = target.prefetcher_with(&["--persistent"]);
     bed.check(&target, &second[0]);

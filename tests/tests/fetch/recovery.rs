@@ -72,7 +72,7 @@ impl Source {
 fn restored(source: &Source, configure: impl FnOnce(Agent) -> Agent) -> (Cluster, Agent) {
     let target =
         Cluster::adopt(Arc::clone(source.cluster.dir()), source.cluster.major(), copy_of(source), None);
-    let agent = Agent::at(target.dir(), target.pgdata(), "").cluster_line("prefetch_mib = 8");
+    let agent = Agent::at(target.dir(), target.pgdata(), "").cluster_line("prefetch_max = \"8MiB\"");
     let agent = configure(agent);
     agent.write();
     target.set("archive_mode", "off");
@@ -175,7 +175,7 @@ fn an_unmounted_repository_in_the_middle_never_promotes() {
     let archive = Archive::create(source.cluster.pgdata(), &[("main", &store)]);
     archive.put_all(&source.archive, |_| true);
     let (mut target, agent) =
-        restored(&source, |agent| agent.repository("main", &store).cluster_line("fetch_budget = \"1s\""));
+        restored(&source, |agent| agent.repository("main", &store).cluster_line("fetch_timeout = \"1s\""));
     let gate = Gate::before(&nth_segment(&source, 12), &target, &agent);
     let root = store.root().unwrap();
     let aside = root.with_extension("aside");
@@ -214,7 +214,7 @@ fn another_repository_in_the_middle_never_promotes() {
     archive.put_all(&source.archive, |_| true);
     for made_anew in [true, false] {
         let (mut target, agent) =
-            restored(&source, |agent| agent.repository("main", &store).cluster_line("fetch_budget = \"1s\""));
+            restored(&source, |agent| agent.repository("main", &store).cluster_line("fetch_timeout = \"1s\""));
         let gate = Gate::before(&turn, &target, &agent);
         let put_back = || {
             fs::rename(root, root.with_extension(format!("gone-{made_anew}"))).unwrap();
@@ -253,7 +253,7 @@ fn recovery_through_bad_days_replays_everything() {
     archive.put_all(&source.archive, |_| true);
     let proxy = Proxy::to(store.port().unwrap());
     let (mut target, agent) = restored(&source, |agent| {
-        agent.repository_via("main", &store, &proxy).cluster_line("fetch_budget = \"2m\"")
+        agent.repository_via("main", &store, &proxy).cluster_line("fetch_timeout = \"2m\"")
     });
     let gate = Gate::before(&nth_segment(&source, 6), &target, &agent);
     signal(&target, "recovery.signal");
@@ -290,7 +290,7 @@ fn an_unreachable_object_store_in_the_middle_never_promotes() {
     archive.put_all(&source.archive, |_| true);
     let proxy = Proxy::to(store.port().unwrap());
     let (mut target, agent) = restored(&source, |agent| {
-        agent.repository_via("main", &store, &proxy).cluster_line("fetch_budget = \"1s\"")
+        agent.repository_via("main", &store, &proxy).cluster_line("fetch_timeout = \"1s\"")
     });
     let gate = Gate::before(&nth_segment(&source, 8), &target, &agent);
     stops_and_goes_on(&mut target, &source, &gate, || proxy.set(Fault::Refuse), || proxy.heal());
@@ -373,7 +373,7 @@ fn a_standby_follows_the_archive() {
     let archive = Archive::create(source.cluster.pgdata(), &[("main", &store)]);
     archive.put_all(&source.archive, |_| true);
     let (mut target, agent) =
-        restored(&source, |agent| agent.repository("main", &store).cluster_line("prefetch_idle = \"2s\""));
+        restored(&source, |agent| agent.repository("main", &store).cluster_line("prefetch_idle_timeout = \"2s\""));
     target.set("wal_retrieve_retry_interval", "200ms");
     signal(&target, "standby.signal");
     target.start();
@@ -497,7 +497,7 @@ fn a_paused_server_leaves_no_prefetcher_behind() {
     let archive = Archive::create(source.cluster.pgdata(), &[("main", &store)]);
     archive.put_all(&source.archive, |_| true);
     let (mut target, agent) =
-        restored(&source, |agent| agent.repository("main", &store).cluster_line("prefetch_idle = \"1s\""));
+        restored(&source, |agent| agent.repository("main", &store).cluster_line("prefetch_idle_timeout = \"1s\""));
     target.set("recovery_target_lsn", &mark.after);
     target.set("recovery_target_action", "pause");
     signal(&target, "recovery.signal");

@@ -42,7 +42,7 @@ impl Target {
         std::fs::write(own.join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
         std::fs::write(own.join("recovery.signal"), "").unwrap();
         user::give_tree(&own);
-        let agent = Agent::at(&dir, &own, "").cluster_line(&format!("fetch_budget = \"{budget}\""));
+        let agent = Agent::at(&dir, &own, "").cluster_line(&format!("fetch_timeout = \"{budget}\""));
         Target { _end: EndPrefetchers(agent.fetch_socket()), agent, pgdata: own, dir }
     }
 

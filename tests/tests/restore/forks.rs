@@ -25,7 +25,7 @@ fn bed(major: u32) -> (Archived, Ledger) {
     let builder = Cluster::builder().major(major).segment_size_mb(1);
     // What stays uncertain ends a recovery soon.
     let bed =
-        Archived::start_with(builder, Store::local(), |agent| agent.cluster_line("fetch_budget = \"10s\""));
+        Archived::start_with(builder, Store::local(), |agent| agent.cluster_line("fetch_timeout = \"10s\""));
     let ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();
     bed.settle();

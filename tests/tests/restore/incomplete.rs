@@ -19,7 +19,7 @@ fn bed(second: Option<&Store>) -> (Archived, Ledger) {
     let builder = Cluster::builder().major(17).segment_size_mb(1);
     let bed = Archived::start_with(builder, Store::local(), |agent| {
         // What is not certain ends recovery soon.
-        let agent = agent.cluster_line("fetch_budget = \"2s\"");
+        let agent = agent.cluster_line("fetch_timeout = \"2s\"");
         match second {
             Some(second) => agent.repository("second", second),
             None => agent,

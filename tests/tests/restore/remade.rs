@@ -23,7 +23,7 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     let second = Store::local();
     let builder = Cluster::builder().major(17).segment_size_mb(1);
     let mut bed = Archived::start_with(builder, Store::local(), |agent| {
-        agent.repository("second", &second).cluster_line("fetch_budget = \"2s\"")
+        agent.repository("second", &second).cluster_line("fetch_timeout = \"2s\"")
     });
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();
@@ -80,7 +80,7 @@ fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() 
     let second = Store::local();
     let builder = Cluster::builder().major(17).segment_size_mb(1);
     let bed = Archived::start_with(builder, Store::local(), |agent| {
-        agent.repository("second", &second).cluster_line("fetch_budget = \"2s\"")
+        agent.repository("second", &second).cluster_line("fetch_timeout = \"2s\"")
     });
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     bed.settle();

@@ -19,7 +19,7 @@ fn recovery_does_not_end_on_an_older_timeline_because_a_repository_was_skipped()
     let second = Store::local();
     let builder = Cluster::builder().major(17).segment_size_mb(1);
     let mut bed = Archived::start_with(builder, Store::local(), |agent| {
-        agent.repository("second", &second).cluster_line("fetch_budget = \"10m\"")
+        agent.repository("second", &second).cluster_line("fetch_timeout = \"10m\"")
     });
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();

@@ -15,7 +15,7 @@ fn bed() -> (Archived, Ledger) {
     let builder = Cluster::builder().segment_size_mb(1);
     // Asked by hand, it does not wait long.
     let bed =
-        Archived::start_with(builder, Store::local(), |agent| agent.cluster_line("fetch_budget = \"5s\""));
+        Archived::start_with(builder, Store::local(), |agent| agent.cluster_line("fetch_timeout = \"5s\""));
     let ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();
     bed.settle();

@@ -13,7 +13,7 @@ use crate::forks;
 fn bed(second: &Store) -> (Archived, Ledger, Vec<Mark>) {
     let builder = Cluster::builder().major(17).segment_size_mb(1);
     let bed = Archived::start_with(builder, Store::local(), |agent| {
-        agent.repository("second", second).cluster_line("fetch_budget = \"2s\"")
+        agent.repository("second", second).cluster_line("fetch_timeout = \"2s\"")
     });
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     bed.backup();

@@ -71,7 +71,7 @@ impl Decision {
 pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<Decision> {
     let mut backups = settled(facts, now);
     let order: BTreeMap<BackupId, usize> = backups.iter().map(|backup| backup.id).zip(0..).collect();
-    if policy.count_damaged_pages {
+    if policy.accept_damaged_pages {
         backups.iter_mut().for_each(|backup| backup.damage.pages = 0);
     }
     let mut why: BTreeMap<BackupId, Vec<RetentionReason>> = BTreeMap::new();

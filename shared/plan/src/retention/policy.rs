@@ -19,7 +19,7 @@ pub struct Policy {
     /// Nothing older stays but what is held, and `minimum`: a ceiling for personal data.
     pub max_age: Option<Span>,
     /// Backups with pages that failed their checksum when they were taken count like sound ones.
-    pub count_damaged_pages: bool,
+    pub accept_damaged_pages: bool,
 }
 
 /// A rule about backups by number and date.
@@ -47,7 +47,7 @@ impl Default for Policy {
             window: None,
             minimum: 1,
             max_age: None,
-            count_damaged_pages: false,
+            accept_damaged_pages: false,
         }
     }
 }

@@ -67,7 +67,7 @@ impl Keep {
             window: self.window.map(hours),
             minimum: self.minimum,
             max_age: self.max_age.map(hours),
-            count_damaged_pages: false,
+            accept_damaged_pages: false,
         }
     }
 

@@ -41,8 +41,11 @@ fn a_minimal_file_has_defaults() {
     assert_eq!(cluster.push_socket(name), Path::new("/run/walpoint/prod.push"));
     assert_eq!(cluster.ack_set(), ["main"]);
     assert_eq!(config.repository["main"].url, "file:///backup");
-    let budget = parse(&format!("{GOOD}fetch_budget = \"90s\"\n")).unwrap();
-    assert_eq!(duration(budget.cluster.values().next().unwrap().fetch_budget), Duration::from_secs(90));
+    let budget = parse(&format!("{GOOD}fetch_timeout = \"90s\"\n")).unwrap();
+    assert_eq!(duration(budget.cluster.values().next().unwrap().fetch_timeout), Duration::from_secs(90));
+    assert_eq!(cluster.prefetch_max, ByteSize::mib(256));
+    let off = parse(&format!("{GOOD}prefetch_max = 0\n")).unwrap();
+    assert_eq!(off.cluster.values().next().unwrap().prefetch_max.as_u64(), 0);
 }
 
 #[test]
@@ -68,6 +71,7 @@ fn contradictions_are_refused() {
         ("compression_level = 0", "1 to 19"),
         ("transfers = 0", "at least 1"),
         ("queue_max = 50", "is the unit missing"),
+        ("prefetch_max = 256", "is the unit missing"),
         ("pgdata = \"data\"", "absolute"),
         ("spool = \"spool\"", "absolute"),
         ("[cluster.Prod]\nrepositories = [\"main\"]", "cluster name"),

@@ -76,7 +76,7 @@ impl Store {
             // A store without such requests, or without the right to them.
             Err(failure) => {
                 one_by_one.store(true, Relaxed);
-                tracing::debug!(store = name, "deleting one by one: {}", failure.source);
+                tracing::debug!(url = name, "deleting one by one: {}", failure.source);
                 return self.delete_each(keys).await;
             }
         };

@@ -19,7 +19,7 @@ pub(super) async fn open(settings: &StoreSettings) -> Result<Store> {
     };
     let look_first = settings.conditional_writes == ConditionalWrites::LookFirst;
     if look_first {
-        tracing::warn!(store = %name, "conditional_writes = \"look-first\": two writers at the same moment may overwrite each other");
+        tracing::warn!(url = %name, "conditional_writes = \"look-first\": two writers at the same moment may overwrite each other");
     }
     Ok(Store::new(name, Backend::Remote(backend.look_first(look_first)), limits))
 }

@@ -33,7 +33,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             window,
             minimum,
             max_age: max_age.map(|hours| Span::new().hours(hours)),
-            count_damaged_pages: false,
+            accept_damaged_pages: false,
         },
     )
 }

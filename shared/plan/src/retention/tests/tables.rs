@@ -363,7 +363,7 @@ fn damaged_pages_count_by_policy() {
     facts.backups[18].damage.packs = 1;
     let policy = Policy { rule: Rule { count: Some(1), ..Rule::default() }, ..Policy::default() };
     assert_eq!(keep(&facts, &policy, NOW), "18+ 20+");
-    let policy = Policy { count_damaged_pages: true, ..policy };
+    let policy = Policy { accept_damaged_pages: true, ..policy };
     assert_eq!(keep(&facts, &policy, NOW), "20+");
     let decisions = decide(&facts, &policy, at(NOW));
     assert_eq!(
