@@ -86,7 +86,7 @@ fn the_oldest_and_the_newest_backup_restore_after_an_expiry() {
         let dry = expire(&bed, &["--dry-run"]);
         let told = bed.agent.run(&["expire", "--dry-run"]).expect_success().stdout;
         assert_eq!(bed.back_door().list(""), before, "a dry run changes nothing");
-        assert!(told.contains(&format!("drop  {}: no rule keeps it", ids[1])), "{told}");
+        assert!(told.contains(&format!("expire  {}: no rule keeps it", ids[1])), "{told}");
         let decisions: Vec<&str> =
             dry["backups"].as_array().unwrap().iter().map(|b| b["decision"].as_str().unwrap()).collect();
         assert_eq!(decisions, ["keep-standalone", "expire", "keep", "keep"]);

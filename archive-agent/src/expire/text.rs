@@ -14,28 +14,28 @@ pub(super) fn of(expired: &Expired) -> String {
         text.push_str("\nBackups\n");
     }
     for backup in &expired.backups {
-        let verdict = match backup.decision {
-            BackupDecision::Expire => "drop",
+        let decision = match backup.decision {
+            BackupDecision::Expire => "expire",
             BackupDecision::Keep | BackupDecision::KeepStandalone => "keep",
         };
         let label = if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", backup.label) };
-        writeln!(text, "  {verdict}  {}{label}: {}", backup.id, backup.reason).ok();
+        writeln!(text, "  {decision:<6}  {}{label}: {}", backup.id, backup.reason).ok();
         if let Some(damage) = &backup.damage {
-            writeln!(text, "        DAMAGED: {damage}").ok();
+            writeln!(text, "          DAMAGED: {damage}").ok();
         }
         if backup.decision != BackupDecision::Expire && backup.exceeds_max_age {
-            writeln!(text, "        it exceeds max_age").ok();
+            writeln!(text, "          it exceeds max_age").ok();
         }
     }
     for id in &expired.aborted_backups {
         let how = if expired.dry_run { "would be aborted" } else { "was aborted" };
-        writeln!(text, "  abort {id}: it was never finished, has stored nothing for a long time, and {how}")
+        writeln!(text, "  abort   {id}: it was never finished, has stored nothing for a long time, and {how}")
             .ok();
     }
     let deleted = if expired.dry_run { "to delete" } else { "deleted" };
-    let fresh = if expired.dry_run { "to mark" } else { "marked" };
+    let marked = if expired.dry_run { "to mark" } else { "marked" };
     if expired.classes.iter().any(moves) {
-        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", fresh, "in grace", deleted).ok();
+        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", marked, "in grace", deleted).ok();
     }
     for class in expired.classes.iter().filter(|class| moves(class)) {
         let cell = |objects: u64, bytes: u64| match objects {
