@@ -100,6 +100,7 @@ bench: dist
 	@tests/setup/setup.sh --only pg15,weed,pgbackrest,barman
 	$(CARGO) build --release --workspace
 	$(TARGET_DIR)/release/walpoint-bench run --released $(TARGET_DIR)/dist-out $(if $(ROWS),--only $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
+	tests/setup/readme-figures.py
 
 # One for each document that a command prints, from its type. The same tests compare them otherwise.
 .PHONY: schemas
@@ -112,6 +113,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 	tests/setup/check-dependencies.sh
 	tests/setup/check-words.py
+	tests/setup/readme-figures.py --check
 	@if command -v git >/dev/null; then git apply --check tests/mutants/*.patch; else echo "no git: the mutants were not tried" >&2; fi
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --offline check bans licenses sources; \

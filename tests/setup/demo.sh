@@ -47,7 +47,7 @@ export PATH=$DEMO_HOME/bin:$PG:$PATH
 # Libraries beside the servers' programs come first, whatever else the machine has.
 export LD_LIBRARY_PATH=$DEMO_POSTGRES/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export PGHOST=$DEMO_HOME PGUSER=postgres PGDATABASE=postgres TZ=UTC LC_ALL=C
-CONFIG=$DEMO_HOME/walpoint.toml
+export WALPOINT_CONFIG=$DEMO_HOME/walpoint.toml
 AGENT=
 LOAD=
 
@@ -103,10 +103,10 @@ pg_ctl -D production -l production.log -w start >/dev/null
 say "2. A repository, and the lines for postgresql.conf"
 run archive-agent init --repo "file://$DEMO_HOME/repository" --cluster demo --pgdata "$DEMO_HOME/production" \
     --conninfo "host=$DEMO_HOME port=$PRODUCTION user=postgres dbname=postgres" \
-    --push-socket "$DEMO_HOME/demo.push" --config "$CONFIG"
-query $PRODUCTION "alter system set archive_command = '$DEMO_HOME/bin/archive-push --socket $DEMO_HOME/demo.push --config $CONFIG %p'"
+    --push-socket "$DEMO_HOME/demo.push"
+query $PRODUCTION "alter system set archive_command = '$DEMO_HOME/bin/archive-push --socket $DEMO_HOME/demo.push --config $WALPOINT_CONFIG %p'"
 query $PRODUCTION "select pg_reload_conf()" >/dev/null
-archive-agent run --config "$CONFIG" >agent.log 2>&1 &
+archive-agent run >agent.log 2>&1 &
 AGENT=$!
 
 start=$(clock)
@@ -115,7 +115,7 @@ query $PRODUCTION "
     create table orders (id bigint generated always as identity primary key, account bigint, amount numeric, at timestamptz default now());
     insert into accounts select i, md5(i::text), (i * 37) % 10000 from generate_series(1, 1000000) i;"
 took "$start"
-run archive-agent check --config "$CONFIG"
+run archive-agent check
 
 say "3. A base backup while the database works"
 load() {
@@ -127,7 +127,7 @@ load() {
 load &
 LOAD=$!
 start=$(clock)
-run archive-agent backup --config "$CONFIG" --label demo
+run archive-agent backup --label demo
 took "$start"
 sleep 2
 kill $LOAD
@@ -144,19 +144,19 @@ moment=$(query $PRODUCTION "select clock_timestamp()")
 echo "    $rows rows, sha256 of the dump $before"
 sleep 1
 query $PRODUCTION "drop table accounts; insert into orders (account, amount) values (0, 0)"
-echo "    drop table accounts   -- and somebody only notices later"
+echo "    drop table accounts   -- and it is noticed only later"
 query $PRODUCTION "select pg_switch_wal()" >/dev/null
-run archive-agent status --config "$CONFIG"
+run archive-agent status
 
 say "5. Back to $moment"
 # The record that proves the moment has to reach the repository first; an archive is behind by seconds, not by more.
 for _ in $(seq 100); do
-    restore-agent plan --config "$CONFIG" --target-time "$moment" >plan.log 2>&1 && break
+    restore-agent plan --target-time "$moment" >plan.log 2>&1 && break
     sleep 0.2
 done
-run restore-agent plan --config "$CONFIG" --target-time "$moment"
+run restore-agent plan --target-time "$moment"
 start=$(clock)
-run restore-agent restore --config "$CONFIG" --target-time "$moment" --target-action promote --pgdata "$DEMO_HOME/restored"
+run restore-agent restore --target-time "$moment" --target-action promote --pgdata "$DEMO_HOME/restored"
 echo "port = $RESTORED" >>restored/postgresql.auto.conf
 pg_ctl -D restored -l restored.log -w -t 120 start >/dev/null
 until [ "$(query $RESTORED "select pg_is_in_recovery()" 2>/dev/null)" = f ]; do sleep 0.1; done

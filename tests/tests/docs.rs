@@ -1,7 +1,7 @@
 //! What is written for people is true: every setting and every member of the JSON is described, links and files named
 //! exist, each promise names a test that exists, and manual pages and completions cover every command.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -227,6 +227,86 @@ fn every_file_that_a_page_names_is_there() {
         }
     }
     assert!(seen > 50, "{seen} files");
+}
+
+/// Command lines of the two agents in a page: what stands in blocks and between backquotes, without what follows in a shell.
+fn command_lines(page: &str) -> Vec<Vec<String>> {
+    let (mut texts, mut block): (Vec<&str>, bool) = (Vec::new(), false);
+    for line in page.lines() {
+        match line.trim_start().starts_with("```") {
+            true => block = !block,
+            false if block => texts.push(line),
+            // What has an ellipsis is a message.
+            false => texts.extend(quoted(line).filter(|text| !text.contains('…'))),
+        }
+    }
+    let mut found = Vec::new();
+    for text in texts {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        for (at, program) in words.iter().enumerate() {
+            let program = program.rsplit(['/', '(']).next().unwrap_or_default();
+            if AGENTS.iter().any(|(agent, ..)| *agent == program) {
+                let ends = |word: &&&str| ["#", "|", "&", "&&", ";", ">", "2>", "-->"].contains(*word);
+                let rest = words[at + 1..].iter().take_while(|word| !ends(word));
+                let rest = rest.map(|word| word.trim_matches(['"', '\'', ',', ';', ')', '.', ':', '[', ']']).to_owned());
+                found.push([program.to_owned()].into_iter().chain(rest).collect());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_command_line_in_the_pages_is_one() {
+    let mut helps: BTreeMap<Vec<String>, String> = BTreeMap::new();
+    let mut seen = 0;
+    // The others draw programs, and name commands of a design.
+    let read_by_users = |page: &PathBuf| {
+        page.starts_with(top().join("docs")) || ["README.md", "CHANGELOG.md"].iter().any(|name| *page == top().join(name))
+    };
+    for page in pages().into_iter().filter(read_by_users) {
+        let text = fs::read_to_string(&page).expect("a page");
+        for line in command_lines(&text) {
+            let words = line[1..].iter().take_while(|word| !word.starts_with('-')).take(2);
+            let plain = |word: &&String| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            let mut command: Vec<String> = words.take_while(plain).cloned().collect();
+            if command.first().is_none_or(|command| !["config", "hold", "key", "lineage"].contains(&command.as_str())) {
+                command.truncate(1);
+            }
+            // A message may begin with the name of a program.
+            if command.first().is_none_or(|word| word == "could") {
+                continue;
+            }
+            command.insert(0, line[0].clone());
+            let help = helps.entry(command.clone()).or_insert_with(|| {
+                let mut arguments: Vec<&str> = command[1..].iter().map(String::as_str).collect();
+                arguments.push("--help");
+                agent(&command[0], &arguments).stdout
+            });
+            assert!(help.contains("Usage:"), "{} names the command {command:?}, which is none", page.display());
+            for option in line.iter().filter(|word| word.starts_with("--")) {
+                let option = option.split(['=', '/', '…']).next().unwrap_or_default();
+                let known = help.split_whitespace().any(|word| word.trim_matches([',', '.', '[', ']']) == option);
+                assert!(known, "{}: {} has no option {option}", page.display(), command.join(" "));
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "{seen} options");
+}
+
+/// The picture in the README needs nothing but itself, and says what it shows.
+#[test]
+fn the_picture_of_the_demonstration_stands_alone() {
+    let picture = read("docs/demo.svg");
+    for part in ["<title ", "<desc ", "role=\"img\"", "prefers-color-scheme: dark", "equal: "] {
+        assert!(picture.contains(part), "docs/demo.svg has no {part}");
+    }
+    let rest = picture.replacen("http://www.w3.org/2000/svg", "", 1);
+    for part in ["http", "url(", "@import", "<image", "<script", "xlink"] {
+        assert!(!rest.contains(part), "docs/demo.svg holds {part}");
+    }
+    assert!(picture.len() < 100_000, "docs/demo.svg has {} bytes", picture.len());
 }
 
 /// A message that a page explains is one that some program prints, but for what stands in place of its ellipses.
