@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -172,9 +172,9 @@ async fn primary(selection: &Selection<StoreSettings>) -> anyhow::Result<(Server
     let mut report = CheckReport::default();
     let archives = archiving::settings(&mut report, &mut server, &identity).await;
     if !archives {
-        bail!("cannot create a restore point that can be restored to: {}", report.told(Grade::Failed));
+        bail!("cannot create a restore point that can be restored to: {}", report.text_of(Grade::Failed));
     }
-    report.told(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));
+    report.text_of(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));
     Ok((server, identity))
 }
 

@@ -68,7 +68,7 @@ fn point(name: &str, lsn: &str, same_name: usize) -> RestorePointStatus {
     }
 }
 
-fn timeline(id: u32) -> TimelineStatus {
+fn timeline(number: u32) -> TimelineStatus {
     let window = WindowStatus {
         from_lsn: "0/2000100".parse().unwrap(),
         from_time: Some(time("2026-11-21T10:00:05.5Z")),
@@ -79,7 +79,7 @@ fn timeline(id: u32) -> TimelineStatus {
         backup_count: 1,
     };
     TimelineStatus {
-        timeline: TimelineId::new(id).unwrap(),
+        timeline: TimelineId::new(number).unwrap(),
         parent: None,
         first_segment: None,
         last_segment: None,
@@ -98,7 +98,7 @@ fn lineage(id: &str, timelines: &[u32], restore_points: Vec<RestorePointStatus>)
         parent: None,
         postgresql_major: PgMajor::new(17).unwrap(),
         segment_bytes: 16 << 20,
-        timelines: timelines.iter().map(|id| timeline(*id)).collect(),
+        timelines: timelines.iter().map(|number| timeline(*number)).collect(),
         restore_points,
         older_restore_points: 0,
         errors: Vec::new(),

@@ -62,7 +62,7 @@ pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> S
 pub(super) fn tablespaces(created: &[TablespaceDocument]) -> String {
     let mut text = Lines::default();
     for TablespaceDocument { lsn, oid, location, state, note } in created {
-        let known = format!("at {lsn} replay creates tablespace {oid} in {location}: {}", state.name());
+        let known = format!("at {lsn} replay creates tablespace {oid} in {location}: {state}");
         text.row("Tablespace", note.as_ref().unwrap_or(&known));
     }
     text.0

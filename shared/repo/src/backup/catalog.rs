@@ -319,7 +319,7 @@ impl Backups {
         let sealer = self.sealer.clone();
         let at = key.clone();
         let manifest = crate::cpu::run(move || {
-            let corrupt = |e: &dyn std::fmt::Display| RepoError::corrupt(&at, e);
+            let corrupt = |e: &dyn fmt::Display| RepoError::corrupt(&at, e);
             let kinds = [ObjectKind::Manifest, ObjectKind::Tombstone];
             let reader = ObjectReader::open(&sealer, &kinds, &at, bytes).map_err(|e| corrupt(&e))?;
             if reader.header().kind == ObjectKind::Tombstone {

@@ -511,7 +511,7 @@ async fn without_a_retention_or_a_backup_nothing_goes() {
     let before = keys(&bed).await;
     let none = ExpireOptions { policy: Policy::default(), ..at_once(1) };
     let report = run(&bed, &none).await;
-    assert!(!report.configured && report.notes[0].contains("nothing is deleted"));
+    assert!(!report.retention_configured && report.notes[0].contains("nothing is deleted"));
     assert_eq!(keys(&bed).await, before);
     let empty = super::super::index::tests::bed().await;
     empty.store(0..20).await;

@@ -86,7 +86,7 @@ fn of_packs(report: &Verified) -> Vec<(FindingKind, String)> {
 async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
     let (bed, ids) = world().await;
     let clean = run(&bed, Depth::Light).await;
-    assert_eq!((clean.found, clean.backups, clean.segments), (0, 5, 95));
+    assert_eq!((clean.finding_count, clean.backup_count, clean.segment_count), (0, 5, 95));
     let paths = ClusterPaths::new(&cluster());
     let pack = paths.pack(ids[1], 0);
     let file = path(&bed, pack.as_str());
@@ -119,7 +119,7 @@ async fn what_is_gone_or_cut_is_seen_by_name_and_size() {
     );
     assert!(report.findings[1].moments.as_ref().unwrap().contains(&ids[2].to_string()), "{report:#?}");
     assert!(report.findings[2].moments.as_ref().unwrap().contains("the end of the archive"), "{report:#?}");
-    assert_eq!(run_with(&bed, Depth::Light, Some(ids[3]), Arc::new(Anything)).await.found, 0);
+    assert_eq!(run_with(&bed, Depth::Light, Some(ids[3]), Arc::new(Anything)).await.finding_count, 0);
 
     let manifest = path(&bed, paths.manifest(ids[3]).as_str());
     let mut bytes = std::fs::read(&manifest).unwrap();
@@ -364,10 +364,10 @@ async fn a_lost_manifest_is_a_finding() {
     let manifest = path(&bed, paths.manifest(ids[0]).as_str());
     let bytes = std::fs::read(&manifest).unwrap();
     std::fs::remove_file(&manifest).unwrap();
-    assert_eq!(run(&bed, Depth::Light).await.found, 0, "as one that was killed");
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 0, "as one that was killed");
     replace_new(&manifest, &bytes);
     backups.tidy(ids[0]).await.unwrap();
-    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
     std::fs::remove_file(&manifest).unwrap();
     for depth in [Depth::Light, Depth::Full] {
         let report = run(&bed, depth).await;
@@ -380,7 +380,7 @@ async fn a_lost_manifest_is_a_finding() {
     }
     // Nothing but its packs is left.
     std::fs::remove_dir_all(manifest.parent().unwrap()).unwrap();
-    assert_eq!(run(&bed, Depth::Light).await.found, 0, "it may have begun just now");
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 0, "it may have begun just now");
     for key in keys(&bed).await.iter().filter(|key| key.contains(&format!("/data/{}", ids[0]))) {
         let day = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
         std::fs::File::open(path(&bed, key)).unwrap().set_modified(day).unwrap();
@@ -402,7 +402,7 @@ async fn a_lost_manifest_is_a_finding() {
         requests: Vec::new(),
     };
     backups.announce(&announced).await.unwrap();
-    assert_eq!(run(&bed, Depth::Light).await.found, 0, "it is being deleted");
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 0, "it is being deleted");
 }
 
 fn replace_new(path: &PathBuf, bytes: &[u8]) {

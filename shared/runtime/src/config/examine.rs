@@ -226,7 +226,7 @@ impl<'a> Findings<'a> {
             let alone = DeTable::from_iter([(key.clone(), value.clone())]);
             match parse::<T>(alone) {
                 Err(error)
-                    if !is_missing(&error) && !(nested.contains(&name) && value.get_ref().is_table()) =>
+                    if !(is_missing(&error) || nested.contains(&name) && value.get_ref().is_table()) =>
                 {
                     let offset = error.span().map_or(key.span().start, |span| span.start);
                     let what = format!("\"{name}\": {}", readable(error.message()));

@@ -135,7 +135,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     };
     flip(&segment);
     assert_eq!(windows().await, (end, vec![]), "it was not read yet");
-    assert_eq!(run(&bed, Depth::Full).await.found, 1);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 1);
     assert_eq!(windows().await, (damaged, vec![SegmentNo(22)]));
     let refused = planned(repository, &RestoreRequest::default()).await.unwrap().unwrap_err();
     assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
@@ -157,7 +157,7 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     let before = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     std::fs::File::options().write(true).open(&segment).unwrap().set_modified(before).unwrap();
     assert_eq!(windows().await.0, damaged);
-    assert_eq!(run(&bed, Depth::Light).await.found, 1);
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 1);
     // Stored anew since it was found damaged, damaged again: it is read, and does not count.
     flip(&segment);
     assert_eq!(windows().await.0, damaged);
@@ -165,8 +165,8 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     replaced();
     assert_eq!(windows().await, (end, vec![]));
     assert_eq!(planned(repository, &RestoreRequest::default()).await.unwrap().unwrap().until, end);
-    assert_eq!(run(&bed, Depth::Light).await.found, 0);
-    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 0);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
     std::fs::File::options().write(true).open(&segment).unwrap().set_modified(before).unwrap();
     assert_eq!(windows().await, (end, vec![]), "a full verification has taken it back");
 }

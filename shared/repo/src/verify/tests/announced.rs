@@ -60,7 +60,7 @@ async fn soundness(bed: &Bed) -> Vec<bool> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_segment_costs_the_backup_that_begins_in_it() {
     let (bed, ids) = readable_world().await;
-    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
     let segment = path(&bed, &segment_key(&bed, 15));
     let whole = std::fs::read(&segment).unwrap();
     flip(&segment);
@@ -94,7 +94,7 @@ async fn what_is_whole_again_is_damaged_no_more() {
     let packs = [0, 1].map(|n| path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], n).as_str()));
     let whole = std::fs::read(&packs[0]).unwrap();
     packs.iter().for_each(flip_block);
-    assert_eq!(run(&bed, Depth::Full).await.found, 2);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 2);
     assert_eq!((soundness(&bed).await, announced(&bed).await), (vec![true, false], 1));
     replace(&packs[0], &whole);
     run(&bed, Depth::Full).await;
@@ -104,11 +104,11 @@ async fn what_is_whole_again_is_damaged_no_more() {
     assert_eq!(named, [1], "the other one is still damaged");
     flip_block(&packs[1]);
     assert_eq!(
-        (run(&bed, Depth::Light).await.found, announced(&bed).await),
+        (run(&bed, Depth::Light).await.finding_count, announced(&bed).await),
         (1, 1),
         "told until it was read"
     );
-    assert_eq!((run(&bed, Depth::Full).await.found, announced(&bed).await), (0, 0));
+    assert_eq!((run(&bed, Depth::Full).await.finding_count, announced(&bed).await), (0, 0));
     assert_eq!(soundness(&bed).await, [true, true]);
 }
 
@@ -143,7 +143,7 @@ async fn what_was_found_damaged_is_told_by_every_run() {
     let whole = damaged.each_ref().map(|file| std::fs::read(file).unwrap());
     flip_block(&damaged[0]);
     flip(&damaged[1]);
-    assert!(run(&bed, Depth::Full).await.found >= 2);
+    assert!(run(&bed, Depth::Full).await.finding_count >= 2);
     for depth in [Depth::Light, Depth::Light, Depth::Sample(0.01), Depth::Sample(0.01)] {
         let report = run(&bed, depth).await;
         for file in &damaged {
@@ -152,8 +152,8 @@ async fn what_was_found_damaged_is_told_by_every_run() {
         }
     }
     damaged.iter().zip(&whole).for_each(|(file, bytes)| replace(file, bytes));
-    assert_eq!(run(&bed, Depth::Full).await.found, 0);
-    assert_eq!(run(&bed, Depth::Light).await.found, 0);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 0);
 }
 
 /// K4: damaged WAL that no backup here needs is announced as well, until it is sound again: a window of another repository's backup may
@@ -164,16 +164,16 @@ async fn damaged_wal_that_no_backup_here_needs_is_announced_too() {
     let segment = path(&bed, &segment_key(&bed, 2));
     let whole = std::fs::read(&segment).unwrap();
     flip(&segment);
-    assert_eq!(run(&bed, Depth::Full).await.found, 1);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 1);
     let backups = Backups::of(bed.archive.repository(), &cluster());
     let named = async || {
         let read = backups.announcements().await.unwrap().read;
         read.iter().flat_map(|one| &one.announcement.wal).map(|wal| (wal.first, wal.last)).collect::<Vec<_>>()
     };
     assert_eq!(named().await, [(2, 2)]);
-    assert_eq!(run(&bed, Depth::Light).await.found, 0, "nothing that is kept here needs it");
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 0, "nothing that is kept here needs it");
     replace(&segment, &whole);
-    assert_eq!(run(&bed, Depth::Full).await.found, 0);
+    assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
     assert_eq!(named().await, []);
 }
 

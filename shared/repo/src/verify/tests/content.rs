@@ -37,7 +37,7 @@ async fn every_bit_is_read() {
     let clean = run(&bed, Depth::Full).await;
     assert_eq!(of_packs(&clean), []);
     assert_eq!(clean.verified_bytes, 5 * 32_000);
-    assert_eq!(clean.found, 95, "segments without the content that their headers describe");
+    assert_eq!(clean.finding_count, 95, "segments without the content that their headers describe");
     assert!(
         clean
             .findings
