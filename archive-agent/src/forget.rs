@@ -181,9 +181,7 @@ impl ForgetDocument {
         for one in &self.repositories {
             let (what, objects, bytes) = match one.dry_run {
                 true => ("Would delete", one.object_count, one.object_bytes),
-                false if one.denied_count > 0 => {
-                    ("Deleted a part of", one.deleted_count, one.deleted_bytes)
-                }
+                false if one.denied_count > 0 => ("Deleted a part of", one.deleted_count, one.deleted_bytes),
                 false => ("Deleted", one.deleted_count, one.deleted_bytes),
             };
             writeln!(text, "{what} cluster {} from {}", one.cluster, one.repository).ok();

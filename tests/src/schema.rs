@@ -42,8 +42,9 @@ pub fn check(command: &Command, output: &Output) {
     }
     // A killed command may have printed a part of its document.
     if !output.stdout.trim().is_empty() && output.status < 128 {
-        let name = of_command(program, arguments)
-            .unwrap_or_else(|| panic!("no schema for what {program} {arguments:?} printed: {}", output.stdout));
+        let name = of_command(program, arguments).unwrap_or_else(|| {
+            panic!("no schema for what {program} {arguments:?} printed: {}", output.stdout)
+        });
         validate(&name, &output.stdout);
     }
 }
@@ -81,7 +82,9 @@ fn forbid_unknown(schema: &mut Value, value: bool) {
     let Some(object) = schema.as_object_mut() else { return };
     for (keyword, inner) in object.iter_mut() {
         match (keyword.as_str(), inner) {
-            ("properties", Value::Object(members)) => members.values_mut().for_each(|one| forbid_unknown(one, true)),
+            ("properties", Value::Object(members)) => {
+                members.values_mut().for_each(|one| forbid_unknown(one, true))
+            }
             ("$defs", Value::Object(parts)) => parts.values_mut().for_each(|one| forbid_unknown(one, false)),
             ("items" | "additionalProperties", inner) => forbid_unknown(inner, true),
             ("oneOf" | "anyOf" | "allOf", Value::Array(parts)) => {
@@ -112,7 +115,9 @@ mod tests {
     fn what_a_schema_does_not_describe_is_refused() {
         let hold = r#""number": 1, "reason": "x", "start_time": "2026-11-24T10:00:00Z", "placed_by": "me", "state": "in-force""#;
         let holds = |hold: &str| {
-            format!(r#"{{"cluster": "main", "repositories": [{{"repository": "main", "holds": [{{{hold}}}]}}]}}"#)
+            format!(
+                r#"{{"cluster": "main", "repositories": [{{"repository": "main", "holds": [{{{hold}}}]}}]}}"#
+            )
         };
         validate("archive-agent-hold", &holds(hold));
         refused("archive-agent-hold", &holds(&format!(r#"{hold}, "colour": "red""#)), "colour");
@@ -132,7 +137,10 @@ mod tests {
             of_command(program, &arguments.iter().map(|&one| one.to_owned()).collect::<Vec<_>>())
         };
         assert_eq!(name("archive-agent", &["--json", "status"]).as_deref(), Some("archive-agent-status"));
-        assert_eq!(name("archive-agent", &["key", "list", "--json"]).as_deref(), Some("archive-agent-key-list"));
+        assert_eq!(
+            name("archive-agent", &["key", "list", "--json"]).as_deref(),
+            Some("archive-agent-key-list")
+        );
         assert_eq!(name("archive-agent", &["key", "rotate", "--json"]).as_deref(), Some("archive-agent-key"));
         assert_eq!(name("archive-agent", &["run", "--json"]), None);
     }

@@ -147,7 +147,8 @@ fn every_member_of_the_json_is_described() {
 /// A member's name says what it holds, in the same way in all documents.
 #[test]
 fn members_of_the_json_are_named_for_what_they_hold() {
-    let forbidden = ["told", "aside", "condemned", "ripe", "doomed", "adopted", "dead", "given", "what", "who", "bad"];
+    let forbidden =
+        ["told", "aside", "condemned", "ripe", "doomed", "adopted", "dead", "given", "what", "who", "bad"];
     let numbers = ["_count", "_bytes", "seconds", "xid", "oid", "slot", "number", "block"];
     let ends = |name: &str, word: &str| name == word || name.ends_with(&format!("_{word}"));
     for (document, schema) in schemas() {
@@ -163,8 +164,16 @@ fn members_of_the_json_are_named_for_what_they_hold() {
             assert!(name.split('_').all(|word| !forbidden.contains(&word)), "{place}");
             assert!(!text("description").is_empty() || name == "result", "{place} has no description");
             let time = text("format") == "date-time";
-            assert_eq!(time, ends(name, "time") || name == "timestamp", "{place}: times and no others are called so");
-            assert_eq!(text("$ref").ends_with("/Lsn"), ends(name, "lsn"), "{place}: LSNs and no others are called so");
+            assert_eq!(
+                time,
+                ends(name, "time") || name == "timestamp",
+                "{place}: times and no others are called so"
+            );
+            assert_eq!(
+                text("$ref").ends_with("/Lsn"),
+                ends(name, "lsn"),
+                "{place}: LSNs and no others are called so"
+            );
             let segment = text("$ref").ends_with("/SegmentName");
             assert!(!segment || ends(name, "segment"), "{place}: a segment");
             assert!(text("type") != "number" || ends(name, "seconds"), "{place}: a fraction");
@@ -248,7 +257,8 @@ fn command_lines(page: &str) -> Vec<Vec<String>> {
             if AGENTS.iter().any(|(agent, ..)| *agent == program) {
                 let ends = |word: &&&str| ["#", "|", "&", "&&", ";", ">", "2>", "-->"].contains(*word);
                 let rest = words[at + 1..].iter().take_while(|word| !ends(word));
-                let rest = rest.map(|word| word.trim_matches(['"', '\'', ',', ';', ')', '.', ':', '[', ']']).to_owned());
+                let rest = rest
+                    .map(|word| word.trim_matches(['"', '\'', ',', ';', ')', '.', ':', '[', ']']).to_owned());
                 found.push([program.to_owned()].into_iter().chain(rest).collect());
             }
         }
@@ -262,15 +272,20 @@ fn every_command_line_in_the_pages_is_one() {
     let mut seen = 0;
     // The others draw programs, and name commands of a design.
     let read_by_users = |page: &PathBuf| {
-        page.starts_with(top().join("docs")) || ["README.md", "CHANGELOG.md"].iter().any(|name| *page == top().join(name))
+        page.starts_with(top().join("docs"))
+            || ["README.md", "CHANGELOG.md"].iter().any(|name| *page == top().join(name))
     };
     for page in pages().into_iter().filter(read_by_users) {
         let text = fs::read_to_string(&page).expect("a page");
         for line in command_lines(&text) {
             let words = line[1..].iter().take_while(|word| !word.starts_with('-')).take(2);
-            let plain = |word: &&String| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            let plain =
+                |word: &&String| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
             let mut command: Vec<String> = words.take_while(plain).cloned().collect();
-            if command.first().is_none_or(|command| !["config", "hold", "key", "lineage"].contains(&command.as_str())) {
+            if command
+                .first()
+                .is_none_or(|command| !["config", "hold", "key", "lineage"].contains(&command.as_str()))
+            {
                 command.truncate(1);
             }
             // A message may begin with the name of a program.
@@ -283,10 +298,15 @@ fn every_command_line_in_the_pages_is_one() {
                 arguments.push("--help");
                 agent(&command[0], &arguments).stdout
             });
-            assert!(help.contains("Usage:"), "{} names the command {command:?}, which is none", page.display());
+            assert!(
+                help.contains("Usage:"),
+                "{} names the command {command:?}, which is none",
+                page.display()
+            );
             for option in line.iter().filter(|word| word.starts_with("--")) {
                 let option = option.split(['=', '/', '…']).next().unwrap_or_default();
-                let known = help.split_whitespace().any(|word| word.trim_matches([',', '.', '[', ']']) == option);
+                let known =
+                    help.split_whitespace().any(|word| word.trim_matches([',', '.', '[', ']']) == option);
                 assert!(known, "{}: {} has no option {option}", page.display(), command.join(" "));
                 seen += 1;
             }

@@ -442,7 +442,11 @@ fn a_damaged_hold_stops_deletion_and_nothing_else() {
     assert_eq!(bed.backups(), ids);
     let verified = bed.agent.run(&["verify", "--light", "--json"]).expect_status(3);
     let report = &json(&verified)["repositories"][0];
-    assert_eq!((&report["finding_count"], &report["findings"][0]["object"]), (&1.into(), &hold.into()), "{report:#}");
+    assert_eq!(
+        (&report["finding_count"], &report["findings"][0]["object"]),
+        (&1.into(), &hold.into()),
+        "{report:#}"
+    );
     assert!(bed.agent.run(&["status"]).expect_success().stdout.contains(remove));
     // Numbers are each repository's own: the sound hold of that number in another one is left alone.
     let beside = Store::local();

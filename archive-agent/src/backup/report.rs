@@ -133,7 +133,10 @@ impl BackupReport {
             // Writing to a string cannot fail.
             writeln!(text, "  {name:<9} {value}").ok();
         };
-        line("start", format!("{} on timeline {} at {}", self.start_lsn, self.start_timeline, self.start_time));
+        line(
+            "start",
+            format!("{} on timeline {} at {}", self.start_lsn, self.start_timeline, self.start_time),
+        );
         line("stop", format!("{} on timeline {} at {}", self.stop_lsn, self.stop_timeline, self.stop_time));
         line("WAL", format!("{} to {}, stored", self.first_segment, self.last_segment));
         line("read", format!("{}, {}", human::count(self.file_count, "file"), human::size(self.file_bytes)));
@@ -175,7 +178,8 @@ impl BackupReport {
         if self.damaged_pages.len() > NAMED {
             line("", "and more: see --json".to_owned());
         }
-        let (all, wal) = (Duration::from_secs_f64(self.seconds), Duration::from_secs_f64(self.wal_wait_seconds));
+        let (all, wal) =
+            (Duration::from_secs_f64(self.seconds), Duration::from_secs_f64(self.wal_wait_seconds));
         line("took", format!("{}, {} of it waiting for WAL", human::span(all), human::span(wal)));
         text
     }

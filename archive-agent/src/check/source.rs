@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::{SignedDuration, Timestamp};
+use walpoint_base::TimelineId;
 use walpoint_pg::checksum::Checksums;
 use walpoint_pg::connect::ConnInfo;
-use walpoint_base::TimelineId;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Right, Server, ServerIdentity, SessionName, Walsender};
 use walpoint_runtime::config::ClusterSettings;

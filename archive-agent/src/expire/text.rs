@@ -29,13 +29,17 @@ pub(super) fn of(expired: &Expired) -> String {
     }
     for id in &expired.aborted_backups {
         let how = if expired.dry_run { "would be aborted" } else { "was aborted" };
-        writeln!(text, "  abort   {id}: it was never finished, has stored nothing for a long time, and {how}")
-            .ok();
+        writeln!(
+            text,
+            "  abort   {id}: it was never finished, has stored nothing for a long time, and {how}"
+        )
+        .ok();
     }
     let deleted = if expired.dry_run { "to delete" } else { "deleted" };
     let marked = if expired.dry_run { "to mark" } else { "marked" };
     if expired.classes.iter().any(moves) {
-        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", marked, "in grace", deleted).ok();
+        writeln!(text, "\n{:<16}{:>22}{:>22}{:>22}{:>22}", "Objects", "kept", marked, "in grace", deleted)
+            .ok();
     }
     for class in expired.classes.iter().filter(|class| moves(class)) {
         let cell = |objects: u64, bytes: u64| match objects {

@@ -174,7 +174,8 @@ fn tell(common: &CommonArgs, changed: &KeyDocument) -> Result<(), Failure> {
     }
     if let Some(slot) = changed.removed_slot {
         text += &format!("repository {}: slot {slot} removed", changed.repository);
-        text += &changed.proven_slot.map_or(String::new(), |left| format!("; slot {left} was proven to open"));
+        text +=
+            &changed.proven_slot.map_or(String::new(), |left| format!("; slot {left} was proven to open"));
         text += "\n";
     }
     if let Some(settings) = changed.configuration.as_ref().filter(|_| changed.removed_slot.is_some()) {

@@ -92,8 +92,9 @@ impl ServerState {
 
     /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
     async fn compare(&mut self, uploader: &Uploader) {
-        let limit =
-            |what: &str| format!("{what}: the repositories did not answer within {}", human::span(TIME_LIMIT));
+        let limit = |what: &str| {
+            format!("{what}: the repositories did not answer within {}", human::span(TIME_LIMIT))
+        };
         let (gap, splits) = tokio::join!(
             tokio::time::timeout(TIME_LIMIT, dropped::gap(uploader)),
             tokio::time::timeout(TIME_LIMIT, split_brain::split_brains(uploader)),
@@ -143,7 +144,8 @@ impl ServerState {
         }
         let mut parts = Vec::new();
         if self.failing {
-            let since = self.last_failed_time.map(|t| format!(", {}", ago(t.to_time(), now))).unwrap_or_default();
+            let since =
+                self.last_failed_time.map(|t| format!(", {}", ago(t.to_time(), now))).unwrap_or_default();
             let wal = self.last_failed_wal.as_deref().unwrap_or("a file");
             let more = "the server's log says why";
             parts.push(format!("FAILING: {wal} was refused{since} (failure {}); {more}", self.failed_count));

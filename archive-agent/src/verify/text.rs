@@ -34,7 +34,10 @@ pub(super) fn of(verified: &Verified) -> String {
     if verified.known_damaged_page_count > 0 {
         line(
             "pages",
-            format!("{} were damaged when they were backed up, as recorded then", verified.known_damaged_page_count),
+            format!(
+                "{} were damaged when they were backed up, as recorded then",
+                verified.known_damaged_page_count
+            ),
         );
     }
     if verified.backup_count == 0 {

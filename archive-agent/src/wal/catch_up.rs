@@ -36,7 +36,7 @@ use super::archiver::Archiver;
 use super::base;
 use super::elsewhere::Copies;
 use super::target::{Missed, TargetError, WalTarget};
-use super::upload::{TIME_LIMIT, REST, UploadError, Uploader};
+use super::upload::{REST, TIME_LIMIT, UploadError, Uploader};
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
 /// failure ends it: it is started again.

@@ -376,7 +376,9 @@ async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoEr
     target.known(lineage, |known| {
         known.forks.disputed = disputed;
         known.forks.abandoned = abandoned.into_keys().collect();
-        for (_, _, progress) in known.forks.found.values_mut().filter(|found| found.2 == ForkComparison::Waits) {
+        for (_, _, progress) in
+            known.forks.found.values_mut().filter(|found| found.2 == ForkComparison::Waits)
+        {
             *progress = ForkComparison::Open;
         }
     });

@@ -239,7 +239,9 @@ async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
                 return Ok(true);
             }
             Looked::Unknown => break,
-            Looked::Found(found) if reported.as_ref().is_some_and(|reported| reported.is_same(&found)) => break,
+            Looked::Found(found) if reported.as_ref().is_some_and(|reported| reported.is_same(&found)) => {
+                break;
+            }
             Looked::Found(found) => match before {
                 Some(same) if same.is_same(&found) => {
                     set(Some(same));

@@ -30,7 +30,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::object::Level;
 use walpoint_storage::store::StoreSettings;
 
-pub(super) use self::beside::{TIME_LIMIT, REST};
+pub(super) use self::beside::{REST, TIME_LIMIT};
 use super::check::{self, CheckError};
 use super::claim::{self, SegmentClaim};
 use super::control::{read_control, writes, written};

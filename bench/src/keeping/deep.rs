@@ -2,9 +2,9 @@
 //! repository holds when all others are expired.
 
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::load;
 use super::ours::{OurRepository, Settings};
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::figures::{GoodSide, number};
 use crate::place::StoreKind;

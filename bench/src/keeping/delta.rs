@@ -5,8 +5,8 @@ use rand::rngs::StdRng;
 
 use super::damage::Spoiled;
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::bed;
 use crate::figures::GoodSide;

@@ -1,8 +1,8 @@
 //! `encryption`: the same work on a repository that is encrypted and on one that is not, in turn.
 
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::figures::GoodSide;
 use crate::place::StoreKind;

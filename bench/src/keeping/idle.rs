@@ -1,9 +1,9 @@
 //! `incremental-idle`: what a backup costs of a cluster in which nothing happened: bytes on a directory, requests on S3.
 
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
 use super::relations::Pair;
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::figures::{GoodSide, number};
 use crate::place::{StoreKind, bytes_below};

@@ -1,9 +1,9 @@
 //! `many-files`: a full backup and a restore of very many small relations, against the same bytes in few files.
 
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
 use super::relations::Pair;
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::bed;
 use crate::figures::{GoodSide, number};

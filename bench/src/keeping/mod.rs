@@ -19,10 +19,10 @@
 pub mod changed;
 pub mod damage;
 pub mod finding;
-pub mod scene;
 pub mod load;
 pub mod ours;
 pub mod relations;
+pub mod scene;
 pub mod server;
 pub mod table;
 

@@ -1,8 +1,8 @@
 //! `full-puts`: how many objects a full backup writes to S3.
 
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::figures::{GoodSide, number};
 use crate::place::StoreKind;

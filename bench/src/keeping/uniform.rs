@@ -3,9 +3,9 @@
 
 use super::changed;
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::load;
 use super::ours::{OurRepository, Settings};
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::figures::{GoodSide, number};
 use crate::place::StoreKind;

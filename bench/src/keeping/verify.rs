@@ -1,8 +1,8 @@
 //! `verify-full`: how fast every byte of a backup and its WAL is read, opened and checked.
 
 use super::finding::BoundFinding;
-use super::scene::KeepingBed;
 use super::ours::{OurRepository, Settings};
+use super::scene::KeepingBed;
 use super::server::EndedServer;
 use crate::figures::{GoodSide, number};
 use crate::machine;
@@ -21,7 +21,10 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
         let told = &printed["repositories"][0];
         covered = told["verified_bytes"].as_u64().ok_or_else(|| format!("verify printed {printed}"))?;
         if told["finding_count"] != 0 || covered < cluster / 20 * 19 {
-            return Err(format!("verify found {}, and verified {covered} bytes of {cluster}", told["finding_count"]));
+            return Err(format!(
+                "verify found {}, and verified {covered} bytes of {cluster}",
+                told["finding_count"]
+            ));
         }
         if round > 0 {
             rates.push(covered as f64 / 1e6 / seen.report.seconds);

@@ -255,7 +255,10 @@ fn the_document_has_what_was_asked_for() {
     let near = &whole["repositories"][0];
     assert_eq!(whole["plan_command"], serde_json::json!(["restore-agent", "plan"]));
     assert_eq!(near["backups"].as_array().unwrap().len(), 1, "{near}");
-    assert_eq!((&near["backups"][0]["lineage"], &near["backups"][0]["id"]), (&"7-1".into(), &id(1).to_string().into()));
+    assert_eq!(
+        (&near["backups"][0]["lineage"], &near["backups"][0]["id"]),
+        (&"7-1".into(), &id(1).to_string().into())
+    );
     let point = &near["restore_points"][0];
     assert_eq!((&point["name"], &point["same_name_count"]), (&"daily".into(), &1.into()), "{point}");
     assert_eq!(point["options"], serde_json::json!(["--target-lsn", "0/4000028"]));

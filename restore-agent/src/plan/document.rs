@@ -4,7 +4,9 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TimelineId};
+use walpoint_base::{
+    BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TimelineId,
+};
 use walpoint_plan::restore::{Moment, RestorePlan, Signal, Stop, StopRule, Unreachable};
 use walpoint_repo::catalog::status::SegmentsDocument;
 
@@ -401,7 +403,11 @@ impl RefusalDocument {
             target_timeline: refusal.timeline.to_string(),
             reason: Reason::from(&refusal.why),
             message: words::refusal(refusal),
-            missing_segments: refusal.missing.iter().map(|r| SegmentsDocument::of(r, refusal.segment_size)).collect(),
+            missing_segments: refusal
+                .missing
+                .iter()
+                .map(|r| SegmentsDocument::of(r, refusal.segment_size))
+                .collect(),
             nearest_targets: refusal.nearest.iter().map(MomentDocument::of).collect(),
             hints: refusal.hints.iter().map(hints::hint).collect(),
         }

@@ -250,13 +250,7 @@ mod tests {
         let (long, chunk) = (LONG as u64, CHUNK as u64);
         assert_eq!(
             writes,
-            [
-                (0, 0, LONG),
-                (0, long, CHUNK),
-                (0, chunk + long, LONG),
-                (0, 2 * chunk, CHUNK),
-                (1, 0, BLOCK)
-            ]
+            [(0, 0, LONG), (0, long, CHUNK), (0, chunk + long, LONG), (0, 2 * chunk, CHUNK), (1, 0, BLOCK)]
         );
         assert!(gather.is_complete());
     }

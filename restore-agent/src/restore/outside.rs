@@ -76,7 +76,10 @@ pub(super) struct OutsideDirectory {
 }
 
 /// What a restore does with each directory of its layout, in its order, or why it does nothing.
-pub(super) fn decide(state: &OutsideState, data: OfData<'_>) -> Result<Vec<OutsideDirectory>, OutsideRefusal> {
+pub(super) fn decide(
+    state: &OutsideState,
+    data: OfData<'_>,
+) -> Result<Vec<OutsideDirectory>, OutsideRefusal> {
     let mut found = Vec::new();
     for other in &state.others {
         match &other.found {
@@ -102,7 +105,8 @@ pub(super) fn decide(state: &OutsideState, data: OfData<'_>) -> Result<Vec<Outsi
         let own = (state.data.place.position.path(), state.data.immovable.as_ref());
         moved.chain([own]).try_for_each(|(directory, immovable)| require_movable(directory, immovable))?;
     }
-    let directory = |(found, step): (&&FoundDirectory, _)| OutsideDirectory { path: path(found).to_owned(), step };
+    let directory =
+        |(found, step): (&&FoundDirectory, _)| OutsideDirectory { path: path(found).to_owned(), step };
     Ok(found.iter().zip(steps).map(directory).collect())
 }
 

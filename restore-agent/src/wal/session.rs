@@ -128,7 +128,8 @@ async fn serve(
     }
 
     let archive = ClusterArchive::new(selection, Some(&place));
-    let idle_limit = if args.persistent { Duration::MAX } else { config::duration(settings.prefetch_idle_timeout) };
+    let idle_limit =
+        if args.persistent { Duration::MAX } else { config::duration(settings.prefetch_idle_timeout) };
     let mut life = Watchdog::new(place.clone(), idle_limit);
     let prefetcher = Prefetcher::new(archive, spool, place.clone(), &settings);
     let server = PrefetchServer::new(Arc::clone(&prefetcher), &settings);

@@ -30,7 +30,11 @@ macro_rules! as_text {
     };
 }
 
-as_text!(Lsn, "^[0-9A-F]{1,8}/[0-9A-F]{1,8}$", "A position in the WAL, as PostgreSQL writes it: `16/B374D848`.");
+as_text!(
+    Lsn,
+    "^[0-9A-F]{1,8}/[0-9A-F]{1,8}$",
+    "A position in the WAL, as PostgreSQL writes it: `16/B374D848`."
+);
 as_text!(SystemId, "^[0-9]{1,20}$", "A system identifier, in decimal digits.");
 as_text!(ClusterName, "^[a-z0-9][a-z0-9._-]{0,62}$", "The name of a cluster.");
 as_text!(LineageId, "^[0-9]{1,20}-[0-9]{1,10}$", "The id of a lineage.");
@@ -95,15 +99,13 @@ mod tests {
     fn each_type_has_one_form() {
         let lineage: LineageId = "7400000000000000001-2".parse().unwrap();
         let backup: BackupId = "20261121T101500Z-00000001-0000000002000028-9f3a0c11".parse().unwrap();
-        let all = (Lsn(0x16_B374_D848), SystemId(u64::MAX), TimelineId::FIRST, PgMajor::ALL[0], lineage, backup);
+        let all =
+            (Lsn(0x16_B374_D848), SystemId(u64::MAX), TimelineId::FIRST, PgMajor::ALL[0], lineage, backup);
         assert_eq!(
             serde_json::to_string(&all).unwrap(),
             r#"["16/B374D848","18446744073709551615",1,13,"7400000000000000001-2","20261121T101500Z-00000001-0000000002000028-9f3a0c11"]"#
         );
         #[cfg(feature = "time")]
-        assert_eq!(
-            serde_json::to_string(&crate::PgTimestamp(1)).unwrap(),
-            "\"2000-01-01T00:00:00.000001Z\""
-        );
+        assert_eq!(serde_json::to_string(&crate::PgTimestamp(1)).unwrap(), "\"2000-01-01T00:00:00.000001Z\"");
     }
 }

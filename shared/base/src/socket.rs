@@ -24,7 +24,9 @@ pub use fetch::{FETCH_SOCKET, FetchOutcome, FetchReply, FetchRequest, HISTORY_CA
 pub use health::{HealthReply, HealthRequest};
 pub use identity::FileIdentity;
 pub use message::{MAX_MESSAGE, Message, MessageInput, checked_length};
-pub use push::{PUSH_ALIVE, PUSH_OUTCOME, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, push_time_limit};
+pub use push::{
+    PUSH_ALIVE, PUSH_OUTCOME, PUSH_SILENCE, PushOutcome, PushReply, PushRequest, push_time_limit,
+};
 
 #[cfg(test)]
 mod tests {

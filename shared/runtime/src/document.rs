@@ -90,7 +90,13 @@ pub fn compare<T: Document>(source: &str) {
         let text = format!("{schema:#}\n");
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }
-    let committed = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}: run make schemas", file.display()));
+    let committed =
+        fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}: run make schemas", file.display()));
     let committed: Value = committed.parse().unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    assert_eq!(committed, schema, "{} is not the schema of what is printed: run make schemas", file.display());
+    assert_eq!(
+        committed,
+        schema,
+        "{} is not the schema of what is printed: run make schemas",
+        file.display()
+    );
 }

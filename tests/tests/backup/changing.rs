@@ -52,7 +52,11 @@ fn files_that_vanish_or_shrink_while_they_are_copied() {
     files.iter().filter(|file| **file != held).for_each(|file| fs::remove_file(file).unwrap());
     assert_eq!(backup.wait(Duration::from_secs(60)), 0, "{}", backup.log());
     let report = printed(&backup.log());
-    assert_eq!((&report["truncated_count"], &report["vanished_count"]), (&1.into(), &(FILES - 1).into()), "{report}");
+    assert_eq!(
+        (&report["truncated_count"], &report["vanished_count"]),
+        (&1.into(), &(FILES - 1).into()),
+        "{report}"
+    );
     let entries = bed.repository().entries(report["backup"].as_str().unwrap());
     let left: Vec<_> = entries.iter().filter(|(path, _)| path.starts_with("many/")).collect();
     let [(path, entry)] = left[..] else { panic!("{left:?}") };

@@ -112,7 +112,11 @@ fn a_page_newer_than_all_wal_is_damaged() {
     let file = fs::OpenOptions::new().write(true).open(bed.cluster.pgdata().join(&path)).unwrap();
     file.write_all_at(&[0x7F; 4], 5 * 8192).unwrap();
     let backup = bed.backup(&[]);
-    assert_eq!((&backup["damaged_page_count"], &backup["damaged_pages"][0]["block"]), (&1.into(), &5.into()), "{backup}");
+    assert_eq!(
+        (&backup["damaged_page_count"], &backup["damaged_pages"][0]["block"]),
+        (&1.into(), &5.into()),
+        "{backup}"
+    );
 }
 
 /// B5: pages that change all the time while they are read are no damage.

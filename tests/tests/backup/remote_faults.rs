@@ -63,7 +63,11 @@ fn what_only_the_server_calls_damaged_is_recorded_too() {
     fs::write(bed.cluster.pgdata().join(&name), [vec![0; 8192], page].concat()).unwrap();
     user::give_tree(bed.cluster.pgdata());
     let backup = bed.backup(&["--remote"]);
-    assert_eq!((&backup["damaged_page_count"], &backup["damaged_pages"][0]["file"]), (&1.into(), &name.into()), "{backup}");
+    assert_eq!(
+        (&backup["damaged_page_count"], &backup["damaged_pages"][0]["file"]),
+        (&1.into(), &name.into()),
+        "{backup}"
+    );
     assert_eq!(backup["damaged_pages"][0]["block"], 1);
 }
 

@@ -133,7 +133,8 @@ fn bad_days(bed: &Bed) {
 
     // Every other request is told to slow down.
     let throttling = HttpProxy::to(port);
-    throttling.set((0..400).map(|n| FaultRule::new("GET", "/wal/", 503, "SlowDown").after(n).times(1)).collect());
+    throttling
+        .set((0..400).map(|n| FaultRule::new("GET", "/wal/", 503, "SlowDown").after(n).times(1)).collect());
     let target = bed.target(throttling.port());
     bed.fetch_all(&target, "throttling");
     let refused = throttling.requests().len() - bed.segments.len();
@@ -192,7 +193,8 @@ fn bad_days_only_slow_it_down_with_segments_of_16_mib() {
 fn what_waits_in_the_spool_does_not_need_the_store() {
     let bed = Bed::new(1, 24);
     let proxy = Proxy::to(bed.store.port().unwrap());
-    let mut target = bed.target(proxy.port()).configure(|agent| agent.cluster_line("prefetch_max = \"16MiB\""));
+    let mut target =
+        bed.target(proxy.port()).configure(|agent| agent.cluster_line("prefetch_max = \"16MiB\""));
     target.agent.cluster_lines.retain(|line| !line.starts_with("fetch_timeout"));
     let target = target.configure(|agent| agent.cluster_line("fetch_timeout = \"3s\""));
     let ready = target.spool().join("ready");

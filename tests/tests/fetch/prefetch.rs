@@ -33,7 +33,8 @@ impl Bed {
 
     fn target(&self) -> Target {
         let target = Target::like(self.wal.pg_wal.parent().unwrap());
-        target.configure(|agent| agent.repository("main", &self.store).cluster_line("prefetch_max = \"4MiB\""))
+        target
+            .configure(|agent| agent.repository("main", &self.store).cluster_line("prefetch_max = \"4MiB\""))
     }
 
     #[track_caller]

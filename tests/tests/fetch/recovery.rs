@@ -213,8 +213,9 @@ fn another_repository_in_the_middle_never_promotes() {
     process::run(Command::new("cp").arg("-a").args([root, &older]), wait::SOON).expect_success();
     archive.put_all(&source.archive, |_| true);
     for made_anew in [true, false] {
-        let (mut target, agent) =
-            restored(&source, |agent| agent.repository("main", &store).cluster_line("fetch_timeout = \"1s\""));
+        let (mut target, agent) = restored(&source, |agent| {
+            agent.repository("main", &store).cluster_line("fetch_timeout = \"1s\"")
+        });
         let gate = Gate::before(&turn, &target, &agent);
         let put_back = || {
             fs::rename(root, root.with_extension(format!("gone-{made_anew}"))).unwrap();
@@ -372,8 +373,9 @@ fn a_standby_follows_the_archive() {
     let store = Store::local();
     let archive = Archive::create(source.cluster.pgdata(), &[("main", &store)]);
     archive.put_all(&source.archive, |_| true);
-    let (mut target, agent) =
-        restored(&source, |agent| agent.repository("main", &store).cluster_line("prefetch_idle_timeout = \"2s\""));
+    let (mut target, agent) = restored(&source, |agent| {
+        agent.repository("main", &store).cluster_line("prefetch_idle_timeout = \"2s\"")
+    });
     target.set("wal_retrieve_retry_interval", "200ms");
     signal(&target, "standby.signal");
     target.start();
@@ -496,8 +498,9 @@ fn a_paused_server_leaves_no_prefetcher_behind() {
     let store = Store::local();
     let archive = Archive::create(source.cluster.pgdata(), &[("main", &store)]);
     archive.put_all(&source.archive, |_| true);
-    let (mut target, agent) =
-        restored(&source, |agent| agent.repository("main", &store).cluster_line("prefetch_idle_timeout = \"1s\""));
+    let (mut target, agent) = restored(&source, |agent| {
+        agent.repository("main", &store).cluster_line("prefetch_idle_timeout = \"1s\"")
+    });
     target.set("recovery_target_lsn", &mark.after);
     target.set("recovery_target_action", "pause");
     signal(&target, "recovery.signal");

@@ -54,7 +54,10 @@ fn of_restore_points_with_one_name_none_is_chosen_silently() {
     bed.settle();
 
     let refused = plan(&bed, &["--target-name", "nightly"]);
-    assert_eq!((&refused["result"], &refused["reason"]), (&"unreachable".into(), &"ambiguous-restore-point".into()));
+    assert_eq!(
+        (&refused["result"], &refused["reason"]),
+        (&"unreachable".into(), &"ambiguous-restore-point".into())
+    );
     let hints: Vec<&str> = refused["hints"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(hints.len(), 2, "{refused}");
     let year = primary.psql("select to_char(now(), 'YYYY-')");
@@ -68,7 +71,10 @@ fn of_restore_points_with_one_name_none_is_chosen_silently() {
     }
     let output = bed.try_restore("refused", &["--target-name", "nightly"]).expect_status(1);
     assert!(!bed.place("refused").exists(), "{output:#?}");
-    assert_eq!(plan(&bed, &["--target-name", "nightly", "--backup", &first])["reason"], "ambiguous-restore-point");
+    assert_eq!(
+        plan(&bed, &["--target-name", "nightly", "--backup", &first])["reason"],
+        "ambiguous-restore-point"
+    );
     // From the second backup only one of them can be reached.
     assert_eq!(row(&bed, &ledger, &["--target-name", "nightly", "--backup", &second]), 3);
 }
@@ -227,8 +233,12 @@ fn recovery_across_a_spell_of_minimal_wal_is_refused() {
     for target in [&["--target-time", &after.time_after][..], &["--target-lsn", &after.after], &[]] {
         let refused = plan(&bed, target);
         assert_eq!(refused["reason"], "minimal-wal", "{target:?}: {refused}");
-        let options: Vec<&str> =
-            refused["nearest_targets"][0]["options"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let options: Vec<&str> = refused["nearest_targets"][0]["options"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         assert_eq!(row(&bed, &ledger, &options), 1, "{refused}");
     }
     assert_eq!(row(&bed, &ledger, &["--target-lsn", &before]), 1);

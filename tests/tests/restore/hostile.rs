@@ -256,7 +256,8 @@ fn linked_places(scene: &Scene, as_root: bool) {
                 |_| {},
                 |stream| {
                     let path = TablePath::unchecked(Root::Data, name);
-                    stream.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes())
+                    stream
+                        .linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes())
                         .unwrap();
                     file(stream, Root::Data, &format!("{name}/evil"), b"evil");
                 },
@@ -338,7 +339,9 @@ fn hostile_tablespaces_are_refused() {
             |stream| {
                 let path = TablePath::unchecked(Root::Data, name);
                 let target = scene.outside.join("empty");
-                stream.linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes()).unwrap();
+                stream
+                    .linked_directory(path, attributes(0o777), target.to_str().unwrap().as_bytes())
+                    .unwrap();
                 file(stream, Root::Data, &format!("{name}/evil"), b"evil");
             },
         );

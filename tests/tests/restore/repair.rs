@@ -158,7 +158,8 @@ fn repaired(major: u32) {
     let report = report(&output.expect_success());
     assert_eq!((snapshot(&dir.join("outside")), snapshot(&space.join("PG_12_201909212"))), kept);
     assert_eq!(fs::read(&copy).unwrap(), copied, "a second name of a file is not written through");
-    let (bytes, reused) = (report["written_bytes"].as_u64().unwrap(), report["reused_bytes"].as_u64().unwrap());
+    let (bytes, reused) =
+        (report["written_bytes"].as_u64().unwrap(), report["reused_bytes"].as_u64().unwrap());
     // Damage at random may take the largest files.
     assert!(2 * reused > bytes, "what was right is not written again: {report:#}");
     assert!(report["removed_count"].as_u64().unwrap() >= 6, "{report:#}");

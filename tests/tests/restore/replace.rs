@@ -110,7 +110,8 @@ fn a_tablespace_that_comes_back_meanwhile_is_not_written_over() {
     let mount = format!("rmdir {0} && mv {1} {0}", space.display(), away.display());
     let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap(), "--before", &mount];
     let output = bed.agent.restore(&[&arguments, &RESTORE[..]].concat()).expect_status(1);
-    let refusal = format!("{} is not what it was when the restore began; nothing was changed", space.display());
+    let refusal =
+        format!("{} is not what it was when the restore began; nothing was changed", space.display());
     assert!(output.stderr.contains(&refusal), "{output:#?}");
     assert_eq!(asides(&bed), Vec::<PathBuf>::new());
     check(&bed, &pgdata, &bad);

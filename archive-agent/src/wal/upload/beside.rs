@@ -77,8 +77,7 @@ impl Uploader {
                 () = async { stop.cancelled().await; tokio::time::sleep(TIME_LIMIT).await } => TIME_LIMIT,
             }
         };
-        let Err(UploadError { text: problem, permanent }) =
-            self.store_within(time_limit, file, target).await
+        let Err(UploadError { text: problem, permanent }) = self.store_within(time_limit, file, target).await
         else {
             return true;
         };

@@ -15,7 +15,7 @@ use walpoint_storage::RepoError;
 use super::{UploadError, UploadSource, Uploader};
 use crate::wal::check::CheckError;
 use crate::wal::disk;
-use crate::wal::memory::{Directories, Purpose, BUDGET, WalMemory};
+use crate::wal::memory::{BUDGET, Directories, Purpose, WalMemory};
 use crate::wal::prepare::{PrepareError, Prepared, Rules, prepare};
 use crate::wal::read::OpenFile;
 

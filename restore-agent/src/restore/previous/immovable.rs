@@ -15,9 +15,7 @@ pub(in crate::restore) enum Immovable {
     /// It is a filesystem of its own.
     MountPoint,
     /// Nothing may be written to its parent.
-    ReadOnly {
-        parent: PathBuf,
-    },
+    ReadOnly { parent: PathBuf },
     /// Whether it can could not be found out.
     Unknown {
         /// What cannot be looked at: the directory, or its parent.

@@ -186,7 +186,8 @@ mod tests {
                 let copy = copied(&mut fixture, 7, SOURCE);
                 changed(&mut fixture, OTHER, 60_000);
                 assert_eq!(look(&fixture, Lsn(0)), [(copy, None)], "{left}");
-                let dropped = fixture.record(Rmgr::DBASE.0, drop, 700, &WalFixture::data(&words(&[5, 1, 1663])));
+                let dropped =
+                    fixture.record(Rmgr::DBASE.0, drop, 700, &WalFixture::data(&words(&[5, 1, 1663])));
                 fixture.filler(64);
                 assert_eq!(look(&fixture, Lsn(0)), [(copy, Some(dropped))], "{left}");
             }

@@ -246,9 +246,9 @@ impl Backups {
                 }
                 Ok(ManifestState::Finished(Box::new(summary)))
             }
-            ObjectKind::Tombstone => {
-                Ok(ManifestState::Aborted(Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?))
-            }
+            ObjectKind::Tombstone => Ok(ManifestState::Aborted(
+                Tombstone::read(&meta, id).map_err(|e| RepoError::corrupt(&key, e))?,
+            )),
             other => Err(RepoError::corrupt(&key, format!("it is an object of kind {other:?}"))),
         }
     }

@@ -12,11 +12,11 @@ use super::ending::Intent;
 use super::entry::{Attributes, FileEntry};
 use super::facts::{BackupDescription, Method};
 use super::geometry::BlockSize;
+use super::index_block::IndexBlockBuilder;
 use super::location::{BackupRef, FrameRef, PackNo};
 use super::manifest::IndexBlockRef;
 use super::pack::{FinishedPack, FrameKind, PACK_BYTES, PackBuilder};
 use super::pack_table::{PackTable, PackUse};
-use super::index_block::IndexBlockBuilder;
 use super::path::TablePath;
 use super::read::BackupReader;
 use super::write::{Draft, WalStored, WriteOptions};
@@ -49,7 +49,8 @@ pub async fn publish(
     let mut builder =
         PackBuilder::new(sealer, &backups.pack_key(id, PACK), PACK, PACK_BYTES).map_err(failed)?;
     let mut codec = Codec::new();
-    let (no, frame) = builder.push(FrameKind::IndexBlock, pack(&index_block, &mut codec), &[]).map_err(failed)?;
+    let (no, frame) =
+        builder.push(FrameKind::IndexBlock, pack(&index_block, &mut codec), &[]).map_err(failed)?;
     let FinishedPack { object, units, .. } = builder.finish().map_err(failed)?;
     backups.store().create_once(&object).await?;
     let (size, backup) = (u32::try_from(object.len()).map_err(failed)?, BackupRef::OWN);
@@ -58,7 +59,8 @@ pub async fn publish(
     manifest.packs = PackTable::new(packs);
     let first = entries.first().ok_or_else(|| failed("no entries"))?.path.clone();
     let at = FrameRef { backup, pack: no, frame };
-    manifest.index_blocks = vec![IndexBlockRef { at, entries: u32::try_from(entries.len()).map_err(failed)?, first }];
+    manifest.index_blocks =
+        vec![IndexBlockRef { at, entries: u32::try_from(entries.len()).map_err(failed)?, first }];
     let object = manifest.seal(sealer, &backups.paths().manifest(id)).map_err(failed)?;
     backups.store().create_once(&object).await?;
     Ok(())

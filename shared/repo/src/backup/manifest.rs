@@ -92,7 +92,8 @@ impl Manifest {
         for _ in 0..count {
             let (backup, pack, frame) = (BackupRef(input.u16()?), PackNo(input.u32()?), input.u16()?);
             let at = FrameRef { backup, pack, frame };
-            let index_block = IndexBlockRef { at, entries: input.u32()?, first: TablePath::decode(&mut input)? };
+            let index_block =
+                IndexBlockRef { at, entries: input.u32()?, first: TablePath::decode(&mut input)? };
             let ordered = index_blocks.last().is_none_or(|last| last.first < index_block.first);
             if packs.get(at).is_none() || index_block.entries == 0 || !ordered {
                 return Err(Malformed::new("its index of the file table is wrong"));
@@ -197,7 +198,9 @@ mod tests {
             },
             backups: vec![id(9), id(3)],
             packs: PackTable::new(vec![pack(1, 4, 1), pack(0, 0, 10), pack(0, 1, 9), pack(1, 9, 0)]),
-            index_blocks: (0..index_blocks).map(|n| IndexBlockRef { at, entries: 5, first: path(n * 10) }).collect(),
+            index_blocks: (0..index_blocks)
+                .map(|n| IndexBlockRef { at, entries: 5, first: path(n * 10) })
+                .collect(),
             findings: vec![
                 PageFinding {
                     path: path(3),
@@ -236,7 +239,8 @@ mod tests {
     #[test]
     fn pages_are_found_by_path() {
         let manifest = manifest(3);
-        let first = |path: &str| Some(manifest.index_block_of(&TablePath::data(path).unwrap())?.first.to_string());
+        let first =
+            |path: &str| Some(manifest.index_block_of(&TablePath::data(path).unwrap())?.first.to_string());
         assert_eq!(first("a"), None);
         assert_eq!(first("f00000").as_deref(), Some("f00000"));
         assert_eq!(first("f00009").as_deref(), Some("f00000"));

@@ -202,7 +202,8 @@ impl World {
     async fn check(&mut self, expected: &Expectation, report: &Expired, grace: i64) {
         let aborted: BTreeSet<BackupId> = report.aborted_backups.iter().copied().collect();
         assert_eq!(aborted, expected.aborted, "what was aborted");
-        let deletes = report.retention_configured && self.made.values().any(|made| made.manifest.shows_needs());
+        let deletes =
+            report.retention_configured && self.made.values().any(|made| made.manifest.shows_needs());
         self.check_safety(expected).boxed_local().await;
         if grace > 0 || !deletes {
             return;

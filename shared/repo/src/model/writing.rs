@@ -216,7 +216,8 @@ impl World {
         let writing = self.asleep.swap_remove(at);
         let (id, plan) = (writing.intent.id, writing.plan.clone());
         let standing = self.backups().await.standing(id).await.unwrap();
-        let (aborted, over) = (!self.unfinished.contains_key(&id), matches!(standing, ManifestState::Aborted(_)));
+        let (aborted, over) =
+            (!self.unfinished.contains_key(&id), matches!(standing, ManifestState::Aborted(_)));
         let stop = self.archive().await;
         let done = writing.finish(&mut self.rng, stop).boxed_local().await;
         self.journal.note(format!("backup {id} wakes: {done:?}"));

@@ -148,7 +148,9 @@ impl Run<'_> {
     /// The number of the last entry, and what it says.
     async fn place(&self) -> Result<(u64, SamplePosition)> {
         let paths = ClusterPaths::new(self.cluster);
-        let Ok(prefix) = paths.sequence(&format!("leases/{TASK}")) else { return Ok((0, SamplePosition::default())) };
+        let Ok(prefix) = paths.sequence(&format!("leases/{TASK}")) else {
+            return Ok((0, SamplePosition::default()));
+        };
         let store = self.repository.store();
         let entries = store.list_all(&prefix).await?;
         let numbers = entries.iter().filter_map(|entry| entry.key.below(&prefix)?.parse::<u64>().ok());

@@ -144,7 +144,8 @@ impl NewSlot<'_> {
         let authenticated = authenticated(&key, head.strip_suffix('}').unwrap_or(&head));
         let mut wrapped = Zeroizing::new(master.expose().to_vec());
         let sealing = wrapping_key(secret, self.salt).map_err(RepoError::sealing)?;
-        let tag = sealing.seal_in_place_separate_tag(zero(), Aad::from(&authenticated), wrapped.as_mut_slice());
+        let tag =
+            sealing.seal_in_place_separate_tag(zero(), Aad::from(&authenticated), wrapped.as_mut_slice());
         wrapped.extend_from_slice(tag.map_err(|_| RepoError::sealing(SealError))?.as_ref());
         document.wrapped = Some(hex(&wrapped));
         document::seal(None, &key, &document)
@@ -212,8 +213,13 @@ impl Slot {
         let (sealed, tag) = self.wrapped.split_at(32);
         let mut master = Zeroizing::new([0; 32]);
         let key = wrapping_key(secret, self.salt).map_err(RepoError::sealing)?;
-        let opened =
-            key.open_separate_gather(zero(), Aad::from(&self.authenticated), sealed, tag, master.as_mut_slice());
+        let opened = key.open_separate_gather(
+            zero(),
+            Aad::from(&self.authenticated),
+            sealed,
+            tag,
+            master.as_mut_slice(),
+        );
         Ok(opened.is_ok().then(|| MasterKey::new(*master)))
     }
 }

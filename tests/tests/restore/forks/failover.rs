@@ -63,7 +63,10 @@ fn a_target_behind_the_fork_is_found_in_a_partial_of_the_old_timeline() {
         let options = [&target[..], &["--target-timeline", "1"]].concat();
         let planned = plan(&bed, &options);
         assert_eq!(planned["timeline"], 1, "{planned:#}");
-        assert!(planned["built_segment"]["source_file"].as_str().unwrap().ends_with(".partial"), "{planned:#}");
+        assert!(
+            planned["built_segment"]["source_file"].as_str().unwrap().ends_with(".partial"),
+            "{planned:#}"
+        );
         let server =
             bed.restore_and_start("again", &[&options[..], &["--target-action", "promote"]].concat());
         server.wait_promoted();

@@ -75,7 +75,9 @@ impl Reader {
             FoundKind::LinkedDirectory(target) => {
                 self.streams.each(|packs| packs.linked_directory(path.clone(), attributes, target))
             }
-            FoundKind::Link(target) => self.streams.each(|packs| packs.link(path.clone(), attributes, target)),
+            FoundKind::Link(target) => {
+                self.streams.each(|packs| packs.link(path.clone(), attributes, target))
+            }
             FoundKind::File(_) => self.file(found),
         }
     }

@@ -160,9 +160,7 @@ impl Upload for Script {
 
     async fn are_still_there(&self) -> Result<(), UploadError> {
         match lock(&self.state).missing {
-            Some(permanent) => {
-                Err(UploadError { text: "the repository is not there".to_owned(), permanent })
-            }
+            Some(permanent) => Err(UploadError { text: "the repository is not there".to_owned(), permanent }),
             None => Ok(()),
         }
     }

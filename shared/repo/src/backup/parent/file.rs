@@ -8,9 +8,9 @@ use walpoint_storage::object::ContentHash;
 use super::super::blocks::{BlockCursor, BlockList, decode_leaf};
 use super::super::entry::{Blocks, FileContent, LeafRun, NodeRef};
 use super::super::geometry::{BlockSize, LEAF_BLOCKS};
+use super::super::index_block::decode_node;
 use super::super::location::{BlockRef, FrameRef};
 use super::super::pack::FrameKind;
-use super::super::index_block::decode_node;
 use super::super::path::TablePath;
 use super::{Cached, Parents};
 

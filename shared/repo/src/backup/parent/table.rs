@@ -13,10 +13,10 @@ use walpoint_storage::error::{RepoError, Result};
 use super::super::entry::{EntryContent, FileContent, FileEntry};
 use super::super::geometry::BlockSize;
 use super::super::hash::FileBeginning;
+use super::super::index_block::decode_index_block;
 use super::super::location::{BackupRef, FrameRef};
 use super::super::manifest::IndexBlockRef;
 use super::super::pack::FrameKind;
-use super::super::index_block::decode_index_block;
 use super::super::path::TablePath;
 use super::super::read::BackupReader;
 use super::super::sorter::nameless_file;
@@ -83,7 +83,8 @@ impl ParentTable {
                 by_hash.add(first + n, &entries)?;
                 file.write_all_at(plain, end).map_err(scratch_error)?;
                 let backup = map.get(usize::from(index_block.at.backup.0)).copied();
-                let backup = backup.ok_or_else(|| RepoError::Internal("an index block of nowhere".to_owned()))?;
+                let backup =
+                    backup.ok_or_else(|| RepoError::Internal("an index block of nowhere".to_owned()))?;
                 *slot = Some(IndexBlock {
                     first: index_block.first.clone(),
                     entries: index_block.entries,

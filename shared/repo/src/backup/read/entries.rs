@@ -6,10 +6,10 @@ use std::sync::Arc;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::super::entry::FileEntry;
-use super::super::location::FrameRef;
-use super::super::manifest::{Manifest, IndexBlockRef};
-use super::super::pack::FrameKind;
 use super::super::index_block::decode_index_block;
+use super::super::location::FrameRef;
+use super::super::manifest::{IndexBlockRef, Manifest};
+use super::super::pack::FrameKind;
 use super::super::path::{Root, TreeCheck};
 use super::super::wire::Malformed;
 use super::BackupReader;
@@ -81,7 +81,8 @@ impl BackupReader {
             });
             let entries = entries.map_err(|e| self.corrupt(&e))?;
             let slot = decoded.get_mut(n);
-            *slot.ok_or_else(|| RepoError::Internal("an index block too many was read".to_owned()))? = entries;
+            *slot.ok_or_else(|| RepoError::Internal("an index block too many was read".to_owned()))? =
+                entries;
             Ok(())
         };
         self.packs.tables(FrameKind::IndexBlock, &places, take).await?;

@@ -200,7 +200,8 @@ impl BackupWriter {
         manifest.index_blocks = index_blocks;
         for index_block in &mut manifest.index_blocks {
             let place = places.get(usize::from(index_block.at.backup.0)).copied().flatten();
-            index_block.at.backup = place.ok_or_else(|| RepoError::Internal("an index block of no pack".to_owned()))?;
+            index_block.at.backup =
+                place.ok_or_else(|| RepoError::Internal("an index block of no pack".to_owned()))?;
         }
         manifest.findings = findings;
         let (parent, notes) = (self.parent(), self.take_notes());

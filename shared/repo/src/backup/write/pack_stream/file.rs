@@ -14,9 +14,9 @@ use crate::backup::entry::{
 use crate::backup::findings::{MAX_FINDINGS, PageFault, PageFinding};
 use crate::backup::geometry::{BlockSize, INLINE_BLOCKS, MAX_FILE};
 use crate::backup::hash::{FileHasher, Hashing};
+use crate::backup::index_block::encode_node;
 use crate::backup::live::{Live, count, count_blocks};
 use crate::backup::pack::FrameKind;
-use crate::backup::index_block::encode_node;
 use crate::backup::parent::{KnownFile, KnownLeaf};
 use crate::backup::path::TablePath;
 use crate::backup::wire::Malformed;
@@ -278,8 +278,9 @@ impl FileWriter<'_> {
     /// The file is complete: adds it to the backup.
     pub fn finish(mut self, attributes: Attributes) -> Result<FileSummary> {
         self.end_partial()?;
-        let inline =
-            self.runs.is_empty() && self.nodes.is_empty() && u64::from(self.stream.list.len()) <= INLINE_BLOCKS;
+        let inline = self.runs.is_empty()
+            && self.nodes.is_empty()
+            && u64::from(self.stream.list.len()) <= INLINE_BLOCKS;
         let blocks = if inline {
             if self.filled > 0 {
                 self.file.leaf(Hashing::finish(&self.leaf));
