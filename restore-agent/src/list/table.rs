@@ -26,7 +26,7 @@ pub(super) fn table<const COLUMNS: usize>(head: [&str; COLUMNS], rows: &[Row<COL
     let mut text = String::new();
     for row in all() {
         let cells = row.cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        text.push_str(&format!("    {}", cells.collect::<Vec<String>>().join("  ")).trim_end());
+        text.push_str(format!("    {}", cells.collect::<Vec<String>>().join("  ")).trim_end());
         text.push('\n');
         row.below.iter().for_each(|line| text.push_str(&format!("      {line}\n")));
     }

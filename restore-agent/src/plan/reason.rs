@@ -8,7 +8,7 @@ use walpoint_plan::restore::Why;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(rename = "UnreachableReason")]
-pub(super) enum Reason {
+pub(crate) enum Reason {
     /// The repository has no cluster of that name.
     NoCluster,
     /// The cluster has no lineage of that id.
