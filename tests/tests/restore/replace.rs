@@ -108,7 +108,7 @@ fn a_tablespace_that_comes_back_meanwhile_is_not_written_over() {
     fs::create_dir(&space).unwrap();
     user::give(&space);
     let mount = format!("rmdir {0} && mv {1} {0}", space.display(), away.display());
-    let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap(), "--before", &mount];
+    let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap(), "--pre-command", &mount];
     let output = bed.agent.restore(&[&arguments, &RESTORE[..]].concat()).expect_status(1);
     let refusal =
         format!("{} is not what it was when the restore began; nothing was changed", space.display());
