@@ -6,7 +6,7 @@
   demo-svg.py --record FILE PROGRAMS   also keeps what was printed
 
 To make the picture anew: `make build`, then `tests/setup/demo-svg.py target/release`. The picture needs nothing but itself: no fonts, no
-scripts. It follows the reader's light or dark color scheme. Long answers are cut, and say so.
+scripts. It follows the reader's light or dark color scheme. Long answers are cut, and say so; empty lines and the log are left out.
 """
 
 import argparse
@@ -21,7 +21,7 @@ OUT = TOP / "docs/demo.svg"
 COLUMNS = 108
 CELL, LINE, MARGIN, BAR = 7.8, 18, 20, 36
 # Lines of an answer that are shown, by command; all of the others.
-SHOWN = {"init": 4, "check": 6, "backup": 8, "status": 17, "plan": 12, "restore": 5}
+SHOWN = {"init": 3, "check": 4, "backup": 8, "status": 8, "plan": 8, "restore": 2}
 TITLE = "make demo: a PostgreSQL loses a table and gets it back"
 DESCRIPTION = (
     "A terminal. A PostgreSQL with a million accounts is given a repository, checked and backed up under load. "
@@ -39,6 +39,7 @@ STYLE = """
     }
 """
 HEADING = re.compile(r"\x1b\[1m(.*?)\x1b\[0m")
+LOGGED = re.compile(r"\s*\d{4}-\d\d-\d\dT\S+Z +(?:INFO|WARN|ERROR) ")
 CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")
 
 
@@ -54,7 +55,7 @@ def record(programs):
 
 def wrapped(text, indent):
     """A command in lines that fit, as a shell would take them."""
-    first, *words = text.split(" ")
+    first, *words = re.findall(r'"[^"]*"|\S+', text)
     lines, line = [], "  " + first
     for word in words:
         if len(line) + len(word) + 3 > COLUMNS:
@@ -92,7 +93,7 @@ def screen(printed):
         elif re.match(r"    \([0-9.]+ s\)$", text):
             flush()
             lines.append(("cut", text))
-        elif text or answer:
+        elif text.strip() and not LOGGED.match(text):
             answer.append(text if len(text) <= COLUMNS else text[: COLUMNS - 1] + "…")
     flush()
     return lines

@@ -68,7 +68,15 @@ finish() {
 trap finish EXIT
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-run() { printf '  $ %s\n' "$*"; "$@" 2>&1 | sed 's/^/    /'; }
+# Shows a command as it would be typed, runs it, and shows its answer.
+run() {
+    local word line=
+    for word in "$@"; do
+        case $word in *' '*) line+=" \"$word\"" ;; *) line+=" $word" ;; esac
+    done
+    printf '  $%s\n' "$line"
+    "$@" 2>&1 | sed 's/^/    /'
+}
 took() { printf '    (%s)\n' "$(seconds "$1")"; }
 seconds() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f s", b - a }'; }
 clock() { date +%s.%N; }
