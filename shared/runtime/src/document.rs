@@ -77,7 +77,7 @@ fn tidy(schema: &mut Schema) {
 
 /// The file of a document's schema: named like the manual page of its command.
 fn file(command: &str, source: &Path) -> PathBuf {
-    let top = source.ancestors().find(|directory| directory.join("docs/schema").is_dir());
+    let top = source.ancestors().find(|directory| directory.join("docs/json.md").is_file());
     top.unwrap_or(source).join(format!("docs/schema/{}.json", command.replace(' ', "-")))
 }
 
@@ -88,6 +88,8 @@ pub fn compare<T: Document>(source: &str) {
     let file = file(T::COMMAND, Path::new(source));
     if std::env::var_os(WRITE).is_some() {
         let text = format!("{schema:#}\n");
+        fs::create_dir_all(file.parent().unwrap_or(&file))
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }
     let committed =
