@@ -97,7 +97,7 @@ fn the_first_restore_of_the_readme_works() {
     cluster.psql("drop table accounts");
     cluster.wait_archived(&cluster.switch_wal());
 
-    let copy = walpoint_tests::ports::Lease::new();
+    let copy = walpoint_tests::ports::PortLease::new();
     places.extend([("2026-11-21 10:14:59+01", moment), ("5433", copy.port().to_string())]);
     let shell = Shell { cluster: &cluster, places };
     let planned = shell.types(plan).stdout;
