@@ -20,7 +20,7 @@ pub(crate) fn install(directory: &Path) -> Result<(), Failure> {
     for name in CLIENTS {
         let (from, to) = (beside.join(name), directory.join(name));
         let content = std::fs::read(&from).with_context(|| {
-            format!("{} cannot be read: it has to lie beside archive-agent", from.display())
+            format!("{} cannot be read\nHINT: Install it beside archive-agent.", from.display())
         })?;
         durable::replace(&to, &content, 0o755)
             .with_context(|| format!("{} cannot be written", to.display()))?;

@@ -128,11 +128,12 @@ impl ConfigReport {
         }
     }
 
-    /// For a person: a line for each problem, as compilers print theirs, or what the file has.
+    /// For a person: a line for each problem, as compilers print theirs, with its details and hints below, or what the file has.
     fn text(&self) -> String {
         let path = self.config_file.display();
         if !self.errors.is_empty() {
-            let line = |problem: &Problem| format!("{path}:{}: {}\n", problem.line_number, problem.text());
+            let line =
+                |problem: &Problem| format!("{path}:{}: {}\n", problem.line_number, problem.diagnostic());
             return self.errors.iter().map(line).collect();
         }
         let mut text = format!("{path}: ok\n");

@@ -9,7 +9,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_repo::Repository;
 use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
 use walpoint_runtime::args::CommonArgs;
@@ -17,7 +17,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use crate::selection::unknown_repository;
 
@@ -58,6 +58,8 @@ struct ForgetDocument {
     /// What was deleted, or would be, for each repository.
     repositories: Vec<Forgotten>,
     /// Repositories in which it was refused or did not finish, with the reason.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     failed: Vec<String>,
 }
 
@@ -77,7 +79,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
                 opened.push(repository);
                 document.repositories.push(planned);
             }
-            Err(error) => document.failed.push(format!("repository {name}: {}", told(&error))),
+            Err(error) => document.failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
     }
     // What one repository refuses is deleted in none.
@@ -97,7 +99,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
                     document.failed.push(format!(
                         "repository {}: {}",
                         repository.name(),
-                        told(&error.into())
+                        format_chain(&error.into())
                     ));
                 }
             }
@@ -107,20 +109,22 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
         true => output::json(&document)?,
         false => output::text(&document.text())?,
     }
-    let (failed, done) = (document.failed.join("; "), args.dry_run || !document.repositories.is_empty());
+    let done = args.dry_run || !document.repositories.is_empty();
     let held: u64 = document.repositories.iter().map(|one| one.denied_count).sum();
     match document.failed.is_empty() {
         // Who deletes personal data has to know that it is still there.
         true if held > 0 => Err(anyhow!(
-            "could not delete everything: {held} objects are under a lock, or this account may not delete them. HINT: run it again when \
-             the lock is over, or with an account that may"
+            "could not delete everything: {held} objects are under a lock, or this account may not delete them\nHINT: Run it \
+             again when the lock is over, or with an account that may."
         )
         .into()),
         true => Ok(()),
         false if done && !args.dry_run => {
-            Err(anyhow!("could not delete everything; run it again to continue: {failed}").into())
+            Err(Diagnostic::gather("could not delete everything", &document.failed)
+                .hint("Run it again to continue.")
+                .into())
         }
-        false => Err(anyhow!("{failed}").into()),
+        false => Err(Diagnostic::gather("", &document.failed).into()),
     }
 }
 
@@ -151,7 +155,7 @@ fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, S
     let names = common.names();
     if names.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "the configuration has no [cluster.{cluster}]; name the repositories that hold it with --repo"
+            "the configuration has no [cluster.{cluster}]\nHINT: Name the repositories that hold it with --repo."
         )));
     }
     let pick = |name: &str| match config.repository.get(name) {
@@ -168,7 +172,7 @@ fn confirm(cluster: &ClusterName, document: &ForgetDocument) -> anyhow::Result<(
     std::io::stdin().lock().read_line(&mut typed)?;
     match typed.trim() {
         typed if typed == cluster.as_str() => Ok(()),
-        "" => bail!("nothing was deleted: the name was not typed. HINT: --yes skips the question"),
+        "" => bail!("nothing was deleted: the name was not typed\nHINT: --yes skips the question."),
         _ => bail!("nothing was deleted: what was typed is not {cluster}"),
     }
 }
@@ -202,7 +206,7 @@ impl ForgetDocument {
                 writeln!(text, "  not Walpoint's, left alone: {key}").ok();
             }
             for note in &one.notes {
-                writeln!(text, "  note: {note}").ok();
+                writeln!(text, "{}", human::hanging("  note: ", note)).ok();
             }
         }
         text

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use walpoint_base::ClusterName;
 use walpoint_base::socket::{HealthReply, HealthRequest, Message, connect};
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
@@ -27,7 +27,7 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         let socket = selection.settings.push_socket(&selection.cluster);
         match ask(&socket) {
             // A daemon answers for all its clusters at each of their sockets.
-            Ok(reply) => problems.extend(reply.problems.lines().map(str::to_owned)),
+            Ok(reply) => problems.extend(Diagnostic::each(&reply.problems).iter().map(Diagnostic::to_string)),
             Err(error) => silent.push((selection.cluster, socket, error)),
         }
     }
@@ -45,7 +45,7 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         .collect();
     match silent.is_empty() {
         true => Ok(()),
-        false => Err(anyhow!("no daemon answers; {}", silent.join("; ")).into()),
+        false => Err(anyhow!("no daemon answers: {}", silent.join("; ")).into()),
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, LineageId, SegmentName, TimelineId};
+use walpoint_base::{ClusterName, Diagnostic, LineageId, SegmentName, TimelineId};
 use walpoint_repo::Repository;
 use walpoint_repo::lineage::DamagedLineage;
 use walpoint_runtime::args::CommonArgs;
@@ -16,7 +16,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
 use walpoint_storage::object::ContentHash;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use crate::hold::user;
 
@@ -90,7 +90,9 @@ struct Settlement {
 pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result<(), Failure> {
     let LineageCommand::Settle(args) = command;
     if args.reason.trim().is_empty() {
-        return Err(Failure::usage(anyhow!("--reason is empty: it is shown to people who restore later")));
+        return Err(Failure::usage(anyhow!(
+            "--reason is empty\nHINT: State the reason: it is shown to people who restore later."
+        )));
     }
     let selection = common.select::<StoreSettings>()?;
     let (mut settled, mut failed, mut refused) = (Vec::new(), Vec::new(), false);
@@ -100,7 +102,7 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
                 refused |= found.is_some();
                 settled.extend(found.into_iter().flatten());
             }
-            Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
+            Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
     }
     // Run once more, the command ends what it began: it takes no timeline for abandoned of which a history was settled.
@@ -110,12 +112,13 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
     let nothing = settled.is_empty() && failed.is_empty();
     print(common, &selection.cluster, args, settled)?;
     if !failed.is_empty() {
-        return Err(anyhow!("{}", failed.join("; ")).into());
+        return Err(Diagnostic::gather("", failed).into());
     }
     if nothing {
         return Err(anyhow!(
-            "no repository holds a history that was refused for timeline {} and is not settled, or WAL of it that was abandoned: \
-             \"archive-agent status\" shows the timelines; --abandoned says that one was abandoned for which a history was refused",
+            "no repository holds a history that was refused for timeline {} and is not settled, or WAL of it that was \
+             abandoned\nHINT: \"archive-agent status\" shows the timelines. For a timeline that was abandoned although a \
+             history was refused for it, add --abandoned.",
             args.timeline
         )
         .into());
@@ -149,7 +152,7 @@ async fn settle(
     let Some((first, _)) = open.first().copied() else { return Ok(ever.then(Vec::new)) };
     if let Some((other, _)) = open.iter().find(|(lineage, _)| *lineage != first) {
         return Err(anyhow!(
-            "timeline {} is in doubt in lineages {first} and {other}: say which one by --lineage",
+            "timeline {} is in doubt in lineages {first} and {other}\nHINT: Name one of them with --lineage.",
             args.timeline
         ));
     }
@@ -175,7 +178,7 @@ fn unless_meant(damaged: &[DamagedLineage], args: &SettleArgs) -> anyhow::Result
     let Some(damaged) = meant else { return Ok(()) };
     let hint = match args.lineage {
         Some(_) => "",
-        None => "; HINT: to settle the timeline in another lineage, name that by --lineage",
+        None => "\nHINT: To settle the timeline in another lineage, name that one with --lineage.",
     };
     Err(anyhow!("{damaged}{hint}"))
 }

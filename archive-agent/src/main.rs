@@ -28,7 +28,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use walpoint_base::socket::PUSH_OUTCOME;
 use walpoint_runtime::exit::{self, Failure};
-use walpoint_runtime::{logs, memory, output, pages, sibling, threads, umask};
+use walpoint_runtime::logs::{self, Process};
+use walpoint_runtime::{memory, output, pages, sibling, threads, umask};
 
 use cli::{Cli, Command};
 
@@ -51,7 +52,8 @@ fn main() -> ExitCode {
     let mut logging = cli.common.clone();
     // What a push prints goes to PostgreSQL's log, for every segment: success is not worth a line there.
     logging.quiet |= matches!(cli.command, Command::Push { .. }) && logging.verbose == 0;
-    logs::start(&logging);
+    let daemon = matches!(cli.command, Command::Run { once: false });
+    logs::start(&logging, if daemon { Process::Daemon } else { Process::Command });
     let result = walpoint_words::advised(start(&cli));
     if matches!(cli.command, Command::Push { .. }) && std::env::var_os(PUSH_OUTCOME).is_some() {
         let status = result.as_ref().map_or_else(|failure| failure.status, |()| exit::DONE);

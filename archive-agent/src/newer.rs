@@ -16,8 +16,8 @@ pub(crate) fn found(newer: &Newer) -> String {
 pub(crate) fn advice(newer: &Newer, own: TimelineId) -> String {
     let timeline = newer.timeline;
     format!(
-        "if nothing of timeline {timeline} is needed, stop that server's archiving and run archive-agent lineage settle --timeline \
-         {timeline} --reason \"…\"; if that server is to be archived too, run archive-agent init --new-lineage there first; until \
-         then --target-timeline {own} restores this server"
+        "If nothing of timeline {timeline} is needed, stop that server's archiving and run \"archive-agent lineage settle --timeline \
+         {timeline} --reason …\". If that server is to be archived too, run \"archive-agent init --new-lineage\" there first. Until \
+         then --target-timeline {own} restores this server."
     )
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::facts::PointRef;
-use walpoint_base::{ClusterName, Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{ClusterName, Diagnostic, Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_repo::catalog::Catalog;
 use walpoint_runtime::args::{self, CommonArgs, Selection};
@@ -79,7 +79,8 @@ struct RestorePointReport {
     /// The number of restore points that had the name before.
     same_name_count: usize,
     /// Why the cluster cannot be restored to it yet. Absent if it can.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     warnings: Vec<String>,
     /// The command that restores to it, into the directory `DIR`.
     command: String,
@@ -109,7 +110,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
             Ok(None) => whose_files::prove(&mut server, pgdata).await.map(|_| Some(pgdata.as_path()))?,
             // It only explains better what does not arrive.
             Err(error) => {
-                tracing::debug!("{} is left alone: {error:#}", pgdata.display());
+                tracing::debug!(
+                    "{} is left alone: {}",
+                    pgdata.display(),
+                    walpoint_words::format_chain(&error)
+                );
                 None
             }
         },
@@ -164,17 +169,17 @@ async fn primary(selection: &Selection<StoreSettings>) -> anyhow::Result<(Server
     let identity = server.identity().await?;
     if identity.in_recovery {
         bail!(
-            "cannot create a restore point: the server on {} is in recovery. HINT: Set conninfo to the primary: only what it writes can \
-             be named.",
+            "cannot create a restore point: the server on {} is in recovery\nHINT: Set conninfo to the primary: only what it \
+             writes can be named.",
             server.connection().host()
         );
     }
     let mut report = CheckReport::default();
     let archives = archiving::settings(&mut report, &mut server, &identity).await;
     if !archives {
-        bail!("cannot create a restore point that can be restored to: {}", report.text_of(Grade::Failed));
+        return Err(report.failure("cannot create a restore point that can be restored to").into());
     }
-    report.text_of(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));
+    report.diagnostics(Grade::Warning).iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok((server, identity))
 }
 
@@ -188,8 +193,8 @@ async fn known(destinations: &[Destination], name: &str) -> anyhow::Result<usize
         {
             tracing::warn!(
                 repository = destination.name(),
-                "there is a restore point named \"{name}\" already, the last one at {} on timeline {}: --target-name alone does not \
-                 distinguish them",
+                "there is a restore point named \"{name}\" already, the last one at {} on timeline {}\nDETAIL: --target-name \
+                 alone does not distinguish them.",
                 last.lsn,
                 last.timeline
             );
@@ -249,13 +254,13 @@ async fn unreached(destinations: &[Destination], timeline: TimelineId) -> Vec<St
         match look.await {
             Ok(None) => {}
             Ok(Some(what)) => warnings.push(format!(
-                "repository {}: {what}; take a backup (archive-agent backup), and then a new restore point",
+                "repository {}: {what}\nHINT: Take a backup (archive-agent backup), and then create a new restore point.",
                 repository.name()
             )),
             Err(error) => warnings.push(format!(
                 "repository {}: whether a backup leads to the restore point is not known: {}",
                 repository.name(),
-                walpoint_words::told(&error)
+                walpoint_words::format_chain(&error)
             )),
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn selections(common: &CommonArgs) -> Result<Vec<Selection<StoreSetti
 pub(crate) fn unknown_repository(name: &str, config: &Config<StoreSettings>) -> Failure {
     let known = config.repository.keys().cloned().collect::<Vec<_>>().join(", ");
     Failure::usage(anyhow::anyhow!(
-        "--repo {name}: the configuration has no [repository.{name}] (it has: {known})"
+        "--repo {name}: the configuration has no [repository.{name}]\nDETAIL: It has: {known}."
     ))
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn unknown_repository(name: &str, config: &Config<StoreSettings>) -> 
 pub(crate) fn pgdata(selection: &Selection<StoreSettings>) -> Result<&Path, Failure> {
     selection.settings.pgdata.as_deref().ok_or_else(|| {
         Failure::usage(anyhow::anyhow!(
-            "[cluster.{}] has no pgdata: archiving reads PostgreSQL's data directory, so say where it is",
+            "[cluster.{}] has no pgdata: archiving reads PostgreSQL's data directory\nHINT: Set pgdata to its path.",
             selection.cluster
         ))
     })

@@ -19,7 +19,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use walpoint_runtime::{exit, logs, memory, pages, sibling, threads};
+use walpoint_runtime::logs::{self, Process};
+use walpoint_runtime::{exit, memory, pages, sibling, threads};
 use walpoint_words::advised;
 
 use cli::{Cli, Command};
@@ -65,7 +66,8 @@ fn run(arguments: &[OsString]) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(arguments, &error),
     };
-    logs::start(&cli.common);
+    let daemon = matches!(cli.command, Command::Prefetch(_));
+    logs::start(&cli.common, if daemon { Process::Daemon } else { Process::Command });
     if matches!(cli.command, Command::Prefetch(_) | Command::Restore(_)) {
         memory::give_back();
     }

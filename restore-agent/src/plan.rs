@@ -27,6 +27,7 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use clap::Args;
 use jiff::Timestamp;
+use walpoint_base::Diagnostic;
 use walpoint_base::{ClusterName, LineageId, TimelineId};
 use walpoint_plan::restore::{PlannedSegment, RestorePlan, RestoreRequest, SegmentDecoder, Unreachable};
 use walpoint_repo::catalog::Catalog;
@@ -187,8 +188,8 @@ impl<'a> Known<'a> {
             match answer {
                 None => {
                     tracing::warn!(
-                        "repository \"{name}\" was skipped: {} after another one gave a plan it has not answered; what only \
-                         it has is not in the plan",
+                        "repository \"{name}\" was skipped: {} after another one gave a plan it has not answered\nDETAIL: \
+                         What only it has is not in the plan.",
                         human::span(ask::TIME_LIMIT)
                     );
                     known.skipped.push(name);
@@ -272,7 +273,8 @@ async fn compare(
     let compared = agreement::compare(plans, catalogs).await;
     if let Some(what) = compared.different {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
-            "{what}: two servers archived there. HINT: Name the repository whose server you mean: --repo NAME --cluster {cluster}."
+            "{what}: two servers archived there\nHINT: Name the repository whose server you mean: --repo NAME --cluster \
+             {cluster}."
         ))));
     }
     for (planned, end) in plans.iter_mut().zip(compared.ends) {
@@ -308,7 +310,7 @@ pub(crate) fn refuse(common: &CommonArgs, no_plan: NoPlan) -> Result<(), Failure
     match no_plan {
         NoPlan::Failed(failure) => Err(failure),
         NoPlan::Unreachable(unreachable) => {
-            let error = anyhow!("{}; nothing was touched", refusal(&unreachable));
+            let error = Diagnostic::new(refusal(&unreachable)).detail("Nothing was touched.").into();
             if common.json {
                 output::json(&PlanReport::refusal(&unreachable))?;
             } else {

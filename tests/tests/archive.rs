@@ -283,9 +283,16 @@ fn the_usual_mistakes_in_archive_command_get_a_hint() {
     assert!(told.contains("%p (the path), not %f (the name)"), "{told}");
     let mut elsewhere = bed.agent.push_command(format!("pg_wal/{name}"));
     let told = process::run(elsewhere.current_dir("/"), SOON).expect_status(1).stderr;
-    assert!(told.contains("must not change it") && told.contains("working directory is /"), "{told}");
+    assert!(
+        told.contains("must not change the working directory") && told.contains("working directory is /"),
+        "{told}"
+    );
     let told = bed.agent.push("pg_wal/0000000100000000000000FE").expect_status(1).stderr;
-    assert!(told.contains("has no such file in pg_wal") && !told.contains("must not change it"), "{told}");
+    assert!(
+        told.contains("has no such file in pg_wal")
+            && !told.contains("must not change the working directory"),
+        "{told}"
+    );
     let told = bed.agent.push("pg_wal/archive_status").expect_status(1).stderr;
     assert!(told.contains("not a WAL file name"), "{told}");
     process::run(&mut bed.agent.command("archive-push", [&name]), SOON).expect_status(2);

@@ -235,7 +235,7 @@ fn a_missing_data_directory_keeps_no_other_cluster_from_archiving() {
     let status: serde_json::Value =
         serde_json::from_str(&elsewhere.run(&["status", "--json"]).expect_success().stdout).unwrap();
     let server = &status["clusters"][0]["server"];
-    assert!(server["ready_error"].is_string() && server["ready_count"].is_null(), "{server}");
+    assert!(server["ready_error"]["message"].is_string() && server["ready_count"].is_null(), "{server}");
 }
 
 /// A8: "ready" is said when a push socket answers, not when all were refused.

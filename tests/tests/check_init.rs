@@ -474,7 +474,7 @@ fn check_names_what_is_wrong() {
     let output = bed.run(&["check", "--timeout", "2s"]).expect_status(3);
     let text = &output.stdout;
     assert!(text.contains("failed   archiving") && text.contains("somewhere else"), "{text}");
-    assert!(text.contains("this does not look like Walpoint"), "{text}");
+    assert!(text.contains("HINT: This does not look like Walpoint"), "{text}");
 
     bed.cluster.set("archive_command", "exit 3");
     bed.cluster.reload();
@@ -536,7 +536,7 @@ fn check_names_recovery_settings_that_outlived_a_restore() {
     let warned = told(&agent);
     assert!(warned.contains(&format!("recovery_target_lsn = '{target}'")), "{warned}");
     assert!(warned.contains("recovery_target_timeline = "), "{warned}");
-    let remedy = warned.split("as a superuser, run: ").nth(1).unwrap();
+    let remedy = warned.split("As a superuser, run: ").nth(1).unwrap();
     let remedy = remedy.split("select pg_reload_conf();").next().unwrap();
     for statement in remedy.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
         copy.psql(&statement.split_whitespace().collect::<Vec<_>>().join(" "));

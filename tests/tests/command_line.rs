@@ -51,18 +51,20 @@ pgdata = \"/missing/data\"
     let told = run("archive-agent", &["config", "check", "--config", &path]).expect_status(2);
     let lines: Vec<&str> = told.stdout.lines().collect();
     let expected = [
-        format!("{path}:3: [repository.far]: unknown key \"endpiont\"; did you mean \"endpoint\"?"),
+        format!("{path}:3: [repository.far]: unknown key \"endpiont\""),
+        "HINT: Perhaps you meant \"endpoint\".".to_owned(),
         format!(
-            "{path}:9: [cluster.main]: \"repositories\" names \"near\", but there is no [repository.near] (known: far)"
+            "{path}:9: [cluster.main]: \"repositories\" names \"near\", but there is no [repository.near]"
         ),
+        "DETAIL: There is: far.".to_owned(),
     ];
     assert!(expected.iter().all(|line| lines.contains(&line.as_str())), "{told:#?}");
     assert!(told.stderr.contains("problem"), "{told:#?}");
     let json = run("archive-agent", &["config", "check", "--json", "--config", &path]).expect_status(2);
     let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
     assert_eq!(
-        (&json["errors"][0]["line_number"], &json["errors"][0]["key"]),
-        (&3.into(), &"endpiont".into()),
+        (&json["errors"][0]["line_number"], &json["errors"][0]["key"], &json["errors"][0]["hint"]),
+        (&3.into(), &"endpiont".into(), &"Perhaps you meant \"endpoint\".".into()),
         "{json:#}"
     );
     assert_eq!(json["clusters"], serde_json::json!([]), "{json:#}");

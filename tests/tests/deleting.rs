@@ -75,13 +75,15 @@ fn a_backup_goes_by_name_unless_something_protects_it() {
         let refused = bed.agent.run(&["expire", "--backup", &ids[0]]).expect_status(1);
         assert!(
             refused.stderr.contains("hold 1 by ")
-                && refused.stderr.contains("(--even-if-held overrides this)"),
+                && refused
+                    .stderr
+                    .contains("HINT: To delete it although holds protect it, add --even-if-held."),
             "{refused:#?}"
         );
         let unknown = "20200101T000000Z-00000001-0000000002000028-9f3a0c11";
         let refused = bed.agent.run(&["expire", "--backup", unknown]).expect_status(1);
         assert!(
-            refused.stderr.contains("is not here; archive-agent status lists the backups"),
+            refused.stderr.contains("is not here\nHINT: \"archive-agent status\" lists the backups."),
             "{refused:#?}"
         );
         let usage = bed.agent.run(&["expire", "--even-if-last"]).expect_status(2);
@@ -113,7 +115,7 @@ fn a_backup_goes_by_name_unless_something_protects_it() {
         bed.agent.run(&["expire", "--backup", &ids[1]]).expect_success();
         let had = segments(&bed);
         let refused = bed.agent.run(&["expire", "--backup", &last]).expect_status(1);
-        assert!(refused.stderr.contains("(--even-if-last overrides this)"), "{refused:#?}");
+        assert!(refused.stderr.contains("add --even-if-last."), "{refused:#?}");
         bed.agent.run(&["expire", "--backup", &last, "--even-if-last"]).expect_success();
         assert_eq!(bed.backups(), Vec::<String>::new());
         assert_eq!(segments(&bed), had, "WAL waits for the next backup");
@@ -210,7 +212,7 @@ fn a_backup_that_a_running_one_builds_on_goes_only_with_that() {
     wait::until_true(wait::SOON, "the backup has begun", begun);
     sleeper.signal(Signal::STOP);
     let refused = bed.agent.run(&["expire", "--backup", &ids[1]]).expect_status(1);
-    assert!(refused.stderr.contains("(--abort-unfinished aborts that one)"), "{refused:#?}");
+    assert!(refused.stderr.contains("add --abort-unfinished."), "{refused:#?}");
     bed.agent.run(&["expire", "--backup", &ids[1], "--abort-unfinished"]).expect_success();
     assert_eq!(bed.backups()[0], ids[0]);
     assert!(!bed.back_door().list("clusters/main/data").iter().any(|key| key.contains(&ids[1])));
@@ -246,9 +248,10 @@ fn a_cluster_is_forgotten_when_its_name_is_typed() {
         };
         let refused = forget(&["--yes"], "").expect_status(1);
         let says = |text: &str| assert!(refused.stderr.contains(text), "{refused:#?}");
-        says("for the auditor (--even-if-held overrides this)");
+        says("for the auditor");
+        says("add --even-if-held.");
         says("within the last hour, so an agent may still work on the cluster");
-        says("(--even-if-in-use overrides this)");
+        says("add --even-if-in-use.");
         let sure = ["--even-if-held", "--even-if-in-use"];
         for typed in ["", "main\n", "yes\n"] {
             let refused = forget(&sure, typed).expect_status(1);
@@ -266,7 +269,7 @@ fn a_cluster_is_forgotten_when_its_name_is_typed() {
         assert!(missing.stderr.contains("--repo"), "{missing:#?}");
         let missing = second.run(&["forget", "missing", "--yes", "--repo", "main"]).expect_status(1);
         assert!(
-            missing.stderr.contains("has nothing of cluster missing; it has main, other"),
+            missing.stderr.contains("has nothing of cluster missing\nDETAIL: It has main, other."),
             "{missing:#?}"
         );
 

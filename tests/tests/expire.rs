@@ -480,7 +480,7 @@ fn without_a_retention_nothing_is_deleted() {
         (vec!["hold", "add", "--reason", "x", "--until", "1d"], "--backup"),
         (vec!["hold", "add", "--backup", &id, "--reason", "x", "--until", "yesterday"], "time"),
         (vec!["hold", "add", "--backup", &id, "--reason", " ", "--until", "1d"], "--reason is empty"),
-        (vec!["expire", "--repo", "other"], "has no repository \"other\" (it has: main)"),
+        (vec!["expire", "--repo", "other"], "has no repository \"other\"\nDETAIL: It has: main."),
     ] {
         let output = bed.agent.run(&arguments).expect_status(2);
         assert!(output.stderr.contains(says), "{arguments:?}: {output:#?}");

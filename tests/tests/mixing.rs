@@ -213,7 +213,7 @@ fn a_gap_in_one_servers_wal_is_on_record_until_a_backup_begins_behind_it() {
     put(&copy, broken, &directory);
     assert!(broken > &ours[1], "{broken} {ours:?}");
     let stored = bed.direct(&directory.join(broken)).expect_success();
-    assert!(stored.stderr.contains("take a backup now"), "{stored:?}");
+    assert!(stored.stderr.contains("HINT: Take a backup now."), "{stored:?}");
 
     let status = bed.agent.run(&["status"]).expect_success().stdout;
     assert!(status.contains(&format!("before {broken}")) && status.contains("TAKE A BACKUP NOW"), "{status}");
@@ -254,7 +254,7 @@ fn a_gap_in_one_servers_wal_is_on_record_until_a_backup_begins_behind_it() {
     agent.run(&["backup"]).expect_success();
     let status = agent.run(&["status"]).expect_success().stdout;
     assert!(
-        !status.contains("TAKE A BACKUP NOW") && status.contains("a backup was taken behind it"),
+        !status.contains("TAKE A BACKUP NOW") && status.contains("A backup was taken behind it"),
         "{status}"
     );
     agent.restore(&["plan"]).expect_success();
@@ -400,7 +400,7 @@ fn where_wal_does_not_show_the_lineage_nothing_is_stored_until_it_is_said() {
     let names = segments(&heir, "heir", 2);
     wait::until_true(SOON, "it hears of it", || heir.log().contains("walpoint.lineage"));
     let log = heir.log();
-    for said in ["has several lineages", "-1\"", "-2\"", "HINT: copy walpoint.lineage from the server"] {
+    for said in ["has several lineages", "-1\"", "-2\"", "HINT: Copy walpoint.lineage from the server"] {
         assert!(log.contains(said), "{said}: {log}");
     }
     let keys = bed.store.back_door().list("clusters");

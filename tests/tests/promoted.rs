@@ -132,7 +132,7 @@ fn a_promoted_standby_behind_a_gap_archives_its_own_timeline() {
     wait::until_true(BACKFILLED, "the gap is said", || {
         daemon.log().contains("do not continue what the repositories hold")
     });
-    assert!(daemon.log().contains("HINT: make a new backup now"), "{}", daemon.log());
+    assert!(daemon.log().contains("HINT: Take a new backup now"), "{}", daemon.log());
     assert_eq!(is_stored(&bed, &kept), [false; 3], "{}", daemon.log());
     assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
     agent.run(&["backup"]).expect_success();

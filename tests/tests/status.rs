@@ -96,12 +96,12 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     let root = store.root().expect("a directory").to_owned();
     std::fs::rename(&root, root.with_extension("gone")).expect("unmount");
     let dark = impatient.run(&["status"]).expect_status(1);
-    assert!(dark.stdout.contains("does not exist: is its filesystem mounted?"), "{dark:#?}");
+    assert!(dark.stdout.contains("HINT: Check that its filesystem is mounted."), "{dark:#?}");
     assert!(dark.stderr.contains("no repository of cluster main could be read"), "{dark:#?}");
     let dark = json(&impatient.run(&["status", "--json"]).expect_status(1));
     let repositories = &dark["clusters"][0]["repositories"];
     assert!(
-        (0..2).all(|n| repositories[n]["error"].is_string() && repositories[n]["status"].is_null()),
+        (0..2).all(|n| repositories[n]["error"]["message"].is_string() && repositories[n]["status"].is_null()),
         "{dark}"
     );
 }
@@ -219,14 +219,21 @@ fn an_empty_repository_is_no_failure_and_no_repository_is_one() {
     let empty = bare(&["--repo", &url, "--cluster", "main"], &[]).expect_success().stdout;
     assert!(empty.contains("No backup."), "{empty}");
     let other = bare(&["--repo", &url, "--cluster", "mian"], &[]).expect_status(1).stdout;
-    assert!(other.contains("does not know cluster mian; it has: main"), "{other}");
+    assert!(other.contains("does not know cluster mian\n"), "{other}");
+    assert!(other.contains(" DETAIL: It has: main.\n") && other.contains(" HINT: "), "{other}");
     assert!(!other.contains("No backup."), "{other}");
     // The server of the configuration does not run: that is said, and no failure.
     let asked = agent.run(&["status"]).expect_success().stdout;
     assert!(asked.contains("cannot be asked: "), "{asked}");
-    // Wrong usage is status 2.
+    // Wrong usage is status 2; what to do is a line of its own, in JSON a member.
     bare(&["--repo", &url], &[]).expect_status(2);
-    bare(&[], &[]).expect_status(2);
+    let (primary, hint) = ("no configuration: ", "Give --config FILE, or --repo URL and --cluster NAME.");
+    let told = bare(&[], &[]).expect_status(2).stderr;
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].contains(primary) && lines[1..] == [format!("HINT: {hint}")], "{told}");
+    let told = bare(&["--json"], &[]).expect_status(2).stderr;
+    let record: Value = serde_json::from_str(&told).unwrap();
+    assert!(record["message"].as_str().unwrap().starts_with(primary) && record["hint"] == hint, "{record}");
 }
 
 /// K6: an encrypted repository without its key shows what its names tell, and that the key is missing.
@@ -247,7 +254,7 @@ fn an_encrypted_repository_without_its_key_shows_names() {
         assert!(output.stdout.contains(&format!("Lineage {}-1", system_id())), "{output:#?}");
         let shown = json(&agent.run(&["status", "--json"]).expect_success());
         let repository = &shown["clusters"][0]["repositories"][0];
-        assert!(repository["status"].is_null() && repository["error"].is_string(), "{shown}");
+        assert!(repository["status"].is_null() && repository["error"]["message"].is_string(), "{shown}");
         assert_eq!(repository["listing"]["lineages"][0]["timelines"][0]["last_segment"], NAME);
     }
 }

@@ -49,7 +49,7 @@ fn damaged_packs_are_found(bed: &Archived, pack: &str, first: &str) {
         let named = kinds(&report);
         assert!(named.iter().any(|(_, object)| object == pack), "{named:?}");
         assert!(report["findings"][0]["backups"].to_string().contains(first), "{report:#}");
-        assert!(report["findings"][0]["hint"].as_str().unwrap().contains("take a backup"), "{report:#}");
+        assert!(report["findings"][0]["hint"].as_str().unwrap().contains("Take a backup"), "{report:#}");
         assert!(!keys(bed, "/announcements/", "").is_empty(), "the next backup does not build on it");
         door.put(pack, whole);
     }
@@ -114,7 +114,7 @@ fn damage_of_every_kind_is_found_and_named() {
         let report = verify(&bed, &["--light"], 3);
         assert_eq!(kinds(&report)[0], ("missing".to_owned(), packs[0].clone()));
         let told = bed.agent.run(&["verify", "--light"]).expect_status(3);
-        assert!(told.stdout.contains(&packs[0]) && told.stdout.contains("to do: take a backup"), "{told:#?}");
+        assert!(told.stdout.contains(&packs[0]) && told.stdout.contains("HINT: Take a backup"), "{told:#?}");
         let planned = bed.agent.restore(&["plan"]).expect_success().stdout;
         let damage = format!("was found damaged that backup {second} needs");
         assert!(planned.contains(&damage), "{planned}");

@@ -69,8 +69,8 @@ fn judge(reply: PushReply, file: &WalFile) -> PushAnswer {
     match reply.outcome {
         PushOutcome::Stored if reply.identity == file.identity => PushAnswer::Stored(reply.remember),
         PushOutcome::Stored => PushAnswer::Failed(format!(
-            "the daemon archived another file of that name (inode {}, PostgreSQL's is {}); HINT: pgdata of this cluster in \
-             the daemon's configuration must be this server's data directory",
+            "the daemon archived another file of that name (inode {}, PostgreSQL's is {})\nHINT: pgdata of this cluster in \
+             the daemon's configuration must be this server's data directory.",
             reply.identity.inode, file.identity.inode
         )),
         PushOutcome::Dropped if reply.identity == file.identity => PushAnswer::Dropped(reply.message),
@@ -96,13 +96,13 @@ fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply,
     let hangs = |again: &str| {
         let unnoted = mark.as_ref().and_then(|mark| mark.set().err()).map(|error| {
             format!(
-                "; the next file waits as long, because {}/{} cannot be written: {error}",
+                "\nDETAIL: The next file waits as long, because {}/{} cannot be written: {error}.",
                 directory.display(),
                 hung::FILE
             )
         });
         Silence::Useless(format!(
-            "the daemon at {shown} hangs: it has said nothing for {} s{again}{}; HINT: restart it",
+            "the daemon at {shown} hangs: it has said nothing for {} s{again}{}\nHINT: Restart it.",
             PUSH_SILENCE.as_secs(),
             unnoted.unwrap_or_default()
         ))

@@ -47,7 +47,7 @@ pub(crate) fn push(arguments: &Arguments) -> Ended {
             Err(error) => problem += &format!("; {}: {error}", program.display()),
         }
     }
-    Ended::Broken(problem + "; HINT: start the daemon (archive-agent run)")
+    Ended::Broken(problem + "\nHINT: Start the daemon (archive-agent run).")
 }
 
 fn agent(mut agent: Command, arguments: &Arguments) -> Command {
@@ -86,8 +86,8 @@ fn judge(status: ExitStatus) -> Ended {
         (Some(0), _) => Ended::Stored,
         (Some(code), _) => failed(code),
         (None, Some(signal)) => Ended::Broken(format!(
-            "archive-agent push was ended by signal {signal}; HINT: 6 and 9 often mean that memory was short: start the daemon \
-             (archive-agent run), or raise the limit"
+            "archive-agent push was ended by signal {signal}\nHINT: Signals 6 and 9 often mean that memory was short: start \
+             the daemon (archive-agent run), or raise the limit."
         )),
         (None, None) => Ended::Broken(format!("archive-agent push ended with {status}")),
     }
@@ -138,7 +138,7 @@ mod tests {
         assert!(matches!(exit(255), Ended::Broken(_)));
         for signal in [6, 9, 11, 15] {
             assert!(matches!(judge(ExitStatus::from_raw(signal)), Ended::Broken(text)
-                if text.contains(&format!("signal {signal};"))));
+                if text.contains(&format!("signal {signal}\n"))));
         }
     }
 }

@@ -24,8 +24,8 @@ pub(crate) fn look(path: &Path) -> Result<WalFile, String> {
     let text = path.file_name().unwrap_or_default().to_string_lossy();
     if text.contains('%') {
         return Err(format!(
-            "the path is {shown}: PostgreSQL replaces %p only in archive_command; HINT: by hand, give a path such as \
-             pg_wal/000000010000000000000001"
+            "the path is {shown}: PostgreSQL replaces %p only in archive_command\nHINT: To archive a file by hand, give a \
+             path such as pg_wal/000000010000000000000001."
         ));
     }
     let name: WalFileName = text.parse().map_err(|problem| format!("cannot archive {shown}: {problem}"))?;
@@ -36,7 +36,7 @@ pub(crate) fn look(path: &Path) -> Result<WalFile, String> {
     Ok(WalFile { name, identity, owner })
 }
 
-/// What most likely went wrong, as a sentence to append.
+/// What most likely went wrong, as lines to append.
 fn hint(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound if path.is_absolute() => String::new(),
@@ -46,23 +46,24 @@ fn hint(path: &Path, error: &io::Error) -> String {
             let only_a_name = path.parent().is_none_or(|parent| parent.as_os_str().is_empty());
             if only_a_name {
                 format!(
-                    "; HINT: archive_command must pass %p (the path), not %f (the name); working directory: {here}"
+                    "\nDETAIL: The working directory is {here}.\nHINT: archive_command must pass %p (the path), not %f (the \
+                     name)."
                 )
             } else if directory.is_some_and(|directory| directory.join("PG_VERSION").exists()) {
                 let place = path.parent().unwrap_or(path).display();
                 format!(
-                    "; HINT: the data directory {here} has no such file in {place}: is it archived and removed, or not \
-                     written yet?"
+                    "\nDETAIL: The data directory {here} has no such file in {place}: it was archived and removed, or is not \
+                     written yet."
                 )
             } else {
                 format!(
-                    "; HINT: the path is relative to the data directory, but the working directory is {here}: \
-                     archive_command must not change it"
+                    "\nDETAIL: The path is relative to the data directory, but the working directory is {here}.\nHINT: \
+                     archive_command must not change the working directory."
                 )
             }
         }
         io::ErrorKind::PermissionDenied => {
-            "; HINT: archive-push must run as the user that owns the data directory".to_owned()
+            "\nHINT: archive-push must run as the user that owns the data directory.".to_owned()
         }
         _ => String::new(),
     }
@@ -76,7 +77,7 @@ mod tests {
     fn the_usual_mistakes_get_a_hint() {
         for (path, says) in [
             ("000000010000000000000001", "must pass %p"),
-            ("pg_wal/000000010000000000000001", "must not change it"),
+            ("pg_wal/000000010000000000000001", "must not change the working directory"),
             ("%p", "replaces %p only in archive_command"),
             ("pg_wal/xlogtemp.27", "not a WAL file name"),
             ("/nowhere/000000010000000000000001", "No such file"),

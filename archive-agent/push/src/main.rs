@@ -20,6 +20,7 @@ use arguments::{Arguments, Parsed};
 use ask::PushAnswer;
 use direct::Ended;
 use file::WalFile;
+use walpoint_base::Diagnostic;
 use walpoint_base::archived;
 use walpoint_base::dropped::{self, DropReason, Recorded};
 
@@ -83,7 +84,8 @@ fn remember(arguments: &Arguments, file: &WalFile, lines: &[String]) {
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
     if let Err(error) = if lines.is_empty() { Ok(()) } else { archived::note(directory, lines) } {
         say(&format!(
-            "WARNING: \"{}\" is archived, and that cannot be noted in {}: {error}; after a gap the daemon may ask whose WAL is stored",
+            "WARNING: \"{}\" is archived, and that cannot be noted in {}: {error}\nDETAIL: After a gap the daemon may ask \
+             whose WAL is stored.",
             file.name,
             directory.join(archived::FILE).display()
         ));
@@ -96,23 +98,29 @@ fn record_drop(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode
     match dropped::record(directory, file.name, DropReason::QueueMax) {
         Ok(Recorded::Yes) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
         Ok(Recorded::DiskFull) => {
-            say(&format!("WARNING: \"{}\" was {message}; not on record, as the disk is full", file.name));
+            say(&format!(
+                "WARNING: \"{}\" was {message}\nDETAIL: This is not on record, as the disk is full.",
+                file.name
+            ));
         }
         Err(error) => {
-            say(&format!(
-                "ERROR: could not archive \"{}\", and it is not dropped, because that cannot be noted in {}: {error}; it was to be {message}",
+            let intended = Diagnostic::new(message);
+            let problem = Diagnostic::new(format!(
+                "ERROR: could not archive \"{}\", and it is not dropped, because that cannot be noted in {}: {error}",
                 file.name,
                 directory.join(dropped::FILE).display()
             ));
+            let problem = problem.detail(format!("It was to be {}.", intended.message()));
+            say(&intended.hints().iter().fold(problem, Diagnostic::hint).to_string());
             return ExitCode::FAILURE;
         }
     }
     ExitCode::SUCCESS
 }
 
-/// One line for PostgreSQL's log. Written at once so that lines of several processes do not mix; a closed log is no reason
-/// to fail.
+/// A line for PostgreSQL's log, and one for each detail and hint. Written at once so that lines of several processes do not mix; a
+/// closed log is no reason to fail.
 fn say(text: &str) {
-    let line = format!("archive-push: {}\n", text.replace('\n', " "));
-    std::io::stderr().write_all(line.as_bytes()).ok();
+    let lines: String = Diagnostic::new(text).lines().map(|line| format!("archive-push: {line}\n")).collect();
+    std::io::stderr().write_all(lines.as_bytes()).ok();
 }

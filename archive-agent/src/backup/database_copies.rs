@@ -39,9 +39,9 @@ pub(super) async fn refuse(
     let Some((FoundCopy { record, copy, .. }, changed)) = changed else { return Ok(()) };
     bail!(
         "no backup was made: while it ran, {} was copied to {} (at {record}, by ALTER DATABASE … SET TABLESPACE, or a CREATE \
-         DATABASE that copies files), and what was copied changed before the backup's end (at {changed}); a restore would \
-         repeat the copy with the files as they were later. Run the backup again; on a standby only after a checkpoint: \
-         CHECKPOINT on the primary, then on the standby",
+         DATABASE that copies files), and what was copied changed before the backup's end (at {changed})\nDETAIL: A restore \
+         would repeat the copy with the files as they were later.\nHINT: Run the backup again. On a standby, run CHECKPOINT \
+         on the primary first, then on the standby.",
         shown(copy.from),
         shown(copy.to)
     )

@@ -51,8 +51,8 @@ impl BackupLeases {
                     let Holder { host, process, .. } = &lease.holder;
                     bail!(
                         "no backup was begun: process {process} on {host} has been at a backup of cluster {cluster} into \
-                         repository {} since {}. HINT: wait for it; if it is known to be dead, use --steal-lease, or wait until \
-                         its lease ends, {SECONDS} seconds after its last sign of life",
+                         repository {} since {}\nHINT: Wait for it. If it is known to be dead, use --steal-lease, or wait \
+                         until its lease ends, {SECONDS} seconds after its last sign of life.",
                         copy.name(),
                         lease.since
                     );
@@ -60,8 +60,9 @@ impl BackupLeases {
                 Ok(LeaseAnswer::Unreadable { key, what, until }) => {
                     leases.release().await;
                     bail!(
-                        "no backup was begun: {key} in repository {} is damaged ({what}), and says who is at a backup of cluster \
-                         {cluster}. HINT: if no backup is running, use --steal-lease; otherwise it ends by itself at {until:.0}",
+                        "no backup was begun: {key} in repository {}, which names who is at a backup of cluster {cluster}, is \
+                         damaged: {what}\nHINT: If no backup is running, use --steal-lease. Otherwise it ends by itself at \
+                         {until:.0}.",
                         copy.name()
                     );
                 }
@@ -83,7 +84,7 @@ impl BackupLeases {
                 Ok(Renewed::Lost) => {
                     tracing::warn!(
                         repository,
-                        "another backup of the cluster took the lease (--steal-lease); both continue"
+                        "another backup of the cluster took the lease (--steal-lease)\nDETAIL: Both continue."
                     );
                     lost.push(n);
                 }

@@ -41,6 +41,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
+use walpoint_base::Diagnostic;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output, shutdown};
@@ -133,8 +134,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     match report.failed.is_empty() {
         true => Ok(()),
         false => {
-            let (backup, failed) = (report.backup, report.failed.join("; "));
-            Err(anyhow!("backup {backup} is not in every repository: {failed}").into())
+            let what = format!("backup {} is not in every repository", report.backup);
+            Err(Diagnostic::gather(&what, &report.failed).into())
         }
     }
 }

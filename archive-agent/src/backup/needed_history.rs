@@ -52,9 +52,9 @@ impl Histories<'_> {
             (None, Some(own)) => own,
             (None, None) => bail!(
                 "no backup was made: {name} is neither in repository {repository} nor in {}, and without it recovery on \
-                 timeline {timeline} does not begin. HINT: look for it on a standby or on the server that was promoted, and \
-                 store it with \"archive-agent push\"; if there never was one (pg_resetwal), run \"archive-agent push \
-                 --no-ancestors {name}\"",
+                 timeline {timeline} does not begin\nHINT: Look for it on a standby or on the server that was promoted, and \
+                 store it with \"archive-agent push\". If there never was one (pg_resetwal), run \"archive-agent push \
+                 --no-ancestors {name}\".",
                 self.pgdata.map_or("the server's pg_wal".to_owned(), |pgdata| pgdata
                     .join("pg_wal")
                     .display()
@@ -66,7 +66,7 @@ impl Histories<'_> {
         archive.put_file(name, content).await?;
         tracing::warn!(
             repository,
-            "{name} was not in the archive and is now: the server was promoted while it did not archive"
+            "{name} was not in the archive and is now\nDETAIL: The server was promoted while it did not archive."
         );
         Ok(())
     }

@@ -14,6 +14,7 @@ use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupDescription, WalStored};
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
+use walpoint_words::format_chain;
 
 use crate::check::archiving::why_not_archived;
 
@@ -113,8 +114,8 @@ impl BackupWal {
             let Some(header) = archive.header(name).await? else { continue };
             if header.damaged {
                 bail!(
-                    "segment {name}, which the backup needs, was stored though it is damaged (push --accept-damaged): \
-                     recovery would end in it"
+                    "segment {name}, which the backup needs, was stored though it is damaged (push --accept-damaged)\nDETAIL: \
+                     Recovery would end in it."
                 );
             }
             return Ok(Some(header.marks));
@@ -140,7 +141,11 @@ impl BackupWal {
                 Ok(None) => return Ok(copied),
                 Ok(Some(missing)) => missing,
                 Err(error) if is_transient(&error) => {
-                    tracing::warn!(repository, "looking for WAL failed, trying again: {error:#}");
+                    tracing::warn!(
+                        repository,
+                        "looking for WAL failed, trying again: {}",
+                        format_chain(&error)
+                    );
                     next
                 }
                 Err(error) => return Err(error),
@@ -160,7 +165,8 @@ impl BackupWal {
                 );
                 if timed_out {
                     bail!(
-                        "no backup was made: {what}. Gave up after {} (backup_wal_timeout); repair archiving and run the backup again",
+                        "no backup was made within {} (backup_wal_timeout): {what}\nHINT: Fix archiving and run the backup \
+                         again.",
                         human::span(began.elapsed())
                     );
                 }

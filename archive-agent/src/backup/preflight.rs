@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
 use walpoint_base::{SegmentName, WalFileName};
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
@@ -67,7 +66,7 @@ pub(crate) async fn prove(
     let Examined { server, source: LocalSource { identity, destinations, pgdata, .. } } = &mut examined;
     drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, Some(pgdata), limit.min(ARRIVAL)).await;
-    works.map_err(|e| refused(&format!("{e:#}")))?;
+    works.map_err(|error| error.context("no backup was begun"))?;
     Ok(examined)
 }
 
@@ -84,7 +83,7 @@ pub(crate) async fn prove_remote(
     let RemoteSource { server, identity, destinations, pgdata, .. } = &mut examined;
     drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, pgdata.as_deref(), limit.min(ARRIVAL)).await;
-    works.map_err(|e| refused(&format!("{e:#}")))?;
+    works.map_err(|error| error.context("no backup was begun"))?;
     Ok(examined)
 }
 
@@ -96,7 +95,7 @@ fn usable<T>(
     examined: Option<T>,
 ) -> anyhow::Result<T> {
     tell(report);
-    let problems = report.text_of(Grade::Failed);
+    let failure = report.failure("no backup was begun");
     chosen.leave_out(report, selection.settings.ack_set());
     match examined {
         Some(examined) if report.count(Grade::Failed) == 0 && !chosen.names.is_empty() => {
@@ -105,7 +104,7 @@ fn usable<T>(
             }
             Ok(examined)
         }
-        _ => Err(refused(&problems)),
+        _ => Err(failure.into()),
     }
 }
 
@@ -120,13 +119,7 @@ fn tell(report: &CheckReport) {
     for line in report.lines() {
         tracing::debug!(check = line.what, result = ?line.grade, "{}", line.found);
     }
-    if report.count(Grade::Warning) > 0 {
-        report.text_of(Grade::Warning).lines().for_each(|line| tracing::warn!("{line}"));
-    }
-}
-
-fn refused(what: &str) -> anyhow::Error {
-    anyhow!("no backup was begun:\n{what}")
+    report.diagnostics(Grade::Warning).iter().for_each(|warning| tracing::warn!("{warning}"));
 }
 
 /// What PostgreSQL archived last is in the repositories; if not, a segment is switched and has to arrive.
@@ -150,7 +143,7 @@ async fn archiving_works(
     }
     match archiving::arrival(server, identity, destinations, pgdata, limit).await {
         Ok(_) => Ok(()),
-        Err(error) => bail!("archiving does not work, so no backup could ever be restored: {error:#}"),
+        Err(error) => Err(error.context("archiving does not work, so no backup could ever be restored")),
     }
 }
 

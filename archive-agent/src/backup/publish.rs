@@ -187,7 +187,7 @@ pub(crate) async fn end_resumed(published: &Replicas<PublishedReplica>) {
                 Ok(()) | Err(RepoError::Conflict { .. }) => {}
                 Err(error) => tracing::warn!(
                     repository = destination.name(),
-                    "the unfinished backup {resumed} was not aborted, \"archive-agent expire\" will do that: {error}"
+                    "the unfinished backup {resumed} was not aborted: {error}\nDETAIL: \"archive-agent expire\" will abort it."
                 ),
             }
         }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, Lsn, PgMajor, SegmentName, TimelineId};
+use walpoint_base::{BackupId, ClusterName, Diagnostic, Lsn, PgMajor, SegmentName, TimelineId};
 use walpoint_repo::backup::{Method, PageFault, PageFinding, WalStored};
 use walpoint_runtime::human;
 
@@ -69,6 +69,8 @@ pub(crate) struct BackupReport {
     /// The repositories that have a copy.
     pub(crate) repositories: Vec<BackupCopy>,
     /// Repositories that should have a copy and have none, with the reason.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub(crate) failed: Vec<String>,
     /// How long it took.
     pub(crate) seconds: f64,
@@ -131,7 +133,7 @@ impl BackupReport {
         );
         let mut line = |name: &str, value: String| {
             // Writing to a string cannot fail.
-            writeln!(text, "  {name:<9} {value}").ok();
+            writeln!(text, "{}", human::hanging(&format!("  {name:<9} "), &value)).ok();
         };
         line(
             "start",
@@ -204,8 +206,8 @@ impl BackupReport {
         };
         if summary.totals.bad_pages > 0 {
             tracing::warn!(
-                "{} damaged pages are in the backup as they are in the cluster; restore their tables from an older backup, \
-                 or rebuild what can be rebuilt (REINDEX)",
+                "{} damaged pages are in the backup as they are in the cluster\nHINT: Restore their tables from an older \
+                 backup, or rebuild what can be rebuilt (REINDEX).",
                 summary.totals.bad_pages
             );
         }

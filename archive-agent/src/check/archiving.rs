@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use walpoint_base::{SegmentName, SegmentNo, WalFileName};
+use walpoint_base::{Diagnostic, SegmentName, SegmentNo, WalFileName};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::human;
 
@@ -29,7 +29,7 @@ pub(crate) async fn settings(
         return false;
     };
     if settings.wal_level == "minimal" {
-        report.failed(what, "wal_level is minimal", "set wal_level = replica and restart PostgreSQL");
+        report.failed(what, "wal_level is minimal", "Set wal_level = replica and restart PostgreSQL.");
         return false;
     }
     if identity.in_recovery && settings.archive_mode != "always" {
@@ -41,17 +41,21 @@ pub(crate) async fn settings(
         return false;
     }
     if settings.archive_mode == "off" {
-        report.failed(what, "archive_mode is off", "set archive_mode = on and restart PostgreSQL");
+        report.failed(what, "archive_mode is off", "Set archive_mode = on and restart PostgreSQL.");
         return false;
     }
     if settings.archive_command.is_empty() && settings.archive_library.is_empty() {
-        let advice = "set archive_command as archive-agent init prints it, and reload PostgreSQL";
+        let advice = "Set archive_command as \"archive-agent init\" prints it, and reload PostgreSQL.";
         report.failed(what, "archive_command is empty", advice);
         return false;
     }
     let found = format!("archive_mode = {}, {}", settings.archive_mode, means(&settings));
     if !means(&settings).contains("archive-push") && !means(&settings).contains("archive-agent") {
-        report.warning(what, found, "this does not look like Walpoint: does it archive somewhere else?");
+        report.warning(
+            what,
+            found,
+            "This does not look like Walpoint: check whether it archives somewhere else.",
+        );
     } else {
         report.ok(what, found);
     }
@@ -84,7 +88,8 @@ pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, time
             return true;
         }
         if Instant::now() >= deadline {
-            let advice = "the server's log says what archive_command printed; repair that first, or pg_wal fills the disk";
+            let advice = "Look up in the server's log what archive_command printed, and fix that first, or pg_wal fills the \
+                          disk.";
             report.failed(what, describe(&stats), advice);
             return false;
         }
@@ -221,7 +226,7 @@ pub(crate) async fn why_not_archived(
         }
         Err(error) => reasons.push(error.to_string()),
     }
-    reasons.join("; ")
+    Diagnostic::gather("", reasons).to_string()
 }
 
 /// What `pg_wal` tells of a segment.

@@ -28,7 +28,7 @@ use std::time::Duration;
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_runtime::args::{self, CommonArgs, Selection};
@@ -164,7 +164,7 @@ async fn measure(
     for extra in extra_paths {
         if !extra.is_absolute() || inside(extra, pgdata) {
             let found = format!("{} of extra_paths is relative, or in the data directory", extra.display());
-            report.failed(what, found, "extra_paths are absolute paths of what lies outside pgdata");
+            report.failed(what, found, "Set extra_paths to absolute paths of what lies outside pgdata.");
             return None;
         }
     }
@@ -187,7 +187,7 @@ pub(crate) fn places(report: &mut CheckReport, destinations: &[Destination], pgd
             report.failed(
                 format!("repository {}", destination.name()),
                 found,
-                "put it elsewhere, best on another machine",
+                "Put it elsewhere, best on another machine.",
             );
         }
     }
@@ -208,8 +208,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     if let Some(silent) = silent(&selection, args.remote).await {
         report.failed(
             "data directory",
-            silent.to_string(),
-            "nothing of this cluster is archived or backed up until it answers",
+            format!("{silent}\nDETAIL: Nothing of this cluster is archived or backed up until it answers."),
+            "",
         );
         daemon(&mut report, &selection, &[]);
     } else if let Some(why) = why_remote(args.remote, &selection) {
@@ -274,7 +274,7 @@ async fn gap(
     report.failed(
         what,
         &gap,
-        "take a backup now (archive-agent backup): nothing behind that WAL can be recovered before",
+        "Take a backup now (archive-agent backup): nothing behind that WAL can be recovered before.",
     );
     Some(gap)
 }
@@ -286,22 +286,27 @@ fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, told: 
     match health::ask(&socket) {
         Ok(reply) => {
             report.ok("daemon", format!("answers on {shown}"));
-            for problem in reply.problems.lines().filter(|problem| !told.iter().any(|told| problem.contains(told))) {
-                match problem.contains(SPLIT_BRAIN) {
+            let told: Vec<Diagnostic> = told.iter().map(Diagnostic::new).collect();
+            let is_told = |problem: &Diagnostic| told.iter().any(|told| problem.message().contains(told.message()));
+            for problem in Diagnostic::each(&reply.problems).into_iter().filter(|problem| !is_told(problem)) {
+                match problem.message().contains(SPLIT_BRAIN) {
                     true => report.failed("daemon", problem, ""),
-                    false => report.warning("daemon", problem, "the daemon tries again by itself; its log says more"),
+                    false => {
+                        let problem = problem.detail("The daemon tries again by itself; its log has more.");
+                        report.warning("daemon", problem, "");
+                    }
                 }
             }
         }
         Err(health::NoAnswer::Absent(error)) => report.warning(
             "daemon",
             format!("no process listens on {shown}: {error}"),
-            "start archive-agent run; without it each segment is archived by a process of its own",
+            "Start \"archive-agent run\": without it each segment is archived by a process of its own.",
         ),
         Err(error @ health::NoAnswer::Silent { .. }) => report.failed(
             "daemon",
-            format!("{error:#}"),
-            "restart archive-agent run; until then each segment waits for it before a process of its own archives it",
+            error.to_string(),
+            "Restart \"archive-agent run\": until then each segment waits for it before a process of its own archives it.",
         ),
     }
 }
@@ -316,11 +321,11 @@ async fn arrives(report: &mut CheckReport, examined: &mut RemoteSource, args: &C
         return report.warning(
             what,
             "not tried: a standby cannot switch segments",
-            "run check on the primary too",
+            "Run check on the primary too.",
         );
     }
     if !examined.archives || !examined.destinations.iter().any(|destination| destination.acknowledges) {
-        return report.warning(what, "not tried", "repair what failed above first");
+        return report.warning(what, "not tried", "Fix what failed above first.");
     }
     let RemoteSource { server, identity, destinations, pgdata, .. } = examined;
     let arrival = archiving::arrival(server, identity, destinations, pgdata.as_deref(), limit).await;

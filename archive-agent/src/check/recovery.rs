@@ -28,8 +28,8 @@ pub(super) async fn settings(report: &mut CheckReport, server: &mut Server) {
         "recovery has ended, and {found} would keep a standby that is made from this server from following it"
     );
     let advice = format!(
-        "as a superuser, run: {remedy} select pg_reload_conf(); a standby that was made before needs the lines taken out of its own \
-         postgresql.auto.conf"
+        "As a superuser, run: {remedy} select pg_reload_conf();\nHINT: On a standby that was made before, take the lines out \
+         of its own postgresql.auto.conf."
     );
     report.warning(what, found, &advice);
 }

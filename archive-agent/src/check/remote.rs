@@ -86,7 +86,7 @@ async fn own_directory(server: &mut Server, settings: &ClusterSettings) -> Optio
             None
         }
         Err(error) => {
-            tracing::debug!("{} is left alone: {error:#}", pgdata.display());
+            tracing::debug!("{} is left alone: {}", pgdata.display(), walpoint_words::format_chain(&error));
             None
         }
     }
@@ -113,17 +113,17 @@ async fn replication(
         Some(TOO_MANY_CONNECTIONS) => {
             let senders = server.setting("max_wal_senders").await.ok().flatten().unwrap_or_default();
             format!(
-                "a backup sent by the server takes one of max_wal_senders (now {senders}): raise it and restart PostgreSQL, or \
-                 end what uses them (pg_stat_replication)"
+                "A backup sent by the server takes one of max_wal_senders (now {senders}): raise it and restart PostgreSQL, \
+                 or end what uses them (pg_stat_replication)."
             )
         }
         Some(INVALID_AUTHORIZATION) => format!(
-            "add to pg_hba.conf, for the address this connection comes from, a line such as \"host replication {role} \
-             ADDRESS scram-sha-256\" (\"local replication {role} peer\" for a socket), and reload PostgreSQL"
+            "Add to pg_hba.conf, for the address this connection comes from, a line such as \"host replication {role} ADDRESS \
+             scram-sha-256\" (\"local replication {role} peer\" for a socket), and reload PostgreSQL."
         ),
         _ => String::new(),
     };
-    report.failed(what, walpoint_words::told(&error), &advice);
+    report.failed(what, walpoint_words::format_chain(&error), &advice);
 }
 
 /// Connects for replication; the role.
@@ -147,7 +147,8 @@ pub(crate) async fn is_the_server(
     let found = walsender.identify_system().await?;
     if found.system_id != identity.system_id {
         bail!(
-            "conninfo leads to the system identifier {} for queries and to {} for replication: name one host",
+            "conninfo leads to the system identifier {} for queries and to {} for replication\nHINT: Name one host in \
+             conninfo.",
             identity.system_id,
             found.system_id
         );
@@ -155,7 +156,7 @@ pub(crate) async fn is_the_server(
     // What a standby says of its timeline may lag behind.
     if !identity.in_recovery && found.timeline != identity.timeline {
         bail!(
-            "the server is on timeline {} and was on {} a moment ago: run the command again",
+            "the server is on timeline {} and was on {} a moment ago\nHINT: Run the command again.",
             found.timeline,
             identity.timeline
         );
@@ -180,8 +181,8 @@ async fn outside(
 ) {
     let what = "configuration files";
     let found = source::configuration_outside(server, identity, &identity.data_directory, &[]).await;
-    let advice = "the server sends its data directory and tablespaces only: keep these elsewhere, or back up on the server's \
-        machine without --remote";
+    let advice = "The server sends its data directory and tablespaces only: keep these elsewhere, or back up on the server's \
+                  machine without --remote.";
     match report.take(what, found) {
         Some(outside) if outside.is_empty() => report.ok(what, "all are in the data directory"),
         Some(outside) => {

@@ -186,7 +186,7 @@ pub(crate) async fn reach(
             Ok(Some(unreached)) => report.failed(
                 what,
                 unreached.to_string(),
-                "take a backup now (archive-agent backup): nothing behind that can be recovered before",
+                "Take a backup now (archive-agent backup): nothing behind that can be recovered before.",
             ),
             Err(error) => report.error(what, &error),
         }
@@ -257,8 +257,9 @@ async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
                 destination.lineage.id,
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
-            "readers without this configuration go by the lineage when they decide where WAL ends: set ack as it was; if a \
-             repository was lost and made anew, run archive-agent init --lost-repo with the id of the lost one; else begin a new lineage",
+            "Set ack as it was: readers without this configuration go by the lineage when they decide where WAL ends. If a \
+             repository was lost and created anew, run \"archive-agent init --lost-repo\" with the id of the lost one. Else \
+             begin a new lineage.",
         );
     }
 }

@@ -29,7 +29,10 @@ pub(crate) fn read_control(pgdata: &Path) -> anyhow::Result<(Vec<u8>, ControlFil
     let mut tries = 1;
     loop {
         let bytes = std::fs::read(&path).with_context(|| {
-            format!("{} cannot be read: is this the data directory of a cluster?", path.display())
+            format!(
+                "{} cannot be read\nHINT: Check that this is the data directory of a cluster.",
+                path.display()
+            )
         })?;
         match ControlFile::parse(&bytes) {
             Ok(control) => return Ok((bytes, control)),
@@ -58,7 +61,7 @@ pub(crate) fn data_directory(report: &mut CheckReport, pgdata: &Path) -> Option<
         ),
     );
     if let Some(note) = control.version_note() {
-        let advice = "check that this version of Walpoint is the newest one that knows this PostgreSQL";
+        let advice = "Check that this version of Walpoint is the newest one that knows this PostgreSQL.";
         report.warning("PostgreSQL's version", note, advice);
     }
     Some(control)
@@ -70,13 +73,13 @@ pub(crate) fn page_checksums(report: &mut CheckReport, identity: &ServerIdentity
     match identity.checksums {
         Checksums::On => {}
         Checksums::Off => {
-            let advice = "enable them with pg_checksums while the server is down, if you can";
+            let advice = "If you can, enable them with pg_checksums while the server is down.";
             report.warning(what, "the cluster has none: a backup cannot detect damaged pages", advice);
         }
         Checksums::Changing => {
             let found =
                 "they are being switched on or off: until that is done a backup cannot detect damaged pages";
-            report.warning(what, found, "ask the server with SHOW data_checksums");
+            report.warning(what, found, "Check with SHOW data_checksums when that is done.");
         }
     }
 }
@@ -100,8 +103,8 @@ pub(crate) async fn walsender(settings: &ClusterSettings, beside: &mut Server) -
     let walsender = Walsender::connect(&name.of(&info)).await?;
     if !beside.confirms(&name).await? {
         bail!(
-            "conninfo leads to one server for queries ({}) and to another for replication. HINT: Name one host in conninfo, and no \
-             load balancer.",
+            "conninfo leads to one server for queries ({}) and to another for replication\nHINT: Name one host in conninfo, \
+             and no load balancer.",
             beside.connection().host()
         );
     }
@@ -154,7 +157,8 @@ async fn clock(report: &mut CheckReport, server: &mut Server) {
         report.warning(
             what,
             format!("the server's clock is {off} {direction} this machine's"),
-            "set both clocks (NTP): times of backups and of transactions are the server's, and a target time is compared with them",
+            "Set both clocks (NTP): times of backups and of transactions are the server's, and a target time is compared with \
+             them.",
         );
     }
 }
@@ -168,8 +172,8 @@ pub(crate) async fn same_cluster(
 ) -> anyhow::Result<()> {
     if identity.system_id != control.system_id {
         bail!(
-            "the server that answers has the system identifier {}, but {} is of {}: conninfo or pgdata leads to \
-             another cluster",
+            "the server that answers has the system identifier {}, but {} is of {}\nDETAIL: conninfo or pgdata leads to \
+             another cluster.",
             identity.system_id,
             pgdata.display(),
             control.system_id
@@ -222,7 +226,7 @@ pub(crate) async fn configuration(
             let mut places: Vec<String> =
                 outside.iter().filter_map(|path| Some(format!("{:?}", path.parent()?))).collect();
             places.dedup();
-            let advice = format!("to back it up too, set extra_paths = [{}]", places.join(", "));
+            let advice = format!("To back it up too, set extra_paths = [{}].", places.join(", "));
             report.warning(what, found, &advice);
         }
     }
@@ -258,7 +262,7 @@ pub(crate) async fn rights(report: &mut CheckReport, server: &mut Server, in_rec
             what,
             format!("role \"{role}\" may not start and stop backups"),
             &format!(
-                "as a superuser in database \"{}\", run: {}",
+                "As a superuser in database \"{}\", run: {}",
                 server.connection().database(),
                 missing.join(" ")
             ),

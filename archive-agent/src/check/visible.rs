@@ -10,9 +10,9 @@ use super::report::CheckReport;
 use crate::walk::{BackupRoots, Entered};
 
 /// What to do about it.
-const ADVICE: &str = "mount it where this process runs, at the same place as for the server (in a container: share the \
-    volume), or let the server send the cluster (backup --remote); a tablespace whose files are lost for good keeps every \
-    backup away until it is dropped";
+const ADVICE: &str = "Mount it where this process runs, at the same place as for the server (in a container: share the \
+                      volume), or let the server send the cluster (backup --remote). If the files of a tablespace are lost \
+                      for good, drop it: until then there is no backup.";
 
 /// Looks for everything that the server has, after a walk.
 pub(super) async fn examine(
@@ -70,7 +70,7 @@ pub(crate) async fn all_seen(
     if unseen.is_empty() {
         return Ok(());
     }
-    bail!("no backup was made: {}. HINT: {ADVICE}", describe(roots, &unseen))
+    bail!("no backup was made: {}\nHINT: {ADVICE}", describe(roots, &unseen))
 }
 
 /// Drops what the server does not have any more.

@@ -112,10 +112,10 @@ async fn another(server: &mut Server, pgdata: &Path) -> anyhow::Error {
         false => "no server runs on it",
     };
     anyhow!(
-        "conninfo leads to another server than that of {}. DETAIL: The server that answers on {host}{} does not write into \
-         this directory (snapshots that it exported did not appear in {SNAPSHOTS}); {runs}. HINT: Set conninfo to the Unix socket \
-         of the server on this directory, for example \"host=/var/run/postgresql\". To back up the server that conninfo names, \
-         whatever lies here, use backup --remote.",
+        "conninfo leads to another server than that of {}\nDETAIL: The server that answers on {host}{} does not write into \
+         this directory (snapshots that it exported did not appear in {SNAPSHOTS}); {runs}.\nHINT: Set conninfo to the Unix \
+         socket of the server on this directory, for example \"host=/var/run/postgresql\". To back up the server that \
+         conninfo names, whatever lies here, use backup --remote.",
         pgdata.display(),
         facts.unwrap_or_default(),
     )
@@ -125,8 +125,8 @@ async fn another(server: &mut Server, pgdata: &Path) -> anyhow::Error {
 pub(crate) fn same_process(proven: i32, now: i32) -> anyhow::Result<()> {
     if proven != now {
         bail!(
-            "the statements of one session were executed by two server processes ({proven} and {now}): a connection pooler stands \
-             between. HINT: Set conninfo to the server itself; a backup needs a session of its own."
+            "the statements of one session were executed by two server processes ({proven} and {now}): a connection pooler \
+             stands between\nHINT: Set conninfo to the server itself; a backup needs a session of its own."
         );
     }
     Ok(())

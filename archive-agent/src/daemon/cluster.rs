@@ -236,9 +236,9 @@ impl Answering {
             }
             let shown = self.socket.display();
             health.waiting(&match hangs {
-                0 => format!("another daemon answers on {shown}; this one takes over when it ends"),
+                0 => format!("another daemon answers on {shown}\nDETAIL: This one takes over when it ends."),
                 _ => format!(
-                    "another daemon has {shown} and does not answer; this one takes its place if that lasts"
+                    "another daemon has {shown} and does not answer\nDETAIL: This one takes its place if that lasts."
                 ),
             });
             tokio::select! {
@@ -260,7 +260,8 @@ impl Answering {
             let own = disk::look_within(OWNER_LIMIT, pgdata, move || owner::require(&directory)).await;
             let Err(error) = own.map_err(anyhow::Error::from).and_then(|own| own) else { break };
             health.failing(&format!(
-                "{error:#}; nothing of this cluster is archived from here until that changes"
+                "{}\nDETAIL: Nothing of this cluster is archived from here until that changes.",
+                walpoint_words::format_chain(&error)
             ));
             tokio::time::sleep(PLACE_INTERVAL).await;
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::health::PUSH_SOCKET;
 
 use jiff::Timestamp;
+use walpoint_base::Diagnostic;
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -62,15 +63,15 @@ impl Board {
         self.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET))
     }
 
-    /// What fails, a line for each task.
+    /// What fails, a line for each task; details and hints follow each on lines of their own.
     pub(crate) fn problems(&self) -> String {
         let failing = self.all().into_iter().filter_map(|(name, state)| match state {
             TaskState::Failing { since, problem } => {
-                Some(format!("{name}: failing since {since:.0}: {problem}\n"))
+                Some(Diagnostic::new(format!("{name}: failing since {since:.0}: {problem}")))
             }
             _ => None,
         });
-        failing.collect()
+        failing.flat_map(|failing| failing.lines().collect::<Vec<_>>()).map(|line| line + "\n").collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, TaskState>> {

@@ -19,12 +19,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use walpoint_base::Diagnostic;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{DaemonSettings, duration};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{owner, shutdown};
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use self::cluster::ClusterTasks;
 use self::health::{Board, TaskState};
@@ -178,10 +179,12 @@ async fn all_spoke(board: &Board, clusters: usize) {
     match dumb.len() {
         0 => {}
         all if all == clusters => {
-            tracing::error!("not ready: no push socket answers; archive-push archives by itself meanwhile");
+            tracing::error!(
+                "not ready: no push socket answers\nDETAIL: archive-push archives by itself meanwhile."
+            );
         }
         some => tracing::error!(
-            "{some} of {clusters} push sockets do not answer: {}; archive-push archives by itself there",
+            "{some} of {clusters} push sockets do not answer: {}\nDETAIL: archive-push archives by itself there.",
             dumb.join(", ")
         ),
     }
@@ -210,7 +213,8 @@ pub(crate) async fn once(common: &CommonArgs) -> Result<(), Failure> {
         .iter()
         .zip(archived)
         .filter_map(|(selection, archived)| Some((selection, archived.err()?)));
-    let problems: Vec<String> =
-        failed.map(|(selection, error)| format!("cluster {}: {}", selection.cluster, told(&error))).collect();
-    if problems.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(problems.join("; ")).into()) }
+    let problems: Vec<String> = failed
+        .map(|(selection, error)| format!("cluster {}: {}", selection.cluster, format_chain(&error)))
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(Diagnostic::gather("", problems).into()) }
 }

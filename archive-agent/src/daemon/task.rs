@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use super::health::Health;
 
@@ -26,7 +26,7 @@ where
         let problem = match tokio::spawn(start()).await {
             Ok(Ok(())) if stop.is_cancelled() => return,
             Ok(Ok(())) => "it ended by itself".to_owned(),
-            Ok(Err(error)) => told(&error),
+            Ok(Err(error)) => format_chain(&error),
             Err(join) => format!("internal error: {join}"),
         };
         health.failing(&problem);

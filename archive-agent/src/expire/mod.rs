@@ -5,12 +5,11 @@
 
 mod text;
 
-use anyhow::anyhow;
 use clap::Args;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_plan::retention::{Policy, Rule};
 use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
@@ -20,7 +19,7 @@ use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::retention::RetentionSettings;
 use walpoint_runtime::{help, output};
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 /// The heading of options about one backup.
 const ONE: &str = "One backup";
@@ -63,6 +62,8 @@ struct ExpireDocument {
     /// What was decided and done, or would be, for each repository.
     repositories: Vec<Expired>,
     /// Repositories in which it was refused or did not finish, with the reason.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     failed: Vec<String>,
 }
 
@@ -81,7 +82,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
         waiting.end();
         match expired {
             Ok(expired) => document.repositories.push(expired),
-            Err(error) => document.failed.push(format!("repository {name}: {}", told(&error))),
+            Err(error) => document.failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
     }
     if common.json {
@@ -93,11 +94,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     }
     match document.failed.is_empty() {
         true => Ok(()),
-        false => Err(anyhow!(
-            "expire did not finish; run again, it goes on where it ended: {}",
-            document.failed.join("; ")
-        )
-        .into()),
+        false => Err(Diagnostic::gather("expire did not finish", &document.failed)
+            .hint("Run it again to continue.")
+            .into()),
     }
 }
 
@@ -110,7 +109,7 @@ async fn one(
     let repository = Repository::open(name, settings).await?;
     let mut expired = expire(&repository, &selection.cluster, options).await?;
     let remarks: Vec<String> =
-        expired.remarks.drain(..).map(|remark| walpoint_words::remark(&remark)).collect();
+        expired.remarks.drain(..).map(|remark| walpoint_words::remark(&remark).into()).collect();
     expired.notes.splice(0..0, remarks);
     Ok(expired)
 }

@@ -80,7 +80,7 @@ pub(super) fn of(expired: &Expired) -> String {
         writeln!(text, "{} temporary files of killed writes were removed", expired.temporary_file_count).ok();
     }
     for note in &expired.notes {
-        writeln!(text, "note: {note}").ok();
+        writeln!(text, "{}", human::hanging("note: ", note)).ok();
     }
     text
 }

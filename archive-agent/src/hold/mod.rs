@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use walpoint_base::target::{self, TimeError};
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{AnnouncedSet, AnnouncementReason, Backups, ManifestState};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
@@ -21,7 +21,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
@@ -119,13 +119,13 @@ async fn add(
     let until = end(&args.until, at).map_err(Failure::usage)?;
     if args.reason.trim().is_empty() {
         return Err(Failure::usage(anyhow!(
-            "--reason is empty: the next person to find the hold needs to know why"
+            "--reason is empty\nHINT: State the reason: the next person to find the hold needs to know it."
         )));
     }
     let on = match (args.backup, &args.label) {
         (Some(id), _) => HeldOn::Backup(id),
         (None, Some(label)) => HeldOn::Label(label.clone()),
-        (None, None) => return Err(Failure::usage(anyhow!("give --backup or --label"))),
+        (None, None) => return Err(Failure::usage(anyhow!("neither --backup nor --label is given"))),
     };
     let who = args.who.clone().unwrap_or_else(user);
     let placement = Placement { on, reason: args.reason.clone(), who, at, until };
@@ -134,13 +134,13 @@ async fn add(
     for (name, settings) in &selection.repositories {
         match place(selection, name, settings, &placement).await {
             Ok(hold) => document.add(name, vec![HoldDocument::of(&hold, at)]),
-            Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
+            Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
     }
     print(common, &document)?;
     match failed.is_empty() {
         true => Ok(()),
-        false => Err(anyhow!("the hold was not placed everywhere: {}", failed.join("; ")).into()),
+        false => Err(Diagnostic::gather("the hold was not placed everywhere", failed).into()),
     }
 }
 
@@ -155,7 +155,7 @@ async fn place(
         match Backups::of(&repository, &selection.cluster).standing(id).await? {
             ManifestState::Finished(_) => {}
             ManifestState::Unfinished => {
-                bail!("it has no finished backup {id}; archive-agent status lists them")
+                bail!("it has no finished backup {id}\nHINT: \"archive-agent status\" lists the backups.")
             }
             ManifestState::Aborted(_) => bail!("backup {id} was aborted before it was finished"),
         }
@@ -168,7 +168,8 @@ async fn place(
         match is_labelled(&repository, &selection.cluster, label).await {
             Ok(true) => {}
             Ok(false) => tracing::warn!(
-                "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to come",
+                "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to \
+                 come",
                 selection.cluster
             ),
             // The hold is placed.
@@ -189,8 +190,8 @@ async fn look_again(backups: &Backups, name: &str, id: BackupId, number: u64) ->
         announced.iter().map(|one| &one.announcement).filter(|one| one.reason == AnnouncementReason::Expired);
     if AnnouncedSet::new(expired).has_backup(id) {
         tracing::warn!(
-            "backup {id} is marked for deletion in repository {name}: an expire that is running now may not know hold {number}; when \
-             it has ended, see with archive-agent status that the backup is there"
+            "backup {id} is marked for deletion in repository {name}: an expire that is running now may not know hold \
+             {number}\nHINT: When that has ended, check with \"archive-agent status\" that the backup is there."
         );
     }
     Ok(())
@@ -231,7 +232,7 @@ async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bo
     print(common, &document)?;
     match unreadable.is_empty() {
         true => Ok(()),
-        false => Err(anyhow!("{}", unreadable.join("; ")).into()),
+        false => Err(Diagnostic::gather("", unreadable).into()),
     }
 }
 
@@ -251,8 +252,8 @@ async fn remove(
         let damaged = known.damaged.iter().any(|damaged| damaged.number == args.number);
         if damaged && selection.repositories.len() > 1 {
             return Err(Failure::usage(anyhow!(
-                "hold {0} of repository {name} cannot be read, and numbers are each repository's own: is that one meant, add \
-                 --repo {name}, else that of the other",
+                "hold {0} of repository {name} cannot be read\nDETAIL: Each repository has numbers of its own.\nHINT: If you \
+                 mean that one, add --repo {name}, else the option with the name of the other.",
                 args.number
             )));
         }
@@ -260,7 +261,7 @@ async fn remove(
             // What it held, and whether it is in other repositories, nobody knows.
             holds.remove(args.number, &who, at).await?;
             tracing::warn!(
-                "hold {} of repository {name} could not be read; it counts as removed",
+                "hold {} of repository {name} could not be read\nDETAIL: It counts as removed.",
                 args.number
             );
             return print(common, &document);
@@ -277,7 +278,7 @@ async fn remove(
                 continue;
             }
             return Err(anyhow!(
-                "repository {name} has no hold {}; archive-agent hold list shows them",
+                "repository {name} has no hold {}\nHINT: \"archive-agent hold list\" shows the holds.",
                 args.number
             )
             .into());
@@ -314,8 +315,8 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
     } else {
         let parsed = target::parse_time(text, now).map_err(|error| match error {
             TimeError::Unreadable(_) => anyhow!(
-                "--until {text}: a date (\"2027-12-31\"), a time with its zone (\"2027-12-31 18:00:00+01\"), a span from now \
-                 (\"90d\") or \"never\" is wanted"
+                "--until {text} cannot be read\nHINT: Give a date (\"2027-12-31\"), a time with its zone (\"2027-12-31 \
+                 18:00:00+01\"), a span from now (\"90d\") or \"never\"."
             ),
             TimeError::Twice { .. } | TimeError::Never { .. } => anyhow!("--until: {error}"),
         });

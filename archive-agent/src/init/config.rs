@@ -73,16 +73,17 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Configuration
     };
     if let [name, ..] = common.names()[..] {
         return Err(Failure::usage(anyhow!(
-            "--repo {name}: init takes the URL of a repository to make or join (file:///directory, s3://bucket/prefix, gs://…, \
-             az://…); without --repo it registers the cluster in each repository of the configuration"
+            "--repo {name} is no URL\nHINT: Give the URL of a repository to create or join (file:///directory, \
+             s3://bucket/prefix, gs://…, az://…). Without --repo, init registers the cluster in each repository of the \
+             configuration."
         )));
     }
     match common.url()? {
         Some(url) => new_repository(common, args, path, existing, url),
         None if existing.is_some() => of_the_file(common, args, path),
         None => Err(Failure::usage(anyhow!(
-            "name the place of the repository with --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…); the \
-             configuration {} does not exist",
+            "the configuration {} does not exist, and no repository is named\nHINT: Name the place of the repository with \
+             --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…).",
             path.display()
         ))),
     }
@@ -92,7 +93,8 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Configuration
 fn of_the_file(common: &CommonArgs, args: &InitArgs, path: PathBuf) -> Result<ConfigurationPlan, Failure> {
     if !args.secret.is_empty() {
         return Err(Failure::usage(anyhow!(
-            "what opens a repository that {} describes stands there: put it into its table, as key_file, say",
+            "{} describes the repository, and so names what opens it\nHINT: Put it into the repository's table, for example \
+             as key_file.",
             path.display()
         )));
     }
@@ -113,7 +115,7 @@ fn new_repository(
 ) -> Result<ConfigurationPlan, Failure> {
     let cluster = common.cluster.clone().ok_or_else(|| {
         Failure::usage(anyhow!(
-            "name the cluster: --cluster NAME (such as main; it is a directory in the repository)"
+            "no cluster is named\nHINT: Name it with --cluster NAME (such as main; it is a directory in the repository)."
         ))
     })?;
     let mut table = store_table(url, &args.store)?;
@@ -129,7 +131,8 @@ fn new_repository(
         (Some((name, _)), _) => name.clone(),
         (None, Some(other)) => {
             return Err(Failure::usage(anyhow!(
-                "{} has a [repository.{}] already, at {} and with settings of its own; choose another name with --repo-name",
+                "{} has a [repository.{}] already, at {} and with settings of its own\nHINT: Choose another name with \
+                 --repo-name.",
                 path.display(),
                 args.repo_name,
                 other.url
@@ -189,10 +192,12 @@ fn differences(settings: &ClusterSettings, args: &InitArgs) -> Vec<(String, toml
 }
 
 fn cluster_keys(repository: &str, args: &InitArgs) -> Result<Vec<(String, toml::Value)>, Failure> {
-    let pgdata = args
-        .pgdata
-        .as_ref()
-        .ok_or_else(|| Failure::usage(anyhow!("say where PostgreSQL's data directory is: --pgdata DIR")))?;
+    let pgdata = args.pgdata.as_ref().ok_or_else(|| {
+        Failure::usage(anyhow!(
+            "no data directory is named\nHINT: Name PostgreSQL's data directory with \
+                                               --pgdata DIR."
+        ))
+    })?;
     let pgdata = std::path::absolute(pgdata).context("--pgdata")?;
     let mut keys = vec![
         ("repositories".to_owned(), toml::Value::from(vec![repository.to_owned()])),
@@ -267,7 +272,7 @@ fn store_table(url: &str, args: &StoreArgs) -> Result<toml::Table, Failure> {
         }
     }
     for option in &args.options {
-        let wrong = || Failure::usage(anyhow!("--store-option {option}: is not KEY=VALUE"));
+        let wrong = || Failure::usage(anyhow!("--store-option {option} is not KEY=VALUE"));
         let (key, value) = option.split_once('=').ok_or_else(wrong)?;
         let value = match (value, value.parse::<i64>()) {
             ("true", _) => true.into(),
@@ -321,8 +326,8 @@ impl ConfigurationPlan {
         let failed = || {
             let directory = self.path.parent().unwrap_or(Path::new("/")).display();
             format!(
-                "the configuration {} cannot be written; make {directory} writable for PostgreSQL's user, or choose another \
-                 place with --config",
+                "the configuration {} cannot be written\nHINT: Make {directory} writable for PostgreSQL's user, or choose \
+                 another place with --config.",
                 self.path.display()
             )
         };
@@ -432,7 +437,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("walpoint.toml");
         let refused = plan(&common(&path, Some("main"), "a"), &args("/data")).unwrap_err();
-        assert!(refused.status == 2 && refused.to_string().contains("takes the URL"), "{refused}");
+        assert!(refused.status == 2 && refused.to_string().contains("\nHINT: Give the URL"), "{refused}");
     }
 
     #[test]

@@ -189,7 +189,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
     match &plan.by_hand {
         None => Ok(()),
         Some(_) => Err(anyhow!(
-            "{} describes this cluster or repository otherwise and was not changed; change it as shown, then run this again",
+            "{} describes this cluster or repository otherwise and was not changed\nHINT: Change it as shown, then run this \
+             again.",
             plan.path.display()
         )
         .into()),
@@ -205,7 +206,8 @@ fn no_password(conninfo: Option<&str>) -> Result<(), Failure> {
     match info.has_password() {
         false => Ok(()),
         true => Err(Failure::usage(anyhow!(
-            "--conninfo holds a password; put it into a password file (~/.pgpass, or passfile=… in the connection string)"
+            "--conninfo holds a password\nHINT: Put it into a password file (~/.pgpass, or passfile=… in the connection \
+             string)."
         ))),
     }
 }
@@ -224,11 +226,11 @@ async fn server(
     let mut server = match connected {
         Ok(server) => server,
         Err(error) => {
-            let found = walpoint_words::told(&error);
+            let found = walpoint_words::format_chain(&error);
             report.warning(
                 "connection",
                 found,
-                "archiving needs none, a backup does: see conninfo in the configuration",
+                "Set conninfo in the configuration: archiving needs no connection, a backup does.",
             );
             return Ok(None);
         }
@@ -244,7 +246,7 @@ async fn server(
                 "made with {} of this environment, which a daemon or a timer does not have",
                 of_this_shell.join(", ")
             ),
-            "say where the server is by --conninfo, or by conninfo in the configuration",
+            "Name the server with --conninfo, or with conninfo in the configuration.",
         );
     }
     match server.identity().await {
@@ -253,7 +255,7 @@ async fn server(
             report.warning(
                 "connection",
                 error.to_string(),
-                "the SQL below gives a role the rights that Walpoint needs",
+                "Run the SQL below: it gives a role the rights that Walpoint needs.",
             );
             return Ok(Some(server));
         }
@@ -303,9 +305,10 @@ fn tell(
     }
     text += &format!("\n{}\n", advice.next_step());
     text += &format!("\nA role with no more rights than Walpoint needs:\n\n{}", indented(&advice.role_sql));
-    let notes = report.text_of(Grade::Warning);
+    let notes = report.diagnostics(Grade::Warning);
     if !notes.is_empty() {
-        text += &format!("\nTo be looked at:\n\n{}", indented(&notes));
+        let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+        text += &format!("\nTo be looked at:\n\n{}", indented(&notes.join("\n")));
     }
     text += "\nThen start the daemon (archive-agent run) and try everything: archive-agent check\n";
     output::text(&text)

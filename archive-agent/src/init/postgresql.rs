@@ -72,12 +72,13 @@ impl Advice {
             std::env::current_exe().context("where this program is")?.with_file_name("archive-push");
         if !program.is_file() {
             let found = format!("{} does not exist", program.display());
-            report.warning("archive-push", found, "install it beside archive-agent");
+            report.warning("archive-push", found, "Install it beside archive-agent.");
         }
         let socket = plan.settings.push_socket(&plan.cluster);
         if socket.parent().is_some_and(|directory| !directory.is_dir()) {
             let found = format!("the directory of {} does not exist", socket.display());
-            let advice = "make it, owned by PostgreSQL's user; systemd does with RuntimeDirectory=walpoint";
+            let advice =
+                "Create it, owned by PostgreSQL's user: systemd does that with RuntimeDirectory=walpoint.";
             report.warning("push socket", found, advice);
         }
         let command = archive_command(&program, &socket, &plan.path);

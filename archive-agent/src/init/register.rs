@@ -111,16 +111,16 @@ async fn present<'a>(report: &mut CheckReport, plan: &'a ConfigurationPlan) -> a
         {
             report.warning(
                 format!("repository {name}"),
-                format!("the lineage is not begun there, as this repository cannot be opened: {error:#}"),
-                "when it is there again, run archive-agent init, without --new-lineage: it begins the same lineage there",
+                format!("the lineage is not begun there, as this repository cannot be opened: {}", walpoint_words::format_chain(error)),
+                "When it is there again, run \"archive-agent init\" without --new-lineage: it begins the same lineage there.",
             );
             found.away.push(name);
             continue;
         }
         let there = there.with_context(|| {
             format!(
-                "repository {name} ({}): --new-lineage makes no repository, and nothing was changed; if this one is to be new, \
-                 run init without --new-lineage for it first",
+                "repository {name} ({}): --new-lineage creates no repository, and nothing was changed\nHINT: If this one is \
+                 to be new, run \"archive-agent init\" without --new-lineage for it first.",
                 settings.url
             )
         })?;
@@ -143,7 +143,7 @@ async fn open(
             made.with_context(|| format!("repository {name} ({})", settings.url))?;
         judge(report, &format!("repository {name}"), repository.store().name(), settings, &probe);
         if report.count(Grade::Failed) > 0 {
-            bail!("{}", report.text_of(Grade::Failed));
+            return Err(report.failure("").into());
         }
         opened.push(Opened { repository, url: settings.url.clone(), created: !existed });
     }
@@ -243,8 +243,9 @@ impl<'a> Registration<'a> {
         if others.ids().next().is_some() && begun.is_none() && !related {
             let others: Vec<String> = others.ids().map(|id| id.to_string()).collect();
             bail!(
-                "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier {}: choose \
-                 another name with --cluster; or, if this is the same cluster after pg_upgrade or a rebuild, add --new-lineage",
+                "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier \
+                 {}\nHINT: Choose another name with --cluster, or, if this is the same cluster after pg_upgrade or a rebuild, \
+                 add --new-lineage.",
                 others.join(", "),
                 control.system_id
             );
@@ -304,7 +305,7 @@ impl<'a> Registration<'a> {
                         "this server archives into lineage {} there from now on, as in the other repositories",
                         lineage.id
                     ),
-                    "TAKE A BACKUP NOW (archive-agent backup): the lineage has none in this repository",
+                    "TAKE A BACKUP NOW (archive-agent backup): the lineage has none in this repository.",
                 );
             }
             let now = self.acknowledging_with(lineage, joined);
@@ -354,7 +355,7 @@ impl<'a> Registration<'a> {
         report.warning(
             "lineage",
             format!("{} archives into a lineage of its own from now on. {}", pgdata.display(), begins(&parent)),
-            "TAKE A BACKUP NOW (archive-agent backup); a running daemon uses the new lineage without a restart",
+            "TAKE A BACKUP NOW (archive-agent backup). A running daemon uses the new lineage without a restart.",
         );
         Ok(())
     }
@@ -373,8 +374,10 @@ fn others_acknowledge(
     let what = format!("repository {}: lineage", repository.name());
     let found = format!("{} was begun when other repositories had to acknowledge WAL", lineage.id);
     if superseded.elsewhere.is_empty() {
-        let told = "readers without this configuration believe an absence proven by fewer repositories";
-        report.warning(what, found, told);
+        let found = format!(
+            "{found}\nDETAIL: Readers without this configuration believe an absence proven by fewer repositories."
+        );
+        report.warning(what, found, "");
         return;
     }
     let others: Vec<String> = superseded
@@ -384,9 +387,9 @@ fn others_acknowledge(
         .collect();
     report.warning(
         what,
-        format!("{found}: {}, and recovery waits for its word", others.join(", ")),
-        "only if such a repository is lost for good and another one was made in its place, run archive-agent init --lost-repo ID \
-         on the server in production",
+        format!("{found}: {}\nDETAIL: Recovery waits for the answer of each of them.", others.join(", ")),
+        "Only if such a repository is lost for good and another one was created in its place, run \"archive-agent init \
+         --lost-repo ID\" on the server in production.",
     );
 }
 
@@ -420,8 +423,9 @@ fn hint(error: RepoError) -> anyhow::Error {
     match denied {
         false => error,
         true => error.context(
-            "the store denies access where it should say that there is no such object: if the credentials are right, they \
-             may not list the bucket (s3:ListBucket), and without that recovery could not distinguish the end of WAL from a failure",
+            "the store denies access where it should answer that there is no such object\nHINT: If the credentials are right, \
+             let them list the bucket (s3:ListBucket): without that recovery could not distinguish the end of WAL from a \
+             failure.",
         ),
     }
 }
@@ -455,7 +459,7 @@ async fn unbound(
                 report.warning(
                     what,
                     told,
-                    "nothing of a server that writes there is archived before that is decided",
+                    "Decide that: nothing of a server that writes there is archived before.",
                 );
                 return Ok(first);
             }
@@ -472,7 +476,7 @@ async fn unbound(
                 pgdata.display(),
                 lineage.id
             ),
-            "a standby that was made before needs a copy of walpoint.lineage",
+            "Copy walpoint.lineage to a standby that was made before.",
         );
     }
     Ok(found.or(first))

@@ -82,8 +82,8 @@ impl SecretArgs {
     pub(crate) fn new_source(&self) -> Result<KeySource, Failure> {
         let source = self.source()?.ok_or_else(|| {
             Failure::usage(anyhow!(
-                "name what opens the slot: --key-file FILE (made if it does not exist), --passphrase-file FILE, or \
-                 --wrap-command and --unwrap-command"
+                "nothing is named that opens the slot\nHINT: Give --key-file FILE (created if it does not exist), \
+                 --passphrase-file FILE, or --wrap-command and --unwrap-command."
             ))
         })?;
         if let Some(path) = &self.key_file {

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::Diagnostic;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
@@ -41,7 +42,8 @@ struct KeySlot {
     #[serde(skip_serializing_if = "Option::is_none")]
     opens: Option<bool>,
     /// Why it cannot be read or tried. Absent if it can.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
     error: Option<String>,
 }
 

@@ -133,7 +133,8 @@ fn the_repository(common: &CommonArgs) -> Result<(String, StoreSettings), Failur
     if repositories.len() > 1 {
         let known = repositories.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
         return Err(Failure::usage(anyhow!(
-            "cluster {cluster} has several repositories, each with slots of its own; choose one with --repo: {known}"
+            "cluster {cluster} has several repositories, each with slots of its own\nDETAIL: It has: {known}.\nHINT: Choose \
+             one with --repo."
         )));
     }
     repositories.pop().ok_or_else(|| Failure::usage(anyhow!("cluster {cluster} has no repository")))
@@ -159,7 +160,8 @@ impl Open {
 }
 
 fn not_encrypted(name: &str) -> Failure {
-    anyhow!("repository {name} is not encrypted and has no key slots; that is chosen at init").into()
+    anyhow!("repository {name} is not encrypted and has no key slots\nDETAIL: Encryption is chosen when a repository is \
+             created.").into()
 }
 
 /// Prints what was done.

@@ -16,9 +16,12 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
     let listed = slots.list().await?;
     if !listed.iter().any(|slot| slot.number == args.slot) {
         let numbers: Vec<String> = listed.iter().map(|slot| slot.number.to_string()).collect();
-        return Err(
-            anyhow!("repository {name} has no slot {} (it has: {})", args.slot, numbers.join(", ")).into()
-        );
+        return Err(anyhow!(
+            "repository {name} has no slot {}\nDETAIL: It has: {}.",
+            args.slot,
+            numbers.join(", ")
+        )
+        .into());
     }
     let sources: Vec<KeySource> =
         args.secret.source()?.into_iter().chain(KeySource::configured(&settings.encryption)?).collect();
@@ -26,9 +29,9 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
     if remaining.is_none() {
         if !args.even_if_last {
             return Err(anyhow!(
-                "slot {} was not removed: no other slot of repository {name} is proven to open, and without one nothing in it \
-                 can ever be restored; prove another one with the secret that opens it (--key-file, --passphrase-file, \
-                 --unwrap-command), or make one first: archive-agent key add",
+                "slot {} was not removed: no other slot of repository {name} is proven to open\nDETAIL: Without one nothing \
+                 in it can ever be restored.\nHINT: Prove another one with the secret that opens it (--key-file, \
+                 --passphrase-file, --unwrap-command), or add one first (archive-agent key add).",
                 args.slot
             )
             .into());
@@ -41,7 +44,7 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         Removal::Removed => {}
         Removal::PutBack => {
             return Err(anyhow!(
-                "the slot that was to remain was removed by another process at this moment; slot {} was put back",
+                "the slot that was to remain was removed by another process at this moment\nDETAIL: Slot {} was put back.",
                 args.slot
             )
             .into());
@@ -77,8 +80,8 @@ async fn remaining(slots: &KeySlots, leaving: u32, sources: &[KeySource]) -> Res
 fn confirm(slot: u32, repository: &str, id: &str) -> anyhow::Result<()> {
     let wanted = format!("destroy {id}");
     tracing::warn!(
-        "no slot but {slot} is known to open repository {repository}. Without it every backup and all WAL in it are lost for \
-         everybody and for ever, whatever copies of it there are. To go on, type: {wanted}"
+        "no slot but {slot} is known to open repository {repository}\nDETAIL: Without it every backup and all WAL in it are \
+         lost for everybody and for ever, whatever copies of it there are.\nHINT: To continue, type: {wanted}"
     );
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).context("the confirmation cannot be read")?;

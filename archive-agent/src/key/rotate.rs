@@ -15,7 +15,7 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
     let open = Open::of(common).await?;
     if new.secret.source()?.as_ref() == Some(&open.source) {
         return Err(Failure::usage(anyhow!(
-            "the {} is what the configuration names already: keep the new secret in another place than the old one",
+            "the {} is what the configuration names already\nHINT: Keep the new secret in another place than the old one.",
             open.source
         )));
     }
@@ -29,7 +29,7 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
         Removal::Removed => Some(old.slot),
         Removal::PutBack => {
             return Err(anyhow!(
-                "slot {added} was removed by another process at this moment; slot {} was put back",
+                "slot {added} was removed by another process at this moment\nDETAIL: Slot {} was put back.",
                 old.slot
             )
             .into());

@@ -80,8 +80,8 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
         match (one.origin, found) {
             (TimelineOrigin::Stored(fork), None) => found = Some((&one.name, fork)),
             (TimelineOrigin::Stored(fork), Some((name, other))) if fork != other => bail!(
-                "timeline {timeline} of repository {name} is not the one of repository {}: they begin at different positions. Say \
-                 which one with --repo NAME",
+                "timeline {timeline} of repository {name} is not the one of repository {}: they begin at different \
+                 positions\nHINT: Name one of the repositories with --repo.",
                 one.name
             ),
             _ => {}
@@ -89,8 +89,8 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
     }
     if found.is_none() && known.iter().any(|one| one.origin == TimelineOrigin::Damaged) {
         bail!(
-            "the history of timeline {timeline} cannot be read, so it is not known which timeline that is: archive it again from \
-             pg_wal (archive-agent push), then run this again"
+            "the history of timeline {timeline} cannot be read, so it is not known which timeline that is\nHINT: Archive it \
+             again from pg_wal (archive-agent push), then run this again."
         );
     }
     Ok(found.and_then(|(_, fork)| fork))
@@ -109,12 +109,12 @@ fn the_lineage(catalogs: &[(&String, Catalog)], args: &SettleArgs) -> anyhow::Re
                 None => found = Some(lineage),
                 Some(found) if found.is_same_life(lineage) => {}
                 Some(found) if found.id == lineage.id => bail!(
-                    "lineage {} is another server's in repository {name} than in another one, and timeline {timeline} is in both: \
-                     say which repository with --repo NAME",
+                    "lineage {} is another server's in repository {name} than in another one, and timeline {timeline} is in \
+                     both\nHINT: Name one of the repositories with --repo.",
                     lineage.id
                 ),
                 Some(found) => bail!(
-                    "timeline {timeline} is in lineages {} and {}: say which one by --lineage",
+                    "timeline {timeline} is in lineages {} and {}\nHINT: Name one of them with --lineage.",
                     found.id,
                     lineage.id
                 ),
@@ -168,9 +168,9 @@ fn not_in_production(timeline: TimelineId, used: &BTreeMap<TimelineId, Timestamp
                 |(id, at)| format!("timeline {id} was written to until {at}"),
             );
             Err(anyhow!(
-                "timeline {timeline} was written to last, until {own}, so it looks like the one in production: {other}. HINT: If \
-                 another server is in production, have it archive first (select pg_switch_wal() after a transaction), then run \
-                 this again."
+                "timeline {timeline} was written to last, until {own}, so it looks like the one in production: {other}\nHINT: \
+                 If another server is in production, have it archive first (select pg_switch_wal() after a transaction), then \
+                 run this again."
             ))
         }
     }

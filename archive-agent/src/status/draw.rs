@@ -44,7 +44,7 @@ fn details(status: &LineageStatus, size: SegmentSize) -> String {
         writeln!(text, "    {}  {made}  timeline {}, {}", point.name, point.timeline, point.lsn).ok();
     }
     for error in &status.errors {
-        writeln!(text, "  error     {error}").ok();
+        writeln!(text, "{}", human::hanging("  error     ", error)).ok();
     }
     for settled in &status.settlements {
         writeln!(text, "  settled   {settled}").ok();
@@ -80,12 +80,13 @@ fn timeline_lines(timeline: &TimelineStatus, size: SegmentSize) -> String {
     }
     for broken in &timeline.breaks {
         let what = if broken.split_brain { "SPLIT BRAIN" } else { "gap" };
-        let advice = match (broken.split_brain, broken.has_later_backup) {
-            (true, _) => "archive-agent verify says more",
-            (false, false) => "TAKE A BACKUP NOW: recovery cannot pass it",
-            (false, true) => "a backup was taken behind it",
+        let follows = match (broken.split_brain, broken.has_later_backup) {
+            (true, _) => "\nHINT: \"archive-agent verify\" shows more.",
+            (false, false) => "\nHINT: TAKE A BACKUP NOW: recovery cannot pass it.",
+            (false, true) => "\nDETAIL: A backup was taken behind it.",
         };
-        writeln!(text, "    {what:<7} before {}: {}; {advice}", broken.segment, broken.reason).ok();
+        let found = format!("before {}: {}{follows}", broken.segment, broken.reason);
+        writeln!(text, "{}", human::hanging(&format!("    {what:<7} "), &found)).ok();
     }
     for name in &timeline.damaged_segments {
         writeln!(text, "    damaged {name}").ok();

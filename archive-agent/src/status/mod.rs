@@ -23,13 +23,13 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::ClusterName;
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_repo::lineage::BINDING;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::output;
+use walpoint_runtime::{human, output};
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use self::repository::RepositoryState;
 use self::server::ServerState;
@@ -56,7 +56,8 @@ struct ClusterState {
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<ServerState>,
     /// Why the server could not be queried. Absent if it could.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
     server_error: Option<String>,
     /// The cluster's repositories, in the order of the configuration.
     repositories: Vec<RepositoryState>,
@@ -89,7 +90,7 @@ impl ClusterState {
         let (server, mut repositories) = tokio::join!(ask(selection), join_all(repositories));
         let (server, server_error) = match server {
             Ok(server) => (server, None),
-            Err(error) => (None, Some(told(&error))),
+            Err(error) => (None, Some(format_chain(&error))),
         };
         if let Some(server) = &server {
             let pgdata = selection.settings.pgdata.as_ref();
@@ -110,7 +111,7 @@ impl ClusterState {
         let mut text = format!("Server of cluster {}\n", self.cluster);
         let mut line = |what: &str, said: &str| {
             // Writing to a String cannot fail.
-            writeln!(text, "  {what:<9} {said}").ok();
+            writeln!(text, "{}", human::hanging(&format!("  {what:<9} "), said)).ok();
         };
         match (&self.server, &self.server_error) {
             (Some(server), _) => server.lines(now).iter().for_each(|(what, said)| line(what, said)),

@@ -5,16 +5,17 @@ use std::fmt::Write;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, LineageId, TimelineId};
+use walpoint_base::{ClusterName, Diagnostic, LineageId, TimelineId};
 use walpoint_plan::retention::Policy;
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::status::ClusterStatus;
 use walpoint_repo::catalog::{Catalog, Newer};
 use walpoint_repo::lineage::bound_lineage;
+use walpoint_runtime::human;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use super::draw;
 use super::listing::Listing;
@@ -30,7 +31,8 @@ pub(super) struct RepositoryState {
     /// Its URL.
     url: String,
     /// Why it could not be read. Absent if it could.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
     error: Option<String>,
     /// What it has of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +44,8 @@ pub(super) struct RepositoryState {
     #[serde(skip_serializing_if = "Option::is_none")]
     listing: Option<Listing>,
     /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     notes: Vec<String>,
     /// `status` for a person.
     #[serde(skip)]
@@ -83,7 +87,7 @@ impl RepositoryState {
                     Err(error) => tracing::debug!(repository = name, "no listing either: {error}"),
                 }
             }
-            state.error = Some(told(&error.into()));
+            state.error = Some(format_chain(&error.into()));
         }
         state
     }
@@ -102,13 +106,15 @@ impl RepositoryState {
             if !known.is_empty() {
                 // Most likely its name is mistyped: "no backup" would be a fright.
                 self.error = Some(format!(
-                    "the repository does not know cluster {cluster}; it has: {}; archive-agent init registers a new one",
+                    "the repository does not know cluster {cluster}\nDETAIL: It has: {}.\nHINT: \"archive-agent init\" \
+                     registers a new one.",
                     known.join(", ")
                 ));
                 return Ok(());
             }
-            self.notes
-                .push(format!("the repository is empty; archive-agent init registers cluster {cluster}"));
+            self.notes.push(format!(
+                "the repository is empty\nHINT: \"archive-agent init\" registers cluster {cluster}."
+            ));
         }
         // What cannot be decided about retention keeps nobody from the rest.
         match RetentionState::of(&repository, cluster, policy, &mut catalog).await {
@@ -117,7 +123,8 @@ impl RepositoryState {
                 self.retention = Some(retention);
             }
             Err(error) => {
-                self.notes.push(format!("cannot determine what expire would do: {}", told(&error.into())));
+                self.notes
+                    .push(format!("cannot determine what expire would do: {}", format_chain(&error.into())));
             }
         }
         self.id = Some(repository.id());
@@ -143,8 +150,8 @@ impl RepositoryState {
         let system_id = server.system_identifier();
         if !status.lineages.iter().any(|one| one.lineage.system_id == system_id) {
             self.notes.push(format!(
-                "the server has system identifier {system_id}, and nothing here is of that cluster: conninfo leads to \
-                 another server, or archive-agent init has to be run for this one"
+                "the server has system identifier {system_id}, and nothing here is of that cluster\nHINT: Check whether \
+                 conninfo leads to another server. If it does not, run \"archive-agent init\" for this one."
             ));
         }
         let bound = self.id.and_then(|id| bound_lineage(binding, cluster, id).ok().flatten());
@@ -154,7 +161,7 @@ impl RepositoryState {
         if let (Some(lineage), Some(own)) = (lineage, server.writes())
             && let Some(newer) = self.newer.get(&(lineage, own))
         {
-            self.notes.push(format!("{}; {}", newer::found(newer), newer::advice(newer, own)));
+            self.notes.push(format!("{}\nHINT: {}", newer::found(newer), newer::advice(newer, own)));
         }
     }
 
@@ -174,7 +181,7 @@ impl RepositoryState {
             text.push_str(&listing.text());
         }
         for note in &self.notes {
-            writeln!(text, "  note: {note}").ok();
+            writeln!(text, "{}", human::hanging("  note: ", note)).ok();
         }
         text
     }

@@ -68,7 +68,7 @@ impl RetentionState {
                 .collect(),
             next_expired: dropped.map(DecisionReport::from).collect(),
             over_max_age: exceeding.map(DecisionReport::from).collect(),
-            damaged: damaged.iter().map(|damaged| walpoint_words::error(&damaged.error())).collect(),
+            damaged: damaged.iter().map(|damaged| walpoint_words::error(&damaged.error()).into()).collect(),
         })
     }
 

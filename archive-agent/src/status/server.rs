@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{Lsn, PgTimestamp, SegmentName, SystemId, TimelineId};
+use walpoint_base::{Diagnostic, Lsn, PgTimestamp, SegmentName, SystemId, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
@@ -62,7 +62,8 @@ pub(super) struct ServerState {
     #[serde(skip_serializing_if = "Option::is_none")]
     ready_count: Option<usize>,
     /// Why `ready_count` is absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
     ready_error: Option<String>,
     /// The size of the WAL written since the end of the last archived segment: what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,10 +72,12 @@ pub(super) struct ServerState {
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
     /// Repositories in which another server's WAL is stored under this server's names, one sentence each.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     split_brains: Vec<String>,
     /// What cannot be determined about dropped WAL and other servers because the repositories do not answer.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     undetermined: Vec<String>,
 }
 
@@ -102,13 +105,17 @@ impl ServerState {
         let what = "cannot determine whether WAL was dropped that no backup makes up for";
         match gap {
             Ok(Ok(gap)) => self.dropped = gap,
-            Ok(Err(problem)) => self.undetermined.push(format!("{what}: {problem:#}")),
+            Ok(Err(problem)) => {
+                self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
+            }
             Err(_) => self.undetermined.push(limit(what)),
         }
         let what = "cannot determine whether another server's WAL is stored under this one's names";
         match splits {
             Ok(Ok(found)) => self.split_brains = found.iter().map(ToString::to_string).collect(),
-            Ok(Err(problem)) => self.undetermined.push(format!("{what}: {problem:#}")),
+            Ok(Err(problem)) => {
+                self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
+            }
             Err(_) => self.undetermined.push(limit(what)),
         }
     }
@@ -147,8 +154,10 @@ impl ServerState {
             let since =
                 self.last_failed_time.map(|t| format!(", {}", ago(t.to_time(), now))).unwrap_or_default();
             let wal = self.last_failed_wal.as_deref().unwrap_or("a file");
-            let more = "the server's log says why";
-            parts.push(format!("FAILING: {wal} was refused{since} (failure {}); {more}", self.failed_count));
+            parts.push(format!(
+                "FAILING: {wal} was refused{since} (failure {})\nHINT: Look up the reason in the server's log.",
+                self.failed_count
+            ));
         }
         parts.push(match (&self.last_archived_wal, self.last_archived_time) {
             (Some(wal), Some(time)) => format!("{wal} was archived {}", ago(time.to_time(), now)),
@@ -164,7 +173,7 @@ impl ServerState {
             Some(1) => "1 file waits".to_owned(),
             Some(n) => format!("{n} files wait"),
         });
-        parts.join("; ")
+        Diagnostic::gather("", parts).to_string()
     }
 
     fn new(
@@ -208,7 +217,7 @@ async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState
         let own = whose_files::examine(&mut server, pgdata).await;
         if let Ok(None) = own {
             bail!(
-                "conninfo leads to another server than that of {} (archive-agent check says more)",
+                "conninfo leads to another server than that of {}\nHINT: \"archive-agent check\" shows more.",
                 pgdata.display()
             );
         }
@@ -228,7 +237,7 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
     let ready = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
     let (ready_count, ready_error) = match ready {
         Ok(scan) => (Some(scan.count), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+        Err(error) => (None, Some(error.to_string())),
     };
     let state = ServerState::new(&identity, settings, stats, position, ready_count);
     Ok(ServerState { ready_error, ..state })

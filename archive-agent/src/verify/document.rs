@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::holds::UNKNOWN_HOLD;
 use walpoint_repo::verify::{Cure, Verified, VerifyFinding};
 
@@ -14,6 +14,8 @@ pub(super) struct VerifyDocument<'a> {
     /// What was verified and found, for each repository.
     pub(super) repositories: Vec<VerifiedRepository<'a>>,
     /// Repositories that could not be verified, with the reason.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub(super) failed: &'a [String],
 }
 
@@ -33,50 +35,61 @@ pub(super) struct VerifiedRepository<'a> {
 struct Finding<'a> {
     #[serde(flatten)]
     finding: &'a VerifyFinding,
-    /// What to do.
+    /// Facts about it, as full sentences; several are lines. Absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// What to do, as full sentences; several are lines.
     hint: String,
 }
 
 impl<'a> VerifiedRepository<'a> {
     pub(super) fn of(verified: &'a Verified) -> Self {
-        let words = |finding: &'a VerifyFinding| Finding { finding, hint: remedy(&finding.remedy) };
+        let words = |finding: &'a VerifyFinding| {
+            let advice = advice(&finding.remedy);
+            let detail = (!advice.details().is_empty()).then(|| advice.details().join("\n"));
+            Finding { finding, detail, hint: advice.hints().join("\n") }
+        };
         Self { verified, findings: verified.findings.iter().map(words).collect() }
     }
 }
 
-const RESUPPLY: &str = "if PostgreSQL or another repository still has it, remove what is damaged here and archive it again \
-     (archive-agent push)";
+const RESUPPLY: &str = "If PostgreSQL or another repository still has it, remove what is damaged here and archive it again \
+                        (archive-agent push).";
 
-const SPLIT_BRAIN: &str = "find out which server wrote which of both; take a backup of the one that goes on, and give the other one a \
-     lineage of its own (archive-agent init --new-lineage)";
+const SPLIT_BRAIN: &str = "Find out which server wrote which of both. Take a backup of the one that continues, and give the \
+                           other one a lineage of its own (archive-agent init --new-lineage).";
 
-const WAIT_OR_FORCE: &str = "nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and the next \
-     backup deletes it; archive-agent backup --steal-lease begins one at once";
+const WAIT_OR_FORCE: &str = "Nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and \
+                             the next backup deletes it. \"archive-agent backup --steal-lease\" begins one at once.";
 
-/// What to do about a finding.
-pub(super) fn remedy(cure: &Cure) -> String {
+/// What to do about a finding, with the facts that explain it.
+pub(super) fn advice(cure: &Cure) -> Diagnostic {
+    let none = Diagnostic::default();
     match cure {
-        Cure::Plain(text) => text.clone(),
-        Cure::Resupply => RESUPPLY.to_owned(),
-        Cure::ResupplyOrBackup(behind) => format!("{RESUPPLY}; a new backup begins a window behind {behind}"),
-        Cure::SplitBrain => SPLIT_BRAIN.to_owned(),
-        Cure::PutBackOrExpire(id) => put_back_or_expire(*id),
-        Cure::WaitOrForce => WAIT_OR_FORCE.to_owned(),
-        Cure::Hold(remedy) => format!("{UNKNOWN_HOLD}: {}", walpoint_words::instruction(remedy)),
-        Cure::Acknowledging(remedy) => format!(
-            "a restore may wait for ever for the word of a repository that was lost: {}",
-            walpoint_words::instruction(remedy)
-        ),
-        Cure::Announcement(remedy) => format!(
-            "what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew. {}",
-            walpoint_words::instruction(remedy)
-        ),
+        Cure::Plain(text) => none.hint(text),
+        Cure::Resupply => none.hint(RESUPPLY),
+        Cure::ResupplyOrBackup(behind) => {
+            none.hint(RESUPPLY).hint(format!("Or take a new backup: it begins a window behind {behind}."))
+        }
+        Cure::SplitBrain => none.hint(SPLIT_BRAIN),
+        Cure::PutBackOrExpire(id) => none.hint(put_back_or_expire(*id)),
+        Cure::WaitOrForce => none.hint(WAIT_OR_FORCE),
+        Cure::Hold(remedy) => none.detail(UNKNOWN_HOLD).hint(walpoint_words::hint(remedy)),
+        Cure::Acknowledging(remedy) => none
+            .detail("A restore may wait for ever for the answer of a repository that was lost.")
+            .hint(walpoint_words::hint(remedy)),
+        Cure::Announcement(remedy) => none
+            .detail(
+                "What it announced is not known, so nothing is deleted, and backups build on nothing and store everything anew.",
+            )
+            .hint(walpoint_words::hint(remedy)),
     }
 }
 
 fn put_back_or_expire(id: BackupId) -> String {
     format!(
-        "put the object back, from another version of it in the store or from a copy of the store, else take a backup and delete this \
-         one with archive-agent expire --backup {id}; until then restore from another one, or from another repository"
+        "Put the object back, from another version of it in the store or from a copy of the store. Else take a backup and \
+         delete this one with \"archive-agent expire --backup {id}\". Until then restore from another one, or from another \
+         repository."
     )
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::Args;
 use jiff::Timestamp;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Diagnostic};
 use walpoint_repo::Repository;
 use walpoint_repo::expire::outlook;
 use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
@@ -21,7 +21,7 @@ use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::{help, output};
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use self::content::PgContent;
 use self::document::VerifyDocument;
@@ -81,7 +81,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         waiting.end();
         match verified {
             Ok(verified) => all.push(verified),
-            Err(error) => failed.push(format!("repository {name}: {}", told(&error))),
+            Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
     }
     if common.json {
@@ -99,7 +99,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         (true, found) => {
             Err(Failure { status: FINDINGS, error: anyhow!("verify found {found} things that are wrong") })
         }
-        (false, _) => Err(anyhow!("verify could not finish: {}", failed.join("; ")).into()),
+        (false, _) => Err(Diagnostic::gather("verify could not finish", &failed).into()),
     }
 }
 

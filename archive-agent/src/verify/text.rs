@@ -6,7 +6,7 @@ use std::time::Duration;
 use walpoint_repo::verify::Verified;
 use walpoint_runtime::human;
 
-use super::document::remedy;
+use super::document::advice;
 
 /// Findings that are told; the JSON has more.
 const NAMED: usize = 50;
@@ -17,7 +17,7 @@ pub(super) fn of(verified: &Verified) -> String {
         format!("Verified cluster {} in {} ({})\n", verified.cluster, verified.repository, verified.depth);
     // Writing to a String cannot fail.
     let mut line = |what: &str, said: String| {
-        writeln!(text, "  {what:<9} {said}").ok();
+        writeln!(text, "{}", human::hanging(&format!("  {what:<9} "), &said)).ok();
     };
     line(
         "kept",
@@ -41,7 +41,10 @@ pub(super) fn of(verified: &Verified) -> String {
         );
     }
     if verified.backup_count == 0 {
-        line("NO BACKUP", "nothing can be restored: take one with archive-agent backup".to_owned());
+        line(
+            "NO BACKUP",
+            "nothing can be restored\nHINT: Take one with \"archive-agent backup\".".to_owned(),
+        );
     }
     line("took", human::span(Duration::try_from_secs_f64(verified.seconds).unwrap_or_default()));
     match verified.finding_count {
@@ -57,14 +60,16 @@ pub(super) fn of(verified: &Verified) -> String {
         if let Some(moments) = &finding.moments {
             writeln!(text, "    moments: {moments}").ok();
         }
-        writeln!(text, "    to do: {}", remedy(&finding.remedy)).ok();
+        for part in advice(&finding.remedy).lines().skip(1) {
+            writeln!(text, "    {part}").ok();
+        }
     }
     let shown = u64::try_from(verified.findings.len().min(NAMED)).unwrap_or(u64::MAX);
     if verified.finding_count > shown {
         writeln!(text, "\n  and {} more", verified.finding_count - shown).ok();
     }
     for note in &verified.notes {
-        writeln!(text, "  note: {note}").ok();
+        writeln!(text, "{}", human::hanging("  note: ", note)).ok();
     }
     text
 }

@@ -97,9 +97,10 @@ impl Ancestry<'_> {
                 let path = self.wal.join(self.own_first().unwrap_or(*oldest).to_string());
                 Some(
                     split(format!(
-                        "timeline {timeline} follows segment {oldest}, which this server wrote while it did not archive; segment \
-                         {missing} is neither stored nor in pg_wal, {stored} before it is stored, and nothing shows that this server \
-                         or its primary wrote that; if one of them did, run \"archive-agent push --same-server {}\", and nothing else",
+                        "timeline {timeline} follows segment {oldest}, which this server wrote while it did not archive; \
+                         segment {missing} is neither stored nor in pg_wal, {stored} before it is stored, and nothing shows \
+                         that this server or its primary wrote that\nHINT: If one of them did, run \"archive-agent push \
+                         --same-server {}\", and nothing else.",
                         path.display()
                     ))
                     .not_shown(),

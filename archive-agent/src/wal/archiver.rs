@@ -279,7 +279,7 @@ impl<U: Upload> Archiver<U> {
         match tokio::time::timeout_at(begun + limit, ended(&mut upload)).await {
             Ok(result) => result,
             Err(_) => Err(format!(
-                "not stored within {}{}; the daemon goes on trying",
+                "not stored within {}{}\nDETAIL: The daemon keeps trying.",
                 human::span(limit),
                 match &*upload.borrow() {
                     UploadProgress::Running(Some(problem)) => format!(": {problem}"),
@@ -299,16 +299,16 @@ impl<U: Upload> Archiver<U> {
         let directory = self.wal_directory();
         if seen.system_id != wanted.system_id {
             return format!(
-                "the daemon serves {}, a cluster with system identifier {}, and this file comes from {}; HINT: each cluster \
-                 needs a push socket of its own, and pgdata in the daemon's configuration must be this server's",
+                "the daemon serves {}, a cluster with system identifier {}, and this file comes from {}\nHINT: Each cluster \
+                 needs a push socket of its own, and pgdata in the daemon's configuration must be this server's.",
                 directory.display(),
                 seen.system_id,
                 wanted.system_id
             );
         }
         format!(
-            "the file in {} is not the one that PostgreSQL archives (inode {} and {}, {} and {} bytes); HINT: pgdata in the \
-             daemon's configuration must be this server's data directory",
+            "the file in {} is not the one that PostgreSQL archives (inode {} and {}, {} and {} bytes)\nHINT: pgdata in the \
+             daemon's configuration must be this server's data directory.",
             directory.display(),
             seen.inode,
             wanted.inode,
@@ -460,7 +460,8 @@ async fn ended(upload: &mut watch::Receiver<UploadProgress>) -> Result<FileIdent
         }
         if upload.changed().await.is_err() {
             return Err(
-                "internal error: the upload ended without a result; the daemon's log has more".to_owned()
+                "internal error: the upload ended without a result\nDETAIL: The daemon's log has more."
+                    .to_owned(),
             );
         }
     }

@@ -162,9 +162,9 @@ impl Lead<'_> {
         if let (Some(first), Some(last)) = (left.first(), left.last()) {
             tracing::warn!(
                 file = %first,
-                "{} from {first} to {last} in pg_wal, of the timelines before the promotion, not archived: they do not continue what the \
-                 repositories hold, so recovery could not get to them. HINT: make a new backup now (archive-agent backup); the WAL \
-                 before the gap stays as it is",
+                "{} from {first} to {last} in pg_wal, of the timelines before the promotion, not archived: they do not \
+                 continue what the repositories hold, so recovery could not get to them\nDETAIL: The WAL before the gap stays \
+                 as it is.\nHINT: Take a new backup now (archive-agent backup).",
                 count(left.len())
             );
         }
@@ -246,8 +246,8 @@ impl Lead<'_> {
                 // PostgreSQL removed it meanwhile; another gap is worth no less.
                 tracing::error!(
                     file = %name,
-                    "the server before the promotion had not archived it, and now it is gone: recovery does not pass it. HINT: make \
-                     a new backup"
+                    "the server before the promotion had not archived it, and now it is gone: recovery does not pass \
+                     it\nHINT: Take a new backup."
                 );
                 Ok(false)
             }

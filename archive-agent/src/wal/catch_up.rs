@@ -130,7 +130,12 @@ async fn catch_up(
                 left = left.or(some);
             }
             Err(error) if target.acknowledges && is_away => {
-                tracing::debug!(repository = target.name(), "not compared with {}: {error:#}", source.name());
+                tracing::debug!(
+                    repository = target.name(),
+                    "not compared with {}: {}",
+                    source.name(),
+                    walpoint_words::format_chain(&error)
+                );
                 away = true;
             }
             Err(error) => {
@@ -161,7 +166,8 @@ async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, T
                 if !target.rests() {
                     tracing::warn!(
                         repository = target.name(),
-                        "no answer within {} from this repository, which does not have to acknowledge; what it misses is copied later",
+                        "no answer within {} from this repository, which does not have to acknowledge\nDETAIL: What it misses \
+                         is copied later.",
                         human::span(TIME_LIMIT)
                     );
                 }

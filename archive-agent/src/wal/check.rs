@@ -27,8 +27,8 @@ pub(crate) enum CheckError {
     Wal(#[from] WalError),
     /// By the history beside it, its pages are of the wrong timeline.
     #[error(
-        "{error}. Which timeline belongs there is said by {history:?}; HINT: if that history is damaged or another server's, put the right \
-         one in its place"
+        "{error}\nDETAIL: Which timeline belongs there is defined by {history:?}.\nHINT: If that history is damaged or \
+         another server's, put the right one in its place."
     )]
     ByHistory {
         /// What is wrong with it.
@@ -37,8 +37,8 @@ pub(crate) enum CheckError {
     },
     /// The server finished it, and what it holds ends early.
     #[error(
-        "{path:?} is damaged: its records end at {end}, and the server that writes this timeline finished it, so the rest was lost on \
-         disk; look for failing storage, take a base backup, then archive-agent push --accept-damaged"
+        "{path:?} is damaged: its records end at {end}, and the server that writes this timeline finished it, so the rest was \
+         lost on disk\nHINT: Look for failing storage, take a base backup, then run \"archive-agent push --accept-damaged\"."
     )]
     TailLost {
         /// Which file.
@@ -59,9 +59,11 @@ pub(crate) enum CheckError {
 /// What to do about a segment that is refused, behind what is wrong with it.
 fn advice(error: &WalError) -> &'static str {
     match error {
-        WalError::Damaged { .. } => " (push --accept-damaged archives it as it is, flagged)",
+        WalError::Damaged { .. } => {
+            "\nHINT: \"archive-agent push --accept-damaged\" archives it as it is, flagged."
+        }
         WalError::Foreign { cause: Differs::Upgraded | Differs::SegmentSize, .. } => {
-            " with archive-agent init"
+            "\nHINT: \"archive-agent init\" registers it."
         }
         _ => "",
     }

@@ -16,7 +16,8 @@ pub(crate) fn read_control(pgdata: &Path) -> Result<ControlFile, UploadError> {
     loop {
         let bytes = std::fs::read(&path).map_err(|error| UploadError {
             text: format!(
-                "{} cannot be read: {error}; is pgdata in the configuration the data directory of this server?",
+                "{} cannot be read: {error}\nHINT: Check that pgdata in the configuration is the data directory of this \
+                 server.",
                 path.display()
             ),
             permanent: true,

@@ -49,8 +49,8 @@ thread_local! {
 pub(crate) enum DiskError {
     /// All threads of the directory are taken by calls that have not returned.
     #[error(
-        "{path:?} does not answer: {calls} calls have not returned, the oldest for {}; HINT: the filesystem hangs, look at its \
-         mount or its disk",
+        "{path:?} does not answer: {calls} calls have not returned, the oldest for {}\nHINT: The filesystem hangs: look at \
+         its mount or its disk.",
         human::span(*oldest)
     )]
     Hangs {
@@ -63,8 +63,8 @@ pub(crate) enum DiskError {
     },
     /// All threads for data directories are taken by calls into others that have not returned.
     #[error(
-        "no thread is left to read {path:?}: {calls} calls into the data directories of other clusters have not returned; HINT: \
-         their filesystems hang, look at the mounts or the disks"
+        "no thread is left to read {path:?}: {calls} calls into the data directories of other clusters have not \
+         returned\nHINT: Their filesystems hang: look at the mounts or the disks."
     )]
     AllHang {
         /// Which directory.
@@ -74,7 +74,7 @@ pub(crate) enum DiskError {
     },
     /// A call that only looks at something has not returned.
     #[error(
-        "{path:?} does not answer within {} s; HINT: the filesystem hangs, look at its mount or its disk",
+        "{path:?} does not answer within {} s\nHINT: The filesystem hangs: look at its mount or its disk.",
         limit.as_secs()
     )]
     Silent {
@@ -84,7 +84,7 @@ pub(crate) enum DiskError {
         limit: Duration,
     },
     /// It panicked, or the process ends.
-    #[error("a worker thread ended before its work was done; its panic is in the log")]
+    #[error("a worker thread ended before its work was done\nDETAIL: Its panic is in the log.")]
     Ended,
 }
 

@@ -69,7 +69,7 @@ impl fmt::Display for Gap {
         let asked = asked.into_iter().filter(|(count, _)| *count > 0);
         let why = queue_max.into_iter().chain(asked.map(|(_, command)| format!("as {command} asked for")));
         let why = why.collect::<Vec<_>>().join(", or ");
-        write!(f, ", {why}: recovery cannot pass them. HINT: make a new backup")
+        write!(f, ", {why}: recovery cannot pass them\nHINT: Take a new backup.")
     }
 }
 

@@ -74,8 +74,9 @@ pub(super) async fn find(
     match (stored, beside) {
         (Ok(Some(stored)), Some(ours)) if is_beginning(&stored.content, &ours) => {
             let what = format!(
-                "{name} is stored in repository {} without its end; archiving continues with the one in pg_wal, and recovery cannot use \
-                 the stored one. HINT: remove that object and restart the daemon, which then stores it again",
+                "{name} is stored in repository {} without its end\nDETAIL: Archiving continues with the one in pg_wal, and \
+                 recovery cannot use the stored one.\nHINT: Remove that object and restart the daemon, which then stores it \
+                 again.",
                 target.name()
             );
             beside_damaged(target, lineage, timeline, ours, what)
@@ -91,8 +92,8 @@ pub(super) async fn find(
         }
         (Err(error @ RepoError::Corrupt { .. }), Some(ours)) => {
             let what = format!(
-                "{name} is damaged in repository {}: {}; archiving continues with the one in pg_wal, and recovery cannot use the damaged \
-                 one. HINT: remove that object and restart the daemon, which then stores it again",
+                "{name} is damaged in repository {}: {}\nDETAIL: Archiving continues with the one in pg_wal, and recovery \
+                 cannot use the damaged one.\nHINT: Remove that object and restart the daemon, which then stores it again.",
                 target.name(),
                 error_chain(&error)
             );

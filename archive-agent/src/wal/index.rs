@@ -80,7 +80,7 @@ pub(crate) async fn catch_up_once(archiver: &Archiver) {
             catch_up(&mut writer).await
         };
         if let Err(error) = caught_up.await {
-            let told = walpoint_words::told(&error);
+            let told = walpoint_words::format_chain(&error);
             tracing::warn!(repository = target.name(), "the index of WAL was not brought up to date: {told}");
         }
     }

@@ -154,8 +154,8 @@ fn may_be_damaged(
     let hint = match lines.is_empty() {
         true => String::new(),
         false => format!(
-            "; HINT: nothing shows that this server's WAL does not belong to it: if it belongs to another lineage, write its line into \
-             {}: {}",
+            "\nDETAIL: Nothing shows that this server's WAL does not belong to it.\nHINT: If it belongs to another lineage, \
+             write its line into {}: {}",
             pgdata.join(BINDING).display(),
             lines.join(" or ")
         ),

@@ -202,8 +202,8 @@ impl Newcomer<'_> {
 
     fn same_server(&self) -> String {
         format!(
-            "; if it did, or a standby of it, and pg_wal/{} was lost or names less, run \"archive-agent push --same-server \
-             {}\", and nothing else",
+            "\nHINT: If it did, or a standby of it, and pg_wal/{} was lost or names less, run \"archive-agent push \
+             --same-server {}\", and nothing else.",
             claim::FILE,
             self.wal.join(self.name.to_string()).display()
         )

@@ -263,8 +263,8 @@ impl Newcomer<'_> {
         tracing::error!(
             file = %segment,
             repository = self.target.name(),
-            "it does not continue {before}, though both are this server's: {what}; recovery cannot pass it, and the gap is on \
-             record. HINT: take a backup now"
+            "it does not continue {before}, though both are this server's: {what}\nDETAIL: Recovery cannot pass it, and the \
+             gap is on record.\nHINT: Take a backup now."
         );
         Ok(())
     }

@@ -48,7 +48,7 @@ pub(crate) async fn archive_what_is_ready(archiver: &Arc<Archiver>, transfers: u
     match first_problem {
         None => Ok(()),
         Some(problem) => {
-            anyhow::bail!("{failed} of {} files were not archived; the first: {problem}", stored + failed)
+            anyhow::bail!("{failed} of {} files were not archived: {problem}", stored + failed)
         }
     }
 }

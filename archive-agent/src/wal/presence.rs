@@ -169,8 +169,8 @@ async fn compare(repository: &Repository, lineage: Option<&Lineage>) -> Result<(
             // Absence is proven only by a descriptor that is read afterwards.
             repository.read_descriptor_again().await?;
             format!(
-                "it no longer has lineage {id} of cluster {cluster} (archive-agent forget deletes that); stop archiving, or \
-                 register the cluster with archive-agent init and take a backup"
+                "it no longer has lineage {id} of cluster {cluster} (\"archive-agent forget\" deletes that)\nHINT: Stop \
+                 archiving, or register the cluster with \"archive-agent init\" and take a backup."
             )
         }
         Err(error) => return Err(error),

@@ -75,7 +75,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         Err(error) => {
             let record = uploader.wal_directory().join(dropped::FILE);
             Err(anyhow!(
-                "could not archive \"{name}\", and it is not dropped, because that cannot be noted in {}: {error}; {problem}",
+                "could not archive \"{name}\", and it is not dropped, because that cannot be noted in {}: {error}: {problem}",
                 record.display()
             )
             .into())
@@ -110,7 +110,7 @@ async fn note_damage(uploader: &Uploader, name: WalFileName) -> Result<(), Failu
         }
     }
     tracing::warn!(
-        "{stored} although it is damaged: recovery cannot pass this file. HINT: make a new backup now (archive-agent backup)"
+        "{stored} although it is damaged: recovery cannot pass this file\nHINT: Take a new backup now (archive-agent backup)."
     );
     Ok(())
 }
@@ -163,7 +163,7 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
     let own = uploader.wal_directory().join(name.to_string());
     if own.exists() {
         return Err(anyhow!(
-            "could not store an empty history for timeline {timeline}: {} exists; archive that one (archive-agent push)",
+            "could not store an empty history for timeline {timeline}: {} exists\nHINT: Archive that one (archive-agent push).",
             own.display()
         )
         .into());
@@ -217,8 +217,8 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     let wal = uploader.wal_directory();
     if !waits_here(&uploader, &Queue::new(&wal, None), &path, name).await {
         return Err(anyhow!(
-            "\"{name}\" does not wait for being archived in {}: there is no archive_status/{name}.ready; nothing was changed. HINT: \
-             archive-agent status names the file that archiving is stuck at",
+            "\"{name}\" does not wait for being archived in {}: there is no archive_status/{name}.ready; nothing was \
+             changed\nHINT: \"archive-agent status\" names the file at which archiving is stuck.",
             wal.display()
         )
         .into());
@@ -229,8 +229,8 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     {
         Recorded::Yes => {
             tracing::warn!(
-                "PostgreSQL's next attempt will report that \"{name}\" was archived, unless it can be stored: recovery cannot pass this \
-                 file. HINT: make a new backup now (archive-agent backup)"
+                "PostgreSQL's next attempt will report that \"{name}\" was archived, unless it can be stored: recovery cannot \
+                 pass this file\nHINT: Take a new backup now (archive-agent backup)."
             );
             Ok(())
         }

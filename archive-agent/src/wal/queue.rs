@@ -129,7 +129,8 @@ impl Queue {
     pub(crate) fn skip(&self, name: WalFileName, problem: &str) -> String {
         self.dropped.notify_one();
         let says = format!(
-            "dropped and not archived, as push --skip asked for: {problem}; recovery cannot pass this file. HINT: make a new backup"
+            "dropped and not archived, as push --skip asked for: {problem}\nDETAIL: Recovery cannot pass this file.\nHINT: \
+             Take a new backup."
         );
         tracing::error!(file = %name, "{says}");
         says
@@ -168,7 +169,8 @@ impl Queue {
         self.dropping.store(true, Ordering::Relaxed);
         self.dropped.notify_one();
         let message = format!(
-            "dropped and not archived: {overflow}: {problem}; recovery cannot pass this file. HINT: repair the store, then make a new backup"
+            "dropped and not archived: {overflow}: {problem}\nDETAIL: Recovery cannot pass this file.\nHINT: Fix the store, \
+             then take a new backup."
         );
         tracing::error!(file = %name, "{message}");
         message
@@ -200,8 +202,8 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
         {
             bail!(
-                "WAL waits in {}, and PostgreSQL has not asked for {} that it be archived; HINT: look at archive_command, \
-                 which hangs or does not call archive-push, and at pg_stat_archiver",
+                "WAL waits in {}, and PostgreSQL has not asked for {} that it be archived\nHINT: Look at archive_command, \
+                 which hangs or does not call archive-push, and at pg_stat_archiver.",
                 archiver.wal_directory().display(),
                 human::span(span)
             );

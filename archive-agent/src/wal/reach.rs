@@ -59,8 +59,8 @@ impl fmt::Display for UnreachedIn {
         let Self { repository, found } = self;
         write!(
             f,
-            "repository {repository}: {found}; HINT: make a new backup now (archive-agent backup): nothing behind that can be \
-             recovered before"
+            "repository {repository}: {found}\nHINT: Take a new backup now (archive-agent backup): nothing behind that can be \
+             recovered before."
         )
     }
 }
@@ -95,7 +95,11 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::debug!(repository = target.name(), "what can be recovered is not known: {error:#}");
+                tracing::debug!(
+                    repository = target.name(),
+                    "what can be recovered is not known: {}",
+                    walpoint_words::format_chain(&error)
+                );
                 looked = Looked::Unknown;
             }
         }

@@ -36,7 +36,10 @@ pub(crate) enum ReadError {
         expected: String,
     },
     /// It was written to meanwhile.
-    #[error("{path:?} changed while it was read: PostgreSQL does not change a finished file, so who does?")]
+    #[error(
+        "{path:?} changed while it was read\nHINT: Find out which process changes it: PostgreSQL does not change a \
+             finished file."
+    )]
     Changed {
         /// Which file.
         path: PathBuf,

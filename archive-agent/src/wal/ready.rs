@@ -145,6 +145,8 @@ async fn watch(status: &Path, hint: &Arc<Notify>) -> Option<RecommendedWatcher> 
     let watched = disk::look(status, begin).await.map_err(anyhow::Error::from);
     watched
         .and_then(|watched| watched.map_err(anyhow::Error::from))
-        .inspect_err(|error| tracing::info!("{} is only scanned: {error:#}", status.display()))
+        .inspect_err(|error| {
+            tracing::info!("{} is only scanned: {}", status.display(), walpoint_words::format_chain(error))
+        })
         .ok()
 }

@@ -91,8 +91,8 @@ impl SocketLock {
         if !directory.exists() {
             walpoint_base::durable::create_directories(directory).with_context(|| {
                 format!(
-                    "the directory of the push socket, {}, cannot be created (systemd makes it with RuntimeDirectory=; \
-                     push_socket names another place)",
+                    "the directory of the push socket, {}, cannot be created\nHINT: systemd creates it with \
+                     RuntimeDirectory=; push_socket names another place.",
                     directory.display()
                 )
             })?;
@@ -190,7 +190,7 @@ fn check_directory(directory: &Path, owner: u32) -> anyhow::Result<()> {
         if meta.mode() & 0o022 != 0 && !sticky {
             bail!(
                 "the push socket must not be below {}: others can write there (mode {:04o}) and could answer \"stored\" in \
-                 the daemon's place; chmod go-w {0}, or set push_socket",
+                 the daemon's place\nHINT: Run chmod go-w on it, or set push_socket.",
                 place.display(),
                 meta.mode() & 0o7777
             );

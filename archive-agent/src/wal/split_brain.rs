@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
-use walpoint_base::{ClusterName, LineageId, TimelineId, WalFileName};
+use walpoint_base::{ClusterName, Diagnostic, LineageId, TimelineId, WalFileName};
 use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
@@ -73,16 +72,17 @@ impl SplitBrain {
     pub(crate) fn advice(&self) -> String {
         if self.of_the_timeline {
             return format!(
-                "on the server that writes timeline {0}, set archive_mode = off, or run \"archive-agent init --new-lineage --cluster {1}\" \
-                 and then back it up; then run \"archive-agent lineage settle --timeline {0} --abandoned --reason TEXT\"; until then a restore \
-                 has to name its timeline (--target-timeline). If timeline {0} is the one that counts, run \"archive-agent lineage settle --timeline {0} --reason TEXT\"",
+                "On the server that writes timeline {0}, set archive_mode = off, or run \"archive-agent init --new-lineage \
+                 --cluster {1}\" and then back it up. Then run \"archive-agent lineage settle --timeline {0} --abandoned \
+                 --reason TEXT\". Until then a restore has to name its timeline (--target-timeline). If timeline {0} is the \
+                 one that counts, run \"archive-agent lineage settle --timeline {0} --reason TEXT\".",
                 self.timeline, self.cluster
             );
         }
-        let unless = if self.shown { "" } else { "unless that command applies, " };
+        let if_this = if self.shown { "If this" } else { "Unless that command applies: if this" };
         format!(
-            "{unless}if this server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it and \
-             then back it up; if it is a copy, set archive_mode = off on it",
+            "{if_this} server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it \
+             and then back it up. If it is a copy, set archive_mode = off on it.",
             self.cluster
         )
     }
@@ -105,7 +105,7 @@ impl SplitBrain {
 
 impl fmt::Display for SplitBrain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; HINT: {}", self.found(), self.advice())
+        write!(f, "{}\nHINT: {}", self.found(), self.advice())
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         if !all.is_empty() {
             all.sort_unstable();
             all.dedup();
-            bail!("{}", all.join("; "));
+            return Err(Diagnostic::gather("", &all).into());
         }
         working();
         tokio::time::timeout(INTERVAL, uploader.refused.notified()).await.ok();

@@ -21,8 +21,8 @@ pub(crate) enum TargetError {
     Repository(#[from] RepoError),
     /// The repository does not know this cluster.
     #[error(
-        "repository {repository} does not know cluster {cluster} with system identifier {}; register it with \
-         archive-agent init (with --new-lineage for a copy that goes its own way)", .identity.system_id
+        "repository {repository} does not know cluster {cluster} with system identifier {}\nHINT: Register it with \
+         \"archive-agent init\" (with --new-lineage for a copy that goes its own way).", .identity.system_id
     )]
     Unregistered {
         /// The repository's name.
@@ -33,7 +33,7 @@ pub(crate) enum TargetError {
         identity: WalIdentity,
     },
     /// The cluster was registered as another one.
-    #[error("repository {repository}: {what}; register the cluster again with archive-agent init")]
+    #[error("repository {repository}: {what}\nHINT: Register the cluster again with \"archive-agent init\".")]
     Different {
         /// The repository's name.
         repository: String,
@@ -48,8 +48,8 @@ pub(crate) enum TargetError {
     History(HistoryError),
     /// What lies here under a history's name is none that PostgreSQL has written to its end.
     #[error(
-        "{} is damaged: {flaw}, and PostgreSQL writes no such history; neither it nor WAL of timeline {} is stored in repository \
-         {repository} before it is whole; HINT: {}",
+        "{} is damaged: {flaw}, and PostgreSQL writes no such history\nDETAIL: Neither it nor WAL of timeline {} is stored in \
+         repository {repository} before it is whole.\nHINT: {}",
         .path.display(), .name.timeline(), .stored.advice(.name)
     )]
     DamagedHistory {
@@ -66,9 +66,9 @@ pub(crate) enum TargetError {
     },
     /// WAL cannot be stored before its timeline's history, which is nowhere.
     #[error(
-        "{name} is neither in pg_wal nor in a repository, so no WAL of timeline {} is stored in repository {repository}: recovery \
-         could not find its way there; HINT: copy it into pg_wal from a standby or from the server that was promoted; if there \
-         never was one (pg_resetwal), run \"archive-agent push --no-ancestors {name}\"", .name.timeline()
+        "{name} is neither in pg_wal nor in a repository, so no WAL of timeline {} is stored in repository {repository}: \
+         recovery could not find its way there\nHINT: Copy it into pg_wal from a standby or from the server that was \
+         promoted. If there never was one (pg_resetwal), run \"archive-agent push --no-ancestors {name}\".", .name.timeline()
     )]
     NoHistory {
         /// The history.
@@ -78,10 +78,11 @@ pub(crate) enum TargetError {
     },
     /// The cluster has several lineages, and nothing shows which of them this server's WAL belongs to.
     #[error(
-        "cluster {cluster} has several lineages in repository {repository}, {} is missing, and nothing in {} shows which of them this \
-         server's WAL belongs to, so none of it is stored; HINT: copy walpoint.lineage from the server that this one was made from \
-         or followed; if that has none, write one of these lines into {} by its lineage, which archive-agent status shows: {}; to let a \
-         copy archive by itself, run \"archive-agent init --new-lineage\" on it",
+        "cluster {cluster} has several lineages in repository {repository}, {} is missing, and nothing in {} shows which of \
+         them this server's WAL belongs to, so none of it is stored\nHINT: Copy walpoint.lineage from the server that this \
+         one was made from or followed. If that has none, write one of these lines into {} by its lineage, which \
+         \"archive-agent status\" shows: {}\nHINT: To let a copy archive by itself, run \"archive-agent init --new-lineage\" \
+         on it.",
         .binding.display(), .wal.display(), .binding.display(), .lines.join(" or ")
     )]
     UnknownLineage {
@@ -101,15 +102,15 @@ pub(crate) enum TargetError {
     DamagedLineage(String),
     /// A write that was abandoned is still under way.
     #[error(
-        "a write that timed out has not returned, so nothing more is stored there until it does; HINT: its filesystem hangs, or the \
-         network to it: look at the mount and its server, or at the disk"
+        "a write that timed out has not returned, so nothing more is stored there until it does\nHINT: Its filesystem hangs, \
+         or the network to it: look at the mount and its server, or at the disk."
     )]
     Hangs,
     /// A segment cannot take the place of another copy that was accepted although damaged.
     #[error(
-        "{conflict}: repository {repository} holds {name} as it was accepted although damaged (push --accept-damaged), and keeps it so: \
-         recovery from there cannot pass it; HINT: if PostgreSQL waits for it, run \"archive-agent push --skip\" with its path in pg_wal, \
-         and make a new backup (archive-agent backup)"
+        "{conflict}\nDETAIL: Repository {repository} holds {name} as it was accepted although damaged (push \
+         --accept-damaged), and keeps it so: recovery from there cannot pass it.\nHINT: If PostgreSQL waits for it, run \
+         \"archive-agent push --skip\" with its path in pg_wal, and take a new backup (archive-agent backup)."
     )]
     StoredDamaged {
         /// The segment.
@@ -144,11 +145,11 @@ impl StoredHistory {
     fn advice(self, name: &WalFileName) -> String {
         match self {
             Self::Other => format!(
-                "the repository has one of that name: look at it (restore-agent fetch {name} /tmp/{name}), and put it in the place of \
-                 the damaged one if it is this server's"
+                "The repository has one of that name: look at it (restore-agent fetch {name} /tmp/{name}), and put it in the \
+                 place of the damaged one if it is this server's."
             ),
             Self::None => {
-                "copy it into pg_wal from a standby, or from the server that was promoted".to_owned()
+                "Copy it into pg_wal from a standby, or from the server that was promoted.".to_owned()
             }
         }
     }

@@ -20,7 +20,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore};
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{SegmentName, TimelineId, WalFileName};
+use walpoint_base::{Diagnostic, SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::{SealedSegment, Stored, WalArchive, WalContent};
@@ -189,7 +189,7 @@ impl Uploader {
             match file.and_then(|file| FileIdentity::of(&file, matches!(name, WalFileName::Segment(_)))) {
                 Ok(identity) => Ok(identity),
                 Err(source) if source.kind() == ErrorKind::NotFound => Err(UploadError::permanent(format!(
-                    "the daemon finds no {}; HINT: pgdata in its configuration must be this server's data directory",
+                    "the daemon finds no {}\nHINT: pgdata in its configuration must be this server's data directory.",
                     path.display()
                 ))),
                 Err(source) => Err(CheckError::from(ReadError::Io { path, source }).into()),
@@ -290,10 +290,8 @@ impl Uploader {
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
                     let sound = match self.sound(file, group.iter().chain(&rest)).await? {
                         Sound::Unknown(away) => {
-                            let text = format!(
-                                "{error}; it may be sound in a repository that is away: {}",
-                                away.text
-                            );
+                            let away = format!("it may be sound in a repository that is away: {}", away.text);
+                            let text = Diagnostic::gather("", [error.to_string(), away]).into();
                             return Err(UploadError { text, permanent: true });
                         }
                         sound => self.is_sound(file, sound).await?,
@@ -446,8 +444,8 @@ fn log(name: WalFileName, target: &WalTarget, stored: &Stored) {
         Stored::Ended(end) => tracing::warn!(
             file = %name,
             repository = target.name(),
-            "\"{name}\" is not complete: its records end at {end}. It is stored beside, as that; recovery up to there needs \
-             restore --use-partial, and the whole segment is taken when it comes"
+            "\"{name}\" is not complete: its records end at {end}\nDETAIL: It is stored as that. Recovery up to there needs \
+             restore --use-partial, and the whole segment is accepted when it comes."
         ),
     }
 }

@@ -38,8 +38,8 @@ impl Entered {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         match NEEDED.iter().find(|name| !self.needed.contains(*name)) {
             Some(name) => bail!(
-                "{name} is missing or empty here, and no server runs without it: is it a link or a mount that leads nowhere \
-                 here? Make it visible, or let the server send the cluster (backup --remote)"
+                "{name} is missing or empty here, and no server runs without it\nHINT: It may be a link or a mount that leads \
+                 nowhere here: make it visible, or let the server send the cluster (backup --remote)."
             ),
             None => Ok(()),
         }

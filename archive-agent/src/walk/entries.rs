@@ -46,7 +46,7 @@ impl Walk<'_> {
         depth: usize,
     ) -> anyhow::Result<()> {
         if depth > MAX_DEPTH {
-            bail!("{} is nested too deep: do links lead in a circle?", place.display());
+            bail!("{} is nested too deep\nHINT: Check whether links lead in a circle.", place.display());
         }
         let Some(directory) = OpenDirectory::open(place)? else { return Ok(()) };
         self.entered.note(path.path.as_path(), &directory);
@@ -125,8 +125,9 @@ impl Walk<'_> {
         let action = files::directory(relative);
         let behind = match fs::metadata(place) {
             Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::LOOP) => {
-                return Err(error)
-                    .with_context(|| format!("{}: do links lead in a circle?", place.display()));
+                return Err(error).with_context(|| {
+                    format!("{}\nHINT: Check whether links lead in a circle.", place.display())
+                });
             }
             behind => behind.ok().map(|meta| SeenEntry::from(&meta)).filter(SeenEntry::is_directory),
         };

@@ -129,8 +129,8 @@ impl BackupRoots {
             let plain = found.attributes.uid == ours && found.attributes.mode & 0o400 != 0;
             if !plain && rustix::fs::access(&found.place, Access::READ_OK) == Err(rustix::io::Errno::ACCESS) {
                 bail!(
-                    "{} belongs to uid {} and this process (uid {ours}) may not read it: give it to PostgreSQL's user, or \
-                     move it out of what is backed up",
+                    "{} belongs to uid {} and this process (uid {ours}) may not read it\nHINT: Give it to PostgreSQL's user, \
+                     or move it out of what is backed up.",
                     found.place.display(),
                     found.attributes.uid
                 );

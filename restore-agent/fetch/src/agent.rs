@@ -45,5 +45,5 @@ fn first_found<T>(mut run: impl FnMut(Command) -> io::Result<T>) -> Result<T, St
         }
     }
     Err(problem
-        + "; HINT: install it beside restore-fetch, or run \"restore-agent prefetch --persistent\" at this socket")
+        + "\nHINT: Install it beside restore-fetch, or run \"restore-agent prefetch --persistent\" at this socket.")
 }

@@ -75,7 +75,7 @@ pub(crate) fn ask(
             Err(Silence::Absent(reason)) => match &mut started {
                 None => match agent::start_prefetcher(arguments, place) {
                     Ok(child) => started = Some((child, Instant::now())),
-                    Err(problem) => return FetchAnswer::Unanswered(format!("{reason}; {problem}")),
+                    Err(problem) => return FetchAnswer::Unanswered(format!("{reason}: {problem}")),
                 },
                 Some((child, since)) => {
                     let limit = if deadline.is_some() { START_ON_STANDBY } else { START };
@@ -84,8 +84,8 @@ pub(crate) fn ask(
                         && !status.success()
                     {
                         return FetchAnswer::Unanswered(format!(
-                            "the prefetcher that was started ended at once ({status}); HINT: \"restore-agent prefetch --pgdata {} \
-                             --socket {}\" says why",
+                            "the prefetcher that was started ended at once ({status})\nHINT: \"restore-agent prefetch \
+                             --pgdata {} --socket {}\" shows why.",
                             place.pgdata.display(),
                             arguments.socket.display()
                         ));

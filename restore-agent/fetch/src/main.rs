@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use walpoint_base::socket::{FetchOutcome, FetchReply, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
-use walpoint_base::{RECOVERY_ORIGIN, TimelineHistory, WalDirectory, WalFileName, tablespace};
+use walpoint_base::{Diagnostic, RECOVERY_ORIGIN, TimelineHistory, WalDirectory, WalFileName, tablespace};
 
 use arguments::{Arguments, Parsed};
 use ask::FetchAnswer;
@@ -54,7 +54,7 @@ fn fetch(arguments: &Arguments) -> u8 {
     let name = match arguments.name.parse::<WalFileName>() {
         Ok(name) => name,
         Err(problem) => {
-            say(&format!("ERROR: {problem}; HINT: restore_command must pass %f and then %p"));
+            say(&format!("ERROR: {problem}\nHINT: restore_command must pass %f and then %p."));
             return STOP;
         }
     };
@@ -92,7 +92,9 @@ fn fetch(arguments: &Arguments) -> u8 {
         FetchAnswer::Mute(reason) if place.is_standby() => on_standby(arguments, &place, name, &reason),
         FetchAnswer::Mute(reason) | FetchAnswer::Unanswered(reason) => {
             if let Some(problem) = agent {
-                say(&format!("ERROR: could not fetch \"{name}\": {problem}; {reason}"));
+                let mut failed = Diagnostic::new(format!("ERROR: could not fetch \"{name}\": {reason}"));
+                failed.add_cause(&Diagnostic::new(problem));
+                say(&failed.to_string());
                 return STOP;
             }
             say(&format!("WARNING: fetching \"{name}\" without a prefetcher: {reason}"));
@@ -138,7 +140,8 @@ fn conclude(
                 Ok(()) => 0,
                 Err(error) => {
                     say(&format!(
-                        "WARNING: \"{}\" was prefetched but cannot be taken from {}: {error}; fetching it directly",
+                        "WARNING: \"{}\" was prefetched but cannot be taken from {}: {error}\nDETAIL: It is fetched directly \
+                         instead.",
                         arguments.name,
                         spooled.display()
                     ));
@@ -181,7 +184,7 @@ fn on_standby(arguments: &Arguments, place: &WalDirectory, name: WalFileName, re
         }
     }
     say(&format!(
-        "WARNING: \"{name}\" cannot be fetched at the moment; this standby will ask again: {reason}"
+        "WARNING: \"{name}\" cannot be fetched at the moment: {reason}\nDETAIL: This standby will ask again."
     ));
     ABSENT
 }
@@ -196,9 +199,10 @@ fn copy_cached(cache: &Path, name: WalFileName, place: &WalDirectory, to: &Path)
         && take::copy(&cached, size, to).is_ok()
 }
 
-/// One line for PostgreSQL's log. Written at once so that lines of several processes do not mix; a closed log is no reason
-/// to fail.
+/// A line for PostgreSQL's log, and one for each detail and hint. Written at once so that lines of several processes do not mix; a
+/// closed log is no reason to fail.
 fn say(text: &str) {
-    let line = format!("restore-fetch: {}\n", text.replace('\n', " "));
-    std::io::stderr().write_all(line.as_bytes()).ok();
+    let lines: String =
+        Diagnostic::new(text).lines().map(|line| format!("restore-fetch: {line}\n")).collect();
+    std::io::stderr().write_all(lines.as_bytes()).ok();
 }

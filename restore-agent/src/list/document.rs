@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, LineageId, PgMajor, TimelineId};
+use walpoint_base::{ClusterName, Diagnostic, LineageId, PgMajor, TimelineId};
 use walpoint_repo::backup::BackupStage;
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::{
@@ -38,7 +38,8 @@ struct RepositoryDocument<'a> {
     /// Its URL.
     url: &'a str,
     /// Why it could not be read. Absent if it could.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
     error: Option<&'a str>,
     /// The cluster's lineages, oldest first.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,6 +69,8 @@ struct LineageDocument<'a> {
     /// The number of restore points that can be recovered to and are not listed.
     older_restore_point_count: usize,
     /// What could not be read.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     errors: &'a [String],
 }
 

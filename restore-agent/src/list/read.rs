@@ -40,7 +40,7 @@ impl Listed {
         Self {
             repository: name.to_owned(),
             url: settings.url.clone(),
-            contents: read.unwrap_or_else(|error| Err(walpoint_words::error(&error))),
+            contents: read.unwrap_or_else(|error| Err(walpoint_words::error(&error).into())),
         }
     }
 }
@@ -57,7 +57,7 @@ async fn read(
         let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
         if !known.is_empty() {
             let known = known.join(", ");
-            return Ok(Err(format!("the repository has no cluster {cluster} (it has: {known})")));
+            return Ok(Err(format!("the repository has no cluster {cluster}\nDETAIL: It has: {known}.")));
         }
     }
     let status = catalog.status_of(newest).await?;

@@ -265,7 +265,7 @@ fn the_document_has_what_was_asked_for() {
     let window = &near["windows"][0];
     assert_eq!((&window["timeline"], &window["from_lsn"]), (&1.into(), &"0/2000100".into()), "{window}");
     let far = &whole["repositories"][1];
-    assert!(far["error"] == "it did not answer" && far.get("backups").is_none(), "{far}");
+    assert!(far["error"]["message"] == "it did not answer" && far.get("backups").is_none(), "{far}");
     let only = json(ListArgs { backups: true, restore_points: false }.sections());
     let near = &only["repositories"][0];
     assert!(near.get("restore_points").is_none() && near.get("windows").is_none(), "{near}");

@@ -30,7 +30,7 @@ pub(super) fn cluster(
         let head = format!("Cluster {cluster} in {} ({})\n", one.repository, one.url);
         head + &match &one.contents {
             Ok(contents) => repository(contents, options, sections, all_backups),
-            Err(error) => format!("  cannot be read: {error}\n"),
+            Err(error) => format!("{}\n", human::hanging("  cannot be read: ", error)),
         }
     };
     let mut texts: Vec<String> = listed.iter().map(of).collect();
@@ -57,7 +57,9 @@ fn repository(contents: &Contents, options: &PlanOptions, sections: Sections, al
         if sections.windows {
             text.push_str(&windows(one, options));
         }
-        one.errors.iter().for_each(|error| text.push_str(&format!("  error     {error}\n")));
+        one.errors
+            .iter()
+            .for_each(|error| text.push_str(&format!("{}\n", human::hanging("  error     ", error))));
     }
     status.damaged_lineages.iter().for_each(|damaged| text.push_str(&lineage::damaged(damaged)));
     if status.lineages.is_empty() && status.damaged_lineages.is_empty() {

@@ -129,8 +129,8 @@ async fn known_damage(
     let found = announced.iter().find(|one| one.announcement.packs.iter().any(needs));
     Ok(found.map(|found| {
         format!(
-            "on {:.0} a pack was found damaged that backup {backup} needs, so restoring it may fail: archive-agent verify says \
-             more, --backup takes another one (restore-agent list shows them)",
+            "on {:.0} a pack was found damaged that backup {backup} needs, so restoring it may fail\nHINT: \"archive-agent \
+             verify\" shows more. --backup takes another one (\"restore-agent list\" shows them).",
             found.announcement.written
         )
     }))

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{
-    BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TimelineId,
+    BackupId, Diagnostic, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TimelineId,
 };
 use walpoint_plan::restore::{Moment, RestorePlan, Signal, Stop, StopRule, Unreachable};
 use walpoint_repo::catalog::status::SegmentsDocument;
@@ -61,6 +61,8 @@ pub(crate) struct PlanDocument {
     /// What the restore will take.
     pub(crate) estimate: EstimateDocument,
     /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub(crate) notes: Vec<String>,
     /// With `restore --dry-run`: the tablespaces outside the data directory that replay creates, in LSN order. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -80,7 +82,8 @@ pub(crate) struct TablespaceDocument {
     /// What is at the location.
     pub(crate) state: LocationContents,
     /// What to do about it. Absent if there is nothing to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
     pub(crate) note: Option<String>,
 }
 
@@ -148,8 +151,12 @@ pub(crate) struct RefusalDocument {
     pub(crate) missing_segments: Vec<SegmentsDocument>,
     /// The nearest moments that can be reached.
     pub(crate) nearest_targets: Vec<MomentDocument>,
-    /// What to do, one sentence each.
-    pub(crate) hints: Vec<String>,
+    /// Facts about it, as full sentences; several are lines. Absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) detail: Option<String>,
+    /// What to do, as full sentences; several are lines. Absent if nothing can be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
 }
 
 /// A target.
@@ -398,18 +405,25 @@ impl PlanDocument {
 
 impl RefusalDocument {
     fn of(refusal: &Unreachable) -> Self {
+        let message = refusal
+            .hints
+            .iter()
+            .map(hints::hint)
+            .fold(Diagnostic::new(words::refusal(refusal)), Diagnostic::hint);
+        let lines = |parts: &[String]| (!parts.is_empty()).then(|| parts.join("\n"));
         Self {
             target: TargetDocument::of(&refusal.target, None),
             target_timeline: refusal.timeline.to_string(),
             reason: Reason::from(&refusal.why),
-            message: words::refusal(refusal),
+            message: message.message().to_owned(),
             missing_segments: refusal
                 .missing
                 .iter()
                 .map(|r| SegmentsDocument::of(r, refusal.segment_size))
                 .collect(),
             nearest_targets: refusal.nearest.iter().map(MomentDocument::of).collect(),
-            hints: refusal.hints.iter().map(hints::hint).collect(),
+            detail: lines(message.details()),
+            hint: lines(message.hints()),
         }
     }
 }

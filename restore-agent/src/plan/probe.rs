@@ -46,8 +46,8 @@ fn enter(directory: &Path) -> anyhow::Result<()> {
     for at in outermost_first {
         rustix::fs::access(at, rustix::fs::Access::EXEC_OK).map_err(|error| {
             anyhow!(
-                "{} cannot be entered ({error}), and something would be restored below it: let that user in, or choose another \
-                 place",
+                "{} cannot be entered, and something would be restored below it: {error}\nHINT: Let that user in, or choose \
+                 another place.",
                 at.display()
             )
         })?;

@@ -14,8 +14,8 @@ pub(super) fn without(name: &str, plan: &RestorePlan) -> String {
         return skipped;
     }
     format!(
-        "{skipped} If it has a younger timeline than {}, that is the latest one. Where recovery meets it, PostgreSQL stops (exit status \
-         255), and you have to restore again.",
+        "{skipped}\nDETAIL: If it has a younger timeline than {}, that is the latest one. Where recovery meets it, PostgreSQL \
+         stops (exit status 255), and you have to restore again.",
         plan.timeline
     )
 }
@@ -43,9 +43,9 @@ pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Plan
     let missing = missing(&acknowledging.members);
     (!missing.is_empty()).then(|| {
         format!(
-            "WAL of lineage {} is acknowledged by {} too, which this configuration does not have: what only that has is not in this \
-             plan, and recovery past the end of the archive waits for its word. HINT: If it is gone for good, name it in \
-             lost_repositories.",
+            "WAL of lineage {} is acknowledged by {} too, which this configuration does not have: what only that has is not \
+             in this plan, and recovery past the end of the archive waits for its word.\nHINT: If it is gone for good, name \
+             it in lost_repositories.",
             lineage.id,
             missing.join(" and ")
         )

@@ -155,7 +155,7 @@ fn a_refusal_as_json_and_as_text() {
                 "options": ["--target-timeline", "1", "--target-immediate", "--backup", second.to_string()],
             },
         ],
-        "hints": json(&verdict)["hints"],
+        "hint": json(&verdict)["hint"],
     });
     assert_eq!(json(&verdict), expected);
     let text = text::unreachable(&verdict.unwrap_err());
@@ -182,15 +182,15 @@ fn hints_and_notes_name_options() {
         .unwrap();
     assert_eq!(
         words::notes(&also),
-        ["Timeline 1 has that moment, too: --target-timeline 1 recovers it there."]
+        ["Timeline 1 has that moment, too.\nHINT: --target-timeline 1 recovers it there."]
     );
 
     world.backups[1].damaged_pages = 2;
     let spared = world.plan(&on(1, RecoveryTarget::Latest)).unwrap();
     assert_eq!(spared.backup.id, first);
     let expected = format!(
-        "Backup {second} is newer, and was not chosen: 2 of its pages had wrong checksums when it was taken. --backup {second} \
-         restores it all the same."
+        "Backup {second} is newer, and was not chosen: 2 of its pages had wrong checksums when it was taken.\nHINT: --backup \
+         {second} restores it all the same."
     );
     assert!(words::notes(&spared).contains(&expected), "{spared:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use walpoint_base::{RecoveryTarget, SegmentSize};
+use walpoint_base::{Diagnostic, RecoveryTarget, SegmentSize};
 use walpoint_plan::restore::{MomentTarget, RestorePlan, StopRule, Unreachable};
 use walpoint_runtime::human;
 
@@ -93,7 +93,11 @@ fn end(plan: &RestorePlan) -> String {
 pub(super) fn unreachable(refusal: &Unreachable) -> String {
     let mut text = Lines::default();
     text.0.push_str(&format!("Cannot restore to {} on timeline {}:\n", refusal.target, refusal.timeline));
-    text.0.push_str(&format!("{}.\n", why(&refusal.why)));
+    let reason = Diagnostic::new(why(&refusal.why));
+    text.0.push_str(&format!("{}.\n", reason.message()));
+    for detail in reason.details() {
+        text.0.push_str(&format!("DETAIL: {detail}\n"));
+    }
     for range in &refusal.missing {
         text.row("Missing", &range.describe(refusal.segment_size));
     }
@@ -107,8 +111,9 @@ pub(super) fn unreachable(refusal: &Unreachable) -> String {
         };
         text.row("", &format!("reached by {}{rest}", options::of_moment(moment).join(" ")));
     }
-    for hint in &refusal.hints {
-        text.row("Hint", &hints::hint(hint));
+    let hints = refusal.hints.iter().map(hints::hint);
+    for hint in reason.hints().iter().cloned().chain(hints) {
+        text.0.push_str(&format!("HINT: {hint}\n"));
     }
     text.0
 }
@@ -120,6 +125,6 @@ struct Lines(String);
 impl Lines {
     fn row(&mut self, word: &str, text: &str) {
         // Writing to a String cannot fail.
-        writeln!(self.0, "{word:<11} {text}").ok();
+        writeln!(self.0, "{}", human::hanging(&format!("{word:<11} "), text)).ok();
     }
 }

@@ -13,7 +13,7 @@ pub(super) mod notes;
 pub(super) mod options;
 mod refusals;
 
-use walpoint_base::LineageId;
+use walpoint_base::{Diagnostic, LineageId};
 use walpoint_plan::restore::{LineageMoment, NamedPoint};
 
 pub(crate) use self::notes::notes;
@@ -27,7 +27,15 @@ fn point(point: &NamedPoint) -> String {
 
 /// What damage to the facts of a lineage leaves open.
 fn damaged_lineage(lineage: LineageId, what: &str) -> String {
-    format!("The facts of lineage {lineage} are damaged ({what}): whether it has the target is not known.")
+    format!(
+        "The facts of lineage {lineage} are damaged ({}): whether it has the target is not known.",
+        brief(what)
+    )
+}
+
+/// A message without its details and hints, to stand inside a sentence.
+fn brief(text: &str) -> String {
+    Diagnostic::new(text).message().to_owned()
 }
 
 /// Where recovery would end in a lineage.

@@ -200,15 +200,15 @@ impl Behind {
         };
         let first = match &self.first {
             First::Waiting => {
-                "archive what waits there with \"archive-agent run --once\", and then ".to_owned()
+                "Archive what waits there with \"archive-agent run --once\", and then ".to_owned()
             }
             First::History(path) => {
                 format!(
-                    "archive its timeline's history with \"archive-agent push {}\", and then ",
+                    "Archive its timeline's history with \"archive-agent push {}\", and then ",
                     path.display()
                 )
             }
-            First::Nothing => "archive ".to_owned(),
+            First::Nothing => "Archive ".to_owned(),
         };
         let directory = self.path.parent().unwrap_or(pgdata);
         let place = match directory.starts_with(pgdata) {
@@ -216,8 +216,9 @@ impl Behind {
             false => format!("in {}, from before an earlier restore,", directory.display()),
         };
         anyhow::anyhow!(
-            "{}: \"{}\" {place} {what}, and no archive has it; {first}what there is of it with \"archive-agent push {}\", and run \
-             the same command again; with --discard-unarchived-wal recovery ends without it, and the file is kept: nothing was changed",
+            "{}: \"{}\" {place} {what}, and no archive has it: nothing was changed\nHINT: {first}what there is of it with \
+             \"archive-agent push {}\", and run the same command again. With --discard-unarchived-wal recovery ends without \
+             it, and the file is kept.",
             pgdata.display(),
             self.file,
             self.path.display()

@@ -172,7 +172,7 @@ impl Anchor {
 
     /// An error about what lies in it, with the name that a person knows.
     pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        let (text, own) = (format!("{error:#}"), self.path.to_string_lossy());
+        let (text, own) = (walpoint_words::format_chain(&error), self.path.to_string_lossy());
         // A longer number is another directory's.
         let is_own = |rest: &&str| !rest.starts_with(|next: char| next.is_ascii_digit());
         let mut parts = text.split(&*own);

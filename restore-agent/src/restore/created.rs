@@ -170,8 +170,8 @@ impl Created {
 
 fn missing(location: &Path, (lsn, oid): (Lsn, u32)) -> String {
     format!(
-        "at {lsn} replay creates tablespace {oid} in {}, which does not exist: it would stop there; create the directory, empty, \
-         for PostgreSQL's user",
+        "at {lsn} replay creates tablespace {oid} in {}, which does not exist: it would stop there\nHINT: Create the \
+         directory, empty, for PostgreSQL's user.",
         location.display()
     )
 }
@@ -185,9 +185,9 @@ fn overwrites(
     let names: Vec<_> = versions.iter().filter_map(|v| Some(v.path.file_name()?.to_string_lossy())).collect();
     let user = server.map(|server| format!(", used by the server that runs on {}", server.display()));
     format!(
-        "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was changed; \
-         recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a machine or in a container where that \
-         directory is another one",
+        "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was \
+         changed\nHINT: Recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a machine or in \
+         a container where that directory is another one.",
         location.display(),
         names.join(", "),
         user.unwrap_or_default()

@@ -45,7 +45,7 @@ pub(crate) enum Contents {
 pub(crate) enum DirectoryError {
     /// A server runs there, or may.
     #[error(
-        "{pgdata}: a PostgreSQL server {} running there: {}, and {reason}: nothing was changed",
+        "{pgdata}: nothing was changed, because a PostgreSQL server {} running there: {}, and {reason}",
         if matches!(reason, Reason::Works(_)) { "is" } else { "may be" },
         match file {
             Some(file) => format!("its postmaster.pid is present ({file})"),
@@ -62,8 +62,8 @@ pub(crate) enum DirectoryError {
     },
     /// It holds something else.
     #[error(
-        "{pgdata} is not empty (it holds {example:?}); give an empty or a new directory, or repair what is there (--delta), or have \
-         it moved aside (--replace): nothing was changed"
+        "{pgdata} is not empty (it holds {example:?}): nothing was changed\nHINT: Give an empty or a new directory, or repair \
+         what is there (--delta), or have it moved aside (--replace)."
     )]
     NotEmpty {
         /// The directory.
@@ -73,7 +73,7 @@ pub(crate) enum DirectoryError {
     },
     /// It is a file, or lies below one.
     #[error(
-        "{0} is no directory, and nothing can be restored there; give an empty or a new directory: nothing was changed"
+        "{0} is no directory, and nothing can be restored there: nothing was changed\nHINT: Give an empty or a new directory."
     )]
     NoDirectory(PathBuf),
     /// Another restore writes to it.
@@ -173,8 +173,8 @@ impl InUse {
             Self::NoDirectory => DirectoryError::NoDirectory(directory.to_owned()).to_string(),
             Self::Unread(error) => format!("{shown}: {error}"),
             Self::NotEmpty => format!(
-                "{shown} is not empty; another cluster may use it. Choose another place with --tablespace OLD=NEW, --tablespace-dir, \
-                 --wal-dir or --extra-dir: nothing was changed"
+                "{shown} is not empty, and another cluster may use it: nothing was changed\nHINT: Choose another place with \
+                 --tablespace OLD=NEW, --tablespace-dir, --wal-dir or --extra-dir."
             ),
         }
     }

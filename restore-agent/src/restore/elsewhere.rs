@@ -94,7 +94,8 @@ async fn related(repository: &Repository, planned: &Planned) -> Vec<WalArchive> 
 pub(super) fn warn_of_damage(copies: &WalCopies) {
     for damaged in copies.damaged() {
         tracing::warn!(
-            "{damaged}; another repository is asked instead. Run \"archive-agent verify\" to see what else is affected."
+            "{damaged}\nDETAIL: Another repository is read instead.\nHINT: Run \"archive-agent verify\" to see what else is \
+             affected."
         );
     }
 }
@@ -105,9 +106,9 @@ fn nowhere_sound(copies: &WalCopies, error: RepoError) -> anyhow::Error {
     let names: Vec<String> =
         copies.archives().iter().map(|archive| format!("\"{}\"", archive.repository().name())).collect();
     anyhow::anyhow!(
-        "{error}; no repository that was read ({}) has it undamaged, so recovery would stop there; nothing was touched. HINT: Recover to a \
-         moment before it (\"--target-lsn\", \"--target-time\"), or archive that file again from the pg_wal of a server that still has it: \
-         move the damaged object away, then \"archive-agent push\".",
+        "{error}\nDETAIL: No repository that was read ({}) has it undamaged, so recovery would stop there; nothing was \
+         touched.\nHINT: Recover to a moment before it (\"--target-lsn\", \"--target-time\"), or archive that file again from the \
+         pg_wal of a server that still has it: move the damaged object away, then \"archive-agent push\".",
         names.join(", ")
     )
 }

@@ -163,7 +163,7 @@ impl Restore {
 
     /// Continues what an interrupted restore left. Directories that this one does not write to are no longer its own.
     fn resume(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
-        tracing::info!("an earlier restore into {} was interrupted; it goes on", pgdata.display());
+        tracing::info!("an earlier restore into {} was interrupted: it continues", pgdata.display());
         let left = claimed.iter().filter(|other| !self.marker.directories.contains(other));
         for anchor in left.filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
             directory::disown(&anchor)?;
@@ -173,7 +173,7 @@ impl Restore {
 
     /// Empties what an interrupted restore wrote.
     fn start_over(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
-        tracing::info!("an earlier restore into {} was interrupted; starting over", pgdata.display());
+        tracing::info!("an earlier restore into {} was interrupted: starting over", pgdata.display());
         for anchor in claimed.iter().filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
             directory::clear(&anchor)?;
             directory::disown(&anchor)?;

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Diagnostic};
 use walpoint_storage::RepoError;
 
 /// What to do when the backup is not what was stored.
-const ANOTHER: &str = "the same command would end there again: restore from another backup (--backup, restore-agent list shows \
-                       them) or another repository (--repo), and archive-agent verify shows what else is affected";
+const ANOTHER: &str = "The same command would end there again: restore from another backup (--backup, \"restore-agent list\" \
+                       shows them) or another repository (--repo). \"archive-agent verify\" shows what else is affected.";
 
 /// That what failed is the backup itself: an object that it needs is damaged or missing. In words for a person.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ impl fmt::Display for DamagedBackup {
 pub(super) fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
     let left = format!("{} is incomplete and cannot start", pgdata.display());
     match damage(&error) {
-        Some(_) => error.context(DamagedBackup(format!("{left}; {ANOTHER}"))),
-        None => error.context(format!("{left}; run the same command again")),
+        Some(_) => error.context(DamagedBackup(format!("{left}\nHINT: {ANOTHER}"))),
+        None => error.context(format!("{left}\nHINT: Run the same command again.")),
     }
 }
 
@@ -34,7 +34,7 @@ pub(super) fn unread(backup: BackupId, error: anyhow::Error) -> anyhow::Error {
     if damage(&error).is_none() {
         return error;
     }
-    let text = format!("nothing was changed, because backup {backup} cannot be read; {ANOTHER}");
+    let text = format!("nothing was changed, because backup {backup} cannot be read\nHINT: {ANOTHER}");
     error.context(DamagedBackup(text))
 }
 
@@ -48,5 +48,6 @@ pub(super) fn of_backup(error: &anyhow::Error) -> Option<String> {
 fn damage(error: &anyhow::Error) -> Option<String> {
     let damaged =
         |cause: &&RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
-    error.chain().filter_map(|cause| cause.downcast_ref()).find(damaged).map(RepoError::to_string)
+    let found = error.chain().filter_map(|cause| cause.downcast_ref()).find(damaged);
+    found.map(|cause: &RepoError| Diagnostic::new(cause.to_string()).message().to_owned())
 }

@@ -299,8 +299,8 @@ fn resolved_before(target: &TargetArgs, contents: &Contents) -> Option<PgTimesta
     let before = marker.relative.as_ref().filter(|before| Some(before.text.as_str()) == target.relative())?;
     let meant = PgTimestamp(before.meant);
     tracing::warn!(
-        "\"{}\" was {meant} when the interrupted restore began, and is taken for that moment again; for another one give it as \
-         --target-time \"…\"",
+        "\"{}\" was {meant} when the interrupted restore began, and is taken for that moment again\nHINT: For another moment \
+         give it as --target-time \"…\".",
         before.text
     );
     Some(meant)
@@ -317,8 +317,8 @@ fn end_finished(
     let wanted = target.to_string();
     if marker.target != wanted {
         bail!(
-            "{shown} holds a finished restore of backup {} that recovers to {}, not to {wanted}; start it, or give an empty \
-             directory: nothing was changed",
+            "{shown} holds a finished restore of backup {} that recovers to {}, not to {wanted}: nothing was changed\nHINT: \
+             Start it, or give an empty directory.",
             marker.backup,
             marker.target
         );

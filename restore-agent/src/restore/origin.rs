@@ -60,7 +60,9 @@ pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Resu
                     ..found
                 });
             }
-            Ok(Err(error)) => tracing::debug!("repository \"{name}\" is not read: {error:#}"),
+            Ok(Err(error)) => {
+                tracing::debug!("repository \"{name}\" is not read: {}", walpoint_words::format_chain(&error))
+            }
             Err(_) => tracing::debug!("repository \"{name}\" does not answer"),
         }
     }

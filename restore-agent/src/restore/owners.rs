@@ -101,7 +101,7 @@ fn number(database: &str, owner: &OwnerName) -> anyhow::Result<u32> {
     let answer = getent(database, &owner.name)?;
     if !answer.status.success() {
         tracing::warn!(
-            "{} \"{}\" is not known on this machine; its files keep the number {}",
+            "{} \"{}\" is not known on this machine\nDETAIL: Its files keep the number {}.",
             database,
             owner.name,
             owner.id
@@ -118,7 +118,7 @@ fn number(database: &str, owner: &OwnerName) -> anyhow::Result<u32> {
 pub(crate) fn prove_usable(owner: Owner, arguments: &[OsString]) -> anyhow::Result<()> {
     if owner.uid == 0 {
         bail!(
-            "the files of the backup belong to root, and PostgreSQL does not run as root; restore as PostgreSQL's user"
+            "the files of the backup belong to root, and PostgreSQL does not run as root\nHINT: Restore as PostgreSQL's user."
         );
     }
     let program = std::env::current_exe().context("the path of this program is not known")?;

@@ -134,11 +134,13 @@ async fn not_stored(
     // It is moved aside whatever is in it.
     match looked {
         Ok(()) => {}
-        Err(error) if leave => tracing::warn!("what its pg_wal has is not known: {error:#}"),
+        Err(error) if leave => {
+            tracing::warn!("what its pg_wal has is not known: {}", walpoint_words::format_chain(&error))
+        }
         Err(error) => {
             return Err(error.context(format!(
-                "{}: whether its pg_wal has WAL that no archive has could not be found out; with --replace --discard-unarchived-wal recovery does without \
-                 it: nothing was changed",
+                "{}: whether its pg_wal has WAL that no archive has could not be found out: nothing was changed\nHINT: With \
+                 --replace --discard-unarchived-wal recovery does without it.",
                 old.data.display()
             )));
         }
@@ -171,11 +173,11 @@ async fn replay(
         let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
         if !decided.does(&Step::LeaveWal) {
             return Err(error.context(format!(
-                "{unknown}; remove that directory if it is no longer needed; with --replace or --delta, --discard-unarchived-wal recovers without it: nothing was \
-                 changed"
+                "{unknown}: nothing was changed\nHINT: Remove that directory if it is no longer needed. With --replace or \
+                 --delta, --discard-unarchived-wal recovers without it."
             )));
         }
-        tracing::warn!("{unknown}: {error:#}");
+        tracing::warn!("{unknown}: {}", walpoint_words::format_chain(&error));
     }
     let unarchived = Unarchived::find(not_stored, layout.pgdata(), planned).await?;
     elsewhere::warn_of_damage(&not_stored.copies);
@@ -190,8 +192,8 @@ async fn replay(
         }
         Err(error) => {
             return Err(error.context(
-                "WAL in the pg_wal of the data directory, which no archive has and recovery would replay, cannot be replayed; with \
-                 --discard-unarchived-wal recovery ends without it, and it is kept",
+                "WAL in the pg_wal of the data directory, which no archive has and recovery would replay, cannot be \
+                 replayed\nHINT: With --discard-unarchived-wal recovery ends without it, and it is kept.",
             ));
         }
     };

@@ -155,8 +155,8 @@ pub(crate) fn owner_of(path: &Path) -> Option<Owner> {
 
 fn refusal(path: &Path, why: &str) -> String {
     format!(
-        "root does not write to {} for another user, because {why}; give that directory to this user, or name one with --pgdata, \
-         --tablespace OLD=NEW, --wal-dir or --extra-dir that no other user's link leads to: nothing was changed",
+        "root does not write to {} for another user, because {why}: nothing was changed\nHINT: Give that directory to this \
+         user, or name one with --pgdata, --tablespace OLD=NEW, --wal-dir or --extra-dir that no other user's link leads to.",
         path.display()
     )
 }

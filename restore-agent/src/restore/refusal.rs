@@ -79,40 +79,45 @@ impl Refusal {
                 DirectoryError::NotEmpty { pgdata: pgdata.to_owned(), example }.into()
             }
             Self::NoDataDirectory { example } => anyhow!(
-                "{shown} is not empty (it holds {example:?}) and is no data directory of PostgreSQL: it has no PG_VERSION; give an \
-                 empty or a new directory: nothing was changed"
+                "{shown} is not empty (it holds {example:?}) and is no data directory of PostgreSQL: it has no PG_VERSION: \
+                 nothing was changed\nHINT: Give an empty or a new directory."
             ),
             Self::OnlyDelta { backup } => anyhow!(
-                "{shown} holds an unfinished restore --delta of backup {backup}, which only --delta can finish; nothing was changed"
+                "{shown} holds an unfinished restore --delta of backup {backup}, which only --delta can finish: nothing was \
+                 changed"
             ),
             Self::OtherRestore { cluster } => anyhow!(
-                "{shown} holds the unfinished restore of cluster {cluster} from another repository; empty it first"
+                "{shown} holds the unfinished restore of cluster {cluster} from another repository\nHINT: Empty it first."
             ),
             Self::OtherCluster { found, wanted } => anyhow!(
-                "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}); --replace \
-                 keeps it, --delta --overwrite-other-cluster overwrites it: nothing was changed"
+                "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}): \
+                 nothing was changed\nHINT: --replace keeps it, --delta --overwrite-other-cluster overwrites it."
             ),
             Self::UnknownCluster => anyhow!(
-                "{shown}: cannot determine whose data directory it is, because its global/pg_control is missing or damaged; \
-                 --replace keeps it, --delta --overwrite-other-cluster repairs it whosever it is: nothing was changed"
+                "{shown}: cannot determine whose data directory it is, because its global/pg_control is missing or damaged: \
+                 nothing was changed\nHINT: --replace keeps it, --delta --overwrite-other-cluster repairs it whosever it is."
             ),
             Self::StoredDamaged { name } => anyhow!(
-                "{shown}: \"{name}\", which recovery reads, is damaged in every archive that has it, and undamaged in its pg_wal: move \
-                 the damaged object away, archive the file again with \"archive-agent push {}\", and run the same command again; with \
-                 --discard-unarchived-wal recovery stops there, and the file is kept: nothing was changed",
+                "{shown}: \"{name}\", which recovery reads, is damaged in every archive that has it, and undamaged in its \
+                 pg_wal: nothing was changed\nHINT: Move the damaged object away, archive the file again with \"archive-agent \
+                 push {}\", and run the same command again. With --discard-unarchived-wal recovery stops there, and the file \
+                 is kept.",
                 pgdata.join("pg_wal").join(name.to_string()).display()
             ),
             Self::NotArchived { repository, count, first, other } => {
-                let ways = "--replace keeps the whole directory, --delta --discard-unarchived-wal repairs it and keeps these files in a directory beside it";
+                let ways = "--replace keeps the whole directory, --delta --discard-unarchived-wal repairs it and keeps these \
+                            files in a directory beside it.";
                 match other {
                     Some(other) => anyhow!(
-                        "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the first is \
-                         {first}); under the name {other} it has other content: this server went another way than the archive, or the \
-                         file is damaged, and it cannot be archived there; {ways}: nothing was changed"
+                        "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the \
+                         first is {first}): nothing was changed\nDETAIL: Under the name {other} it has other content: this \
+                         server went another way than the archive, or the file is damaged, and it cannot be archived \
+                         there.\nHINT: {ways}"
                     ),
                     None => anyhow!(
-                        "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the first is \
-                         {first}); archive them with \"archive-agent run --once\"; {ways}: nothing was changed"
+                        "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the \
+                         first is {first}): nothing was changed\nHINT: Archive them with \"archive-agent run --once\".\nHINT: \
+                         {ways}"
                     ),
                 }
             }
@@ -161,36 +166,36 @@ impl OutsideRefusal {
 
     /// Says it.
     pub(super) fn explain(self) -> anyhow::Error {
-        let another = "choose another place: nothing was changed";
+        let another = "nothing was changed\nHINT: Choose another place.";
         match self {
             Self::Unread { name } => anyhow!("{} could not be read: nothing was changed", name.display()),
             Self::WithinEachOther { outer, inner } => anyhow!(
-                "{} and {} would lie within each other; choose other places with --tablespace OLD=NEW, --wal-dir or \
-                 --extra-dir: nothing was changed",
+                "{} and {} would lie within each other: nothing was changed\nHINT: Choose other places with --tablespace \
+                 OLD=NEW, --wal-dir or --extra-dir.",
                 outer.display(),
                 inner.display()
             ),
             Self::WithRepository { place, repository } => anyhow!(
-                "{} and the repository {} lie within each other; {another}",
+                "{} and the repository {} lie within each other: {another}",
                 place.display(),
                 repository.display()
             ),
             Self::WithinData { place, data } => anyhow!(
-                "{} lies within {}, which is a data directory of its own; {another}",
+                "{} lies within {}, which is a data directory of its own: {another}",
                 place.display(),
                 data.display()
             ),
             Self::Barred { why } => anyhow!(why),
             Self::Used { directory, server } => anyhow!(
-                "{} is in use by the server that runs on {}; choose another place with --tablespace OLD=NEW or --wal-dir: nothing \
-                 was changed",
+                "{} is in use by the server that runs on {}: nothing was changed\nHINT: Choose another place with \
+                 --tablespace OLD=NEW or --wal-dir.",
                 directory.display(),
                 server.display()
             ),
             Self::InUse { directory, in_use } => anyhow!(in_use.explain(&directory)),
             Self::Hidden { directory, reason } => anyhow!(
-                "{}: a PostgreSQL server may be using it, if the data directory whose link leads there is a copy, and {reason}: \
-                 nothing was changed",
+                "{}: nothing was changed, because a PostgreSQL server may be using it, if the data directory whose link leads \
+                 there is a copy, and {reason}",
                 directory.display()
             ),
             Self::Unseen { directory: path, error } | Self::UnreadLocation { location: path, error } => {

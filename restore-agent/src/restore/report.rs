@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, SecretSource, SegmentName, TimelineId};
+use walpoint_base::{BackupId, ClusterName, Diagnostic, SecretSource, SegmentName, TimelineId};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
@@ -67,6 +67,8 @@ pub(super) struct RestoreReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unarchived_segments: Vec<SegmentName>,
     /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     notes: Vec<String>,
     #[serde(skip)]
     start: String,
@@ -94,7 +96,7 @@ impl Restore {
         notes.extend(self.found.missing.iter().cloned());
         notes.extend(done.kept.iter().map(|kept| {
             format!(
-                "kept of the data directory that was repaired: {}; delete it when you no longer need it",
+                "kept of the data directory that was repaired: {}\nHINT: Delete it when you no longer need it.",
                 kept.text()
             )
         }));
@@ -104,8 +106,8 @@ impl Restore {
         let files = settings::configuration(self.layout.pgdata());
         if let Some(names) = settings::synchronous_standbys(&files).filter(|_| !args.standby) {
             notes.push(format!(
-                "synchronous_standby_names is \"{names}\", as on the original: once this server is promoted, commits wait for these \
-                 standbys; to work without them: \"alter system set synchronous_standby_names = ''\" and reload"
+                "synchronous_standby_names is \"{names}\", as on the original: once this server is promoted, commits wait for \
+                 these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload."
             ));
         }
         // An interrupted run may have moved it.
@@ -117,7 +119,8 @@ impl Restore {
         let replaced = self.moved_aside().filter(|_| was_moved);
         if let Some(record) = replaced {
             notes.push(format!(
-                "what was there lies in {}; \"restore-agent rollback --pgdata {}\" puts it back; delete it when it is no longer needed",
+                "what was there lies in {}\nHINT: \"restore-agent rollback --pgdata {}\" puts it back. Delete it when it is \
+                 no longer needed.",
                 record.places(),
                 self.layout.pgdata().display()
             ));
@@ -129,8 +132,8 @@ impl Restore {
             && matches!(from, SecretSource::Environment(_))
         {
             notes.push(format!(
-                "the repository was opened with the {from}: PostgreSQL has to be started with it too, or recovery cannot read \
-                 its WAL"
+                "the repository was opened with the {from}\nHINT: Start PostgreSQL with it too, or recovery cannot read its \
+                 WAL."
             ));
         }
         if !self.layout.pgdata().join("postgresql.conf").exists() {
@@ -163,12 +166,12 @@ fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
     match (args.resume_archiving, args.standby) {
         (true, _) => None,
         (false, true) => Some(
-            "archive_mode is off, also after a promotion; a standby that is to take over from its primary is restored with --standby \
-             --resume-archiving, or gets archive_mode = on, and a restart, before it is promoted",
+            "archive_mode is off, also after a promotion\nHINT: If the standby is to take over from its primary, restore it \
+             with --standby --resume-archiving, or set archive_mode = on and restart it before it is promoted.",
         ),
         (false, false) => Some(
-            "archive_mode is off, so that the copy cannot write into the archive it came from; if it replaces the original for good, \
-             restore with --resume-archiving",
+            "archive_mode is off, so that the copy cannot write into the archive it came from\nHINT: If it replaces the \
+             original for good, restore with --resume-archiving.",
         ),
     }
 }
@@ -192,8 +195,8 @@ impl Restore {
             None => "the backup took no extra_paths along".to_owned(),
         };
         format!(
-            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found}); start with \
-             -c config_file=… -c hba_file=… -c data_directory={}",
+            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found})\nHINT: Start with -c \
+             config_file=… -c hba_file=… -c data_directory={}",
             self.layout.pgdata().display()
         )
     }
@@ -221,7 +224,7 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
     }
     text.push_str(&format!("recovery goes to {}\n", report.recovery_end));
     for note in &report.notes {
-        text.push_str(&format!("note: {note}\n"));
+        text.push_str(&format!("{}\n", human::hanging("note: ", note)));
     }
     text.push_str(&format!("start it: {}\n", report.start));
     walpoint_runtime::output::text(&text)

@@ -71,7 +71,7 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
     };
     if report.replaced_pgdata.is_some() {
         text.push_str(&format!(
-            "what was there lies in {}; the same command puts it back; delete it when it is no longer needed\n",
+            "what was there lies in {}\nHINT: The same command puts it back. Delete it when it is no longer needed.\n",
             report.places
         ));
     }
@@ -101,13 +101,15 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
     // It is only named here.
     let kept = kept::all(pgdata).unwrap_or_else(|error| {
-        tracing::warn!("{}", walpoint_runtime::exit::told(&error));
+        tracing::warn!("{}", walpoint_runtime::exit::format_chain(&error));
         Vec::new()
     });
     let latest = previous::latest(pgdata)?.with_context(|| {
         let kept: String = kept
             .iter()
-            .map(|kept| format!("; restore --delta repaired it and kept {}", kept.text()))
+            .map(|kept| {
+                format!("\nDETAIL: It was repaired by \"restore --delta\", which kept {}.", kept.text())
+            })
             .collect();
         format!(
             "no data directory that was moved aside from {shown} lies beside it; nothing was changed{kept}"
@@ -164,7 +166,7 @@ fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Opti
 fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {
     if let Some(file) = directory::require_down(pgdata, vouched)? {
         tracing::warn!(
-            "{}: its postmaster.pid is present ({file}); the server is taken for crashed",
+            "{}: its postmaster.pid is present ({file}): the server is taken for crashed",
             pgdata.display()
         );
     }

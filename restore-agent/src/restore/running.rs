@@ -324,34 +324,35 @@ impl fmt::Display for Process {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const VOUCH: &str = "if you know that it is stopped, or crashed, add --server-is-down";
+        const VOUCH: &str = "If you know that it is stopped, or crashed, add --server-is-down.";
         match self {
             Self::Works(process) => {
-                write!(f, "{process} works in this directory; stop the server, or end that process")
+                write!(f, "{process} works in this directory\nHINT: Stop the server, or end that process.")
             }
             Self::SameFile(process) => write!(
                 f,
-                "{process} works in a directory with the same postmaster.pid; stop that server; if this is a copy of its \
-                 directory, add --server-is-down"
+                "{process} works in a directory with the same postmaster.pid\nHINT: Stop that server. If this is a copy of \
+                 its directory, add --server-is-down."
             ),
             Self::Hidden(Hiding::Namespace) => write!(
                 f,
-                "this container (PID namespace) does not show the processes of others; stop the server; {VOUCH}"
+                "this container (PID namespace) does not show the processes of others\nHINT: Stop the server. {VOUCH}"
             ),
             Self::Hidden(Hiding::Proc) => {
-                write!(f, "/proc does not show every process here; run this as root; {VOUCH}")
+                write!(f, "/proc does not show every process here\nHINT: Run this as root. {VOUCH}")
             }
             Self::Hidden(Hiding::Unseen(process)) => write!(
                 f,
-                "{process}, which runs in a container, does not show this user where it works; run this as root; {VOUCH}"
+                "{process}, which runs in a container, does not show this user where it works\nHINT: Run this as root. {VOUCH}"
             ),
             Self::Hidden(Hiding::Silent(process)) => write!(
                 f,
-                "{process} works on a filesystem that does not answer, so it cannot be seen what it uses; end that process; {VOUCH}"
+                "{process} works on a filesystem that does not answer, so it cannot be seen what it uses\nHINT: End that \
+                 process. {VOUCH}"
             ),
             Self::Hidden(Hiding::Filesystem(kind)) => write!(
                 f,
-                "another machine may use its filesystem (type {kind:#x}); stop the server wherever it runs; {VOUCH}"
+                "another machine may use its filesystem (type {kind:#x})\nHINT: Stop the server wherever it runs. {VOUCH}"
             ),
         }
     }

@@ -54,7 +54,7 @@ impl StandIns {
         } else {
             return Err(failure);
         };
-        let note = format!("{found}; {chosen}. \"archive-agent verify\" shows what else is affected.");
+        let note = format!("{found}; {chosen}\nHINT: \"archive-agent verify\" shows what else is affected.");
         tracing::warn!("{note}");
         planned.remarks.retain(|remark| !self.notes.contains(remark));
         self.notes.push(note);
@@ -73,8 +73,9 @@ impl StandIns {
                 Ok(Some(repository)) => return Some(repository),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(
-                    "whether repository \"{name}\" holds backup {} too cannot be found out: {error:#}",
-                    planned.plan.backup.id
+                    "whether repository \"{name}\" holds backup {} too cannot be found out: {}",
+                    planned.plan.backup.id,
+                    walpoint_words::format_chain(&error)
                 ),
             }
         }
@@ -111,8 +112,8 @@ impl StandIns {
             }
             Err(NoPlan::Failed(failure)) => {
                 tracing::warn!(
-                    "whether another backup stands in for it cannot be found out: {:#}",
-                    failure.error
+                    "whether another backup stands in for it cannot be found out: {}",
+                    walpoint_words::format_chain(&failure.error)
                 );
                 None
             }

@@ -111,8 +111,8 @@ impl NotStored {
         self.here = match found {
             Err(error) if is_repaired && must_be_there && is_absent(&error) => {
                 return Err(error.context(format!(
-                    "{}: its pg_wal, which may have WAL that no archive has, is not there; with --delta --discard-unarchived-wal it is taken for lost: \
-                     nothing was changed",
+                    "{}: its pg_wal, which may have WAL that no archive has, is not there: nothing was changed\nHINT: With \
+                     --delta --discard-unarchived-wal it is taken for lost.",
                     old.data.display()
                 )));
             }
@@ -123,7 +123,7 @@ impl NotStored {
 
     /// Looks into what earlier restores of a data directory kept of it and moved aside, but for what was looked at.
     pub(super) async fn look_back(&mut self, decided: &Decided, planned: &Planned) -> anyhow::Result<()> {
-        let told = |error| anyhow!(walpoint_runtime::exit::told(error));
+        let told = |error| anyhow!(walpoint_runtime::exit::format_chain(error));
         let (kept, asides) = (decided.kept.as_ref().map_err(told)?, decided.asides.as_ref().map_err(told)?);
         let mut places: Vec<(PathBuf, Vec<String>, bool)> =
             kept.iter().map(|kept| (kept.directory.clone(), kept.waiting.clone(), false)).collect();
@@ -422,7 +422,7 @@ fn present(wal: &Path, must_be_there: bool) -> io::Result<Vec<(WalFileName, Opti
         }
     }
     if !is_a_servers {
-        let what = "it has nothing of a server; is its filesystem mounted?";
+        let what = "it has nothing of a server\nHINT: Check that its filesystem is mounted.";
         return Err(io::Error::new(io::ErrorKind::NotFound, what));
     }
     found.sort_by_key(|(name, _)| name.to_string());

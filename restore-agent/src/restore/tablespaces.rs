@@ -97,7 +97,7 @@ pub(crate) fn place(
                 .collect::<Vec<_>>();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(format!(
-                "--tablespace {}=…: the backup has no such tablespace; it has: {known}",
+                "--tablespace {}=…: the backup has no such tablespace\nDETAIL: It has: {known}.",
                 mapping.old
             ));
         }
@@ -132,12 +132,13 @@ fn check(
     let shown = directory.display();
     if !plain_absolute(directory) {
         return Err(format!(
-            "tablespace {oid}: {shown} is not an absolute path without \"..\"; map it with --tablespace {oid}=DIR"
+            "tablespace {oid}: {shown} is not an absolute path without \"..\"\nHINT: Map it with --tablespace {oid}=DIR."
         ));
     }
     if directory.starts_with(pgdata) || pgdata.starts_with(directory) {
         return Err(format!(
-            "tablespace {oid}: {shown} and PGDATA lie within each other; map it with --tablespace {oid}=DIR, or use --flatten-tablespaces"
+            "tablespace {oid}: {shown} and PGDATA lie within each other\nHINT: Map it with --tablespace {oid}=DIR, or use \
+             --flatten-tablespaces."
         ));
     }
     let clash = others.iter().find(|(_, place)| {
@@ -145,7 +146,7 @@ fn check(
     });
     if let Some((other, _)) = clash {
         return Err(format!(
-            "tablespaces {other} and {oid} would lie within each other, at {shown}; map one of them elsewhere"
+            "tablespaces {other} and {oid} would lie within each other, at {shown}\nHINT: Map one of them elsewhere."
         ));
     }
     Ok(())

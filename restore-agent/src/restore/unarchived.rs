@@ -223,8 +223,8 @@ impl Unarchived {
         let left: Vec<&str> = self.names.iter().filter(|name| !replayed(name)).map(String::as_str).collect();
         let first = left.first()?;
         Some(format!(
-            "WAL that no archive has and recovery does not replay: {}, in {}; \"archive-agent push {}\" archives what there is of such \
-             a file, before the restored server goes on without it",
+            "WAL that no archive has and recovery does not replay: {}, in {}\nHINT: \"archive-agent push {}\" archives what \
+             there is of such a file, before the restored server continues without it.",
             left.join(", "),
             wal.display(),
             wal.join(first).display()
@@ -235,8 +235,8 @@ impl Unarchived {
     pub(super) fn cure(&self, kept: &Path) -> Option<String> {
         let first = self.damaged.first()?;
         Some(format!(
-            "what was kept is the only undamaged copy of WAL that is damaged in the archive: {}; to repair the archive, move the damaged \
-             object away, then \"archive-agent push {}\"",
+            "what was kept is the only undamaged copy of WAL that is damaged in the archive: {}\nHINT: To repair the archive, \
+             move the damaged object away, then run \"archive-agent push {}\".",
             self.damaged.join(", "),
             kept.join(first).display()
         ))
@@ -249,8 +249,9 @@ impl Unarchived {
             self.replayed.iter().filter(|r| r.whole).map(|r| r.name.to_string()).collect();
         if let (true, Some(last)) = (archiving, whole.last()) {
             notes.push(format!(
-                "the server archives {} of these segments itself, up to {last}. wal_keep_size in postgresql.auto.conf keeps them \
-                 until then: once that one is archived, \"alter system reset wal_keep_size\", and only then remove what was kept",
+                "the server archives {} of these segments itself, up to {last}\nDETAIL: wal_keep_size in postgresql.auto.conf \
+                 keeps them until then.\nHINT: Once that one is archived, run \"alter system reset wal_keep_size\", and only \
+                 then remove what was kept.",
                 whole.len()
             ));
         }
@@ -290,14 +291,15 @@ fn ends_before(plan: &RestorePlan) -> Option<String> {
     }
     if let Some(fork) = plan.fork {
         return Some(format!(
-            "recovery ends at {}, in an incomplete copy of \"{}\"; what goes on behind that counts once it is in the archive \
-             (archive-agent push)",
+            "recovery ends at {}, in an incomplete copy of \"{}\"\nHINT: Archive what goes on behind that (archive-agent \
+             push): it counts once it is in the archive.",
             fork.cut, fork.name
         ));
     }
     let unfollowed = plan.unfollowed?;
     Some(format!(
-        "recovery ends at {}, where timeline {} begins; what goes on behind that counts once it is in the archive (archive-agent push)",
+        "recovery ends at {}, where timeline {} begins\nHINT: Archive what goes on behind that (archive-agent push): it \
+         counts once it is in the archive.",
         unfollowed.from, unfollowed.timeline
     ))
 }

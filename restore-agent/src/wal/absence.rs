@@ -74,7 +74,8 @@ pub(crate) fn of_rest(
 ) -> Result<(), Unproven> {
     match nothing_later(name, size, around)?.into_iter().find(|(_, switch)| *switch > until) {
         Some((history, switch)) => Err(Unproven::Refused(format!(
-            "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}; {RESTORE_AGAIN}",
+            "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}\nHINT: \
+             {RESTORE_AGAIN}.",
             history.timeline(),
             name.timeline
         ))),
@@ -87,8 +88,8 @@ pub(crate) fn of_rest(
 pub(crate) fn of_heirs(only: Option<TimelineId>, around: &Surroundings) -> Result<(), Unproven> {
     match around.heirs.iter().filter(|heir| only.is_none_or(|only| only == **heir)).max() {
         Some(heir) => Err(Unproven::Refused(format!(
-            "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has; {RESTORE_AGAIN} to \
-             recover along it"
+            "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has\nHINT: \
+             {RESTORE_AGAIN} to recover along it."
         ))),
         None => Ok(()),
     }
@@ -100,8 +101,9 @@ pub(crate) fn of_younger(youngest: Option<TimelineId>, around: &Surroundings) ->
     let Some(youngest) = youngest else { return Ok(()) };
     match around.younger.iter().filter(|(timeline, _)| *timeline > youngest).max() {
         Some((timeline, repository)) => Err(Unproven::Refused(format!(
-            "a younger timeline, {timeline}, is in repository {repository}, and was not known when this restore to the latest moment \
-             was planned; {RESTORE_AGAIN} to recover along it, or with --target-timeline {youngest} to do without it"
+            "a younger timeline, {timeline}, is in repository {repository}, and was not known when this restore to the latest \
+             moment was planned\nHINT: {RESTORE_AGAIN} to recover along it, or with --target-timeline {youngest} to do \
+             without it."
         ))),
         None => Ok(()),
     }
@@ -122,8 +124,8 @@ fn nothing_later(
     }
     if let Some(indexed) = &around.indexed {
         return Err(format!(
-            "it is a gap in the archive: the index names \"{indexed}\", which is not there; HINT: was WAL deleted, or the \
-             repository copied in part?"
+            "it is a gap in the archive: the index names \"{indexed}\", which is not there\nHINT: Check whether WAL was \
+             deleted, or the repository copied in part."
         ));
     }
     let mut inside = Vec::new();

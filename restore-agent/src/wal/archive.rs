@@ -22,7 +22,7 @@ use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use self::from_one::FetchedFrom;
 use self::lineage::BindingFile;
@@ -264,7 +264,7 @@ impl ClusterArchive {
                 atomic_file::blocking(move || atomic_file::land(&target, &content, durability)).await;
             return match landed {
                 Ok(()) => FetchResult::Landed(Landed { note, ..Landed::of(size) }),
-                Err(error) => FetchResult::Uncertain(told(&error)),
+                Err(error) => FetchResult::Uncertain(format_chain(&error)),
             };
         }
         // Whatever the others say: one of them has it, and only cannot give it.

@@ -15,7 +15,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalDirectory};
+use walpoint_base::{
+    Diagnostic, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalDirectory,
+};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::wal::{PageHeader, RecordHeader};
 
@@ -159,8 +161,7 @@ pub(crate) fn apply(
                 "\"{name}\" ends at {until}, where the path that recovery follows leaves its timeline"
             );
             let notes = [std::mem::take(&mut landed.note), cut];
-            landed.note =
-                notes.iter().filter(|note| !note.is_empty()).cloned().collect::<Vec<_>>().join("; ");
+            landed.note = Diagnostic::gather("", notes.iter().filter(|note| !note.is_empty())).into();
             FetchResult::Landed(landed)
         }
     }

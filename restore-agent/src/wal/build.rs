@@ -17,8 +17,8 @@ use crate::wal::refusal::Unproven;
 use crate::wal::source::listed;
 use crate::wal::{creates, prove, spool};
 
-/// What a message ends with whose remedy is another restore, not another start of the server.
-pub(crate) const RESTORE_AGAIN: &str = "HINT: restore again";
+/// How a hint begins whose remedy is another restore, not another start of the server.
+pub(crate) const RESTORE_AGAIN: &str = "Restore again";
 
 impl ClusterArchive {
     /// Builds a segment that was `asked` for under its own name and not had.
@@ -95,8 +95,9 @@ impl ClusterArchive {
             return Ok(());
         }
         Err(Unproven::Refused(format!(
-            "only a part of it is in the archive, up to {}, and the target that was restored to lies before that and is no longer \
-             set; {RESTORE_AGAIN}: with --use-partial to recover to the end of what there is, or with a target before it",
+            "only a part of it is in the archive, up to {}, and the target that was restored to lies before that and is no \
+             longer set\nHINT: {RESTORE_AGAIN}: with --use-partial to recover to the end of what there is, or with a target \
+             before it.",
             segment.cut
         )))
     }

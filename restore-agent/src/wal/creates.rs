@@ -65,7 +65,10 @@ pub(crate) async fn by_segment(
     match decode(wal, before, name, fork).await {
         // It is handed out because the configuration says so (fetch_damaged).
         Err(error) if damaged => {
-            tracing::warn!("whether replay of \"{name}\" creates tablespaces is not known: {error:#}");
+            tracing::warn!(
+                "whether replay of \"{name}\" creates tablespaces is not known: {}",
+                walpoint_words::format_chain(&error)
+            );
             Ok(Vec::new())
         }
         created => created,

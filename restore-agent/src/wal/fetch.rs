@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use jiff::SignedDuration;
-use walpoint_base::{RECOVERY_ORIGIN, SegmentName, WalDirectory, WalFileName, durable, tablespace};
+use walpoint_base::{
+    Diagnostic, RECOVERY_ORIGIN, SegmentName, WalDirectory, WalFileName, durable, tablespace,
+};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
 use walpoint_runtime::{help, owner};
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
 use crate::wal::atomic_file::{self, Durability};
@@ -52,7 +54,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     let name = match args.name.parse::<WalFileName>() {
         Ok(name) => name,
         Err(error) => {
-            tracing::error!("{error}; HINT: restore_command must pass %f and then %p");
+            tracing::error!("{error}\nHINT: restore_command must pass %f and then %p.");
             return STOP;
         }
     };
@@ -81,7 +83,12 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     if let Some(place) = &place
         && let Err(error) = owner::require(&place.pgdata)
     {
-        return conclude(name, standby, HistoryOutage::Missing, &FetchResult::Uncertain(told(&error)));
+        return conclude(
+            name,
+            standby,
+            HistoryOutage::Missing,
+            &FetchResult::Uncertain(format_chain(&error)),
+        );
     }
     match common.select::<StoreSettings>() {
         Ok(selection) => {
@@ -100,7 +107,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
         }
         // Without a configuration there is nothing to try.
         Err(failure) => {
-            let outcome = FetchResult::Uncertain(told(&failure.error));
+            let outcome = FetchResult::Uncertain(format_chain(&failure.error));
             conclude(name, standby, HistoryOutage::Missing, &outcome)
         }
     }
@@ -203,7 +210,9 @@ fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &F
             ABSENT
         }
         FetchResult::Uncertain(why) | FetchResult::Refused(why) if standby && later(name, policy) => {
-            tracing::warn!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
+            tracing::warn!(
+                "\"{name}\" cannot be fetched at the moment: {why}\nDETAIL: This standby will ask again."
+            );
             ABSENT
         }
         FetchResult::Uncertain(why) | FetchResult::Refused(why) => {
@@ -220,14 +229,13 @@ pub(crate) fn later(name: WalFileName, policy: HistoryOutage) -> bool {
 
 /// Why PostgreSQL is stopped.
 pub(crate) fn refusal(name: WalFileName, why: &str) -> String {
-    let remedy = match why.contains(RESTORE_AGAIN) {
-        true => "",
-        false => ". HINT: repair the cause and start PostgreSQL again: recovery continues",
-    };
-    format!(
-        "could not fetch \"{name}\": {why}; PostgreSQL is stopped, because going on without a file that may exist would \
-         lose what comes after it{remedy}"
-    )
+    let refusal = Diagnostic::new(format!("could not fetch \"{name}\": {why}")).detail(
+        "PostgreSQL is stopped, because going on without a file that may exist would lose what comes after it.",
+    );
+    match why.contains(RESTORE_AGAIN) {
+        true => refusal.into(),
+        false => refusal.hint("Fix the cause and start PostgreSQL again: recovery continues.").into(),
+    }
 }
 
 #[cfg(test)]

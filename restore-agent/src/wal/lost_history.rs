@@ -21,7 +21,7 @@ impl ClusterArchive {
         let name = WalFileName::History(timeline);
         if !there && let Some((repository, content)) = from_younger(missing, timeline).await {
             let note = format!(
-                "\"{name}\" is gone from repository {repository}; a younger timeline's history has its lines"
+                "\"{name}\" is gone from repository {repository}\nDETAIL: A younger timeline's history has its lines."
             );
             return Some((content, note));
         }

@@ -124,7 +124,7 @@ impl RecoveryOrigin {
         let parsed = serde_json::from_slice::<Content>(&bytes).ok().and_then(Content::into_origin);
         let parsed = parsed.with_context(|| {
             format!(
-                "{} is damaged: what this recovery began with is not known; {}",
+                "{} is damaged: what this recovery began with is not known\nHINT: {}",
                 path.display(),
                 remedy(wal)
             )
@@ -136,8 +136,8 @@ impl RecoveryOrigin {
 /// What a person can do who knows better.
 pub(super) fn remedy(wal: &Path) -> String {
     format!(
-        "HINT: Only if what this server recovers from was replaced on purpose, by an archive that continues what was replayed \
-         so far, remove {}.",
+        "Only if what this server recovers from was replaced on purpose, by an archive that continues what was replayed so \
+         far, remove {}.",
         wal.join(RECOVERY_ORIGIN).display()
     )
 }
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(RecoveryOrigin::read(dir.path()).unwrap(), Some(origin));
         durable::replace(&dir.path().join(RECOVERY_ORIGIN), b"{\"recovery\":", 0o600).unwrap();
         let error = RecoveryOrigin::read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("damaged") && error.contains("HINT: Only if"), "{error}");
+        assert!(error.contains("damaged") && error.contains("\nHINT: Only if"), "{error}");
     }
 
     #[test]

@@ -95,9 +95,9 @@ impl OriginKeeper {
             acknowledges,
             newest: None,
         };
-        let added = origin
-            .admit(&found)
-            .with_context(|| format!("\"{name}\" is not what this recovery began with; {}", remedy(wal)))?;
+        let added = origin.admit(&found).with_context(|| {
+            format!("\"{name}\" is not what this recovery began with\nHINT: {}", remedy(wal))
+        })?;
         if server && (begins || added) {
             if begins {
                 HistoryCache::in_wal(wal)
@@ -153,7 +153,7 @@ impl OriginKeeper {
             read.write(wal)
         });
         if let Err(error) = written {
-            tracing::debug!("the newest segment is not noted: {error:#}");
+            tracing::debug!("the newest segment is not noted: {}", walpoint_words::format_chain(&error));
         }
     }
 
@@ -198,7 +198,11 @@ impl OriginKeeper {
         match written {
             Ok(()) => state.noted = Some((id, Instant::now())),
             Err(error) => {
-                tracing::debug!("the repository that gave {} is not noted: {error:#}", segment.name);
+                tracing::debug!(
+                    "the repository that gave {} is not noted: {}",
+                    segment.name,
+                    walpoint_words::format_chain(&error)
+                );
             }
         }
     }

@@ -30,7 +30,8 @@ const HISTORY: Duration = Duration::from_millis(300);
 pub(crate) async fn put(archive: &ClusterArchive, place: &WalDirectory, name: SegmentName, content: &Path) {
     if let Err(error) = try_put(archive, place, name, content).await {
         tracing::warn!(
-            "the part of \"{name}\" that belongs to the timeline before is not in pg_wal: {error:#}"
+            "the part of \"{name}\" that belongs to the timeline before is not in pg_wal: {}",
+            walpoint_words::format_chain(&error)
         );
     }
 }

@@ -323,7 +323,10 @@ impl Prefetcher {
             Ok(Some(history)) => Some(history),
             Ok(None) => Some(TimelineHistory::root(timeline)),
             Err(error) => {
-                tracing::debug!("the history of timeline {timeline} is not known: {error:#}");
+                tracing::debug!(
+                    "the history of timeline {timeline} is not known: {}",
+                    walpoint_words::format_chain(&error)
+                );
                 None
             }
         }

@@ -16,7 +16,7 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 use walpoint_storage::object::RepositoryId;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use crate::wal::absence::{self, Surroundings};
 use crate::wal::archive::{ClusterArchive, FetchResult, Missing};
@@ -121,7 +121,7 @@ async fn surroundings<'a>(
                 // Another repository may be in its place by now.
                 archive.close(source.name);
                 let repository = source.name.to_owned();
-                failures.push(Failed { repository, why: told(&error), refused: false });
+                failures.push(Failed { repository, why: format_chain(&error), refused: false });
                 members.extend(source.wal.lineage().ack.iter().cloned());
             }
         }
@@ -135,7 +135,7 @@ async fn surroundings<'a>(
         members.extend(source.wal.lineage().ack.iter().cloned());
         failures.push(Failed {
             repository: source.name.to_owned(),
-            why: walpoint_words::error(&damage),
+            why: walpoint_words::error(&damage).into(),
             refused: false,
         });
     }
@@ -150,8 +150,8 @@ async fn surroundings<'a>(
         }
         if !proven.is_empty() {
             why += &format!(
-                "; HINT: only if {} is gone for good, with all that it alone held, name it in lost_repositories of the \
-                 cluster's configuration: recovery then ends without it",
+                "\nHINT: Only if {} is gone for good, with all that it alone held, name it in lost_repositories of the \
+                 cluster's configuration: recovery then ends without it.",
                 unproven.join(", ")
             );
         }
@@ -250,8 +250,8 @@ async fn confirm_newest(archive: &ClusterArchive, wal: &WalArchive) -> anyhow::R
         }
     }
     bail!(
-        "\"{newest}\", which it held in the course of this recovery, is gone, and so is all WAL after it: this is an older copy \
-         of the repository, or one that lost WAL; HINT: Is everything mounted?"
+        "\"{newest}\", which it held in the course of this recovery, is gone, and so is all WAL after it: this is an older \
+         copy of the repository, or one that lost WAL\nHINT: Check that everything is mounted."
     )
 }
 

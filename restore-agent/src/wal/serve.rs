@@ -90,7 +90,7 @@ impl PrefetchServer {
         let own = rustix::process::geteuid().as_raw();
         if peer != own && peer != 0 {
             return Err(io::Error::other(format!(
-                "uid {peer} asked; this prefetcher answers root and uid {own}"
+                "uid {peer} asked\nDETAIL: This prefetcher answers root and uid {own}."
             )));
         }
         let request = tokio::time::timeout(REQUEST_LIMIT, read_request(&mut stream)).await??;
@@ -171,8 +171,9 @@ impl PrefetchServer {
             FetchResult::Uncertain(why) | FetchResult::Refused(why)
                 if standby && fetch::later(name, self.policy) =>
             {
-                let text =
-                    format!("\"{name}\" cannot be fetched at the moment; this standby will ask again: {why}");
+                let text = format!(
+                    "\"{name}\" cannot be fetched at the moment: {why}\nDETAIL: This standby will ask again."
+                );
                 reply(FetchOutcome::Later, text)
             }
             FetchResult::Uncertain(why) | FetchResult::Refused(why) => {
@@ -186,8 +187,8 @@ impl PrefetchServer {
         let place = self.prefetcher.place();
         if request.system_id != place.system_id || request.directory != place.inode {
             return Some(format!(
-                "the prefetcher at this socket serves {} (system identifier {}), not {}; HINT: each data directory needs a socket of \
-                 its own",
+                "the prefetcher at this socket serves {} (system identifier {}), not {}\nHINT: Each data directory needs a \
+                 socket of its own.",
                 place.wal.display(),
                 place.system_id,
                 request.path

@@ -35,9 +35,10 @@ const REMEMBERED: usize = 256;
 const CONTENT: Duration = Duration::from_millis(1500);
 
 /// What can be done for a server whose WAL is not the archive's.
-const WAYS_OUT: &str = "If this server belongs to a lineage of its own, as a standby of a copy does, copy walpoint.lineage from its \
-    primary's data directory into this one; if its primary archives nothing here, remove restore_command; if this directory has gone its \
-    own way, make it anew (restore-agent restore --standby, or pg_basebackup) or rewind it (pg_rewind)";
+const WAYS_OUT: &str = "If this server belongs to a lineage of its own, as a standby of a copy does, copy walpoint.lineage \
+                        from its primary's data directory into this one. If its primary archives nothing here, remove \
+                        restore_command. If this directory has gone its own way, create it anew (restore-agent restore \
+                        --standby, or pg_basebackup) or rewind it (pg_rewind).";
 
 /// A segment that was given.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +121,7 @@ impl Served {
         let after = handed.and_then(|handed| handed.number(size));
         match own::shown(directory, wal, offered, after).await? {
             Some(Own::Different(what)) => Err(LastingError(format!(
-                "it holds another server's WAL than {}: {what}. HINT: {WAYS_OUT}",
+                "it holds another server's WAL than {}: {what}\nHINT: {WAYS_OUT}",
                 directory.display()
             ))
             .into()),
@@ -324,8 +325,8 @@ async fn same(
 
 fn another(what: &str, other: &str) -> anyhow::Error {
     LastingError(format!(
-        "it holds another server's WAL than repository {other}, from which this recovery was given what comes before: {what}. HINT: \
-         Leave only the repository of the server that you mean in the configuration"
+        "it holds another server's WAL than repository {other}, from which this recovery was given what comes before: \
+         {what}\nHINT: Leave only the repository of the server that you mean in the configuration."
     ))
     .into()
 }

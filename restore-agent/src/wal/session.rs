@@ -200,18 +200,18 @@ impl Socket {
         let shown = path.display();
         match socket::connect(path, OTHER) {
             Ok(_) => anyhow::bail!(
-                "another prefetcher answers at {shown}; HINT: each data directory needs a socket of its own"
+                "another prefetcher answers at {shown}\nHINT: Each data directory needs a socket of its own."
             ),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => anyhow::bail!(
-                "another prefetcher listens at {shown} and hangs: {error}; HINT: end that process, or name another socket \
-                 (fetch_socket)"
+                "another prefetcher listens at {shown} and hangs: {error}\nHINT: End that process, or name another socket \
+                 (fetch_socket)."
             ),
             Err(_) => {}
         }
         durable::remove(path).with_context(|| format!("the old socket {shown} cannot be removed"))?;
         let listener = UnixListener::bind(path).with_context(|| {
             let long = if path.as_os_str().len() > 100 {
-                "; HINT: a socket's path holds 107 bytes, choose a shorter one (fetch_socket)"
+                "\nHINT: A socket's path holds 107 bytes: choose a shorter one (fetch_socket)."
             } else {
                 ""
             };

@@ -3,10 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use walpoint_base::Diagnostic;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::told;
+use walpoint_words::format_chain;
 
 use crate::wal::refusal::LastingError;
 
@@ -66,7 +67,7 @@ impl FetchSource {
             self.close();
         }
         let refused = error.downcast_ref::<LastingError>().is_some();
-        Failed { repository: self.name.clone(), why: told(error), refused }
+        Failed { repository: self.name.clone(), why: format_chain(error), refused }
     }
 }
 
@@ -88,7 +89,7 @@ impl std::fmt::Display for Failed {
 
 /// All failures in one line.
 pub(crate) fn listed(failures: &[Failed]) -> String {
-    failures.iter().map(Failed::to_string).collect::<Vec<_>>().join("; ")
+    Diagnostic::gather("", failures.iter().map(Failed::to_string)).into()
 }
 
 /// What is behind a lock. A panic elsewhere leaves it usable: each change is a single assignment.

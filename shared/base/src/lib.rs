@@ -8,6 +8,7 @@
 //! | [`ids`] | system identifiers, major versions, names of clusters, lineages and backups |
 //! | [`clock`] | PostgreSQL's timestamps |
 //! | [`target`] | recovery targets, as a person writes them and as PostgreSQL wants them |
+//! | [`diagnostic`] | messages with details and hints |
 //! | [`facts`] | what a decoded segment says about itself |
 //! | [`chain`] | whether one segment continues another |
 //! | [`crossing`] | what two segments know together of the record between them |
@@ -27,6 +28,7 @@ pub mod archived;
 pub mod chain;
 pub mod clock;
 pub mod crossing;
+pub mod diagnostic;
 pub mod dropped;
 pub mod durable;
 pub mod facts;
@@ -48,6 +50,7 @@ pub mod target;
 pub mod timeline;
 
 pub use clock::PgTimestamp;
+pub use diagnostic::Diagnostic;
 pub use facts::SegmentFacts;
 pub use ids::{BackupId, ClusterName, LineageId, PgMajor, SystemId};
 pub use lsn::Lsn;

@@ -49,7 +49,7 @@ pub enum SecretSource {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// Both `*_file` and `*_command` are given.
-    #[error("{key}_file and {key}_command are both set; keep one")]
+    #[error("{key}_file and {key}_command are both set\nHINT: Keep one of them.")]
     Ambiguous {
         /// The setting without its suffix.
         key: String,

@@ -67,18 +67,19 @@ pub fn permit(pgdata: &Path, created: &[CreatedTablespace]) -> Result<Vec<String
         let major = major(pgdata).map_err(unknown)?;
         match version_directories(location, major).map_err(unknown)? {
             None => missing.push(format!(
-                "{what}, which does not exist: PostgreSQL will stop there. HINT: Create the directory, empty, for PostgreSQL's \
-                 user, and start PostgreSQL again."
+                "{what}, which does not exist: PostgreSQL will stop there\nHINT: Create the directory, empty, for \
+                 PostgreSQL's user, and start PostgreSQL again."
             )),
             Some(there) if there.is_empty() || is_linked(pgdata, location) => {}
             Some(there) => {
                 let there: Vec<String> = there.iter().map(|path| format!("\"{}\"", path.display())).collect();
                 let there = there.join(", ");
                 return Err(format!(
-                    "{what} and would overwrite {there}, which is not this server's. HINT: If another server uses it, recover \
+                    "{what} and would overwrite {there}, which is not this server's\nHINT: If another server uses it, recover \
                      to a moment before the record (in postgresql.auto.conf: recovery_target_lsn = '{record}' and \
-                     recovery_target_inclusive = off), or run this server where \"{shown}\" is another directory: on another machine or in a container. If no server \
-                     uses it, rename {there}, and start PostgreSQL again: recovery continues."
+                     recovery_target_inclusive = off), or run this server where \"{shown}\" is another directory: on another \
+                     machine or in a container. If no server uses it, rename {there}, and start PostgreSQL again: recovery \
+                     continues."
                 ));
             }
         }

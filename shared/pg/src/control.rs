@@ -160,7 +160,7 @@ pub struct ControlSettings {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// Cut short.
-    #[error("pg_control has {len} bytes, too few: the copy was cut short; read it again")]
+    #[error("pg_control has {len} bytes, too few: the copy was cut short\nHINT: Read it again.")]
     Short {
         /// Bytes in the file.
         len: usize,
@@ -168,7 +168,7 @@ pub enum ControlError {
     /// A version that is not known.
     #[error(
         "pg_control has version {control} with catalog version {catalog}, which no release of PostgreSQL 13 to 19 \
-         writes; is this a data directory of another version, or of a machine with another byte order?"
+         writes\nHINT: Check that this is no data directory of another version, and none of a machine with another byte order."
     )]
     UnknownVersion {
         /// `pg_control_version`.
@@ -354,8 +354,8 @@ impl ControlFile {
         };
         (!CATALOG_VERSIONS.iter().any(known)).then(|| {
             format!(
-                "catalog version {} is later than what Walpoint knows of PostgreSQL {}; pg_control has the known \
-                 version {}, so it is read as that of {}",
+                "catalog version {} is later than what Walpoint knows of PostgreSQL {}\nDETAIL: pg_control has the known \
+                 version {}, so it is read as that of {}.",
                 self.catalog_version, self.major, self.control_version, self.major
             )
         })

@@ -80,7 +80,9 @@ fn take(core: &Mutex<Option<SemaphorePermit<'static>>>) -> Option<SemaphorePermi
 }
 
 fn ended() -> RepoError {
-    RepoError::Internal("a worker thread ended before its work was done; its panic is in the log".to_owned())
+    RepoError::Internal(
+        "a worker thread ended before its work was done\nDETAIL: Its panic is in the log.".to_owned(),
+    )
 }
 
 #[cfg(test)]

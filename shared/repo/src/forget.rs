@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, LineageId};
+use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId};
 use walpoint_storage::error::{Obstacle, Override, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::store::{BULK, ListedObject};
@@ -69,6 +69,8 @@ pub struct Forgotten {
     /// The first objects whose names are not known. They are not touched.
     pub unknown_objects: Vec<String>,
     /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub notes: Vec<String>,
 }
 
@@ -113,7 +115,7 @@ pub async fn forget(
     }
     if late > forgotten.denied_count {
         forgotten.notes.push(format!(
-            "{} objects were stored meanwhile: an agent still works on the cluster; stop it and run this again",
+            "{} objects were stored meanwhile: an agent still works on the cluster\nHINT: Stop it and run this again.",
             late - forgotten.denied_count
         ));
     }
@@ -157,8 +159,10 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
     if forgotten.object_count == 0 {
         let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
         let known = if known.is_empty() { "no cluster".to_owned() } else { known.join(", ") };
-        let what =
-            format!("repository {} has nothing of cluster {cluster}; it has {known}", repository.name());
+        let what = format!(
+            "repository {} has nothing of cluster {cluster}\nDETAIL: It has {known}.",
+            repository.name()
+        );
         return Err(RepoError::Protected { what, obstacles: Vec::new(), remedy: None });
     }
     Ok(Newest(newest))

@@ -26,7 +26,7 @@ const MAX_ENTRY: usize = 64 << 10;
 const LOST: usize = 100;
 
 /// What follows from an entry that cannot be read.
-pub const UNKNOWN_HOLD: &str = "nothing is deleted until it is known what it holds";
+pub const UNKNOWN_HOLD: &str = "Nothing is deleted until it is known what it holds.";
 
 /// How often the next number is tried when others are faster.
 const ATTEMPTS: usize = 20;
@@ -96,7 +96,7 @@ impl DamagedHold {
 
     /// The same as an error.
     pub fn error(&self) -> RepoError {
-        let (key, what) = (self.key.clone(), format!("{}; {UNKNOWN_HOLD}", self.what));
+        let (key, what) = (self.key.clone(), format!("{}\nDETAIL: {UNKNOWN_HOLD}", self.what));
         RepoError::Corrupt { key, what, remedy: Some(self.remedy()) }
     }
 }
@@ -250,7 +250,9 @@ impl Holds {
                 NumberClaim::Lost => next = next.saturating_add(1),
             }
         }
-        Err(RepoError::Internal(format!("others placed {ATTEMPTS} holds at the same moment; try again")))
+        Err(RepoError::Internal(format!(
+            "others placed {ATTEMPTS} holds at the same moment\nHINT: Try again."
+        )))
     }
 
     /// Notes that an entry was written. Until then the hold is in force, and not missed if it is lost.

@@ -87,8 +87,8 @@ async fn init(name: &str, settings: &StoreSettings, new: NewRepository<'_>) -> R
         NewRepository::Encrypted { .. } if descriptor.encryption.is_none() => {
             return Err(RepoError::Format {
                 store: store.name().to_owned(),
-                what: "there is one already, and it is not encrypted: that is chosen once, when a repository is made; \
-                       choose another place for an encrypted one"
+                what: "there is one already, and it is not encrypted\nDETAIL: Encryption is chosen once, when a repository is \
+                       created.\nHINT: Choose another place for an encrypted one."
                     .to_owned(),
             });
         }
@@ -103,7 +103,7 @@ fn good_enough(store: &Store, probe: &Probe, conditional: ConditionalWrites) -> 
         let what = match conditional {
             ConditionalWrites::Required => {
                 format!(
-                    "{what}. Use another store, or, knowing the risk, set conditional_writes = \"look-first\""
+                    "{what}\nHINT: Use another store, or, knowing the risk, set conditional_writes = \"look-first\"."
                 )
             }
             ConditionalWrites::LookFirst => what.clone(),
@@ -140,7 +140,10 @@ async fn make(
         NewRepository::WithKey(master) => (Some(master.clone()), None),
         NewRepository::Encrypted { comment } => {
             let source = source.ok_or_else(|| {
-                RepoError::settings("encrypt", "needs to know what opens the repository: key_file, say")
+                RepoError::settings(
+                    "encrypt",
+                    "needs to know what opens the repository\nHINT: Set key_file, for example.",
+                )
             })?;
             (Some(MasterKey::random().map_err(RepoError::sealing)?), Some((source, *comment)))
         }
@@ -183,7 +186,7 @@ mod tests {
         let made = Repository::init("main", &settings, None).await.unwrap_err().to_string();
         let opened = Repository::open("main", &settings).await.unwrap_err().to_string();
         for told in [&made, &opened] {
-            assert!(told.contains("cluster main: the object is lost. Put it back"), "{told}");
+            assert!(told.contains("cluster main: the object is lost\nDETAIL: "), "{told}");
         }
         assert!(!descriptor.exists() && keys(&bed).await == before);
         walpoint_base::durable::replace(&descriptor, &bytes, 0o640).unwrap();

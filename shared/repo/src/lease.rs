@@ -176,7 +176,7 @@ impl Leases {
                             return Ok(LeaseAnswer::Unreadable { key, what, until });
                         }
                         tracing::warn!(
-                            "{key} is damaged ({what}): whose lease it was is not known, it counts as over"
+                            "{key} is damaged: {what}\nDETAIL: Whose lease it was is not known. It counts as over."
                         );
                         lease
                     }

@@ -19,9 +19,9 @@ use walpoint_storage::ids::{RepositoryId, parse_hex};
 use walpoint_storage::layout::{ClusterPaths, Key, WalPaths};
 
 /// What to do about the facts of a lineage.
-pub const LOST_LINEAGE: &str = "put the object back, from another version of it in the store or from a copy of the store: without it \
+pub const LOST_LINEAGE: &str = "Put the object back, from another version of it in the store or from a copy of the store: without it \
                                 nothing of this lineage is found, and nothing is deleted. Until then restore from another \
-                                repository";
+                                repository.";
 
 /// The lineages of a cluster in a repository, as far as their facts can be read.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -83,7 +83,7 @@ impl DamagedLineage {
 
     /// The same as an error.
     pub fn error(&self) -> RepoError {
-        RepoError::corrupt(&self.key, format!("{}; {LOST_LINEAGE}", self.what))
+        RepoError::corrupt(&self.key, format!("{}\nHINT: {LOST_LINEAGE}", self.what))
     }
 
     /// What to do.
@@ -363,7 +363,7 @@ impl LineageDocument {
     pub(crate) fn into_lineage(self, key: &Key) -> Result<Lineage> {
         let corrupt = |what: &str| RepoError::corrupt(key, what);
         if self.format != walpoint_storage::object::FORMAT_VERSION {
-            return Err(corrupt("it is of a newer format version: use a newer Walpoint"));
+            return Err(corrupt("it is of a newer format version\nHINT: Use a newer Walpoint."));
         }
         let block = |bytes: u32| bytes.is_power_of_two() && (1024..=65536).contains(&bytes);
         if !block(self.block_size) || !block(self.wal_block_size) || self.relation_segment_blocks == 0 {
@@ -375,7 +375,7 @@ impl LineageDocument {
             uid: self.id,
             major: PgMajor::new(self.postgresql).ok_or_else(|| {
                 corrupt(
-                    "it is of a version of PostgreSQL that this program does not know: use a newer Walpoint",
+                    "it is of a version of PostgreSQL that this program does not know\nHINT: Use a newer Walpoint.",
                 )
             })?,
             segment_size: SegmentSize::new(self.wal_segment_size)

@@ -167,7 +167,7 @@ impl Repository {
             Ok(descriptor) if descriptor == self.inner.descriptor => return Ok(()),
             Ok(descriptor) => {
                 let what = format!(
-                    "it was repository {} and is {} now; check the URL and the mount",
+                    "it was repository {} and is {} now\nHINT: Check the URL and the mount.",
                     self.id(),
                     descriptor.id
                 );

@@ -203,7 +203,7 @@ impl CommonArgs {
         }
         let Some(config) = config else {
             return Err(Failure::usage(anyhow!(
-                "no configuration: {DEFAULT_PATH} does not exist; give --config FILE, or --repo URL and --cluster NAME"
+                "no configuration: {DEFAULT_PATH} does not exist\nHINT: Give --config FILE, or --repo URL and --cluster NAME."
             )));
         };
         let (cluster, settings) = self.pick(&config.cluster)?;
@@ -219,7 +219,7 @@ impl CommonArgs {
         let names = self.names();
         if let Some(unknown) = names.iter().find(|name| !known.iter().any(|known| known == **name)) {
             return Err(Failure::usage(anyhow!(
-                "--repo {unknown}: cluster {cluster} has no repository \"{unknown}\" (it has: {})",
+                "--repo {unknown}: cluster {cluster} has no repository \"{unknown}\"\nDETAIL: It has: {}.",
                 known.join(", ")
             )));
         }
@@ -233,14 +233,15 @@ impl CommonArgs {
     ) -> Result<(ClusterName, ClusterSettings), Failure> {
         let known = || clusters.keys().map(ClusterName::as_str).collect::<Vec<_>>().join(", ");
         let found = match &self.cluster {
-            Some(name) => clusters
-                .get_key_value(name)
-                .ok_or_else(|| anyhow!("the configuration has no [cluster.{name}] (it has: {})", known())),
-            None if clusters.len() > 1 => {
-                Err(anyhow!("the configuration has several clusters; choose one with --cluster: {}", known()))
-            }
+            Some(name) => clusters.get_key_value(name).ok_or_else(|| {
+                anyhow!("the configuration has no [cluster.{name}]\nDETAIL: It has: {}.", known())
+            }),
+            None if clusters.len() > 1 => Err(anyhow!(
+                "the configuration has several clusters\nDETAIL: It has: {}.\nHINT: Choose one with --cluster.",
+                known()
+            )),
             None => clusters.first_key_value().ok_or_else(|| {
-                anyhow!("the configuration has no [cluster.NAME]; archive-agent init writes one")
+                anyhow!("the configuration has no [cluster.NAME]\nHINT: \"archive-agent init\" writes one.")
             }),
         };
         found.map(|(name, settings)| (name.clone(), settings.clone())).map_err(Failure::usage)
@@ -394,7 +395,7 @@ mod tests {
         assert_eq!(names(&select(&["b", "a"]).unwrap()), ["a", "b"], "in the order of the configuration");
         for unknown in ["c", "gone"] {
             let error = select(&["a", unknown]).unwrap_err();
-            assert!(error.status == 2 && error.to_string().contains("(it has: a, b)"), "{error}");
+            assert!(error.status == 2 && error.to_string().contains("\nDETAIL: It has: a, b."), "{error}");
         }
         for several in [["a", "file:///x"], ["file:///x", "file:///y"]] {
             let error = select(&several).unwrap_err();

@@ -283,13 +283,15 @@ impl ClusterSettings {
         let mut found = Vec::new();
         let mut refuse = |key: &'static str, what: String| found.push((key, format!("\"{key}\" {what}")));
         if self.repositories.is_empty() {
-            refuse("repositories", "is empty: name at least one [repository.NAME]".to_owned());
+            refuse("repositories", "is empty\nHINT: Name at least one [repository.NAME].".to_owned());
         }
         for unknown in self.repositories.iter().filter(|name| !repositories.contains(&name.as_str())) {
             let known = repositories.join(", ");
             refuse(
                 "repositories",
-                format!("names \"{unknown}\", but there is no [repository.{unknown}] (known: {known})"),
+                format!(
+                    "names \"{unknown}\", but there is no [repository.{unknown}]\nDETAIL: There is: {known}."
+                ),
             );
         }
         for stray in self.ack.iter().flatten().filter(|name| !self.repositories.contains(name)) {
@@ -316,7 +318,7 @@ impl ClusterSettings {
                 refuse(
                     key,
                     format!(
-                        "is {max} bytes, less than the smallest segment; is the unit missing, as in \"{example}\"?"
+                        "is {max} bytes, less than the smallest segment\nHINT: Give the size with its unit, as in \"{example}\"."
                     ),
                 );
             }
@@ -330,7 +332,10 @@ impl ClusterSettings {
             *other != name && c.push_socket(other) == self.push_socket(name)
         };
         if let Some((other, _)) = clusters.iter().find(same_socket) {
-            refuse("push_socket", format!("is shared with cluster \"{other}\"; each needs its own"));
+            refuse(
+                "push_socket",
+                format!("is shared with cluster \"{other}\"\nHINT: Give each cluster a socket of its own."),
+            );
         }
         found
     }

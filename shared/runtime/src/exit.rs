@@ -1,7 +1,9 @@
-//! Exit statuses, and how an error is told to a person.
+//! Exit statuses, and how an error of a command is reported.
 
 use std::fmt;
 use std::process::ExitCode;
+
+use walpoint_base::Diagnostic;
 
 /// It was done.
 pub const DONE: u8 = 0;
@@ -16,7 +18,7 @@ pub const FINDINGS: u8 = 3;
 pub struct Failure {
     /// The exit status.
     pub status: u8,
-    /// What failed, on what, what it means, and what to do; the causes follow.
+    /// What failed, and on what; the causes follow. Any of them may carry details and hints ([`Diagnostic`]).
     pub error: anyhow::Error,
 }
 
@@ -34,9 +36,9 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl fmt::Display for Failure {
-    /// The error and its causes in one line. A cause that only repeats what was said is left out.
+    /// The error and its causes, as [`format_chain`] has them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&told(&self.error))
+        f.write_str(&format_chain(&self.error))
     }
 }
 
@@ -46,28 +48,23 @@ impl fmt::Debug for Failure {
     }
 }
 
-/// An error and its causes in one line. A cause that only repeats what was said is left out.
-pub fn told(error: &anyhow::Error) -> String {
-    chain(error, |cause| cause.to_string())
+/// An error and its causes: the messages in one line, each detail and each hint in a line of its own. A cause that only repeats what
+/// is there already is left out.
+pub fn format_chain(error: &anyhow::Error) -> String {
+    chain(error, |cause| Diagnostic::new(cause.to_string())).to_string()
 }
 
-/// An error and its causes in one line, each in the words of the caller. A cause that only repeats what was said is left out.
-pub fn chain(error: &anyhow::Error, words: impl Fn(&(dyn std::error::Error + 'static)) -> String) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = words(cause);
-        if text.contains(&cause) {
-            continue;
-        }
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause);
-    }
-    text
+/// An error and its causes, each in the words of the caller. A cause that only repeats what is there already is left out.
+pub fn chain(
+    error: &anyhow::Error,
+    words: impl Fn(&(dyn std::error::Error + 'static)) -> Diagnostic,
+) -> Diagnostic {
+    let mut all = Diagnostic::default();
+    error.chain().for_each(|cause| all.add_cause(&words(cause)));
+    all
 }
 
-/// The exit status of a command, after its error was logged. This is the one place where a command's error is told.
+/// The exit status of a command, after its error was logged. This is the one place where a command's error is reported.
 pub fn report(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::from(DONE),
@@ -85,9 +82,23 @@ mod tests {
     #[test]
     fn causes_follow_without_repetition() {
         let error =
-            anyhow::anyhow!("disk full").context("cannot write x: disk full").context("backup failed");
+            anyhow::anyhow!("disk full").context("could not write x: disk full").context("backup failed");
         let failure = Failure::from(error);
-        assert_eq!(failure.to_string(), "backup failed: cannot write x: disk full");
+        assert_eq!(failure.to_string(), "backup failed: could not write x: disk full");
         assert_eq!(failure.status, FAILED);
+    }
+
+    #[test]
+    fn details_and_hints_follow_the_whole_chain() {
+        let missing = std::io::Error::from_raw_os_error(2);
+        let error = anyhow::Error::from(missing)
+            .context("could not read x\nDETAIL: It was there.\nHINT: Put it back.")
+            .context(Diagnostic::new("repository \"main\"").hint("Look into it.").hint("Put it back."));
+        assert_eq!(
+            format_chain(&error),
+            "repository \"main\": could not read x: No such file or directory (os error 2)\nDETAIL: It was there.\nHINT: Look into \
+             it.\nHINT: Put it back."
+        );
+        assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().raw_os_error(), Some(2));
     }
 }

@@ -54,6 +54,11 @@ fn pair((large, unit): (u128, &str), (small, below): (u128, &str)) -> String {
     }
 }
 
+/// A text behind what introduces it, each further line of it indented to its first, without a final line end.
+pub fn hanging(lead: &str, text: &str) -> String {
+    format!("{lead}{}", text.replace('\n', &format!("\n{:width$}", "", width = lead.chars().count())))
+}
+
 /// A count of things: `1 segment`, `2 segments`.
 pub fn count(count: u64, one: &str) -> String {
     match count {

@@ -12,7 +12,8 @@ pub fn require(pgdata: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     anyhow::bail!(
-        "{} belongs to uid {} but this process runs as uid {uid}; run it as PostgreSQL's user (for example: runuser -u postgres -- …)",
+        "{} belongs to uid {} but this process runs as uid {uid}\nHINT: Run it as PostgreSQL's user (for example: runuser -u \
+         postgres -- …).",
         pgdata.display(),
         meta.uid(),
     )

@@ -98,7 +98,7 @@ impl RetentionSettings {
         if let (Some(window), Some(max)) = (self.window.and_then(before), self.max_age.and_then(before))
             && max > window
         {
-            let what = "must not be shorter than \"window\": what the window needs would be dropped";
+            let what = "must not be shorter than \"window\"\nDETAIL: What the window needs would be dropped.";
             refuse(None, "max_age", what);
         }
         for (label, rule) in &self.label {

@@ -22,8 +22,8 @@ pub fn runtime() -> io::Result<Runtime> {
         builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS).enable_all().build()
     });
     runtime.map_err(|error| {
-        let hint = "HINT: Raise the limit on tasks (TasksMax) or on memory.";
-        io::Error::new(error.kind(), format!("could not start the runtime: {error}. {hint}"))
+        let hint = "Raise the limit on tasks (TasksMax) or on memory.";
+        io::Error::new(error.kind(), format!("could not start the runtime: {error}\nHINT: {hint}"))
     })
 }
 

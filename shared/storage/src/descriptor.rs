@@ -64,7 +64,7 @@ impl Descriptor {
         let version: Version = serde_json::from_slice(cut).map_err(corrupt)?;
         if version.format != u64::from(FORMAT_VERSION) {
             let what = format!(
-                "it has format version {}, this program knows version {FORMAT_VERSION}: use a newer Walpoint",
+                "it has format version {}, this program knows version {FORMAT_VERSION}\nHINT: Use a newer Walpoint.",
                 version.format
             );
             return Err(RepoError::Format { store: store.to_owned(), what });
@@ -82,7 +82,7 @@ impl Descriptor {
             (None, Some(_)) => Err(unusable("a key is configured, but the repository is not encrypted")),
             (Some(_), None) => Err(locked("it is encrypted and no key is configured")),
             (Some(encryption), Some(_)) if encryption.algorithm != ALGORITHM => Err(unusable(
-                "it is encrypted in a way that this program does not know: use a newer Walpoint",
+                "it is encrypted in a way that this program does not know\nHINT: Use a newer Walpoint.",
             )),
             (Some(encryption), Some(master)) => {
                 if key_check(self.id, &master)? != encryption.key_check {
@@ -117,7 +117,8 @@ pub async fn read_descriptor(store: &Store) -> Result<Descriptor> {
         }
         return Err(RepoError::NoRepository {
             store: store.name().to_owned(),
-            what: "it has no walpoint.json; check the URL, that the directory is mounted and the bucket the right one"
+            what: "it has no walpoint.json\nHINT: Check the URL, that the directory is mounted, and that the bucket is the \
+                   right one."
                 .to_owned(),
             remedy: Some(Remedy::CreateRepository),
         });
@@ -140,9 +141,9 @@ pub async fn lost(store: &Store) -> Result<Option<RepoError>> {
         return Ok(Some(RepoError::NoRepository {
             store: store.name().to_owned(),
             what: format!(
-                "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost. Put it back, from \
-                 another version of it in the store or from a copy of the store. Making a repository here would make \
-                 everything that is stored unreadable, so that is refused"
+                "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost\nDETAIL: A \
+                 repository that was created here now would make everything that is stored unreadable, so that is \
+                 refused.\nHINT: Put the object back, from another version of it in the store or from a copy of the store."
             ),
             remedy: None,
         }));

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Diagnostic};
 
 use crate::ids::ContentHash;
 use crate::layout::Key;
@@ -42,7 +42,7 @@ pub enum RepoError {
         theirs: ContentHash,
     },
     /// The store refused the credentials, or the credentials may not do this.
-    #[error("access to {what} in {store} was denied: check {}", allowed_by(store))]
+    #[error("access to {what} in {store} was denied\nHINT: {}", allowed_by(store))]
     Denied {
         /// The object or operation.
         what: String,
@@ -292,24 +292,21 @@ pub fn found<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Where it is decided what may be done in a store.
+/// Where to look: what decides who may do what in a store.
 fn allowed_by(store: &str) -> &'static str {
     match store.starts_with("file:") {
-        true => "who owns the directory and what is in it, and as whom this runs",
-        false => "the credentials and what they are allowed to do",
+        true => "Check who owns the directory and what is in it, and as which user this runs.",
+        false => "Check the credentials and what they are allowed to do.",
     }
 }
 
-/// An error and what is beneath it, in one line.
+/// An error and what is beneath it: the messages in one line, each detail and each hint in a line of its own.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut all = Diagnostic::new(error.to_string());
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
+        all.add_cause(&Diagnostic::new(cause.to_string()));
         source = cause.source();
     }
-    text
+    all.to_string()
 }

@@ -5,98 +5,96 @@ pub mod lineage;
 
 use std::error::Error;
 
+use walpoint_base::Diagnostic;
 use walpoint_pg::base_backup::BaseBackupError;
 use walpoint_runtime::exit::{self, Failure};
 use walpoint_storage::error::{Obstacle, Override, Remark, Remedy, RepoError};
 
 /// An error and what to do about it.
-pub fn error(error: &RepoError) -> String {
-    match error {
-        RepoError::Protected { what, obstacles, remedy } => {
-            let all: Vec<String> = obstacles.iter().map(obstacle).collect();
-            let all = if all.is_empty() { String::new() } else { format!(": {}", all.join("; ")) };
-            format!("{what}{all}{}", remedy.as_ref().map(advice).unwrap_or_default())
+pub fn error(error: &RepoError) -> Diagnostic {
+    let mut diagnostic = with_hint(error.to_string(), error.remedy());
+    if let RepoError::Protected { obstacles, .. } = error {
+        for Obstacle { remedy, overridden_by, .. } in obstacles {
+            diagnostic = remedy.iter().fold(diagnostic, |all, remedy| all.hint(hint(remedy)));
+            diagnostic = diagnostic.hint(overriding(*overridden_by));
         }
-        _ => format!("{error}{}", error.remedy().map(advice).unwrap_or_default()),
     }
+    diagnostic
 }
 
 /// Something that a person should know, and what to do about it.
-pub fn remark(remark: &Remark) -> String {
-    format!("{}{}", remark.what, remark.remedy.as_ref().map(advice).unwrap_or_default())
+pub fn remark(remark: &Remark) -> Diagnostic {
+    with_hint(&remark.what, remark.remedy.as_ref())
 }
 
-/// What stands against deleting something, and what overrides it.
-fn obstacle(obstacle: &Obstacle) -> String {
-    let option = match obstacle.overridden_by {
-        Override::Held => "--even-if-held overrides this",
-        Override::Last => "--even-if-last overrides this",
-        Override::InUse => "--even-if-in-use overrides this",
-        Override::AbortUnfinished => "--abort-unfinished aborts that one",
-    };
-    let remedy = obstacle.remedy.as_ref().map(advice).unwrap_or_default();
-    format!("{}{remedy} ({option})", obstacle.what)
+fn with_hint(text: impl AsRef<str>, remedy: Option<&Remedy>) -> Diagnostic {
+    remedy.into_iter().fold(Diagnostic::new(text), |all, remedy| all.hint(hint(remedy)))
 }
 
-/// What follows the text of an error.
-fn advice(remedy: &Remedy) -> String {
+/// How to have something deleted although an obstacle stands against it.
+fn overriding(obstacle: Override) -> &'static str {
+    match obstacle {
+        Override::Held => "To delete it although holds protect it, add --even-if-held.",
+        Override::Last => "To delete it although it is the last backup, add --even-if-last.",
+        Override::InUse => "If no agent works on the cluster any more, add --even-if-in-use.",
+        Override::AbortUnfinished => {
+            "To abort the unfinished backup that builds on it, add --abort-unfinished."
+        }
+    }
+}
+
+/// What to do: whole sentences.
+pub fn hint(remedy: &Remedy) -> String {
     match remedy {
-        Remedy::CreateRepository => ", or create a repository with archive-agent init".to_owned(),
+        Remedy::CreateRepository => {
+            "If there is none yet, create it with \"archive-agent init\".".to_owned()
+        }
         Remedy::RegisterAnew => {
-            "; if it was made anew on purpose, register the cluster with archive-agent init and take a backup"
-                .to_owned()
+            "If it was created anew on purpose, register the cluster with \"archive-agent init\" and take a backup.".to_owned()
         }
-        Remedy::ListKeySlots => "; archive-agent key list shows what it has".to_owned(),
-        Remedy::MakeEncrypted => ": add --encrypt to make an encrypted one".to_owned(),
-        Remedy::ListBackups => "; archive-agent status lists the backups".to_owned(),
+        Remedy::ListKeySlots => "\"archive-agent key list\" lists its key slots.".to_owned(),
+        Remedy::MakeEncrypted => "Add --encrypt to create an encrypted one.".to_owned(),
+        Remedy::ListBackups => "\"archive-agent status\" lists the backups.".to_owned(),
         Remedy::VerifyBackups => {
-            ". HINT: earlier backups may be incomplete, run \"archive-agent verify\"".to_owned()
+            "Earlier backups may be incomplete: run \"archive-agent verify\".".to_owned()
         }
-        Remedy::ExpireBackup(id) => format!("; archive-agent expire --backup {id} deletes it"),
-        Remedy::PlaceHoldAnew { .. } | Remedy::VerifyAll | Remedy::SupersedeAgain => {
-            format!("{}{}", lead(remedy), instruction(remedy))
+        Remedy::ExpireBackup(id) => {
+            format!("To do without that backup, run \"archive-agent expire --backup {id}\".")
         }
-    }
-}
-
-fn lead(remedy: &Remedy) -> &'static str {
-    if matches!(remedy, Remedy::PlaceHoldAnew { .. }) { ": " } else { ". " }
-}
-
-/// What to do about what cannot be read, as an instruction by itself.
-pub fn instruction(remedy: &Remedy) -> String {
-    match remedy {
         Remedy::PlaceHoldAnew { number, repository } => format!(
-            "place anew what it may have held, then run archive-agent hold remove {number} --repo {repository}"
+            "Place anew what it may have held, then run \"archive-agent hold remove {number} --repo {repository}\"."
         ),
-        Remedy::VerifyAll => "Run archive-agent verify without --light, --sample, --budget and --backup: it announces again what is \
-             damaged, and deletes this object; what was asked to be deleted by name has to be asked for again"
+        Remedy::VerifyAll => "Run \"archive-agent verify\" without --light, --sample, --budget and --backup: it announces again what \
+             is damaged, and deletes this object. What was asked to be deleted by name has to be asked for again."
             .to_owned(),
-        Remedy::SupersedeAgain => "Run archive-agent init --lost-repo ID again on the server in production, with the id of the \
-             repository that was lost and replaced (archive-agent init shows it): it records anew which repositories acknowledge"
+        Remedy::SupersedeAgain => "Run \"archive-agent init --lost-repo ID\" again on the server in production, with the id of the \
+             repository that was lost and replaced (\"archive-agent init\" shows it): it records anew which repositories \
+             acknowledge."
             .to_owned(),
-        other => advice(other).trim_start_matches([',', ';', ':', '.', ' ']).to_owned(),
     }
 }
 
-/// An error and its causes in one line, with what to do about those of a repository.
-pub fn told(error: &anyhow::Error) -> String {
+/// An error and its causes, with what to do about those of a repository.
+pub fn diagnostic(error: &anyhow::Error) -> Diagnostic {
     exit::chain(error, cause)
 }
 
-fn cause(cause: &(dyn Error + 'static)) -> String {
+/// The text form of [`diagnostic`].
+pub fn format_chain(error: &anyhow::Error) -> String {
+    diagnostic(error).to_string()
+}
+
+fn cause(cause: &(dyn Error + 'static)) -> Diagnostic {
     if let Some(BaseBackupError::LeftOut(_)) = cause.downcast_ref() {
-        return format!("{cause}. Back this cluster up from its data directory, without --remote");
+        return Diagnostic::new(cause.to_string())
+            .hint("Back this cluster up from its data directory, without --remote.");
     }
-    cause.downcast_ref::<RepoError>().map_or_else(|| cause.to_string(), error)
+    cause.downcast_ref::<RepoError>().map_or_else(|| Diagnostic::new(cause.to_string()), error)
 }
 
 /// A command's result, whose error says what to do.
 pub fn advised(result: Result<(), Failure>) -> Result<(), Failure> {
-    result.map_err(|failure| Failure {
-        status: failure.status,
-        error: anyhow::Error::msg(told(&failure.error)),
-    })
+    result.map_err(|failure| Failure { status: failure.status, error: diagnostic(&failure.error).into() })
 }
 
 #[cfg(test)]
@@ -106,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_against_deleting_is_said_with_what_overrides_it() {
+    fn what_stands_against_deleting_has_a_hint_for_each() {
         let held = Obstacle { what: "hold 2".to_owned(), remedy: None, overridden_by: Override::Held };
         let unfinished = Obstacle {
             what: "backup b builds on it".to_owned(),
@@ -120,28 +118,34 @@ mod tests {
         };
         assert_eq!(protected.to_string(), "backup a is not deleted: hold 2; backup b builds on it");
         assert_eq!(
-            error(&protected),
-            "backup a is not deleted: hold 2 (--even-if-held overrides this); backup b builds on it (--abort-unfinished aborts that \
-             one)"
+            error(&protected).to_string(),
+            "backup a is not deleted: hold 2; backup b builds on it\nHINT: To delete it although holds protect it, add \
+             --even-if-held.\nHINT: To abort the unfinished backup that builds on it, add --abort-unfinished."
         );
     }
 
     #[test]
-    fn causes_are_said_with_what_to_do() {
+    fn hints_follow_all_causes() {
         let remedy = Some(Remedy::PlaceHoldAnew { number: 2, repository: "main".to_owned() });
         let damaged = RepoError::Corrupt { key: layout::descriptor(), what: "torn".to_owned(), remedy };
-        let error = anyhow::Error::from(damaged).context("repository main");
-        let text = told(&error);
-        assert!(
-            text.starts_with("repository main: ") && text.contains("is damaged: torn: place anew"),
-            "{text}"
+        let error = anyhow::Error::from(damaged).context("repository \"main\"");
+        assert_eq!(
+            format_chain(&error),
+            "repository \"main\": walpoint.json is damaged: torn\nHINT: Place anew what it may have held, then run \"archive-agent \
+             hold remove 2 --repo main\"."
         );
-        assert!(text.ends_with("archive-agent hold remove 2 --repo main"), "{text}");
-        let missing = RepoError::NoRepository {
-            store: "file:///x".to_owned(),
-            what: "it has no walpoint.json".to_owned(),
-            remedy: Some(Remedy::CreateRepository),
+        let advised = advised(Err(Failure::usage(error))).unwrap_err();
+        assert_eq!((advised.status, advised.to_string().lines().count()), (exit::USAGE, 2), "{advised}");
+    }
+
+    #[test]
+    fn an_error_of_the_system_keeps_its_own_words() {
+        let denied = RepoError::Denied {
+            what: "walpoint.json".to_owned(),
+            store: "s3://x".to_owned(),
+            source: "403 Forbidden".into(),
         };
-        assert!(super::error(&missing).ends_with(", or create a repository with archive-agent init"));
+        let text = format_chain(&anyhow::Error::from(denied).context("could not open repository \"main\""));
+        assert!(text.starts_with("could not open repository \"main\": access to walpoint.json in s3://x was denied: 403 Forbidden\nHINT: "), "{text}");
     }
 }

@@ -63,14 +63,16 @@ pub fn heading(status: &LineageStatus) -> String {
             Some(_) => "until then a restore needs a backup of the parent, from before the fork",
             None => "until then nothing in it can be restored",
         };
-        writeln!(text, "  NO BACKUP of its own: take one now (archive-agent backup); {lacks}").ok();
+        let lacks = format!("{lacks}\nHINT: Take a backup now (archive-agent backup).");
+        writeln!(text, "{}", human::hanging("  NO BACKUP of its own: ", &lacks)).ok();
     }
     text
 }
 
 /// A lineage of which nothing else is known.
 pub fn damaged(status: &DamagedLineageStatus) -> String {
-    format!("\nLineage {}: DAMAGED, nothing else is known of it: {}\n", status.lineage, status.error)
+    let lead = format!("Lineage {}: DAMAGED, nothing else is known of it: ", status.lineage);
+    format!("\n{lead}{}\n", status.error)
 }
 
 /// Rows on one axis. Later marks are drawn over earlier ones.

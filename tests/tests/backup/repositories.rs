@@ -72,7 +72,7 @@ fn a_repository_that_fails_drops_out() {
     let backup = report(&output);
     assert_eq!(backup["repositories"].as_array().unwrap().len(), 1, "{backup}");
     assert_eq!(backup["repositories"][0]["repository"], "main");
-    assert!(backup["failed"][0].as_str().unwrap().contains("repository small"), "{backup}");
+    assert!(backup["failed"][0]["message"].as_str().unwrap().contains("repository small"), "{backup}");
     assert!(output.stderr.contains("not in every repository"), "{}", output.stderr);
     assert_eq!(bed.repository().finished().len(), 1);
     assert_eq!(Backed::in_store(&small).finished(), []);
@@ -100,7 +100,10 @@ fn a_repository_that_is_gone_is_left_out() {
         assert_eq!(names, ["main", "second"], "{backup}");
         assert_eq!(backup["failed"].as_array().unwrap().len(), 1, "{backup}");
         assert!(
-            backup["failed"][0].as_str().unwrap().starts_with("repository gone: there is no repository"),
+            backup["failed"][0]["message"]
+                .as_str()
+                .unwrap()
+                .starts_with("repository gone: there is no repository"),
             "{backup}"
         );
         assert!(output.stderr.contains("gets no copy of this backup"), "{}", output.stderr);
@@ -109,7 +112,7 @@ fn a_repository_that_is_gone_is_left_out() {
     assert_eq!((bed.repository().finished().len(), Backed::in_store(&second).finished().len()), (2, 2));
     let refused = |arguments: &[&str]| {
         let output = bed.agent.run(arguments).expect_status(1);
-        assert!(output.stderr.contains("no backup was begun:\nrepository "), "{}", output.stderr);
+        assert!(output.stderr.contains("no backup was begun: repository "), "{}", output.stderr);
     };
     refused(&["backup", "--repo", "gone", "--repo", "main"]);
     bed.agent.run(&["backup", "--repo", "main", "--repo", "second"]).expect_success();

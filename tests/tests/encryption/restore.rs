@@ -147,7 +147,7 @@ fn a_key_file_from_the_environment_is_enough() {
     // The key itself in the environment opens too, and somebody is told that PostgreSQL needs it there.
     let value = std::fs::read_to_string(&key).unwrap();
     let output = run("WALPOINT_KEY", value.trim()).expect_success();
-    assert!(output.stdout.contains("PostgreSQL has to be started with it too"), "{output:#?}");
+    assert!(output.stdout.contains("HINT: Start PostgreSQL with it too"), "{output:#?}");
     assert!(!output.stdout.contains(value.trim()) && !output.stderr.contains(value.trim()));
 }
 

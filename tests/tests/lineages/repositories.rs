@@ -22,7 +22,7 @@ fn a_new_lineage_makes_no_repository() {
     let keys = bed.store.back_door().list("clusters");
     let refused = bed.agent.init(&["--new-lineage"]);
     assert!(!refused.success(), "{refused:#?}");
-    assert!(refused.stderr.contains("--new-lineage makes no repository"), "{refused:#?}");
+    assert!(refused.stderr.contains("--new-lineage creates no repository"), "{refused:#?}");
     assert!(!mounted.join("walpoint.json").exists());
     assert!(!bed.cluster.pgdata().join("walpoint.lineage").exists());
     assert_eq!(bed.store.back_door().list("clusters"), keys);
@@ -188,7 +188,7 @@ fn names_of_another_host_take_no_repositorys_place() {
     std::fs::remove_file(&signal).unwrap();
     let made = alone.init(&[]).expect_success();
     assert!(!made.stdout.contains("takes the place") && replaced() == 0, "{made:#?}");
-    assert!(made.stdout.contains("recovery waits for its word"), "{made:#?}");
+    assert!(made.stdout.contains("Recovery waits for the answer"), "{made:#?}");
     let id = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
     let refused = alone.init(&["--lost-repo", id]);
     assert!(!refused.success() && replaced() == 0, "{refused:#?}");
@@ -227,5 +227,5 @@ fn a_promoted_copy_takes_no_repositorys_place_among_those_that_acknowledge() {
     let made = agent.init(&[]).expect_success();
     let keys = [&bed.store, &other].map(|store| store.back_door().list("clusters")).concat();
     assert!(!keys.iter().any(|key| key.contains("/ack/")), "{keys:?} {made:#?}");
-    assert!(made.stdout.contains("recovery waits for its word"), "{made:#?}");
+    assert!(made.stdout.contains("Recovery waits for the answer"), "{made:#?}");
 }

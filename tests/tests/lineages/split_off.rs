@@ -20,7 +20,7 @@ fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by
     let two = Two::start();
     let status = two.copy_agent.run(&["status"]).expect_success().stdout;
     assert!(status.contains(&format!("split off from lineage {} at ", two.lineage(1))), "{status}");
-    assert!(status.contains("NO BACKUP of its own: take one now"), "{status}");
+    assert!(status.contains("HINT: Take a backup now"), "{status}");
 
     for target in [&[][..], &["--target-time", &two.moment]] {
         let refused =
@@ -306,7 +306,7 @@ fn damaged_facts_of_a_copys_lineage_stop_nothing_of_productions() {
     let plan = |options: &[&str]| two.production_agent.restore(&[&["--json", "plan"], options].concat());
     let refused = json(&plan(&[]));
     assert_eq!(refused["reason"], "damaged-lineage", "{refused:#}");
-    assert!(refused["hints"].to_string().contains(&format!("--lineage {own}")), "{refused:#}");
+    assert!(refused["hint"].to_string().contains(&format!("--lineage {own}")), "{refused:#}");
     assert_eq!(json(&plan(&["--lineage", &own]))["lineage"], own.as_str());
     assert!(plan(&["--lineage", &copys]).stderr.contains("damaged"));
     let (_, restored) = two.restored("beside-damage", &["--lineage", &own]);

@@ -58,7 +58,7 @@ fn of_restore_points_with_one_name_none_is_chosen_silently() {
         (&refused["result"], &refused["reason"]),
         (&"unreachable".into(), &"ambiguous-restore-point".into())
     );
-    let hints: Vec<&str> = refused["hints"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let hints: Vec<&str> = refused["hint"].as_str().unwrap().lines().collect();
     assert_eq!(hints.len(), 2, "{refused}");
     let year = primary.psql("select to_char(now(), 'YYYY-')");
     for (hint, expected) in hints.iter().zip([1, 3]) {
@@ -398,6 +398,6 @@ fn a_damaged_list_of_restore_points_is_in_no_ones_way() {
     assert_eq!(row(&bed, &ledger, &["--target-name", "point 7"]), 2);
     let nowhere = plan(&bed, &["--target-name", "nowhere"]);
     assert_eq!(nowhere["reason"], "restore-point-not-found", "{nowhere:#}");
-    let hints = nowhere["hints"].to_string();
+    let hints = nowhere["hint"].to_string();
     assert!(hints.contains("may have held it") && hints.contains("/points/batches/"), "{nowhere:#}");
 }

@@ -182,11 +182,11 @@ fn write_more(bed: &Archived) {
 
 fn refused_by_fetch(server: &Cluster, place: &Path) -> String {
     let log = server.log();
-    let line = log.lines().find(|line| line.contains("is withheld")).unwrap_or_else(|| panic!("{log}"));
-    for says in [place.to_str().unwrap(), "would overwrite", "HINT", "If no server uses it, rename"] {
-        assert!(line.contains(says), "{says}: {line}");
-    }
-    line.to_owned()
+    let lines: Vec<&str> = log.lines().skip_while(|line| !line.contains("is withheld")).take(2).collect();
+    let [refusal, hint] = lines[..] else { panic!("{log}") };
+    assert!(refusal.contains(place.to_str().unwrap()) && refusal.contains("would overwrite"), "{refusal}");
+    assert!(hint.contains("HINT: ") && hint.contains("If no server uses it, rename"), "{hint}");
+    hint.to_owned()
 }
 
 /// A copy that was planned before the tablespace existed recovers to the end of the archive, which holds it by then.

@@ -82,9 +82,9 @@ fn damaged_wal_in_one_of_two_repositories_stops_no_restore() {
             door.flip_bit(key, whole.len() / 2);
         }
         let output = bed.try_restore("target", &[]);
-        let found = output.status == 1 && output.stderr.contains("no repository that was read");
+        let found = output.status == 1 && output.stderr.contains("No repository that was read");
         if found {
-            for says in [key.as_str(), "nothing was touched", "HINT", "--target-lsn"] {
+            for says in [key.as_str(), "nothing was touched", "\nHINT: ", "--target-lsn"] {
                 assert!(output.stderr.contains(says), "{says}: {output:#?}");
             }
             assert!(!bed.place("target").exists());

@@ -234,7 +234,7 @@ fn a_timeline_whose_history_cannot_be_read_is_not_forgotten_by_latest() {
             let refusal = refused(&bed, options);
             assert_eq!(refusal["reason"], "doubtful-timeline", "{damage} {options:?}: {refusal:#}");
             assert!(refusal["message"].to_string().contains(says), "{damage}: {refusal:#}");
-            assert!(refusal["hints"].to_string().contains("--target-timeline 1"), "{damage}: {refusal:#}");
+            assert!(refusal["hint"].to_string().contains("--target-timeline 1"), "{damage}: {refusal:#}");
         }
         assert_eq!(plan(&bed, &["--target-timeline", "1"])["timeline"], 1, "{damage}");
         let status = bed.agent.run(&["status"]).stdout;
@@ -264,7 +264,7 @@ fn a_timeline_without_a_backup_is_not_forgotten_by_latest() {
         let refusal = refused(&bed, options);
         assert_eq!(refusal["reason"], "doubtful-timeline", "{options:?}: {refusal:#}");
         assert!(refusal["message"].to_string().contains("no complete backup"), "{refusal:#}");
-        assert!(refusal["hints"].to_string().contains("--target-timeline 1"), "{refusal:#}");
+        assert!(refusal["hint"].to_string().contains("--target-timeline 1"), "{refusal:#}");
     }
     assert_eq!(plan(&bed, &["--target-timeline", "1"])["timeline"], 1);
 }

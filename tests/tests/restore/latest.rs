@@ -69,7 +69,7 @@ fn an_older_lineage_is_not_taken_for_the_latest_while_the_newest_has_no_backup()
     assert_eq!(reason(&refused), "newest-without-backup", "{refused:#}");
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains(&newest) && message.contains(" on timeline 1, 20"), "{message}");
-    let hints = refused["hints"].to_string();
+    let hints = refused["hint"].to_string();
     assert!(hints.contains(&format!("--lineage {old}")) && hints.contains("archive-agent backup"), "{hints}");
     // Both count their positions from the same beginning.
     assert_eq!(reason(&plan(&agent, &["--target-lsn", &early.after])), "newest-without-backup");
@@ -118,7 +118,7 @@ fn a_lost_history_is_in_the_way_of_its_own_timeline_only() {
         let why = if own_backup { "no-history" } else { "doubtful-timeline" };
         let latest = plan(&bed.agent, &[]);
         assert_eq!(reason(&latest), why, "{latest:#}");
-        assert!(latest["hints"].to_string().contains("00000002.history"), "{latest:#}");
+        assert!(latest["hint"].to_string().contains("00000002.history"), "{latest:#}");
         if own_backup {
             assert_eq!(reason(&plan(&bed.agent, &["--target-timeline", "2"])), why);
         }

@@ -122,7 +122,8 @@ fn is_listed_as_far_as_it_can_be_read(bed: &mut Archived, second: &Store, backup
     assert_eq!(alone["plan_command"], serde_json::json!(command));
     let other = bare(&["--repo", &url, "--cluster", "mian"]).expect_status(1);
     assert!(
-        other.stdout.contains("cannot be read: the repository has no cluster mian (it has: main)"),
+        other.stdout.contains("cannot be read: the repository has no cluster mian\n")
+            && other.stdout.contains("  DETAIL: It has: main.\n"),
         "{other:#?}"
     );
     bare(&[]).expect_status(2);
@@ -134,7 +135,7 @@ fn is_listed_as_far_as_it_can_be_read(bed: &mut Archived, second: &Store, backup
         let listed = if readable { listed.expect_success() } else { listed.expect_status(1) };
         assert!(
             listed.stdout.contains("cannot be read: ")
-                && listed.stdout.contains("is its filesystem mounted?")
+                && listed.stdout.contains("HINT: Check that its filesystem is mounted.")
         );
         let backup = backups[0]["id"].as_str().unwrap();
         assert_eq!(listed.stdout.contains(backup), readable, "{listed:#?}");

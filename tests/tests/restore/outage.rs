@@ -115,7 +115,7 @@ fn a_damaged_pack_is_named_and_never_becomes_a_cluster() {
         door.put(&pack, damaged);
         let output = bed.try_restore("target", &[]).expect_status(1);
         assert!(output.stderr.contains(&pack), "{output:#?}");
-        assert!(output.stderr.contains("the same command would end there again"), "{output:#?}");
+        assert!(output.stderr.contains("The same command would end there again"), "{output:#?}");
         unfinished(&bed, &pgdata);
     }
     door.put(&pack, bytes);
@@ -127,7 +127,7 @@ fn a_damaged_pack_is_named_and_never_becomes_a_cluster() {
         let bytes = door.get(&pack).unwrap();
         door.delete(&pack);
         let output = bed.try_restore("another", &[]).expect_status(1);
-        for says in [&pack, "the same command would end there again", "archive-agent status"] {
+        for says in [&pack, "The same command would end there again", "archive-agent status"] {
             assert!(output.stderr.contains(says), "{says}: {output:#?}");
         }
         let begun = bed.place("another").exists();

@@ -32,7 +32,7 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     let root = second.root().unwrap().to_owned();
     empty(&root);
     let made = bed.agent.init(&[]).expect_success();
-    assert!(made.stdout.contains("recovery waits for its word"), "a name shows nothing: {made:#?}");
+    assert!(made.stdout.contains("Recovery waits for the answer"), "a name shows nothing: {made:#?}");
     let lost = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
     let check = bed.agent.run(&["check", "--no-switch"]);
     assert!(check.stdout.contains(lost) && check.stdout.contains("--lost-repo"), "{check:#?}");
@@ -111,7 +111,7 @@ fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() 
     assert_eq!(ledger.labels(&restored), "a1");
 
     let said = bed.agent.init(&[]);
-    assert!(said.stdout.contains("--lost-repo ID again"), "{said:#?}");
+    assert!(said.stdout.contains("--lost-repo ID\" again"), "{said:#?}");
     let made = bed.agent.init(&["--lost-repo", lost]).expect_success();
     assert!(made.stdout.contains("takes the place"), "{made:#?}");
     assert_eq!(records().len(), 2);

@@ -86,7 +86,7 @@ fn the_same_backup_in_another_repository_stands_in() {
         door.flip_bit(first, whole.len() / 2);
     }
     let refused = bed.try_restore("target", &[]).expect_status(1);
-    assert!(refused.stderr.contains("the same command would end there again"), "{refused:#?}");
+    assert!(refused.stderr.contains("The same command would end there again"), "{refused:#?}");
 }
 
 /// Promises 10 and 11: an older backup stands in for a damaged one where recovery ends at the same place; where the older one is
@@ -108,7 +108,7 @@ fn another_backup_stands_in_and_what_verify_announced_is_not_planned() {
         assert_eq!((row, &report["backup"]), (2, &early.as_str().into()), "{report:#} {log}");
         assert!(log.contains(&pack) && report["notes"].to_string().contains(&late), "{report:#} {log}");
         let refused = bed.try_restore("target", &["--backup", &late]).expect_status(1);
-        assert!(refused.stderr.contains("the same command would end there again"), "{refused:#?}");
+        assert!(refused.stderr.contains("The same command would end there again"), "{refused:#?}");
         let moment = bed.try_restore("moment", &["--target-immediate"]).expect_status(1);
         assert!(moment.stderr.contains("does not stand in for it"), "{moment:#?}");
         for place in ["target", "moment"] {

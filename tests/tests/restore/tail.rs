@@ -150,7 +150,7 @@ fn a_dead_primarys_last_segment_is_recovered_on_request() {
             assert!(pushed.stderr.contains("--use-partial"), "{pushed:#?}");
         }
         let refusal = refused(&bed, &[], "ends-incomplete");
-        assert!(refusal["hints"].to_string().contains("--use-partial"), "{name}: {refusal:#}");
+        assert!(refusal["hint"].to_string().contains("--use-partial"), "{name}: {refusal:#}");
         assert!(refusal["message"].to_string().contains(&segment), "{name}: {refusal:#}");
         // What is offered works, and so do targets in it.
         let options: Vec<&str> = refusal["nearest_targets"][0]["options"]

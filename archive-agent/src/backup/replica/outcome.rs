@@ -5,8 +5,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{anyhow, bail};
-use walpoint_words::told;
+use anyhow::anyhow;
+use walpoint_base::Diagnostic;
+use walpoint_words::format_chain;
 
 /// Whether one repository still gets its copy of the backup, and why not.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl ReplicaOutcome {
             tracing::error!(
                 repository = self.repository,
                 "the copy of the backup in this repository failed: {}",
-                told(&error)
+                format_chain(&error)
             );
             *failure = Some(error);
         }
@@ -48,7 +49,7 @@ impl ReplicaOutcome {
     /// What failed and why, for a person.
     fn failure(&self) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.as_ref().map(|why| format!("repository {}: {}", self.repository, told(why)))
+        failure.as_ref().map(|why| format!("repository {}: {}", self.repository, format_chain(why)))
     }
 }
 
@@ -66,7 +67,7 @@ impl Outcomes {
         if self.0.iter().any(|outcome| !outcome.has_failed()) {
             return Ok(());
         }
-        bail!("{}", self.failures().join("; "))
+        Err(Diagnostic::gather("", self.failures()).into())
     }
 
     /// What failed and why, for a person.

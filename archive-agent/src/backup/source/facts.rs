@@ -87,7 +87,7 @@ pub(crate) fn label(label: &[u8], begun: &Begun) -> anyhow::Result<BackupLabel> 
     let id = begun.id;
     if (label.start, label.timeline) != (id.start(), id.timeline()) {
         bail!(
-            "the server changed to timeline {} while the backup began (it was {}): run the backup again",
+            "the server changed to timeline {} while the backup began (it was {})\nHINT: Run the backup again.",
             label.timeline,
             id.timeline()
         );

@@ -31,29 +31,30 @@ pub(crate) fn judge(
             "never replaces" if look_first => report.warning(
                 what,
                 found,
-                "conditional_writes = \"look-first\" accepts this: never let two hosts archive the same cluster",
+                "Never let two hosts archive the same cluster: conditional_writes = \"look-first\" accepts this.",
             ),
             "never replaces" => {
                 behaves = false;
                 report.failed(
                     what,
                     found,
-                    "use another store, or, knowing the risk, set conditional_writes = \"look-first\"",
+                    "Use another store, or, knowing the risk, set conditional_writes = \"look-first\".",
                 );
             }
             "absence" => report.failed(
                 what,
                 found,
-                "let the credentials list the bucket (s3:ListBucket): otherwise recovery cannot distinguish the end of WAL from a failure, and stops",
+                "Let the credentials list the bucket (s3:ListBucket): otherwise recovery cannot distinguish the end of WAL \
+                 from a failure, and stops.",
             ),
             "deleting" => report.warning(
                 what,
                 found,
-                "what is no longer needed stays: allow the credentials that run expire to delete objects",
+                "Allow the credentials that run expire to delete objects: what is no longer needed stays.",
             ),
             _ => {
                 behaves = false;
-                report.failed(what, found, "the store does not keep what it is given; use another one");
+                report.failed(what, found, "Use another store: this one does not keep what it is given.");
             }
         }
     }
@@ -72,9 +73,13 @@ fn clock(report: &mut CheckReport, what: &str, probe: &Probe) {
     let found = format!("the store's clock is {off} {}", if seconds > 0 { "ahead" } else { "behind" });
     match seconds.abs() {
         CLOCK_LIMIT_SECONDS.. => {
-            report.failed(what, found, "set the clocks: expire refuses to delete anything until they agree");
+            report.failed(
+                what,
+                found,
+                "Set the clocks (NTP): expire refuses to delete anything until they agree.",
+            );
         }
-        CLOCK_WARNING_SECONDS.. => report.warning(what, found, "set the clocks"),
+        CLOCK_WARNING_SECONDS.. => report.warning(what, found, "Set the clocks (NTP)."),
         _ => {}
     }
 }

@@ -65,12 +65,12 @@ pub(super) async fn registered(
     let others = repository.lineages(cluster).await?;
     let ids: Vec<String> = others.ids().map(|id| id.to_string()).collect();
     if ids.is_empty() {
-        bail!("cluster {cluster} is not registered in this repository; run archive-agent init");
+        bail!("cluster {cluster} is not registered in this repository\nHINT: Run \"archive-agent init\".");
     }
     bail!(
-        "cluster {cluster} is registered with the lineages {}, and this one has the system identifier {}: it \
-         belongs to another cluster, or came from pg_upgrade or initdb since. If it is the same cluster's new life, run \
-         archive-agent init --new-lineage",
+        "cluster {cluster} is registered with the lineages {}, and this one has the system identifier {}\nDETAIL: It belongs \
+         to another cluster, or came from pg_upgrade or initdb since.\nHINT: If it is the same cluster's new life, run \
+         \"archive-agent init --new-lineage\".",
         ids.join(", "),
         nature.system_id
     )
@@ -86,7 +86,7 @@ pub(crate) fn same_facts(lineage: &Lineage, nature: Nature) -> anyhow::Result<()
     if !same {
         bail!(
             "lineage {} was registered as PostgreSQL {} with segments of {:?} and blocks of {} bytes, and the cluster says \
-             PostgreSQL {}, {:?}, {} bytes: run archive-agent init --new-lineage if this is the same cluster",
+             PostgreSQL {}, {:?}, {} bytes\nHINT: If this is the same cluster, run \"archive-agent init --new-lineage\".",
             lineage.id,
             lineage.major,
             lineage.segment_size,

@@ -44,8 +44,8 @@ pub(crate) async fn space(report: &mut CheckReport, destination: &Destination, b
         human::size(needed)
     );
     match free {
-        _ if free < needed => report.failed(what, found, "make room: a full disk would stop archiving too"),
-        _ if free < needed.saturating_mul(2) => report.warning(what, found, "make room"),
+        _ if free < needed => report.failed(what, found, "Make room: a full disk would stop archiving too."),
+        _ if free < needed.saturating_mul(2) => report.warning(what, found, "Make room."),
         _ => report.ok(what, found),
     }
 }

@@ -122,9 +122,10 @@ impl Elsewhere {
         };
         if !same {
             bail!(
-                "the data directory is bound to lineage {id} in another repository, and nothing shows that the lineage {id} in this one is \
-                 the same server's: nothing was changed. HINT: If it is, add the line \"{}\" to {BINDING} in the data directory; else \
-                 begin a lineage that is this server's in all repositories: archive-agent init --new-lineage --even-if-bound",
+                "the data directory is bound to lineage {id} in another repository, and nothing shows that the lineage {id} \
+                 in this one is the same server's: nothing was changed\nHINT: If it is, add the line \"{}\" to {BINDING} in \
+                 the data directory. Else begin a lineage that is this server's in all repositories: \"archive-agent init \
+                 --new-lineage --even-if-bound\".",
                 walpoint_repo::lineage::binding(&plan.cluster, [(repository.id(), id)]).trim_end()
             );
         }

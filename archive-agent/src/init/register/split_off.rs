@@ -123,9 +123,9 @@ pub(super) async fn no_second(
         return Ok(());
     }
     bail!(
-        "{} binds this data directory already to {}, and no WAL of another server was found there: --new-lineage would begin one \
-         more lineage, and nothing was changed. HINT: Waiting WAL is archived there by itself. If the daemon refuses it as another \
-         server's, or this directory is a copy that is to be archived by itself, add --even-if-bound.",
+        "{} binds this data directory already to {}, and no WAL of another server was found there: --new-lineage would begin \
+         one more lineage, and nothing was changed\nHINT: Waiting WAL is archived there by itself. If the daemon refuses it \
+         as another server's, or this directory is a copy that is to be archived by itself, add --even-if-bound.",
         path.display(),
         bound_to.join(" and ")
     )

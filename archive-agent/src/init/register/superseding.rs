@@ -58,30 +58,30 @@ impl Superseding<'_> {
                         names.join(", "),
                         lineage.id
                     ),
-                    "take a backup: what only the old one held is gone",
+                    "Take a backup: what only the old one held is gone.",
                 );
                 known = new;
             }
             Some(_) => {
                 refused = Some(
-                    "this data directory is not known to archive there, so nothing shows that its WAL is what was acknowledged. HINT: run \
-                     this on the server in production, once it has archived a segment on its timeline (select pg_switch_wal() after a \
-                     transaction)"
+                    "this data directory is not known to archive there, so nothing shows that its WAL is what was \
+                     acknowledged\nHINT: Run this on the server in production, once it has archived a segment on its timeline \
+                     (select pg_switch_wal() after a transaction)."
                         .to_owned(),
                 );
             }
             None => {}
         }
         if let Some(damage) = damage.filter(|_| !replaces) {
-            let advice = damage.remedy().map(walpoint_words::instruction).unwrap_or_default();
-            report.warning(format!("repository {}: ack", repository.name()), damage.to_string(), &advice);
+            let damage = walpoint_words::error(&damage);
+            report.warning(format!("repository {}: ack", repository.name()), damage, "");
         }
         let still = known.members.iter().find(|member| self.lost.contains(&member.repository));
         if let (None, Some(member)) = (&refused, still) {
             refused = Some(match self.there.contains(&member.repository) {
                 true => format!("{} is not lost: it is configured here and answers", member.repository),
                 false => format!(
-                    "no repository of ack takes the place of {}: configure the new one",
+                    "no repository of ack takes the place of {}\nHINT: Configure the new one.",
                     member.repository
                 ),
             });

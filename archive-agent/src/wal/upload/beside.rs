@@ -88,7 +88,8 @@ impl Uploader {
         tracing::warn!(
             file = %file.name,
             repository = target.name(),
-            "not stored in this repository, which does not have to acknowledge; it is copied later, as what follows it: {problem}"
+            "not stored in this repository, which does not have to acknowledge: {problem}\nDETAIL: It is copied later, as \
+             what follows it."
         );
         false
     }
@@ -139,8 +140,8 @@ impl Uploader {
             tracing::warn!(
                 file = %file.name,
                 repository = target.name(),
-                "not stored in this repository, which does not have to acknowledge; it is left out for {}{}, and a daemon copies \
-                 what it missed: {problem}",
+                "not stored in this repository, which does not have to acknowledge: {problem}\nDETAIL: It is left out for {}{}. A \
+                 daemon copies what it missed.",
                 human::span(REST),
                 unnoted.unwrap_or_default()
             );

@@ -151,8 +151,8 @@ async fn beside_own(
             }
             Copy::Sound if goes_to => {
                 return Err(UploadError::permanent(format!(
-                    "\"{name}\" is damaged here, repository {} has it as it was before, and repository {} has other content under \
-                     that name: two servers have archived there; HINT: archive-agent status",
+                    "\"{name}\" is damaged here, repository {} has it as it was before, and repository {} has other content \
+                     under that name: two servers have archived there\nHINT: \"archive-agent status\" shows more.",
                     own.repository().name(),
                     target.name()
                 )));
@@ -195,8 +195,8 @@ fn without_own(looked: Vec<Looked<'_>>, by_hand: bool) -> Sound {
 /// That a sound copy has to be put where none is before PostgreSQL may remove its own.
 fn copy_it(name: WalFileName, has: &[String], lacks: &[String]) -> UploadError {
     UploadError::permanent(format!(
-        "\"{name}\" is damaged here, repository {} has it as it was before, and {} lacks it; HINT: copy it: restore-agent fetch {name} \
-         /tmp/{name}, then archive-agent push /tmp/{name}",
+        "\"{name}\" is damaged here, repository {} has it as it was before, and {} lacks it\nHINT: Copy it: \"restore-agent \
+         fetch {name} /tmp/{name}\", then \"archive-agent push /tmp/{name}\".",
         has.join(", "),
         lacks.join(", ")
     ))
@@ -212,8 +212,8 @@ impl Uploader {
         let name = file.name;
         let way_on = || {
             format!(
-                "HINT: try again when it answers; to go on without the file, run archive-agent push --skip {}, or take that repository \
-                 out of the configuration",
+                "\nHINT: Try again when it answers. To continue without the file, run \"archive-agent push --skip {}\", or \
+                 take that repository out of the configuration.",
                 file.path.display()
             )
         };
@@ -223,8 +223,8 @@ impl Uploader {
             Sound::Unknown(away) => {
                 return Err(UploadError {
                     text: format!(
-                        "\"{name}\" is damaged here, and nothing damaged is stored while a repository is away that may hold it as it was \
-                         before: {}; {}",
+                        "\"{name}\" is damaged here, and nothing damaged is stored while a repository is away that may hold \
+                         it as it was before: {}{}",
                         away.text,
                         way_on()
                     ),
@@ -233,9 +233,10 @@ impl Uploader {
             }
             Sound::Unshown(has) => {
                 return Err(UploadError::permanent(format!(
-                    "\"{name}\" is damaged here, repository {} has one of that name that is sound, and nothing shows whether it is this \
-                     server's, so nothing damaged is stored; HINT: if it is, restore-agent fetch {name} /tmp/{name}, then archive-agent \
-                     push /tmp/{name}; to go on without the file, run archive-agent push --skip {}",
+                    "\"{name}\" is damaged here, repository {} has one of that name that is sound, and nothing shows whether \
+                     it is this server's, so nothing damaged is stored\nHINT: If it is, run \"restore-agent fetch {name} \
+                     /tmp/{name}\", then \"archive-agent push /tmp/{name}\". To continue without the file, run \
+                     \"archive-agent push --skip {}\".",
                     has.join(", "),
                     file.path.display()
                 )));
@@ -244,14 +245,14 @@ impl Uploader {
         };
         tracing::error!(
             file = %name,
-            "it is damaged in {}, and was stored before that: what is stored is sound. HINT: look for failing storage",
+            "it is damaged in {}, and was stored before that: what is stored is sound\nHINT: Look for failing storage.",
             self.wal_directory().display()
         );
         if !damaged.is_empty() {
             tracing::error!(
                 file = %name,
-                "repository {} holds it as it was accepted although damaged, and keeps it so: recovery from there cannot pass it. HINT: \
-                 make a new backup",
+                "repository {} holds it as it was accepted although damaged, and keeps it so: recovery from there cannot pass \
+                 it\nHINT: Take a new backup.",
                 damaged.join(", ")
             );
         }
@@ -273,8 +274,8 @@ pub(super) async fn is_readable(
             tracing::error!(
                 %file,
                 repository = target.name(),
-                "what is stored of it is damaged, and in the way of the file in pg_wal. HINT: move that object away; the file is \
-                 stored at PostgreSQL's next question"
+                "what is stored of it is damaged, and in the way of the file in pg_wal\nHINT: Move that object away: the file \
+                 is stored at PostgreSQL's next attempt."
             );
             Err(error.into())
         }

@@ -1,5 +1,6 @@
 //! Why a file is not stored, as PostgreSQL's log says it.
 
+use walpoint_base::Diagnostic;
 use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 
@@ -65,7 +66,10 @@ pub(super) fn upload_error(target: &WalTarget, error: &TargetError) -> UploadErr
 /// worth trying again.
 pub(super) fn together(errors: Vec<UploadError>) -> Option<UploadError> {
     errors.into_iter().reduce(|first, next| UploadError {
-        text: if first.text == next.text { first.text } else { format!("{}; {}", first.text, next.text) },
+        text: match first.text == next.text {
+            true => first.text,
+            false => Diagnostic::gather("", [first.text, next.text]).into(),
+        },
         permanent: first.permanent && next.permanent,
     })
 }

@@ -5,7 +5,7 @@ use walpoint_plan::restore::{Hint, NamedPoint, Unusable};
 use walpoint_repo::lineage::LOST_LINEAGE;
 
 use super::refusals::unusable;
-use super::{damaged_lineage, point, why};
+use super::{brief, damaged_lineage, point, why};
 
 const TAKE_BACKUP: &str = "Take one with \"archive-agent backup\"; WAL alone cannot be restored.";
 
@@ -88,7 +88,7 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
             format!("Timeline {other} has that moment: add --target-timeline {other}.")
         }
         Hint::MayBeMeant { lineage, why: reason } => {
-            format!("Lineage {lineage}, which may be meant as well: {}.", why(reason))
+            format!("Lineage {lineage}, which may be meant as well: {}.", brief(&why(reason)))
         }
         Hint::ChooseLineage => CHOOSE_LINEAGE.to_owned(),
         Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
@@ -96,7 +96,9 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         Hint::BesideDamaged { lineage, damaged } => {
             format!("To restore lineage {lineage}, whatever {damaged} has: --lineage {lineage}.")
         }
-        Hint::PutLineageBack(lineage) => format!("For lineage {lineage}: {LOST_LINEAGE}."),
+        Hint::PutLineageBack(lineage) => {
+            format!("The facts of lineage {lineage} are damaged. {LOST_LINEAGE}")
+        }
         Hint::EarlierThan(start) => earlier_than(*start),
         Hint::BackupBehind => BACKUP_BEHIND.to_owned(),
         Hint::ListBroken => "\"archive-agent verify\" lists every such place.".to_owned(),
@@ -220,6 +222,7 @@ fn known_points(names: &[String]) -> String {
 }
 
 fn damaged_points(damaged: &str) -> String {
+    let damaged = brief(damaged);
     format!(
         "A damaged list of restore points may have held it, on another timeline or where WAL is missing: {damaged}. If its time or \
          position is known, give that."

@@ -9,8 +9,8 @@ const NAMED: usize = 5;
 pub(super) fn locked(locked: &Locked) -> String {
     let mut note = format!(
         "Transaction {} has not ended there and keeps the relations with the OIDs {} locked, as DROP and TRUNCATE do: queries \
-         that read them wait while recovery is paused. select pg_wal_replay_resume() ends recovery, which rolls the transaction \
-         back and releases its locks.",
+         that read them wait while recovery is paused.\nHINT: select pg_wal_replay_resume() ends recovery, which rolls the \
+         transaction back and releases its locks.",
         locked.xid,
         oids(&locked.relations),
     );
@@ -20,14 +20,15 @@ pub(super) fn locked(locked: &Locked) -> String {
             false => "though also before transactions that ended meanwhile",
         };
         note.push_str(&format!(
-            " To read them while it is paused: --target-lsn {} --target-exclusive, which stops before they were locked, {same}.",
+            "\nHINT: To read them while it is paused: --target-lsn {} --target-exclusive, which stops before they were \
+             locked, {same}.",
             before.lsn
         ));
     }
     if locked.perhaps_prepared {
         note.push_str(
-            " If select * from pg_prepared_xacts lists it, it was prepared and keeps its locks after recovery too, until COMMIT \
-             PREPARED or ROLLBACK PREPARED ends it.",
+            "\nHINT: If select * from pg_prepared_xacts lists it, it was prepared and keeps its locks after recovery too, \
+             until COMMIT PREPARED or ROLLBACK PREPARED ends it.",
         );
     }
     note
@@ -41,8 +42,8 @@ pub(super) fn prepared(open: &[PreparedTransaction], relations: &[u32]) -> Strin
         false => format!(", the relations with the OIDs {} among what they lock", oids(relations)),
     };
     format!(
-        "Prepared transactions are open there: {}. They stay open and keep their locks, also after recovery has ended{locked}, \
-         until COMMIT PREPARED or ROLLBACK PREPARED ends them; pg_prepared_xacts lists them all.",
+        "Prepared transactions are open there: {}. They stay open and keep their locks, also after recovery has \
+         ended{locked}, until COMMIT PREPARED or ROLLBACK PREPARED ends them.\nHINT: pg_prepared_xacts lists them all.",
         first_of(names, open.len())
     )
 }

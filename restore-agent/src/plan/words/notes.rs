@@ -6,7 +6,7 @@ use walpoint_plan::restore::{
     DamageNote, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
 };
 
-use super::{damaged_lineage, lineage_moment, locks, point, why};
+use super::{brief, damaged_lineage, lineage_moment, locks, point, why};
 
 /// The notes of a plan, in its order.
 pub(crate) fn notes(plan: &RestorePlan) -> Vec<String> {
@@ -28,11 +28,15 @@ pub(crate) fn note(note: &Note) -> String {
         Note::ForkBuilt(fork) => fork_built(fork),
         Note::MoreUntil { timeline, cut } => more_until(*timeline, *cut),
         Note::AlsoOn(other) => {
-            format!("Timeline {other} has that moment, too: --target-timeline {other} recovers it there.")
+            format!(
+                "Timeline {other} has that moment, too.\nHINT: --target-timeline {other} recovers it there."
+            )
         }
         Note::EpochChosen(full) => epoch_chosen(*full),
         Note::NotTheLatest { timeline, record } => {
-            format!("Not the latest: {record}. --target-timeline {timeline} recovers what was written there.")
+            format!(
+                "Not the latest: {record}.\nHINT: --target-timeline {timeline} recovers what was written there."
+            )
         }
         Note::PointAlsoOn(other) => point_also_on(other),
         Note::DamagedPoints { name, damaged } => {
@@ -88,15 +92,16 @@ fn fork_built(fork: &ForkSegment) -> String {
 
 fn more_until(timeline: TimelineId, cut: Lsn) -> String {
     format!(
-        "A younger timeline left timeline {timeline} at {cut} and has what comes before: --use-partial recovers up to there."
+        "A younger timeline left timeline {timeline} at {cut} and has what comes before.\nHINT: --use-partial recovers up to \
+         there."
     )
 }
 
 fn epoch_chosen(full: FullXid) -> String {
     let xid = full.xid();
     format!(
-        "Transaction ids repeat: {xid} is taken for {full} (pg_current_xact_id() printed {}), the newest of that number that can \
-         be reached. For one of another epoch: --target-xid EPOCH:{xid}.",
+        "Transaction ids repeat: {xid} is taken for {full} (pg_current_xact_id() printed {}), the newest of that number that \
+         can be reached.\nHINT: For one of another epoch: --target-xid EPOCH:{xid}.",
         full.0
     )
 }
@@ -104,7 +109,8 @@ fn epoch_chosen(full: FullXid) -> String {
 fn point_also_on(other: &NamedPoint) -> String {
     let (timeline, made) = (other.timeline, point(other));
     format!(
-        "Timeline {timeline} has a restore point of that name, too: {made}; --target-timeline {timeline} recovers it there."
+        "Timeline {timeline} has a restore point of that name, too: {made}.\nHINT: --target-timeline {timeline} recovers it \
+         there."
     )
 }
 
@@ -117,9 +123,9 @@ fn point_by_position(name: &str, lsn: Lsn) -> String {
 
 fn holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
     format!(
-        "Backup {backup} already holds a transaction whose commit time, {time}, is after the target: the server's clock was set \
-         back, or runs ahead of that of the standby that was backed up. Without --backup an older backup is chosen, from which \
-         recovery stops before that transaction."
+        "Backup {backup} already holds a transaction whose commit time, {time}, is after the target: the server's clock was \
+         set back, or runs ahead of that of the standby that was backed up.\nHINT: Without --backup an older backup is \
+         chosen, from which recovery stops before that transaction."
     )
 }
 
@@ -127,7 +133,7 @@ fn newer_holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
     format!(
         "Backup {backup} is newer, and was not chosen: it already holds a transaction whose commit time, {time}, is after the \
          target, so the server's clock was set back, or runs ahead of that of the standby that was backed up. Recovery stops \
-         before the first such transaction; --backup {backup} recovers the target's time after the clock was set back."
+         before the first such transaction.\nHINT: --backup {backup} recovers the target's time after the clock was set back."
     )
 }
 
@@ -135,8 +141,8 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
     let found = match damage {
         DamageNote::Pages(pages) => {
             return format!(
-                "Backup {backup} is newer, and was not chosen: {pages} of its pages had wrong checksums when it was taken. \
-                 --backup {backup} restores it all the same."
+                "Backup {backup} is newer, and was not chosen: {pages} of its pages had wrong checksums when it was \
+                 taken.\nHINT: --backup {backup} restores it all the same."
             );
         }
         DamageNote::Packs(packs) => {
@@ -147,7 +153,9 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
         }
         DamageNote::Manifest => "its manifest was found damaged".to_owned(),
     };
-    format!("Backup {backup} is newer, and was not chosen: {found}. \"archive-agent verify\" says more.")
+    format!(
+        "Backup {backup} is newer, and was not chosen: {found}.\nHINT: \"archive-agent verify\" shows more."
+    )
 }
 
 fn same_until(timeline: TimelineId, common: Lsn) -> String {
@@ -160,8 +168,8 @@ fn same_until(timeline: TimelineId, common: Lsn) -> String {
 fn went_on(one: &WentOn) -> String {
     let WentOn { timeline, left_by, left, last, at } = one;
     format!(
-        "Timeline {timeline} went on after timeline {left_by} left it at {left}: it is stored up to {last}, and was written to \
-         until {at}. \"Latest\" follows timeline {left_by}; --target-timeline {timeline} takes timeline {timeline}."
+        "Timeline {timeline} went on after timeline {left_by} left it at {left}: it is stored up to {last}, and was written \
+         to until {at}. \"Latest\" follows timeline {left_by}.\nHINT: --target-timeline {timeline} takes timeline {timeline}."
     )
 }
 
@@ -177,6 +185,6 @@ fn newer_without_backup(newest: &LineageMoment, older: LineageId) -> String {
 fn older_in_use(older: LineageId, lineage: LineageId, reason: &Why) -> String {
     format!(
         "Lineage {older} is older and was in use after lineage {lineage} was registered; there the target cannot be reached: {}.",
-        why(reason)
+        brief(&why(reason))
     )
 }

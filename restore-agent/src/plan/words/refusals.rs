@@ -5,7 +5,7 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, SegmentName, TimelineId};
 use walpoint_plan::restore::{Doubt, LineageMoment, Unreachable, Unusable, Why};
 
-use super::lineage_moment;
+use super::{brief, lineage_moment};
 
 /// A refusal in one line, for a log or an error chain.
 pub(crate) fn refusal(refusal: &Unreachable) -> String {
@@ -80,6 +80,7 @@ fn several_lineages(all: &[LineageMoment]) -> String {
 }
 
 fn damaged_lineage(lineage: LineageId, what: &str, instead: LineageId) -> String {
+    let what = brief(what);
     format!(
         "the facts of lineage {lineage} are damaged ({what}), and it may be the latest one (without it, {instead} is)"
     )
@@ -130,7 +131,8 @@ fn contradicting_copies(segment: SegmentName, copies: &[String]) -> String {
 fn ends_incomplete(segment: SegmentName, until: Lsn, damaged: Option<&str>) -> String {
     match damaged {
         Some(damaged) => format!(
-            "of the last segment, \"{segment}\", only a damaged copy is in the archive ({damaged}), and recovery cannot pass {until}"
+            "of the last segment, \"{segment}\", only a damaged copy is in the archive ({}), and recovery cannot pass {until}",
+            brief(damaged)
         ),
         None => format!(
             "of the last segment, \"{segment}\", only an incomplete copy is in the archive, up to {until}, and whether more of it \
@@ -141,13 +143,15 @@ fn ends_incomplete(segment: SegmentName, until: Lsn, damaged: Option<&str>) -> S
 
 fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -> String {
     let text = format!(
-        "the latest timeline is in doubt: {doubt} (timeline {timeline}; without it, {instead} is the latest)"
+        "the latest timeline is in doubt: {} (timeline {timeline}; without it, {instead} is the latest)",
+        brief(&doubt.to_string())
     );
     match doubt {
         Doubt::Refused => format!(
-            "{text}. What is stored of timeline {timeline} is one server's, the one that archived first: --target-timeline {timeline} \
-             recovers that. A server whose WAL was refused needs a lineage of its own (archive-agent init --new-lineage). Once that \
-             is seen to, \"archive-agent lineage settle --timeline {timeline}\" ends the doubt"
+            "{text}\nDETAIL: What is stored of timeline {timeline} is one server's, the one that archived first.\nHINT: \
+             --target-timeline {timeline} recovers that. A server whose WAL was refused needs a lineage of its own \
+             (archive-agent init --new-lineage). Once that is seen to, \"archive-agent lineage settle --timeline {timeline}\" \
+             ends the doubt."
         ),
         Doubt::Damaged(_) | Doubt::Missing | Doubt::NoBackup => text,
     }

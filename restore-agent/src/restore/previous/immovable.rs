@@ -47,12 +47,12 @@ impl Immovable {
     /// Says it of a directory.
     pub(in crate::restore) fn explain(&self, directory: &Path) -> anyhow::Error {
         let shown = directory.display();
-        let hint = "use --delta, or put the new one elsewhere; nothing was changed";
+        let hint = "nothing was changed\nHINT: Use --delta, or put the new one elsewhere.";
         match self {
             Self::Root => anyhow!("{shown} is the root and cannot be moved aside"),
-            Self::MountPoint => anyhow!("{shown} is a mount point, which cannot be moved aside; {hint}"),
+            Self::MountPoint => anyhow!("{shown} is a mount point, which cannot be moved aside: {hint}"),
             Self::ReadOnly { parent } => anyhow!(
-                "{shown} cannot be moved aside, because nothing may be written to {}; {hint}",
+                "{shown} cannot be moved aside, because nothing may be written to {}: {hint}",
                 parent.display()
             ),
             Self::Unknown { path, error } => anyhow!("{error}").context(path.display().to_string()),

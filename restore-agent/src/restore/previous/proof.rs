@@ -20,7 +20,7 @@ impl Record {
     /// root to move what that user could not move by himself.
     pub(super) fn check(&self, user: Option<Owner>) -> anyhow::Result<()> {
         let refused =
-            "that directory and its tablespaces can be put to their places by hand; nothing was changed";
+            "nothing was changed\nHINT: Put that directory and its tablespaces to their places by hand.";
         let shown = self.aside.display();
         let link = |link: &PathBuf| {
             let oid = link.strip_prefix("pg_tblspc").ok().and_then(Path::to_str);
@@ -41,8 +41,8 @@ impl Record {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 parent => drop(parent.with_context(|| {
                     format!(
-                        "the record {RECORD} of {shown} says that {} belongs to {}; if that is so, give the record to root; \
-                         nothing was changed",
+                        "the record {RECORD} of {shown} says that {} belongs to {}: nothing was changed\nHINT: If that is so, \
+                         give the record to root.",
                         moved.to.display(),
                         moved.from.display()
                     )

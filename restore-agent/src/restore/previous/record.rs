@@ -46,8 +46,8 @@ impl Record {
             }
             meta => meta.with_context(|| {
                 format!(
-                    "{}, which says where that directory and its tablespaces belong, cannot be read; give the file to the \
-                     directory's owner, or run this as root: nothing was changed",
+                    "{}, which says where that directory and its tablespaces belong, cannot be read: nothing was \
+                     changed\nHINT: Give the file to the directory's owner, or run this as root.",
                     path.display()
                 )
             })?,
@@ -55,8 +55,8 @@ impl Record {
         let trusted = !rustix::process::geteuid().is_root() || meta.uid() == 0;
         let record = serde_json::from_slice(&bytes).with_context(|| {
             format!(
-                "{}, which says where that directory and its tablespaces belong, is damaged: they can only be put there by \
-                 hand; to put an older one back, rename that directory first: nothing was changed",
+                "{}, which says where that directory and its tablespaces belong, is damaged: nothing was changed\nHINT: Put \
+                 them there by hand. To put an older one back, rename that directory first.",
                 path.display()
             )
         });

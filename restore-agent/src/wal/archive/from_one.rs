@@ -124,8 +124,8 @@ async fn read(wal: &WalArchive, wanted: &WantedFile<'_>) -> Result<Option<WalRea
 
 fn flagged(name: WalFileName) -> LastingError {
     LastingError(format!(
-        "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it; HINT: choose a \
-         target before it, or set fetch_damaged = true to recover up to the damage"
+        "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it\nHINT: \
+         Choose a target before it, or set fetch_damaged = true to recover up to the damage."
     ))
 }
 

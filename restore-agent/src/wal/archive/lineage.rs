@@ -55,8 +55,8 @@ impl ClusterArchive {
             let found = repository.read_lineage(cluster, id).await?;
             let found = found.with_context(|| match &self.place {
                 Some(place) if !bound.is_empty() => format!(
-                    "lineage {id} of cluster {cluster}, which {} names for another repository, is not in it; HINT: archive-agent init \
-                     on the primary makes it there",
+                    "lineage {id} of cluster {cluster}, which {} names for another repository, is not in it\nHINT: \
+                     \"archive-agent init\" on the primary creates it there.",
                     place.pgdata.join(BINDING).display()
                 ),
                 _ => format!("lineage {id} of cluster {cluster} is not in it"),
@@ -69,7 +69,8 @@ impl ClusterArchive {
         if let Some(system_id) = self.system_id {
             let found = repository.lineage_for(cluster, system_id).await?;
             return found.with_context(|| {
-                format!("cluster {cluster} with system identifier {system_id} is not in it; HINT: is this the right cluster?")
+                format!("cluster {cluster} with system identifier {system_id} is not in it\nHINT: Check that this is the \
+                         right cluster.")
             });
         }
         let lineages = repository.lineages(cluster).await?;
@@ -86,7 +87,8 @@ impl ClusterArchive {
         let newest = newest.cloned().with_context(|| format!("cluster {cluster} is not in it"))?;
         if read.iter().any(|lineage| lineage.system_id() != newest.system_id()) {
             bail!(
-                "cluster {cluster} has had several system identifiers; HINT: fetch into pg_wal of the data directory that needs it"
+                "cluster {cluster} has had several system identifiers\nHINT: Fetch into pg_wal of the data directory that \
+                 needs it."
             );
         }
         Ok(newest)
@@ -105,9 +107,9 @@ impl ClusterArchive {
         if !is_there {
             let (path, id) = (place.pgdata.join(BINDING), bound.id);
             bail!(LastingError(format!(
-                "this recovery began in lineage {begun}, and {} binds the data directory to {id}: it is not known that what was \
-                 replayed is in {id}. HINT: If the data directory has WAL of {begun} that {id} lacks, make it anew \
-                 (restore-agent restore --standby, or pg_basebackup); if it is to go on in {begun}, correct {BINDING}.",
+                "this recovery began in lineage {begun}, and {} binds the data directory to {id}: it is not known that what \
+                 was replayed is in {id}\nHINT: If the data directory has WAL of {begun} that {id} lacks, create it anew \
+                 (restore-agent restore --standby, or pg_basebackup). If it is to continue in {begun}, correct {BINDING}.",
                 path.display()
             )));
         }

@@ -55,7 +55,7 @@ impl Prefetcher {
             return;
         }
         let Err(error) = self.archive.admit_again(name).await else { return };
-        tracing::debug!("{name} is fetched anew: {error:#}");
+        tracing::debug!("{name} is fetched anew: {}", walpoint_words::format_chain(&error));
         self.state().slots.retain(|known, slot| *known != file || !matches!(slot, Slot::Ready(_)));
     }
 }

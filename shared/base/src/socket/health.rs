@@ -9,7 +9,7 @@ pub struct HealthRequest;
 /// The daemon answers, so it lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthReply {
-    /// Which of its tasks fail, and why, a line each; empty if none does.
+    /// Which of its tasks fail, and why, a line each before its details and hints ([`crate::Diagnostic::each`]); empty if none does.
     pub problems: String,
 }
 

@@ -40,8 +40,8 @@ pub trait Message: Sized {
             (Some(VERSION), Some(kind)) if kind == Self::KIND => {}
             (Some(version), Some(kind)) => {
                 return Err(invalid(format!(
-                    "the peer speaks version {version} of the socket protocol, message {kind}; expected version {VERSION}, message {}: \
-                     are client and daemon of the same release?",
+                    "the peer speaks version {version} of the socket protocol, message {kind}; expected version {VERSION}, \
+                     message {}\nHINT: Client and daemon must be of the same release.",
                     Self::KIND
                 )));
             }

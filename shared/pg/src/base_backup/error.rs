@@ -13,14 +13,14 @@ pub enum BaseBackupError {
     Malformed(String),
     /// The server left out what a cluster cannot do without.
     #[error(
-        "the server did not send the directory {0}: it is probably a symbolic link, and BASE_BACKUP follows none but those of \
-         tablespaces and pg_wal"
+        "the server did not send the directory {0}\nDETAIL: It is probably a symbolic link, and BASE_BACKUP follows none but \
+         those of tablespaces and pg_wal."
     )]
     LeftOut(&'static str),
     /// What arrived is not what the server says it sent.
     #[error(
-        "what arrived is not what the server says it sent ({0}): something between the server's disk and this program changes \
-         data; look at the memory and the network of both machines, then run the backup again"
+        "what arrived is not what the server says it sent ({0})\nDETAIL: Something between the server's disk and this program \
+         changes data.\nHINT: Look at the memory and the network of both machines, then run the backup again."
     )]
     Differs(String),
     /// The scratch file, or whoever takes the files, failed.

@@ -8,7 +8,7 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
-use walpoint_base::Secret;
+use walpoint_base::{Diagnostic, Secret};
 
 use super::error::ConnectFailure;
 use super::report::ServerReport;
@@ -79,7 +79,7 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
                 let Some(mut scram) = progress.scram.take() else { return Err(out_of_turn()) };
                 scram.finish(body.data()).map_err(|e| {
                     ConnectFailure::Authentication(format!(
-                        "the server did not prove that it knows the password ({e}); is it the right server?"
+                        "the server did not prove that it knows the password: {e}\nHINT: Check that it is the right server."
                     ))
                 })?;
                 progress.server_proved = true;
@@ -95,7 +95,8 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
             | Message::AuthenticationSspi
             | Message::AuthenticationKerberosV5
             | Message::AuthenticationScmCredential => {
-                let what = "the server asks for Kerberos, GSSAPI or SSPI, which are not supported; use scram-sha-256 or cert for this role in pg_hba.conf";
+                let what = "the server asks for Kerberos, GSSAPI or SSPI, which are not supported\nHINT: Use scram-sha-256 or \
+                            cert for this role in pg_hba.conf.";
                 return Err(ConnectFailure::Authentication(what.to_owned()));
             }
             _ => return Err(out_of_turn()),
@@ -108,12 +109,14 @@ impl AuthProgress {
         let refused = |what: &str| Err(ConnectFailure::Authentication(what.to_owned()));
         if self.scram.is_some() {
             return refused(
-                "the server accepted the login before it proved that it knows the password; is it the right server?",
+                "the server accepted the login before it proved that it knows the password\nHINT: Check that it is the right \
+                 server.",
             );
         }
         if login.channel_binding == ChannelBinding::Require && !(self.bound && self.server_proved) {
             return refused(
-                "channel_binding=require, but the server authenticated without channel binding; use scram-sha-256 for this role in pg_hba.conf",
+                "channel_binding=require, but the server authenticated without channel binding\nHINT: Use scram-sha-256 for \
+                 this role in pg_hba.conf.",
             );
         }
         if !self.answered && !login.methods.allows("none") {
@@ -135,18 +138,20 @@ impl<'a> Login<'a> {
         }
         if self.channel_binding == ChannelBinding::Require && method != "scram-sha-256" {
             return Err(ConnectFailure::Authentication(format!(
-                "channel_binding=require, but the server asks for {method} authentication, which cannot do that; use scram-sha-256 for this role in pg_hba.conf"
+                "channel_binding=require, but the server asks for {method} authentication, which cannot do that\nHINT: Use \
+                 scram-sha-256 for this role in pg_hba.conf."
             )));
         }
         let password = self.password.map(Secret::expose).filter(|p| !p.is_empty());
         password.ok_or_else(|| {
             let user = self.user;
-            let mut what = format!("the server asks for the password of {user:?} and there is none: put it into ~/.pgpass or PGPASSWORD");
+            let mut what =
+                Diagnostic::new(format!("the server asks for the password of {user:?} and there is none"))
+                    .hint("Put it into ~/.pgpass or PGPASSWORD.");
             if let Some(problem) = self.passfile_problem {
-                what.push_str("; ");
-                what.push_str(problem);
+                what.add_cause(&Diagnostic::new(problem));
             }
-            ConnectFailure::Authentication(what)
+            ConnectFailure::Authentication(what.into())
         })
     }
 
@@ -169,7 +174,7 @@ impl<'a> Login<'a> {
                 Ok((sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash.to_vec())))
             }
             _ if required && !self.encrypted => Err(ConnectFailure::Authentication(
-                "channel_binding=require needs TLS, which this connection does not use; set sslmode=require or better".into(),
+                "channel_binding=require needs TLS, which this connection does not use\nHINT: Set sslmode=require or better.".into(),
             )),
             _ if required => Err(ConnectFailure::Authentication(
                 "channel_binding=require, but the server does not offer it, or its certificate's signature has no hash for it".into(),
@@ -178,7 +183,7 @@ impl<'a> Login<'a> {
             Some(_) if plain && wanted => Ok((sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())),
             _ if plain => Ok((sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported())),
             _ => Err(ConnectFailure::Authentication(format!(
-                "the server offers only {}, none of which is supported; use scram-sha-256 for this role in pg_hba.conf",
+                "the server offers only {}, none of which is supported\nHINT: Use scram-sha-256 for this role in pg_hba.conf.",
                 names.join(", ")
             ))),
         }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use walpoint_base::Diagnostic;
+
 use super::report::ServerReport;
 use super::settings::SettingsError;
 
@@ -101,11 +103,8 @@ pub struct ConnectAttempts(pub Vec<ConnectAttempt>);
 
 impl fmt::Display for ConnectAttempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, attempt) in self.0.iter().enumerate() {
-            let gap = if n == 0 { "" } else { "; " };
-            write!(f, "{gap}{}: {}", attempt.host, attempt.failure)?;
-        }
-        Ok(())
+        let tried = self.0.iter().map(|attempt| format!("{}: {}", attempt.host, attempt.failure));
+        write!(f, "{}", Diagnostic::gather("", tried))
     }
 }
 
@@ -160,8 +159,12 @@ impl ConnectFailure {
 
 fn network(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => format!("there is no such socket ({error}); is the server running there?"),
-        io::ErrorKind::ConnectionRefused => format!("{error}; is the server running there, and listening?"),
+        io::ErrorKind::NotFound => {
+            format!("there is no such socket: {error}\nHINT: Check that the server is running there.")
+        }
+        io::ErrorKind::ConnectionRefused => {
+            format!("{error}\nHINT: Check that the server is running there and listening.")
+        }
         _ => error.to_string(),
     }
 }

@@ -264,7 +264,7 @@ async fn secure(
             b'S' => {}
             b'N' if encryption == Encryption::IfOffered => return Ok((Socket::Tcp(stream), None)),
             b'N' => {
-                let what = "the server does not offer TLS, which sslmode demands; set ssl = on there";
+                let what = "the server does not offer TLS, which sslmode demands\nHINT: Set ssl = on there.";
                 return Err(ConnectFailure::Tls(what.to_owned()));
             }
             other => {

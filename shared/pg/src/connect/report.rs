@@ -4,6 +4,7 @@ use std::fmt;
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
+use walpoint_base::Diagnostic;
 
 /// An error or notice as the server sent it, in the server's language.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -52,13 +53,8 @@ impl ServerReport {
 
 impl fmt::Display for ServerReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.sqlstate)?;
-        if let Some(detail) = &self.detail {
-            write!(f, "; detail: {detail}")?;
-        }
-        match &self.hint {
-            Some(hint) => write!(f, "; hint: {hint}"),
-            None => Ok(()),
-        }
+        let said = format!("{}: {} (SQLSTATE {})", self.severity, self.message, self.sqlstate);
+        let said = self.detail.iter().fold(Diagnostic::new(said), Diagnostic::detail);
+        write!(f, "{}", self.hint.iter().fold(said, Diagnostic::hint))
     }
 }

@@ -17,7 +17,8 @@ pub enum ServerError {
     },
     /// The role may not do this.
     #[error(
-        "{action} failed: the role \"{role}\" lacks a right ({message}); as a superuser, connected to database \"{database}\", run: {grant}"
+        "{action} failed: the role \"{role}\" lacks a right: {message}\nHINT: As a superuser, connected to database \
+         \"{database}\", run: {grant}"
     )]
     Rights {
         /// What was being done.
@@ -40,7 +41,7 @@ pub enum ServerError {
         source: RowError,
     },
     /// A version this program does not know.
-    #[error("the server is PostgreSQL {version}; this program works with 13 to 19")]
+    #[error("the server is PostgreSQL {version}\nDETAIL: This program works with 13 to 19.")]
     Version {
         /// What the server calls itself.
         version: String,

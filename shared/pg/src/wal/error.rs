@@ -10,7 +10,7 @@ use walpoint_base::{Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, System
 pub enum WalError {
     /// Not WAL at all.
     #[error(
-        "{name} is not a WAL segment: {what}; check that archive_command passes %p and that the file lies in pg_wal"
+        "{name} is not a WAL segment: {what}\nHINT: Check that archive_command passes %p and that the file lies in pg_wal."
     )]
     NotWal {
         /// The name it was given under.
@@ -31,8 +31,8 @@ pub enum WalError {
     },
     /// Cut short, or too long.
     #[error(
-        "WAL segment {name} has {len} bytes instead of {expected}: it was cut short, is still being written, or does \
-         not come from this cluster; look for a full disk or an interrupted copy"
+        "WAL segment {name} has {len} bytes instead of {expected}: it was cut short, is still being written, or does not come \
+         from this cluster\nHINT: Look for a full disk or an interrupted copy."
     )]
     WrongLength {
         /// The segment.
@@ -45,7 +45,7 @@ pub enum WalError {
     /// Another segment's content.
     #[error(
         "the file {name} holds the WAL of another segment, from {found} on: it was renamed, or recycled and never \
-         written; do not archive it under this name"
+         written\nHINT: Do not archive it under this name."
     )]
     OtherSegment {
         /// The name.
@@ -55,8 +55,8 @@ pub enum WalError {
     },
     /// A page of a timeline that cannot be in this file.
     #[error(
-        "WAL segment {name} has a page of timeline {found} at {page}, where timeline {expected} belongs: the file was \
-         renamed or comes from another server; do not archive it under this name"
+        "WAL segment {name} has a page of timeline {found} at {page}, where timeline {expected} belongs: the file was renamed \
+         or comes from another server\nHINT: Do not archive it under this name."
     )]
     WrongTimeline {
         /// The segment.
@@ -70,7 +70,7 @@ pub enum WalError {
     },
     /// Another cluster's WAL.
     #[error(
-        "WAL segment {name} is not from this cluster: its {what} is {theirs}, this cluster's is {ours}; {cause}"
+        "WAL segment {name} is not from this cluster: its {what} is {theirs}, this cluster's is {ours}{cause}"
     )]
     Foreign {
         /// The segment.
@@ -86,8 +86,8 @@ pub enum WalError {
     },
     /// Content that PostgreSQL cannot have written so.
     #[error(
-        "WAL segment {name} is damaged at {at}: {what}; if reading it again gives the same, look for failing storage \
-         and take a new base backup"
+        "WAL segment {name} is damaged at {at}: {what}\nHINT: If reading it again gives the same, look for failing storage \
+         and take a new base backup."
     )]
     Damaged {
         /// The segment.
@@ -122,10 +122,11 @@ impl std::fmt::Display for Differs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::OtherCluster => {
-                "two clusters archive to the same place, or this one was created anew: give it a name of its own"
+                "\nDETAIL: Two clusters archive to the same place, or this one was created anew.\nHINT: Give it a name of its \
+                 own."
             }
-            Self::Upgraded => "after an upgrade, register the new version",
-            Self::SegmentSize => "pg_resetwal changed it: register the cluster again",
+            Self::Upgraded => "\nHINT: After an upgrade, register the new version.",
+            Self::SegmentSize => "\nDETAIL: pg_resetwal changed it.\nHINT: Register the cluster again.",
         })
     }
 }

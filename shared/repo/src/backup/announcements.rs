@@ -207,7 +207,8 @@ impl DamagedAnnouncement {
     /// The same as an error.
     pub fn error(&self) -> RepoError {
         let what = format!(
-            "{}; what it announced is not known, so nothing is deleted and backups build on nothing and store everything anew",
+            "{}\nDETAIL: What it announced is not known, so nothing is deleted, and backups build on nothing and store \
+             everything anew.",
             self.what
         );
         let key = self.key.clone();

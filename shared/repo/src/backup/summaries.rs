@@ -186,7 +186,8 @@ impl Backups {
                     NumberClaim::Lost => lost += 1,
                 }
                 if lost >= ATTEMPTS {
-                    let what = format!("others wrote {ATTEMPTS} summaries at the same moment; try again");
+                    let what =
+                        format!("others wrote {ATTEMPTS} summaries at the same moment\nHINT: Try again.");
                     return Err(RepoError::Internal(what));
                 }
             }
@@ -221,7 +222,7 @@ impl Backups {
                 }
                 Ok(None) => {}
                 Err(error @ RepoError::Corrupt { .. }) => {
-                    tracing::warn!("{error}: the manifests are read instead");
+                    tracing::warn!("{error}\nDETAIL: The manifests are read instead.");
                     known.useless.push(n);
                 }
                 Err(error) => return Err(error),

@@ -105,7 +105,7 @@ impl From<&DamagedLineage> for DamagedLineageStatus {
         Self {
             lineage: damaged.id,
             object: damaged.key.to_string(),
-            error: format!("{}; {}", damaged.what, damaged.remedy()),
+            error: format!("{}\nHINT: {}", damaged.what, damaged.remedy()),
         }
     }
 }

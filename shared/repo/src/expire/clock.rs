@@ -33,7 +33,8 @@ pub(super) async fn compare(store: &Store) -> Result<Option<SignedDuration>> {
     let ahead = clock_ahead(store).await?;
     match ahead {
         Some(ahead) if ahead.abs() > CLOCK_LIMIT => Err(super::refuse(format!(
-            "{} is {} s {} this machine's clock: more than 5 minutes apart, so the age of objects is unknown, and nothing is deleted. Set the clocks right (NTP) and run it again",
+            "{} is {} s {} this machine's clock: more than 5 minutes apart\nDETAIL: The age of objects is unknown, so nothing \
+             is deleted.\nHINT: Set the clocks right (NTP) and run it again.",
             store.name(),
             ahead.as_secs().abs(),
             if ahead.is_negative() { "behind" } else { "ahead of" },

@@ -53,9 +53,9 @@ pub(super) fn explain(error: RepoError) -> RepoError {
             what,
             store,
             source: format!(
-                "{source}; what was announced for deletion long enough ago goes before anything is written, and that did not make \
-                 enough room to announce the rest. Make the filesystem larger, or take something off it that is not the \
-                 repository's: a few megabytes are enough"
+                "{source}\nDETAIL: What was announced for deletion long enough ago is deleted before anything is written, and \
+                 that did not make enough room to announce the rest.\nHINT: Make the filesystem larger, or take something off \
+                 it that is not the repository's: a few megabytes are enough."
             )
             .into(),
         },

@@ -160,7 +160,7 @@ impl Gathered {
         }
         if let Some(id) = gathered.lost_lineages.pop() {
             let what =
-                "it is not there, and backups or WAL of the lineage are. HINT: ".to_owned() + LOST_LINEAGE;
+                format!("it is not there, and backups or WAL of the lineage are\nHINT: {LOST_LINEAGE}");
             return Err(RepoError::corrupt(&ClusterPaths::new(cluster).lineage(id), what));
         }
         match gathered.damaged_announcements.pop() {
@@ -186,7 +186,7 @@ impl Gathered {
             Ok(intent) => Ok(intent),
             Err(error @ RepoError::Corrupt { .. }) => {
                 self.notes.push(format!(
-                    "{error}: what the backup may use is not known, so nothing older than it is deleted"
+                    "{error}\nDETAIL: What the backup may use is not known, so nothing older than it is deleted."
                 ));
                 Ok(None)
             }
@@ -215,7 +215,7 @@ impl Gathered {
                     self.cannot_read(
                         id,
                         format!(
-                            "{lost}: what the backup needs is not known, so all packs that are older stay"
+                            "{lost}\nDETAIL: What the backup needs is not known, so all packs that are older stay."
                         ),
                     );
                 }
@@ -257,8 +257,8 @@ impl Gathered {
             let Proven { standing, lost, announced, manifest } = match proven {
                 Ok(proven) => proven,
                 Err(error @ RepoError::Corrupt { .. }) => {
-                    let kept = "what the backup needs is not known, so it and all packs that are older stay";
-                    self.cannot_read(id, format!("{error}: {kept}"));
+                    let kept = "What the backup needs is not known, so it and all packs that are older stay.";
+                    self.cannot_read(id, format!("{error}\nDETAIL: {kept}"));
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -277,8 +277,8 @@ impl Gathered {
                 // Read and not found, and listed all the same: absence is proven, or nothing is deleted for it.
                 ManifestState::Unfinished if backups.lists_manifest(id).await? => {
                     self.notes.push(format!(
-                        "{}: it is listed, and the store says that it is not there. What the backup needs is not known, so it and all \
-                         packs that are older stay",
+                        "{}: it is listed, and the store says that it is not there\nDETAIL: What the backup needs is not \
+                         known, so it and all packs that are older stay.",
                         backups.paths().manifest(id)
                     ));
                     self.unreadable.push(id);
@@ -344,7 +344,7 @@ impl Gathered {
         of_it.flat_map(|b| [b.id.timeline(), b.stop_timeline]).for_each(|timeline| graph.add_known(timeline));
         let problems = catalog.unread();
         for problem in &problems {
-            self.notes.push(format!("{problem}: all WAL of lineage {} stays", lineage.id));
+            self.notes.push(format!("{problem}\nDETAIL: All WAL of lineage {} stays.", lineage.id));
         }
         for dispute in catalog.disputed() {
             self.notes.push(format!("{dispute}: in lineage {} the stored one counts", lineage.id));
@@ -384,7 +384,7 @@ impl Gathered {
         missing.retain(|id| !self.lineages.iter().any(|facts| facts.lineage.id == *id));
         missing.retain(|id| !self.damaged_lineages.iter().any(|damaged| damaged.id == *id));
         self.notes.extend(self.damaged_lineages.iter().map(DamagedLineage::to_string));
-        let note = |id: &LineageId| format!("the facts of lineage {id} are not there: {LOST_LINEAGE}");
+        let note = |id: &LineageId| format!("the facts of lineage {id} are not there\nHINT: {LOST_LINEAGE}");
         self.notes.extend(missing.iter().map(note));
         self.lost_lineages.extend(missing);
         Ok(())

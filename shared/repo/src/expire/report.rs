@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, LineageId};
+use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId};
 use walpoint_plan::retention::{Decision, RetentionVerdict};
 use walpoint_storage::error::Remark;
 use walpoint_storage::layout::Key;
@@ -49,6 +49,8 @@ pub struct Expired {
     /// The number of temporary files of killed writes that were removed.
     pub temporary_file_count: u64,
     /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub notes: Vec<String>,
     /// What a person should know, and a command helps against: the program puts it into words, among the notes.
     #[serde(skip)]

@@ -163,12 +163,12 @@ async fn add_manifests(
                 }
             }
             Err(error @ RepoError::Corrupt { .. }) => {
-                notes.push(format!("{error}: all packs that are older than it stay"));
+                notes.push(format!("{error}\nDETAIL: All packs that are older than it stay."));
                 roots.keep_packs_until(id);
             }
             Err(RepoError::NotFound { .. }) if backups.lists_manifest(id).await? => {
                 notes.push(format!(
-                    "{}: it is listed, and the store says that it is not there: all packs that are older than it stay",
+                    "{}: it is listed, and the store says that it is not there\nDETAIL: All packs that are older than it stay.",
                     backups.paths().manifest(id)
                 ));
                 roots.keep_packs_until(id);

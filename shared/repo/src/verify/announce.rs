@@ -179,7 +179,7 @@ impl Run<'_> {
                         backups: vec![id.to_string()],
                         moments: None,
                         remedy:
-                            "take a backup; until then restore from another one, or from another repository"
+                            "Take a backup. Until then restore from another one, or from another repository."
                                 .into(),
                     });
                 }

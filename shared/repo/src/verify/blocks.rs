@@ -141,7 +141,7 @@ impl Run<'_> {
                                stored"),
                 backups: vec![id.to_string()],
                 moments: None,
-                remedy: "restore the table from an older backup, or rebuild what can be rebuilt (REINDEX)".into(),
+                remedy: "Restore the table from an older backup, or rebuild what can be rebuilt (REINDEX).".into(),
             });
         }
     }
@@ -197,7 +197,7 @@ impl Run<'_> {
             what: error.to_string(),
             backups: vec![id.to_string()],
             moments: None,
-            remedy: "take a backup; this one cannot be restored whole from here".into(),
+            remedy: "Take a backup: this one cannot be restored completely from here.".into(),
         });
         Ok(())
     }

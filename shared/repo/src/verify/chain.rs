@@ -13,10 +13,10 @@ use super::{Cure, Run};
 use crate::catalog::{BrokenChain, LineageCatalog};
 
 /// What to do about a gap between segments of one server.
-const GAP: &str = "take a backup: recovery from an earlier one ends before this segment";
+const GAP: &str = "Take a backup: recovery from an earlier one ends before this segment.";
 
 /// What to do behind pg_resetwal.
-const RESET: &str = "take a backup: recovery from an earlier one ends before this segment";
+const RESET: &str = "Take a backup: recovery from an earlier one ends before this segment.";
 
 impl Run<'_> {
     /// Compares the segments that are needed, each run with the segment before it, which may lie on another timeline.

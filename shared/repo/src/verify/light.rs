@@ -121,7 +121,7 @@ impl Run<'_> {
                         what: error.to_string(),
                         backups: vec![id.to_string()],
                         moments: None,
-                        remedy: "take a backup; this one is lost here: restore from another one, or from another repository".into(),
+                        remedy: "Take a backup. This one is lost here: restore from another one, or from another repository.".into(),
                     });
                 }
                 // Expired since it was listed.
@@ -200,8 +200,8 @@ impl Run<'_> {
                 continue;
             };
             self.report.notes.push(format!(
-                "backup {} was begun on {begun:.0} and has no manifest: it was never finished, or its manifest is lost. The next \
-                 backup takes over what it stored, and expire ends it",
+                "backup {} was begun on {begun:.0} and has no manifest: it was never finished, or its manifest is \
+                 lost\nDETAIL: The next backup takes over what it stored, and expire aborts it.",
                 one.id
             ));
         }
@@ -330,8 +330,8 @@ impl Run<'_> {
                 what: problem,
                 backups: Vec::new(),
                 moments: None,
-                remedy: "an object of the index may be deleted, it is made again from the segments; a history file has to be \
-                         archived again, from pg_wal or another repository".into(),
+                remedy: "Delete an object of the index: it is written again from the segments. Archive a history file again, \
+                         from pg_wal or another repository.".into(),
             });
         }
         self.chain(catalog, &there).await?;

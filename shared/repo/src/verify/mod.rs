@@ -214,8 +214,7 @@ impl Run<'_> {
                 if backups.len() == 1 { "this backup is" } else { "these backups are" }
             )),
             backups,
-            remedy: "take a backup: it stores these blocks anew; until then restore from another backup or another \
-                     repository".into(),
+            remedy: "Take a backup: it stores these blocks anew. Until then restore from another backup or another repository.".into(),
         });
     }
 }

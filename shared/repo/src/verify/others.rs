@@ -117,33 +117,33 @@ fn finding(
     needed: &BTreeMap<LineageId, &NeededWal>,
 ) -> VerifyFinding {
     let remedy = match object {
-        ClusterObject::Index(..) => "delete it: the next segments that are archived have it made again".into(),
+        ClusterObject::Index(..) => "Delete it: it is written again with the next segments that are archived.".into(),
         ClusterObject::Summaries(_) => {
-            "delete it: it only repeats what manifests say, and is made again when there are many backups".into()
+            "Delete it: it only repeats what manifests say, and is written again when there are many backups.".into()
         }
         ClusterObject::Evidence(_) => {
-            "what it proved is lost; nothing that is kept needs it to be restored".into()
+            "Nothing has to be done: what it proved is lost, and no restore needs it.".into()
         }
         ClusterObject::Lease => Cure::WaitOrForce,
         ClusterObject::Intent(_) | ClusterObject::Progress(_) => {
-            "nothing has to be done: a finished backup does not need it, and of an unfinished one the next backup stores anew what \
-             it cannot take over"
+            "Nothing has to be done: a finished backup does not need it, and of an unfinished one the next backup stores anew \
+             what it cannot take over."
                 .into()
         }
         ClusterObject::Published(_) => {
-            "nothing has to be done: it only says that there was a manifest".into()
+            "Nothing has to be done: it only says that there was a manifest.".into()
         }
         ClusterObject::Point(..) => {
-            "the restore point cannot be found by its name; delete the object and recover to its time or LSN".into()
+            "Delete the object and recover to its time or LSN: the restore point cannot be found by its name.".into()
         }
         ClusterObject::Wal(_, WalEntry::File(WalFileName::Backup(..))) => {
-            "no restore needs PostgreSQL's note of a backup: delete it".into()
+            "Delete it: no restore needs PostgreSQL's note of a backup.".into()
         }
         // What needs it is not known where the facts of its lineage are not.
         ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(_)))
             if needed.contains_key(lineage) =>
         {
-            "no backup that is kept here needs it: store it again if one in another repository does, else delete it".into()
+            "Store it again if a backup in another repository needs it, else delete it: no backup that is kept here needs it.".into()
         }
         _ => Cure::Resupply,
     };

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_storage::error::Remedy;
 
 use super::{Depth, VerifyOptions};
@@ -43,6 +43,8 @@ pub struct Verified {
     #[serde(skip)]
     pub findings: Vec<VerifyFinding>,
     /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub notes: Vec<String>,
     /// How long it took.
     pub seconds: f64,
@@ -182,7 +184,9 @@ impl Verified {
         }
     }
 
-    pub(super) fn finding(&mut self, finding: VerifyFinding) {
+    pub(super) fn finding(&mut self, mut finding: VerifyFinding) {
+        // What an error advises elsewhere is not what helps here.
+        finding.what = Diagnostic::new(&finding.what).message().to_owned();
         self.finding_count += 1;
         if self.findings.len() < MOST {
             self.findings.push(finding);

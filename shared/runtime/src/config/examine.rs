@@ -8,9 +8,9 @@ use serde::de::value::Error as Refused;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use walpoint_base::ClusterName;
 use walpoint_base::nearest::nearest;
 use walpoint_base::table::{FromTable, WrongKey};
+use walpoint_base::{ClusterName, Diagnostic};
 
 use super::problem::{Document, Problem};
 use super::{ClusterSettings, Config, DaemonSettings};
@@ -35,7 +35,7 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
     }
     found.unknown_keys(&[], root, keys_of::<Config<toml::Table>>());
     if root.contains_key("daemon") && found.top("daemon").is_none() {
-        found.add(&[], Some("daemon"), "\"daemon\" is no table: write [daemon]");
+        found.add(&[], Some("daemon"), "\"daemon\" is no table\nHINT: Write [daemon].");
     }
     let repository = found.repositories(&closer);
     let cluster = found.clusters();
@@ -69,22 +69,17 @@ struct Findings<'a> {
 impl<'a> Findings<'a> {
     fn add_at(&mut self, offset: usize, table: Option<String>, key: Option<&str>, what: impl Into<String>) {
         let line = self.document.line_at(offset);
-        let key = key.map(ToOwned::to_owned);
-        self.problems.push(Problem { line_number: line, table, key, message: what.into(), hint: None });
+        self.problems.push(Problem::new(line, table, key, &Diagnostic::new(what.into())));
     }
 
     fn add(&mut self, tables: &[&str], key: Option<&str>, what: impl Into<String>) {
         let line = self.document.line(tables, key);
-        let (table, key) = (joined(tables), key.map(ToOwned::to_owned));
-        self.problems.push(Problem { line_number: line, table, key, message: what.into(), hint: None });
+        self.problems.push(Problem::new(line, joined(tables), key, &Diagnostic::new(what.into())));
     }
 
     fn add_wrong(&mut self, tables: &[&str], wrong: WrongKey) {
         let WrongKey { key, what, hint } = wrong;
-        self.add(tables, Some(key), what);
-        if let Some(last) = self.problems.last_mut() {
-            last.hint = Some(hint).filter(|hint| !hint.is_empty());
-        }
+        self.add(tables, Some(key), Diagnostic::new(what).hint(hint));
     }
 
     /// The table of that name at the top.
@@ -101,7 +96,7 @@ impl<'a> Findings<'a> {
     /// The tables `[of.NAME]`; what is no table is a problem.
     fn tables(&mut self, of: &str) -> Vec<(&'a str, &'a DeTable<'a>)> {
         if self.document.root.contains_key(of) && self.top(of).is_none() {
-            self.add(&[], Some(of), format!("\"{of}\" is no table: write [{of}.NAME]"));
+            self.add(&[], Some(of), format!("\"{of}\" is no table\nHINT: Write [{of}.NAME]."));
         }
         let mut tables = Vec::new();
         for (name, value) in self.top(of).into_iter().flat_map(|table| table.iter()) {
@@ -109,7 +104,8 @@ impl<'a> Findings<'a> {
             match value.get_ref().as_table() {
                 Some(table) => tables.push((name, table)),
                 None => {
-                    self.add(&[of, name], None, format!("\"{of}.{name}\" is no table: write [{of}.NAME]"))
+                    let what = format!("\"{of}.{name}\" is no table\nHINT: Write [{of}.NAME].");
+                    self.add(&[of, name], None, what);
                 }
             }
         }
@@ -187,7 +183,8 @@ impl<'a> Findings<'a> {
             match value.get_ref().as_table() {
                 Some(table) => drop(self.read::<LabelSettings>(&tables, table)),
                 None => {
-                    self.add(&tables, None, format!("\"{label}\" is no table: write [{}]", tables.join(".")))
+                    let what = format!("\"{label}\" is no table\nHINT: Write [{}].", tables.join("."));
+                    self.add(&tables, None, what);
                 }
             }
         }
@@ -202,7 +199,8 @@ impl<'a> Findings<'a> {
             let key: &str = key.get_ref().as_ref();
             if !known.contains(&key) {
                 let meant = nearest(key, known.iter().copied());
-                let meant = meant.map_or(String::new(), |meant| format!("; did you mean \"{meant}\"?"));
+                let meant =
+                    meant.map_or(String::new(), |meant| format!("\nHINT: Perhaps you meant \"{meant}\"."));
                 self.add(tables, Some(key), format!("unknown key \"{key}\"{meant}"));
             }
         }

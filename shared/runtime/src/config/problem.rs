@@ -5,6 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::Serialize;
 use toml::de::DeTable;
+use walpoint_base::Diagnostic;
 
 /// Something that is wrong with a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -20,24 +21,41 @@ pub struct Problem {
     pub key: Option<String>,
     /// What is wrong; it names the key.
     pub message: String,
-    /// What to do, in full sentences.
+    /// Facts about it, in full sentences; several are lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What to do, in full sentences; several are lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl Problem {
+    /// What was found in a line.
+    pub(super) fn new(line: usize, table: Option<String>, key: Option<&str>, found: &Diagnostic) -> Self {
+        let lines = |parts: &[String]| (!parts.is_empty()).then(|| parts.join("\n"));
+        Self {
+            line_number: line,
+            table,
+            key: key.map(ToOwned::to_owned),
+            message: found.message().to_owned(),
+            detail: lines(found.details()),
+            hint: lines(found.hints()),
+        }
+    }
+
     /// The table and what is wrong with it, without the line.
-    pub fn text(&self) -> String {
+    pub fn diagnostic(&self) -> Diagnostic {
         let table = self.table.as_ref().map_or(String::new(), |table| format!("[{table}]: "));
-        let hint = self.hint.as_ref().map_or(String::new(), |hint| format!("\nHINT: {hint}"));
-        format!("{table}{}{hint}", self.message)
+        let found = Diagnostic::new(format!("{table}{}", self.message));
+        let found = self.detail.iter().flat_map(|detail| detail.lines()).fold(found, Diagnostic::detail);
+        self.hint.iter().flat_map(|hint| hint.lines()).fold(found, Diagnostic::hint)
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let after = if self.table.is_some() { "," } else { ":" };
-        write!(f, "line {}{after} {}", self.line_number, self.text())
+        write!(f, "line {}{after} {}", self.line_number, self.diagnostic())
     }
 }
 
@@ -46,9 +64,21 @@ impl fmt::Display for Problem {
 pub struct Problems(pub Vec<Problem>);
 
 impl fmt::Display for Problems {
+    /// A line for each, then the details and hints, which name the line if there are several.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
-        f.write_str(&lines.join("\n"))
+        if let [only] = &self.0[..] {
+            return only.fmt(f);
+        }
+        let all: Vec<(usize, Diagnostic)> =
+            self.0.iter().map(|one| (one.line_number, one.to_string().into())).collect();
+        let messages: Vec<&str> = all.iter().map(|(_, one)| one.message()).collect();
+        let mut text = Diagnostic::new(messages.join("\n"));
+        for (line, one) in &all {
+            text =
+                one.details().iter().fold(text, |text, detail| text.detail(format!("Line {line}: {detail}")));
+            text = one.hints().iter().fold(text, |text, hint| text.hint(format!("Line {line}: {hint}")));
+        }
+        text.fmt(f)
     }
 }
 

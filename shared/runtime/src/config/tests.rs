@@ -51,7 +51,10 @@ fn a_minimal_file_has_defaults() {
 #[test]
 fn a_typo_is_told_with_line_and_key() {
     let error = parse(&format!("{GOOD}look_ahed = 3\n")).unwrap_err();
-    assert_eq!(error, "line 5, [cluster.prod]: unknown key \"look_ahed\"; did you mean \"look_ahead\"?");
+    assert_eq!(
+        error,
+        "line 5, [cluster.prod]: unknown key \"look_ahed\"\nHINT: Perhaps you meant \"look_ahead\"."
+    );
     let error = parse("[repository.main]\nurl = \"x\"\nregoin = \"y\"\n").unwrap_err();
     assert!(error.contains("regoin") && error.contains("line 3"), "{error}");
 }
@@ -70,13 +73,13 @@ fn contradictions_are_refused() {
         ("ack = []", "\"ack\" is empty"),
         ("compression_level = 0", "1 to 19"),
         ("transfers = 0", "at least 1"),
-        ("queue_max = 50", "is the unit missing"),
-        ("prefetch_max = 256", "is the unit missing"),
+        ("queue_max = 50", "with its unit"),
+        ("prefetch_max = 256", "with its unit"),
         ("pgdata = \"data\"", "absolute"),
         ("spool = \"spool\"", "absolute"),
         ("[cluster.Prod]\nrepositories = [\"main\"]", "cluster name"),
         ("[cluster.b]\nrepositories = [\"gone\"]", "no [repository.gone]"),
-        ("[cluster.b]\nrepositories = []", "at least one"),
+        ("[cluster.b]\nrepositories = []", "\nHINT: Name at least one"),
         ("push_socket = \"/s\"\n[cluster.b]\nrepositories = [\"main\"]\npush_socket = \"/s\"", "shared"),
     ] {
         let error = parse(&format!("{GOOD}{extra}\n")).unwrap_err();
@@ -116,15 +119,19 @@ drain_timeout = \"soon\"
 line 4, [repository.main]: \"sse\": invalid type: integer \"7\", expected a string
 line 5, [repository.a/b]: the name of a repository has no slash
 line 7, [repository.plain]: \"url\" is missing
-line 10, [cluster.prod]: \"repositories\" names \"gone\", but there is no [repository.gone] (known: a/b, main, plain)
+line 10, [cluster.prod]: \"repositories\" names \"gone\", but there is no [repository.gone]
+DETAIL: Line 10: There is: a/b, main, plain.
 line 11, [cluster.prod]: \"transfers\": invalid type: string \"four\", expected a whole number
 line 12, [cluster.prod]: \"pgdata\" must be an absolute path
-line 14, [cluster.prod.retention]: unknown key \"dayly\"; did you mean \"daily\"?
+line 14, [cluster.prod.retention]: unknown key \"dayly\"
+HINT: Line 14: Perhaps you meant \"daily\".
 line 15, [cluster.prod.retention]: \"minimum\" must be at least 1: the last backup is never dropped
-line 17, [cluster.prod.retention.label.x]: unknown key \"cuont\"; did you mean \"count\"?
+line 17, [cluster.prod.retention.label.x]: unknown key \"cuont\"
+HINT: Line 17: Perhaps you meant \"count\".
 line 18, [cluster.second]: \"repositories\" is missing
 line 19, [cluster.second]: \"ack\": invalid type: integer \"7\", expected a list
-line 22: unknown key \"deamon\"; did you mean \"daemon\"?";
+line 22: unknown key \"deamon\"
+HINT: Line 22: Perhaps you meant \"daemon\".";
     for line in expected.lines() {
         assert!(error.lines().any(|found| found == line), "{line}\nis not in\n{error}");
     }
@@ -133,7 +140,11 @@ line 22: unknown key \"deamon\"; did you mean \"daemon\"?";
             && error.contains("line 24, [daemon]: \"drain_timeout\": ")
     );
     let lines: Vec<&str> = error.lines().collect();
-    assert_eq!(lines.len(), 15, "{error}");
+    assert_eq!(lines.iter().filter(|line| line.starts_with("line ")).count(), 15, "{error}");
+    assert!(
+        lines[15].starts_with("DETAIL: ") && lines[16..].iter().all(|line| line.starts_with("HINT: ")),
+        "{error}"
+    );
     let broken = parse("[repository.main\nurl = 7\n[cluster.x]\n").unwrap_err();
     assert!(broken.starts_with("line 1: "), "{broken}");
 }

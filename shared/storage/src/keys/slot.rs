@@ -159,7 +159,7 @@ impl Slot {
         let corrupt = |what: &str| RepoError::corrupt(&key, what);
         let document: SlotDocument = document::open(None, &key, bytes)?;
         if document.format != FORMAT_VERSION {
-            return Err(corrupt("it is of a newer format version: use a newer Walpoint"));
+            return Err(corrupt("it is of a newer format version\nHINT: Use a newer Walpoint."));
         }
         let kind = match document.kind.as_str() {
             "passphrase" => {
@@ -183,7 +183,9 @@ impl Slot {
                 SlotKind::Command { blob: blob.ok_or_else(|| corrupt("its blob is missing or too long"))? }
             }
             _ => {
-                return Err(corrupt("it is of a kind that this program does not know: use a newer Walpoint"));
+                return Err(corrupt(
+                    "it is of a kind that this program does not know\nHINT: Use a newer Walpoint.",
+                ));
             }
         };
         if document.comment.len() > MAX_COMMENT {

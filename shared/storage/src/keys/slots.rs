@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use walpoint_base::Diagnostic;
+
 use super::slot::{NewSlot, Slot};
 use super::source::KeySource;
 use crate::descriptor::{Descriptor, read_descriptor};
@@ -143,17 +145,26 @@ impl KeySlots {
                 Err(error) => problems.push(format!("slot {number}: {error}")),
             }
         }
-        let problems =
-            if problems.is_empty() { String::new() } else { format!(" ({})", problems.join("; ")) };
+        // Why a slot could not be tried is a detail of why none opens.
+        let explained = |what: String| {
+            let unread = problems.iter().map(Diagnostic::new);
+            unread
+                .fold(Diagnostic::new(what), |all, problem| {
+                    all.detail(format!("Not tried: {}.", problem.message()))
+                })
+                .to_string()
+        };
         if tried == 0 {
-            let what = format!("it has no key slot that the {source} could open{problems}");
+            let what = explained(format!("it has no key slot that the {source} could open"));
             let (store, remedy) = (self.store.name().to_owned(), Some(Remedy::ListKeySlots));
             return Err(RepoError::Locked { store, what, remedy });
         }
-        Err(self.locked(match tried {
-            1 => format!("the {source} does not open its key slot: it is wrong, or of another repository{problems}"),
-            _ => format!("the {source} opens none of its {tried} key slots: it is wrong, or of another repository{problems}"),
-        }))
+        Err(self.locked(explained(match tried {
+            1 => format!("the {source} does not open its key slot: it is wrong, or of another repository"),
+            _ => format!(
+                "the {source} opens none of its {tried} key slots: it is wrong, or of another repository"
+            ),
+        })))
     }
 
     /// Makes a slot that the secret opens, and proves that it does.
@@ -180,8 +191,8 @@ impl KeySlots {
             Ok(false) => {
                 self.store.delete(&layout::key_slot(number)).await?;
                 Err(self.locked(format!(
-                    "the {source} does not open the slot that was made with it: it gives something else each time, or \
-                     wrap_command and unwrap_command do not fit together; the slot was removed again"
+                    "the {source} does not open the slot that was made with it; the slot was removed again\nDETAIL: The \
+                     secret is another one each time, or wrap_command and unwrap_command do not fit together."
                 )))
             }
             Err(error) => {

@@ -74,7 +74,7 @@ impl KeySource {
             (None, Some(source), None) if wrap.is_none() => Ok(Some(Self::Key(source))),
             _ => Err(RepoError::settings(
                 "key_file",
-                "is not the only setting that opens the repository; keep one of key_*, passphrase_* and unwrap_command",
+                "is not the only setting that opens the repository\nHINT: Keep one of key_*, passphrase_* and unwrap_command.",
             )),
         }
     }
@@ -102,9 +102,10 @@ impl KeySource {
             }
             ["WALPOINT_KEY"] => Ok(Some(Self::Key(environment("WALPOINT_KEY")))),
             ["WALPOINT_PASSPHRASE"] => Ok(Some(Self::Passphrase(environment("WALPOINT_PASSPHRASE")))),
-            _ => {
-                Err(RepoError::settings("WALPOINT_KEY", "is not the only one set; keep one of the variables"))
-            }
+            _ => Err(RepoError::settings(
+                "WALPOINT_KEY",
+                "is not the only one set\nHINT: Keep one of the variables.",
+            )),
         }
     }
 

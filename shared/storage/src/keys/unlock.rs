@@ -63,16 +63,16 @@ pub async fn unlock(
             Some(source) => Err(RepoError::Format {
                 store: store.name().to_owned(),
                 what: format!(
-                    "it is not encrypted, and a key is configured for it ({source}): it is another repository than the one \
-                     that was meant, or was made unencrypted"
+                    "it is not encrypted, and a key is configured for it ({source})\nDETAIL: It is another repository than \
+                     the one that was meant, or was created without encryption."
                 ),
             }),
         };
     }
     let source = KeySource::configured(settings)?.ok_or_else(|| RepoError::Locked {
         store: store.name().to_owned(),
-        what: "it is encrypted and no key is configured: set key_file, passphrase_file or unwrap_command in its table, or \
-               WALPOINT_KEY_FILE in the environment"
+        what: "it is encrypted and no key is configured\nHINT: Set key_file, passphrase_file or unwrap_command in its table, \
+               or WALPOINT_KEY_FILE in the environment."
             .to_owned(),
         remedy: None,
     })?;

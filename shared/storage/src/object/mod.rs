@@ -51,7 +51,7 @@ pub enum ObjectError {
     #[error("it does not begin as Walpoint's objects do")]
     Stranger,
     /// Of a newer format version.
-    #[error("it is of format version {0}, newer than this program knows: use a newer Walpoint")]
+    #[error("it is of format version {0}, newer than this program knows\nHINT: Use a newer Walpoint.")]
     Version(u16),
     /// Of another kind than expected, or of none that is known.
     #[error("it is an object of kind {0}, which does not belong under this name")]

@@ -72,13 +72,17 @@ impl Location {
             let path = Path::new(rest);
             return match path.is_absolute() {
                 true => Ok(Self::Directory(path.to_owned())),
-                false => Err(WrongUrl(format!("{url:?} needs an absolute path: file:///directory"))),
+                false => {
+                    Err(WrongUrl(format!("{url:?} has no absolute path\nHINT: Write file:///directory.")))
+                }
             };
         }
         let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let (name, prefix) = (name.to_owned(), prefix.trim_matches('/').to_owned());
         if name.is_empty() || name.contains(['@', '?', '#', ':']) {
-            return Err(WrongUrl(format!("{url:?} does not name a bucket: {scheme}://bucket/prefix")));
+            return Err(WrongUrl(format!(
+                "{url:?} does not name a bucket\nHINT: Write {scheme}://bucket/prefix."
+            )));
         }
         if !prefix.is_empty() && prefix.parse::<Key>().is_err() {
             return Err(WrongUrl(format!(
@@ -90,9 +94,9 @@ impl Location {
             "s3" => Ok(Self::S3(bucket)),
             "gs" => Ok(Self::Google(bucket)),
             "az" | "azure" => Ok(Self::Azure(bucket)),
-            _ => {
-                Err(WrongUrl(format!("{scheme}:// is no known kind of store; known are file, s3, gs and az")))
-            }
+            _ => Err(WrongUrl(format!(
+                "{scheme}:// is no known kind of store\nHINT: Known are file, s3, gs and az."
+            ))),
         }
     }
 }

@@ -73,7 +73,8 @@ impl NetworkSettings {
             return Err(RepoError::settings("endpoint", what));
         }
         if !self.allow_http {
-            let what = format!("{endpoint:?} is not encrypted: use https://, or set allow_http = true");
+            let what =
+                format!("{endpoint:?} is not encrypted\nHINT: Use https://, or set allow_http = true.");
             return Err(RepoError::settings("endpoint", what));
         }
         Ok(true)
@@ -99,7 +100,7 @@ pub(super) async fn has_metadata() -> bool {
 pub(super) fn no_credentials(setting: &'static str, hint: &str) -> RepoError {
     RepoError::settings(
         setting,
-        format!("no credentials are set, and this machine has none of its own; {hint}"),
+        format!("no credentials are set, and this machine has none of its own\nHINT: {hint}"),
     )
 }
 

@@ -76,8 +76,8 @@ impl Probe {
             },
             Ok(Some(_)) => ProbeFinding::Bad("an object that was never written was found".to_owned()),
             Err(error) => ProbeFinding::Bad(format!(
-                "a missing object was not answered with \"not found\": {}; may the credentials list the bucket \
-                 (s3:ListBucket)?",
+                "a missing object was not answered with \"not found\": {}\nHINT: Check that the credentials may list the \
+                 bucket (s3:ListBucket).",
                 error_chain(&error)
             )),
         };

@@ -16,7 +16,7 @@ fn right_after_a_failover(major: u32) {
     for options in [&[][..], &["--target-timeline", "1"]] {
         let refusal = refused(bed, options);
         assert_eq!(refusal["reason"], "ends-in-fork", "{options:?}: {refusal:#}");
-        let hints = refusal["hints"].to_string();
+        let hints = refusal["hint"].to_string();
         assert!(hints.contains("--use-partial"), "{hints}");
         // What the refusal advises works.
         let moment = refusal["nearest_targets"][0]["options"].as_array().unwrap();

@@ -168,7 +168,7 @@ fn a_repository_that_lags_behind_does_not_bring_an_older_timeline_back() {
         other.delete(lost);
         let answer = refused(&bed, target);
         assert_eq!(answer["reason"], reason, "{lost} {target:?} {answer:#}");
-        assert!(answer["hints"].to_string().contains("lags behind"), "{lost} {target:?} {answer:#}");
+        assert!(answer["hint"].to_string().contains("lags behind"), "{lost} {target:?} {answer:#}");
         // Both timelines have what lies before the fork.
         if reason == "missing-wal" {
             plan(&bed, &["--target-immediate"]);

@@ -121,12 +121,12 @@ fn judge_damage(end: &StreamEnd, known: u64, strict: bool) -> anyhow::Result<()>
     match &end.damage {
         Some(text) if known == 0 && strict => {
             bail!(
-                "no backup was made, because of --strict: the server says \"{text}\"; its log names the pages"
+                "no backup was made, because of --strict: the server says \"{text}\"\nDETAIL: Its log names the pages."
             )
         }
         Some(text) if known == 0 => {
             tracing::warn!(
-                "the server says \"{text}\", about pages of files that are no relation's: its log names them"
+                "the server says \"{text}\", about pages of files that are no relation's\nDETAIL: Its log names them."
             );
             Ok(())
         }
@@ -188,9 +188,9 @@ async fn all_came(
         left_out.find(|tablespace| left.iter().any(|l| l.oid == tablespace.oid))
     {
         bail!(
-            "the server did not send tablespace {name:?} (pg_tblspc/{oid}), so there would be no backup of it; its log says \
-             why, if there is a link that leads nowhere; a backup without --remote, on the server's machine, reads the directory \
-             itself"
+            "the server did not send tablespace {name:?} (pg_tblspc/{oid}), so there would be no backup of it\nHINT: If there \
+             is a link that leads nowhere, the server's log says why. A backup without --remote, on the server's machine, \
+             reads the directory itself."
         )
     }
     Ok(())

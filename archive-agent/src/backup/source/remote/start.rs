@@ -90,7 +90,7 @@ async fn expected(
     let expected = server.tablespaces().await?;
     if map && !can_map(identity, &expected) {
         bail!(
-            "a tablespace inside the data directory was created while the backup began: run the backup again"
+            "a tablespace inside the data directory was created while the backup began\nHINT: Run the backup again."
         );
     }
     Ok(expected)

@@ -61,7 +61,7 @@ pub(super) fn unpack(
     let manifest = check(&mut parts, ledger)?;
     let Some(end) = parts.end.take() else { bail!(ENDED_EARLY) };
     let control = ControlFile::parse(&control).context(
-        "the server sent a pg_control that it was just writing; this is rare: run the backup again",
+        "the server sent a pg_control that it was just writing\nHINT: Run the backup again: this is rare.",
     )?;
     Ok(Some(Delivered { label, tablespace_map, tablespaces, control, manifest, end }))
 }

@@ -61,7 +61,7 @@ async fn a_store_that_does_not_answer_is_named_in_time_and_its_answer_is_used_wh
     let request = bed.finish(segment(1));
     bed.script().answers(Answer::Stores(secs(100)));
     let (reply, took) = bed.pushed(&request).await;
-    let says = "not stored within 1m 16s: it waits for the script; the daemon goes on trying";
+    let says = "not stored within 1m 16s: it waits for the script\nDETAIL: The daemon keeps trying.";
     assert_eq!((reply.outcome, reply.message.as_str()), (PushOutcome::Failed, says));
     assert!(took >= LIMIT && took < LIMIT + secs(1), "{took:?}");
     let (reply, took) = bed.pushed(&request).await;
@@ -98,7 +98,7 @@ async fn a_file_that_is_not_the_one_that_is_meant_is_not_stored() {
     let request = bed.finish(segment(1));
     let other_server = FileIdentity { system_id: 8, ..request.identity };
     let other_file = FileIdentity { inode: 1, ..request.identity };
-    for (identity, says) in [(other_server, "comes from 8;"), (other_file, "is not the one that")] {
+    for (identity, says) in [(other_server, "comes from 8\n"), (other_file, "is not the one that")] {
         let (reply, _) = bed.pushed(&PushRequest { identity, ..request.clone() }).await;
         let PushReply { outcome, message, .. } = reply;
         assert!(outcome == PushOutcome::Failed && message.contains(says), "{message}");

@@ -72,14 +72,14 @@ pub enum SettingsError {
         why: String,
     },
     /// Neither the settings nor the system give a user name.
-    #[error("the connection settings name no user and the OS user has no name; add user=…")]
+    #[error("the connection settings name no user and the OS user has no name\nHINT: Add user=….")]
     NoUser,
 }
 
 fn instead(supported: &[&str]) -> String {
     if supported.is_empty() {
-        "; leave it out".to_owned()
+        "\nHINT: Leave it out.".to_owned()
     } else {
-        format!("; use {}", supported.join(" or "))
+        format!("\nHINT: Use {}.", supported.join(" or "))
     }
 }

@@ -109,8 +109,10 @@ pub(super) fn hosts(host: &str, address: &str, port: &str) -> Result<Vec<Host>, 
         return Err(SettingsError::Contradiction { what });
     }
     if ports.len() != 1 && ports.len() != count {
-        let what =
-            format!("port has {} elements for {count} servers; give one, or one for each", ports.len());
+        let what = format!(
+            "port has {} elements for {count} servers\nHINT: Give one port, or one for each server.",
+            ports.len()
+        );
         return Err(SettingsError::Contradiction { what });
     }
     (0..count)

@@ -44,7 +44,7 @@ pub(in crate::connect) fn look_up(path: &Path, wanted: &Wanted<'_>) -> Lookup {
         return refused("it is not a plain file".into());
     }
     if facts.permissions().mode() & 0o077 != 0 {
-        return refused("group or others have access to it; chmod 600 it".into());
+        return refused("group or others have access to it\nHINT: Run chmod 600 on it.".into());
     }
     if facts.len() > MAX_BYTES {
         return refused("it is larger than 1 MiB".into());

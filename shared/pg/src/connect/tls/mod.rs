@@ -49,7 +49,7 @@ impl Tls {
     pub(super) fn prepare(settings: &TlsSettings, host: &str) -> Result<Self, SettingsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         if settings.mode == SslMode::VerifyFull && host.is_empty() {
-            let what = "sslmode=verify-full needs a host name to verify; add host=…".to_owned();
+            let what = "sslmode=verify-full needs a host name to verify\nHINT: Add host=….".to_owned();
             return Err(SettingsError::Contradiction { what });
         }
         let verifier = Verifier {
@@ -93,7 +93,8 @@ impl Tls {
         let stream = connector.connect(self.name.clone(), stream).await.map_err(explain)?;
         let (_, session) = stream.get_ref();
         if self.direct && session.alpn_protocol() != Some(ALPN) {
-            let what = "the server does not take up TLS by sslnegotiation=direct (PostgreSQL 17 and later do); use sslnegotiation=postgres";
+            let what = "the server does not take up TLS by sslnegotiation=direct (PostgreSQL 17 and later do)\nHINT: Use \
+                        sslnegotiation=postgres.";
             return Err(ConnectFailure::Tls(what.to_owned()));
         }
         let end_point = session.peer_certificates().and_then(|chain| certificate::end_point(chain.first()?));
@@ -113,7 +114,7 @@ pub(super) fn explain(error: io::Error) -> ConnectFailure {
             "the server's certificate is not issued by an authority that sslrootcert trusts".to_owned()
         }
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
-            format!("the server's certificate has expired ({tls}); is this machine's clock right?")
+            format!("the server's certificate has expired: {tls}\nHINT: Check this machine's clock too.")
         }
         rustls::Error::InvalidCertificate(Revoked) => {
             "the server's certificate is revoked (sslcrl)".to_owned()
@@ -123,7 +124,8 @@ pub(super) fn explain(error: io::Error) -> ConnectFailure {
         }
         rustls::Error::General(text) => text.clone(),
         rustls::Error::AlertReceived(_) => format!(
-            "the server ended the TLS handshake: {tls}; does it accept the client certificate (sslcert), if it wants one?"
+            "the server ended the TLS handshake: {tls}\nHINT: If it wants a client certificate, check that it accepts this \
+             one (sslcert)."
         ),
         _ => format!("the TLS handshake failed: {tls}"),
     })
@@ -137,7 +139,8 @@ fn authorities(
     let mut store = RootCertStore::empty();
     let (path, certificates) = match &settings.roots {
         TrustedRoots::Unset if settings.mode >= SslMode::VerifyCa => {
-            let what = "sslmode=verify-ca and verify-full need trusted authorities, and ~/.postgresql/root.crt does not exist; name a file with sslrootcert=…, or use sslrootcert=system";
+            let what = "sslmode=verify-ca and verify-full need trusted authorities, and ~/.postgresql/root.crt does not \
+                        exist\nHINT: Name a file with sslrootcert=…, or use sslrootcert=system.";
             return Err(SettingsError::Contradiction { what: what.to_owned() });
         }
         TrustedRoots::Unset => return Ok(None),
@@ -166,8 +169,9 @@ fn authorities(
         .build()
         .map_err(|error| match (error, &settings.revoked) {
             (VerifierBuilderError::InvalidCrl(error), Some(path)) => {
-                let why =
-                    format!("{error:?}; it must be of X.509 version 2, which openssl ca makes with -crlexts");
+                let why = format!(
+                    "{error:?}\nHINT: It must be of X.509 version 2, which openssl ca creates with -crlexts."
+                );
                 content(REVOKED, path, why)
             }
             (error, _) => content(ROOTS, path, error.to_string()),
@@ -189,14 +193,15 @@ fn client_certificate(settings: &TlsSettings) -> Result<Option<ClientCertificate
         key.metadata().map_err(|source| SettingsError::File { what: KEY, path: key.clone(), source })?;
     let (allowed, advice) = if facts.uid() == 0 { (0o640, "0640") } else { (0o600, "0600") };
     if !facts.is_file() || facts.permissions().mode() & 0o777 & !allowed != 0 {
-        let why = format!("it must be a plain file that others have no access to; chmod {advice} it");
+        let why =
+            format!("it must be a plain file that others have no access to\nHINT: Run chmod {advice} on it.");
         return Err(content(KEY, key, why));
     }
     let bytes = read(key, KEY)?;
     let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
         let encrypted = bytes.windows(9).any(|w| w == b"ENCRYPTED");
         let why = if encrypted {
-            "it is encrypted; keep it as a file without a passphrase".to_owned()
+            "it is encrypted\nHINT: Keep it as a file without a passphrase.".to_owned()
         } else {
             error.to_string()
         };

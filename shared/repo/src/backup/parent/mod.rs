@@ -260,7 +260,7 @@ impl Parents {
             Ok(plain) => Ok(Some(plain)),
             Err(error) if error.is_transient() => Err(error),
             Err(error) => {
-                self.note(format!("{error}; what depends on it is stored again"));
+                self.note(format!("{error}\nDETAIL: What depends on it is stored again."));
                 Ok(None)
             }
         }
@@ -269,7 +269,9 @@ impl Parents {
     /// What could be read, or a note.
     fn sound<T>(&self, read: Result<T, Malformed>) -> Option<T> {
         read.map_err(|error| {
-            self.note(format!("a list of the parent is damaged ({error}), what it lists is stored again"))
+            self.note(format!(
+                "a list of the parent is damaged: {error}\nDETAIL: What it lists is stored again."
+            ))
         })
         .ok()
     }

@@ -103,8 +103,8 @@ impl Draft {
             if let Some(id) = id.filter(|id| **id != own && announced.has_pack(**id, pack.pack)) {
                 let key = self.backups.paths().manifest(self.manifest.summary.id);
                 let what = format!(
-                    "it builds on pack {} of backup {id}, which was marked as expired or damaged while the backup ran. HINT: run the backup \
-                     again, it stores what is missing and uses the rest",
+                    "it builds on pack {} of backup {id}, which was marked as expired or damaged while the backup ran\nHINT: \
+                     Run the backup again: it stores what is missing and uses the rest.",
                     pack.pack.0
                 );
                 return Err(RepoError::Refused { key, what });

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, PgMajor, PgTimestamp, SegmentName, TimelineId};
+use walpoint_base::{
+    BackupId, ClusterName, Diagnostic, LineageId, Lsn, PgMajor, PgTimestamp, SegmentName, TimelineId,
+};
 
 use crate::backup::{BackupKind, BackupStage, Method};
 use crate::catalog::points::RestorePointStatus;
@@ -48,6 +50,8 @@ pub struct DamagedLineageStatus {
     /// The object that describes it.
     pub object: String,
     /// What is wrong with the object, and what to do.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Diagnostic")]
     pub error: String,
 }
 
@@ -71,6 +75,8 @@ pub struct LineageStatus {
     #[serde(skip)]
     pub older_restore_points: usize,
     /// What could not be read.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
     pub errors: Vec<String>,
     /// Timelines that two servers claimed or that were abandoned, and who settled them: one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -220,7 +220,7 @@ async fn a_lost_lineage_stops_deletion() {
     let key = ClusterPaths::new(&cluster()).lineage(bed.archive.lineage().id);
     std::fs::remove_file(path(&bed, key.as_str())).unwrap();
     let error = expire(bed.archive.repository(), &cluster(), &at_once(1)).await.unwrap_err().to_string();
-    assert!(error.contains(key.as_str()) && error.contains("put the object back"), "{error}");
+    assert!(error.contains(key.as_str()) && error.contains("\nHINT: Put the object back"), "{error}");
     assert_eq!((finished(&bed).await.len(), segments(&bed).await.len()), (ids.len(), 100));
 }
 

@@ -59,8 +59,8 @@ pub(super) async fn add(
     if !given && !has_metadata().await {
         return Err(no_credentials(
             "account_key_file",
-            "set account and account_key_file, sas_token_file or client_secret_file (or …_command), or \
-             AZURE_STORAGE_ACCOUNT_KEY",
+            "Set account and account_key_file, sas_token_file or client_secret_file (or …_command), or \
+             AZURE_STORAGE_ACCOUNT_KEY.",
         ));
     }
     Ok(builder)

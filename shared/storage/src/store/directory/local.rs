@@ -139,7 +139,7 @@ impl Local {
         let no_store = |what: String| Failure::new(FailureKind::NoStore, what);
         let meta = fs::metadata(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => no_store(format!(
-                "the directory {} does not exist: is its filesystem mounted?",
+                "the directory {} does not exist\nHINT: Check that its filesystem is mounted.",
                 path.display()
             )),
             _ => error.into(),
@@ -271,7 +271,7 @@ enum Pending {
 impl Root {
     fn check(&self) -> Result<(), Failure> {
         let gone = |what: &str| {
-            let what = format!("{} {what}; is its filesystem mounted?", self.path.display());
+            let what = format!("{} {what}\nHINT: Check that its filesystem is mounted.", self.path.display());
             Err(Failure::new(FailureKind::NoStore, what))
         };
         match fs::metadata(&self.path) {

@@ -27,7 +27,7 @@ pub(super) async fn add(
     if !given && !default_file && !has_metadata().await {
         return Err(no_credentials(
             "service_account_file",
-            "set service_account_file, or GOOGLE_APPLICATION_CREDENTIALS",
+            "Set service_account_file, or GOOGLE_APPLICATION_CREDENTIALS.",
         ));
     }
     Ok(builder)

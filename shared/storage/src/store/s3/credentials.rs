@@ -31,8 +31,7 @@ pub(super) async fn add(builder: AmazonS3Builder, settings: &S3Settings) -> Resu
     if !from_environment && !has_metadata().await {
         return Err(no_credentials(
             "access_key_id",
-            "set access_key_id and secret_access_key_file (or …_command), or AWS_ACCESS_KEY_ID and \
-             AWS_SECRET_ACCESS_KEY",
+            "Set access_key_id and secret_access_key_file (or …_command), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         ));
     }
     Ok(builder)
@@ -70,7 +69,7 @@ impl RotatingKey {
             (Some(_), Some(_)) => {
                 return Err(RepoError::settings(
                     "access_key_id",
-                    "is set, and its _file or _command too; keep one",
+                    "is set, and its _file or _command too\nHINT: Keep one of them.",
                 ));
             }
             (id, given) => id.or(given.map(Id::Given)),
