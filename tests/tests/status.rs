@@ -101,7 +101,8 @@ fn what_can_be_read_is_shown_and_the_rest_is_explained() {
     let dark = json(&impatient.run(&["status", "--json"]).expect_status(1));
     let repositories = &dark["clusters"][0]["repositories"];
     assert!(
-        (0..2).all(|n| repositories[n]["error"]["message"].is_string() && repositories[n]["status"].is_null()),
+        (0..2)
+            .all(|n| repositories[n]["error"]["message"].is_string() && repositories[n]["status"].is_null()),
         "{dark}"
     );
 }

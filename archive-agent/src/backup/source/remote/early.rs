@@ -42,7 +42,10 @@ impl EarlyProof {
                 }
                 // The end of the backup reads it again.
                 Err(Unproven::Unread(error)) => {
-                    tracing::debug!("the WAL of the backup's checkpoint cannot be read yet: {error:#}");
+                    tracing::debug!(
+                        "the WAL of the backup's checkpoint cannot be read yet: {}",
+                        walpoint_words::format_chain(&error)
+                    );
                     open.push(archive);
                 }
             }
