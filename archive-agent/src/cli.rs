@@ -35,7 +35,7 @@ const EXAMPLES: &[(&str, &str)] = &[
 
 const RUN: &[(&str, &str)] = &[
     ("Archive all clusters of the configuration, in the foreground", "archive-agent run"),
-    ("Archive everything that waits in pg_wal, then end", "archive-agent run --once"),
+    ("Archive everything that waits in pg_wal, then exit", "archive-agent run --once"),
 ];
 
 const STATUS: &[(&str, &str)] = &[
@@ -57,7 +57,7 @@ const INSTALL: &[(&str, &str)] = &[(
 const PUSH: &[(&str, &str)] = &[
     ("Archive a file by hand", "archive-agent push $PGDATA/pg_wal/000000010000000000000007"),
     (
-        "Drop a segment that no repository can store, and take a backup behind it",
+        "Drop a segment that no repository can store, then take a backup",
         "archive-agent push --skip $PGDATA/pg_wal/000000010000000000000007\narchive-agent backup",
     ),
 ];
@@ -87,7 +87,7 @@ pub(crate) enum Command {
     /// Run the daemon: answer archive-push and upload WAL ahead of PostgreSQL's requests.
     #[command(after_long_help = help::examples(RUN))]
     Run {
-        /// Archive what is ready, then end.
+        /// Archive what waits in pg_wal, then exit.
         #[arg(long)]
         once: bool,
     },
@@ -99,7 +99,7 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Create a restore point, and wait until it is durable.
     ///
-    /// Creates it on the primary (pg_create_restore_point), switches to a new WAL segment, waits until each repository that has to
+    /// Creates it on the primary (pg_create_restore_point), switches to a new WAL segment, waits until each repository that must
     /// acknowledge has stored the segment that holds it, and prints the command that restores to it.
     RestorePoint(RestorePointArgs),
     /// Check the configuration file.
@@ -119,36 +119,36 @@ pub(crate) enum Command {
     },
     /// Check that the daemon is alive; exits 1 if it does not answer.
     ///
-    /// Asks at the push socket of each cluster, for health checks of containers. A store or a server that cannot be reached is reported,
-    /// and is no failure of the daemon: a restart would not help.
+    /// For container health checks: asks the daemon at the push socket of each cluster. If the daemon cannot reach a store or a
+    /// server, the command warns and still exits 0, because a restart of the daemon would not help.
     #[command(after_long_help = help::examples(HEALTH))]
     Health,
     /// Copy archive-push and restore-fetch into a directory, for PostgreSQL's container.
     ///
-    /// The container needs nothing else of Walpoint.
+    /// The container needs nothing else from Walpoint.
     #[command(after_long_help = help::examples(INSTALL))]
     InstallClients {
-        /// Copy them into this directory, which PostgreSQL's container shares.
+        /// Copy them into this directory, which is shared with PostgreSQL's container.
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Verify that what is kept is there and is what was written; exits 3 if something is not.
+    /// Verify that all kept backups and WAL are present and undamaged; exits 3 if not.
     Verify(VerifyArgs),
     /// Delete expired backups and the WAL that no kept backup needs.
     ///
-    /// What is kept, says [cluster.NAME.retention] in the configuration; without it nothing expires. What has expired is marked for deletion,
-    /// and deleted by a run after the grace period [default: 24h].
+    /// [cluster.NAME.retention] in the configuration says what to keep; without it, nothing expires. One run marks for deletion what has
+    /// expired, and a run after the grace period [default: 24h] deletes it.
     Expire(ExpireArgs),
-    /// Delete everything that the repositories have of a cluster, for good.
+    /// Delete everything that the repositories hold of a cluster, permanently.
     ///
     /// Asks you to type the cluster's name.
     Forget(ForgetArgs),
     /// Place, list and remove holds.
     ///
-    /// A hold keeps a backup, whatever retention says.
+    /// A hold prevents the deletion of a backup, whatever retention says.
     #[command(subcommand)]
     Hold(HoldCommand),
-    /// Settle what two servers left behind in a lineage.
+    /// Settle the disputed and abandoned timelines of a lineage.
     Lineage {
         /// What to do.
         #[command(subcommand)]
@@ -157,19 +157,19 @@ pub(crate) enum Command {
     /// Archive one WAL file without a daemon; exits 0 only if it is durable.
     #[command(after_long_help = help::examples(PUSH))]
     Push {
-        /// Store a segment although its content is damaged, flagged as such. Recovery stops where the damage is.
+        /// Store a segment even if its content is damaged, and flag it. Recovery stops at the damage.
         #[arg(long, help_heading = help::OVERRIDES)]
         accept_damaged: bool,
         /// Store an empty history for a timeline whose history is lost or never existed (after pg_resetwal): recovery then knows no
         /// timeline before it. PATH names the history (00000005.history); the file need not exist.
         #[arg(long, conflicts_with = "accept_damaged", help_heading = help::OVERRIDES)]
         no_ancestors: bool,
-        /// Drop a file that waits in pg_wal and cannot be stored: it is put on record as a gap, which recovery cannot pass, and
-        /// PostgreSQL's next attempt reports it as archived. status and health warn until there is a backup behind it.
+        /// Drop a file that waits in pg_wal and cannot be stored. The drop is recorded as a gap, which recovery cannot pass, and
+        /// PostgreSQL's next attempt to archive the file succeeds. status and health warn until there is a backup after the gap.
         #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"], help_heading = help::OVERRIDES)]
         skip: bool,
-        /// Confirm that this server, or a standby of it, wrote what is stored before this segment of pg_wal, where nothing here shows that
-        /// any more; then archive it.
+        /// Confirm that this server, or a standby of it, wrote the WAL that is stored before this segment, if nothing here proves that
+        /// any more; then archive the segment.
         #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors", "skip"], help_heading = help::OVERRIDES)]
         same_server: bool,
         /// Archive this file of pg_wal (%p).
@@ -178,13 +178,13 @@ pub(crate) enum Command {
     /// Print completions for a shell.
     #[command(hide = true)]
     Completions {
-        /// Print them for this one.
+        /// Print them for this shell.
         shell: Shell,
     },
     /// Write the manual pages of this program and of archive-push into a directory.
     #[command(hide = true)]
     Man {
-        /// The directory, such as /usr/local/share/man/man1.
+        /// Write them into this directory, such as /usr/local/share/man/man1.
         directory: PathBuf,
     },
 }

@@ -27,9 +27,9 @@ const EXAMPLES: &[(&str, &str)] = &[
 /// What `config` can do.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Find everything that is wrong with the configuration file; exits 2 if something is.
+    /// Report every error in the configuration file; exits 2 if there is one.
     ///
-    /// Reads the file and nothing else: no repository, server or secret that it names is opened. "archive-agent check" does that.
+    /// Reads only this file, and opens no repository, server or secret that it names. "archive-agent check" does that.
     #[command(after_long_help = help::examples(EXAMPLES))]
     Check,
 }

@@ -39,13 +39,13 @@ pub(crate) struct ForgetArgs {
     /// Change nothing; show what would be deleted.
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask for the cluster's name to be typed.
+    /// Do not ask you to type the cluster's name.
     #[arg(long)]
     yes: bool,
-    /// Delete it although holds are in force.
+    /// Delete it even if holds are in force.
     #[arg(long, help_heading = help::OVERRIDES)]
     even_if_held: bool,
-    /// Delete it although something was stored within the last hour.
+    /// Delete it even if something was stored within the last hour.
     #[arg(long, help_heading = help::OVERRIDES)]
     even_if_in_use: bool,
 }

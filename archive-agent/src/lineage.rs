@@ -23,7 +23,7 @@ use crate::hold::user;
 mod abandon;
 
 const EXAMPLES: &[(&str, &str)] = &[(
-    "Let the stored history of timeline 2 count, not the one that was refused",
+    "Keep the stored history of timeline 2, not the one that was refused",
     "archive-agent lineage settle --timeline 2 \\\n--reason \"the refused one came from a test server\"",
 )];
 
@@ -32,8 +32,8 @@ const EXAMPLES: &[(&str, &str)] = &[(
 pub(crate) enum LineageCommand {
     /// Settle a timeline that two servers claimed, or that was abandoned.
     ///
-    /// Where another server's history was refused for the timeline, the stored one counts from now on. Where none was refused, the timeline
-    /// was abandoned and is not the latest. Nothing that is stored changes.
+    /// If another server's history was refused for the timeline, the stored history counts from now on. Otherwise the timeline counts as
+    /// abandoned, and is no longer the latest. Nothing that is stored changes.
     Settle(SettleArgs),
 }
 
@@ -44,16 +44,16 @@ pub(crate) struct SettleArgs {
     /// Settle this timeline, as status shows it.
     #[arg(long, value_name = "N")]
     timeline: TimelineId,
-    /// Record why the stored history counts, or why nothing of the timeline is needed.
+    /// Record why the stored history counts, or why the timeline is not needed.
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// Record who says so [default: the user that runs this].
+    /// Record who decided this [default: the user that runs the command].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
     /// Settle it in this lineage [default: in the only one that has the timeline].
     #[arg(long, value_name = "ID")]
     lineage: Option<LineageId>,
-    /// Settle it as abandoned although a history was refused for it as well.
+    /// Settle it as abandoned even if a history was refused for it.
     #[arg(long, help_heading = help::OVERRIDES)]
     abandoned: bool,
 }

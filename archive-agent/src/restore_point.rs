@@ -40,10 +40,10 @@ const EXAMPLES: &[(&str, &str)] = &[
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct RestorePointArgs {
-    /// The restore point's name, of 1 to 63 bytes.
+    /// Give the restore point this name, of 1 to 63 bytes.
     #[arg(value_parser = name)]
     name: String,
-    /// Wait this long for the repositories to store it, such as 90s or "1h 30m".
+    /// Wait at most this long, such as 90s or "1h 30m", for the repositories to store it.
     #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = args::span)]
     timeout: Duration,
 }

@@ -34,19 +34,19 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// List what a cluster can be restored to: backups, restore points and windows.
     ///
-    /// Nothing is written, and no server is needed. A backup is sound if no damage is known. In a window every moment can be recovered.
+    /// Writes nothing, and needs no server. A backup is sound if no damage to it is known. In a window, you can recover any moment.
     List(ListArgs),
-    /// Plan a restore: show how its target would be reached, or why it cannot be.
+    /// Plan a restore: show how it would reach its target, or why it cannot.
     ///
-    /// Nothing is written. A plan that succeeds has found everything that the restore needs.
+    /// Writes nothing. A plan succeeds only if it has found everything that the restore needs.
     Plan(PlanArgs),
-    /// Restore a cluster to a target, once it is proven that the target can be reached.
+    /// Restore a cluster to a target, after proving that recovery can reach it.
     ///
-    /// PostgreSQL recovers to the target when you start it. A restore that was interrupted cannot start; run the same command again.
+    /// PostgreSQL recovers to the target when you start it. It cannot start an interrupted restore: run the same command again.
     Restore(RestoreArgs),
     /// Put back the data directory that restore --replace moved aside.
     ///
-    /// The restored directory is moved aside in its turn: nothing is deleted, and the same command undoes this one.
+    /// Moves the restored directory aside in turn: nothing is deleted, and the same command undoes this one.
     Rollback(RollbackArgs),
     /// Fetch one WAL file, as restore-fetch does if no prefetcher answers.
     ///
@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Fetch(FetchArgs),
     /// Fetch WAL ahead of PostgreSQL and hand it to restore-fetch.
     ///
-    /// restore-fetch starts a prefetcher by itself, which ends when the server does not need it any more.
+    /// restore-fetch starts a prefetcher by itself, which ends when the server no longer needs it.
     Prefetch(PrefetchArgs),
     /// Open what recovery will read, and write nothing: `restore` runs it as PostgreSQL's user.
     #[command(hide = true)]
@@ -62,13 +62,13 @@ pub(crate) enum Command {
     /// Print completions for a shell.
     #[command(hide = true)]
     Completions {
-        /// Which one.
+        /// Print them for this shell.
         shell: Shell,
     },
     /// Write the manual pages of this program and of restore-fetch into a directory.
     #[command(hide = true)]
     Man {
-        /// The directory, such as /usr/local/share/man/man1.
+        /// Write them into this directory, such as /usr/local/share/man/man1.
         directory: PathBuf,
     },
 }

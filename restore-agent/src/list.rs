@@ -33,7 +33,7 @@ use self::read::Listed;
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("List what the cluster of the configuration can be restored to", "restore-agent list"),
-    ("The same without a configuration", "restore-agent list --repo s3://backups/prod --cluster main"),
+    ("List it without a configuration", "restore-agent list --repo s3://backups/prod --cluster main"),
     ("List all restore points with their times", "restore-agent list --restore-points"),
 ];
 
@@ -46,7 +46,7 @@ pub(crate) struct ListArgs {
     backups: bool,
     /// List only restore points, and all of them [default: as for --backups].
     ///
-    /// To find the time of each takes a request to the store.
+    /// Finding the time of each takes one request to the store.
     #[arg(long)]
     restore_points: bool,
 }

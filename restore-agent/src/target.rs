@@ -14,7 +14,7 @@ use walpoint_runtime::help;
 pub(crate) struct TargetArgs {
     /// Recover up to this time, with a zone: "2026-11-21 10:00:00+02", "…Z", "…[Europe/Rome]", or "5 minutes ago".
     ///
-    /// The last transaction that ended at or before that time is included.
+    /// Includes the last transaction that ended at or before that time.
     #[arg(long, value_name = "TIME", group = "target")]
     target_time: Option<String>,
     /// Recover up to this position in the WAL, such as 0/5000148.
@@ -26,16 +26,16 @@ pub(crate) struct TargetArgs {
     /// Recover up to this restore point (pg_create_restore_point); "restore-agent list" shows them.
     #[arg(long, value_name = "NAME", group = "target")]
     target_name: Option<String>,
-    /// Recover only as far as the backup needs to be consistent.
+    /// Recover only until the backup is consistent.
     #[arg(long, group = "target")]
     target_immediate: bool,
     /// Follow this timeline to the target: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     target_timeline: TargetTimeline,
-    /// Recover in this lineage; needed if a copy that went its own way has the target too. "restore-agent list" shows them.
+    /// Recover in this lineage; needed if a diverged copy has the target too. "restore-agent list" shows them.
     #[arg(long, value_name = "LINEAGE")]
     lineage: Option<LineageId>,
-    /// Leave out what lies exactly at the target [default: include it].
+    /// Stop just before the target [default: include it].
     #[arg(long, requires = "target")]
     target_exclusive: bool,
     /// Start from this backup [default: the newest one before the target].
@@ -43,7 +43,7 @@ pub(crate) struct TargetArgs {
     backup: Option<BackupId>,
     /// Recover to the end of a timeline that ends in the middle of a segment.
     ///
-    /// After a failover the archive has that segment only as .partial, or as the first one of the next timeline. Without a target only.
+    /// After a failover the archive has that segment only as .partial, or as the first one of the next timeline. Only without a target.
     #[arg(long, conflicts_with = "target")]
     use_partial: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) struct TargetArgs {
 /// What PostgreSQL does when it has reached the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TargetActionArgument {
-    /// Wait, readable, until an operator has looked and calls pg_wal_replay_resume().
+    /// Pause, readable, until you call pg_wal_replay_resume().
     Pause,
     /// End recovery and take writes, on a new timeline.
     Promote,

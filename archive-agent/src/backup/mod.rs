@@ -70,28 +70,28 @@ const EXAMPLES: &[(&str, &str)] = &[
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct BackupArgs {
-    /// Label the backup with a line of text, for retention, holds and people.
+    /// Label the backup with this line of text, by which retention and holds can select it.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     label: String,
-    /// Store every block, also those that an earlier backup holds.
+    /// Store every block, even those that an earlier backup already holds.
     ///
-    /// Without it only what changed since the last backup is stored. Either way the backup is complete: a restore replays no other one.
+    /// Without it, only what changed since the last backup is stored. Either way the backup is complete: a restore never replays a chain.
     #[arg(long, help_heading = STORED)]
     full: bool,
-    /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory [default: where the data directory is not
+    /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory [default: if the data directory is not
     /// visible here].
     #[arg(long, help_heading = READ)]
     remote: bool,
-    /// Make no backup, and fail, if a page is damaged.
+    /// Fail, and make no backup, if a page is damaged.
     #[arg(long, help_heading = READ)]
     strict: bool,
-    /// Begin with a checkpoint at full speed (the default).
+    /// Begin with a fast checkpoint (the default).
     #[arg(long, help_heading = READ)]
     fast: bool,
-    /// Begin with a checkpoint that spares the disks and may take minutes.
+    /// Begin with a spread checkpoint, which spares the disks and may take minutes.
     #[arg(long, conflicts_with = "fast", help_heading = READ)]
     spread: bool,
-    /// Begin although another backup of the cluster holds the lease. If it still runs, both are made.
+    /// Begin even if another backup of the cluster holds the lease. If that one still runs, both are made.
     #[arg(long, help_heading = help::OVERRIDES)]
     steal_lease: bool,
 }

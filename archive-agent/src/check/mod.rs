@@ -61,13 +61,13 @@ const EXAMPLES: &[(&str, &str)] = &[
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct CheckArgs {
-    /// Wait this long for a switched segment to arrive in the repositories, such as 90s or "1h 30m".
+    /// Wait at most this long, such as 90s or "1h 30m", for the switched segment to arrive in the repositories.
     #[arg(long, value_name = "SPAN", default_value = "1m", value_parser = args::span, help_heading = WAL)]
     timeout: Duration,
-    /// Do not switch to a new WAL segment, and so do not see one arrive.
+    /// Do not switch to a new WAL segment, and so do not test that one arrives.
     #[arg(long, help_heading = WAL)]
     no_switch: bool,
-    /// Check what a backup sent by the server (backup --remote) needs [default: where the data directory is not visible here].
+    /// Check what a backup sent by the server (backup --remote) needs [default: if the data directory is not visible here].
     #[arg(long)]
     remote: bool,
 }

@@ -25,7 +25,7 @@ use walpoint_words::format_chain;
 const ONE: &str = "One backup";
 
 const EXAMPLES: &[(&str, &str)] = &[
-    ("Show what would be deleted, and why each backup stays or goes", "archive-agent expire --dry-run"),
+    ("Show what would be deleted, and why each backup is kept or expires", "archive-agent expire --dry-run"),
     ("Delete what has expired, once a day", "archive-agent expire"),
     (
         "Expire one backup, whatever retention says",
@@ -37,16 +37,16 @@ const EXAMPLES: &[(&str, &str)] = &[
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct ExpireArgs {
-    /// Change nothing; show what would be deleted, how much that frees, and why each backup stays or goes.
+    /// Change nothing; show what would be deleted, how much space that frees, and why each backup is kept or expires.
     #[arg(long)]
     dry_run: bool,
-    /// Expire this backup, and nothing else, whatever retention says of it. Refused where something protects the backup.
+    /// Expire this backup and nothing else, whatever retention says. Refused if something protects the backup.
     #[arg(long, value_name = "ID", help_heading = ONE)]
     backup: Option<BackupId>,
-    /// Expire it although holds in force keep it.
+    /// Expire it even if holds in force protect it.
     #[arg(long, requires = "backup", help_heading = ONE)]
     even_if_held: bool,
-    /// Expire it although it is the last sound one, and nothing can be restored without it.
+    /// Expire it even if it is the last sound backup, without which nothing can be restored.
     #[arg(long, requires = "backup", help_heading = ONE)]
     even_if_last: bool,
     /// Abort the unfinished backups that build on it.

@@ -46,7 +46,7 @@ const ADD: &[(&str, &str)] = &[
 
 const LIST: &[(&str, &str)] = &[
     ("Show the holds in force", "archive-agent hold list"),
-    ("Show also who removed which hold, and when", "archive-agent hold list --all"),
+    ("Also show who removed which hold, and when", "archive-agent hold list --all"),
 ];
 
 const REMOVE: &[(&str, &str)] = &[("Remove hold 3", "archive-agent hold remove 3")];
@@ -59,7 +59,7 @@ pub(crate) enum HoldCommand {
     /// List the holds in force.
     #[command(after_long_help = help::examples(LIST))]
     List {
-        /// List also those that ran out or were removed.
+        /// Also list holds that ended or were removed.
         #[arg(long)]
         all: bool,
     },
@@ -74,16 +74,16 @@ pub(crate) struct AddArgs {
     /// Hold this backup.
     #[arg(long, value_name = "ID", required_unless_present = "label", conflicts_with = "label", help_heading = HELD)]
     backup: Option<BackupId>,
-    /// Hold every backup with this label, also those still to come.
+    /// Hold every backup with this label, including future ones.
     #[arg(long, value_name = "TEXT", help_heading = HELD)]
     label: Option<String>,
-    /// Record why: the next person to find the hold needs to know.
+    /// Record this reason, for the next person who finds the hold.
     #[arg(long, value_name = "TEXT")]
     reason: String,
     /// End the hold then: a date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
     #[arg(long, value_name = "TIME")]
     until: String,
-    /// Record who wants it [default: the user that runs this].
+    /// Record who asked for it [default: the user that runs the command].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
 }
@@ -93,9 +93,9 @@ pub(crate) struct AddArgs {
 #[command(after_long_help = help::examples(REMOVE))]
 pub(crate) struct RemoveArgs {
     /// Remove the hold that has this number in the first repository, as hold list shows it, and the same hold in the others. With --repo
-    /// NAME it is the number in that one, and removed only there.
+    /// NAME, the number is the one in that repository, and the hold is removed only there.
     number: u64,
-    /// Record who removes it [default: the user that runs this].
+    /// Record who removes it [default: the user that runs the command].
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
 }

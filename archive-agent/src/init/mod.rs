@@ -45,17 +45,17 @@ const REPOSITORY: &str = "New repository";
 
 const EXAMPLES: &[(&str, &str)] = &[
     (
-        "In a bucket, with the credentials that the environment has",
+        "Create a repository in a bucket, with credentials from the environment",
         "archive-agent init --repo s3://backups/prod --cluster main \\\n\
          --pgdata /var/lib/postgresql/17/main",
     ),
     (
-        "In a directory, encrypted with a key file that is created",
+        "Create an encrypted repository in a directory, with a new key file",
         "archive-agent init --repo /mnt/backup/walpoint --cluster main --encrypt \\\n\
          --pgdata /var/lib/postgresql/17/main",
     ),
     ("Register the cluster in each repository of the configuration", "archive-agent init"),
-    ("After pg_upgrade", "archive-agent init --new-lineage --cluster main"),
+    ("Begin a new lineage after pg_upgrade", "archive-agent init --new-lineage --cluster main"),
 ];
 
 /// Options of `init`.
@@ -65,26 +65,26 @@ pub(crate) struct InitArgs {
     /// Archive the cluster in this data directory [default: pgdata of the configuration].
     #[arg(long, value_name = "DIR", help_heading = CLUSTER)]
     pub(crate) pgdata: Option<PathBuf>,
-    /// Connect to PostgreSQL with this connection string or URI, which has no password [default: libpq's].
+    /// Connect to PostgreSQL with this connection string or URI, without a password [default: libpq's].
     #[arg(long, value_name = "CONNINFO", help_heading = CLUSTER)]
     pub(crate) conninfo: Option<String>,
-    /// Let archive-push ask the daemon at this socket [default: /run/walpoint/CLUSTER.push].
+    /// Let archive-push reach the daemon at this socket [default: /run/walpoint/CLUSTER.push].
     #[arg(long, value_name = "SOCKET", help_heading = CLUSTER)]
     pub(crate) push_socket: Option<PathBuf>,
     /// Begin a new lineage: for a copy that is to archive separately, or for the same cluster after pg_upgrade.
     #[arg(long, help_heading = LINEAGE)]
     pub(crate) new_lineage: bool,
-    /// Begin it although walpoint.lineage binds the data directory to one in which no WAL of another server was found.
+    /// Begin it even if walpoint.lineage binds the data directory to a lineage in which no other server's WAL was found.
     #[arg(long, requires = "new_lineage", help_heading = LINEAGE)]
     pub(crate) even_if_bound: bool,
     /// Replace this repository, which had to acknowledge WAL and is lost for good, with the one that was created in its place: recovery
     /// no longer waits for it. Can be repeated.
     #[arg(long, value_name = "ID", help_heading = LINEAGE)]
     pub(crate) lost_repo: Vec<RepositoryId>,
-    /// Call the repository this in the configuration.
+    /// Use this name for the repository in the configuration.
     #[arg(long, value_name = "NAME", default_value = "main", value_parser = repository_name, help_heading = REPOSITORY)]
     pub(crate) repo_name: String,
-    /// Encrypt it, if it is created now. Without another option its key is a new file beside the configuration.
+    /// Encrypt the repository, if this command creates it. Unless an option says otherwise, its key is a new file beside the configuration.
     #[arg(long, help_heading = REPOSITORY)]
     pub(crate) encrypt: bool,
     #[command(flatten)]
@@ -103,19 +103,19 @@ pub(crate) struct StoreArgs {
     /// Use this S3 region [default: us-east-1].
     #[arg(long, value_name = "REGION")]
     pub(crate) region: Option<String>,
-    /// Put the bucket into the path of requests, not into the host name.
+    /// Put the bucket's name into the path of requests, not into the host name.
     #[arg(long)]
     pub(crate) path_style: bool,
     /// Accept an endpoint without TLS.
     #[arg(long)]
     pub(crate) allow_http: bool,
-    /// Trust the certificates (PEM) in this file besides the system's.
+    /// Trust the certificates (PEM) in this file in addition to the system's.
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<String>,
-    /// Use the access key of this name, which is no secret.
+    /// Use this access key ID, which is not a secret.
     #[arg(long, value_name = "ID")]
     pub(crate) access_key_id: Option<String>,
-    /// Read the access key's name from this file.
+    /// Read the access key ID from this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) access_key_id_file: Option<String>,
     /// Read the secret key from this file.

@@ -37,7 +37,7 @@ const ADD: &[(&str, &str)] = &[(
 )];
 
 const ROTATE: &[(&str, &str)] = &[(
-    "Replace the configured key by a new one",
+    "Replace the configured key with a new one",
     "archive-agent key rotate --key-file /etc/walpoint/2027.key",
 )];
 
@@ -55,17 +55,17 @@ pub(crate) enum KeyCommand {
     /// List the key slots, and which of them the configured secret opens.
     #[command(after_long_help = help::examples(LIST))]
     List,
-    /// Add a slot for one more secret.
+    /// Add a slot for another secret.
     #[command(after_long_help = help::examples(ADD))]
     Add(New),
-    /// Replace the slot that the configured secret opens by one for a new secret.
+    /// Replace the slot that the configured secret opens with one for a new secret.
     ///
-    /// Data is not touched.
+    /// Stored data does not change.
     #[command(after_long_help = help::examples(ROTATE))]
     Rotate(New),
-    /// Remove a slot, if another one is proven to open.
+    /// Remove a slot, once another one is proven to open.
     ///
-    /// The configured secret proves it, or the one given here.
+    /// The configured secret, or the one given here, must open the other slot.
     Remove(Remove),
 }
 
@@ -74,7 +74,7 @@ pub(crate) enum KeyCommand {
 pub(crate) struct New {
     #[command(flatten)]
     secret: SecretArgs,
-    /// Store this note with the slot, such as where its secret is kept; it is no secret itself.
+    /// Store this note with the slot, such as where its secret is kept. The note itself is not secret.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     comment: String,
 }
@@ -87,8 +87,8 @@ pub(crate) struct Remove {
     slot: u32,
     #[command(flatten)]
     secret: SecretArgs,
-    /// Remove it although no other slot is proven to open, and nothing in the repository can be restored without one. Confirm that by
-    /// typing the words that are asked for.
+    /// Remove it even if no other slot is proven to open. Without one that opens, nothing in the repository can be restored. Asks you
+    /// to type words that confirm it.
     #[arg(long, help_heading = help::OVERRIDES)]
     even_if_last: bool,
 }

@@ -32,7 +32,7 @@ const READ: &str = "How much is read [default: every byte]";
 const EXAMPLES: &[(&str, &str)] = &[
     ("Read every byte of everything that is kept", "archive-agent verify"),
     (
-        "Every night, read as much as one hour allows, each night other objects",
+        "Every night, read for one hour, and continue where the last run stopped",
         "archive-agent verify --budget 1h",
     ),
     ("Check that nothing is missing, in one repository", "archive-agent verify --light --repo far"),
@@ -49,7 +49,7 @@ pub(crate) struct VerifyArgs {
     /// Verify only this backup, and the WAL that makes it consistent.
     #[arg(long, value_name = "ID")]
     backup: Option<BackupId>,
-    /// Look only at which objects exist and how long they are, and at small ones.
+    /// Check only which objects exist and how long they are, and read only small ones.
     #[arg(long, group = "depth", help_heading = READ)]
     light: bool,
     /// Read this share of all objects, such as 10% or 0.1; the next run continues where this one stops.

@@ -146,11 +146,11 @@ const EXAMPLES: &[(&str, &str)] = &[
 pub(crate) struct RestoreArgs {
     #[command(flatten)]
     target: TargetArgs,
-    /// Restore into this directory, which is new or empty, unless --delta or --replace is given.
+    /// Restore into this directory, which must be new or empty unless you give --delta or --replace.
     #[arg(long, value_name = "DIR", help_heading = PLACE)]
     pgdata: PathBuf,
-    /// Put a tablespace, by its OID or its directory in the backup, into another directory. Can be repeated [default: where it
-    /// was].
+    /// Put a tablespace, by its OID or its directory in the backup, into another directory. Can be repeated [default: its
+    /// original directory].
     #[arg(long = "tablespace", value_name = "OLD=NEW", help_heading = PLACE)]
     tablespaces: Vec<Mapping>,
     /// Put all other tablespaces below this directory, each under its OID.
@@ -162,7 +162,7 @@ pub(crate) struct RestoreArgs {
     /// Put pg_wal here, with a link in the data directory [default: inside it].
     #[arg(long, value_name = "DIR", help_heading = PLACE)]
     wal_dir: Option<PathBuf>,
-    /// Put configuration that lay outside the data directory here [default: beside it, with the suffix .extra].
+    /// Put the configuration files that lay outside the data directory here [default: beside it, with the suffix .extra].
     #[arg(long, value_name = "DIR", help_heading = PLACE)]
     extra_dir: Option<PathBuf>,
     /// Repair the data directory: keep correct blocks, write the others, remove files that the backup does not have.
@@ -180,26 +180,26 @@ pub(crate) struct RestoreArgs {
     /// Let the restored server archive into the repository it came from: only if the original is lost for good.
     #[arg(long, help_heading = RECOVERY)]
     resume_archiving: bool,
-    /// Restore although recovery may leave out WAL that no repository has. These files are kept.
+    /// Restore even if recovery may leave out WAL that no repository has. The restore keeps these files.
     ///
     /// Such WAL waits in the directory's pg_wal to be archived, comes after the end of recovery, or cannot be read or replayed.
     #[arg(long, requires = "over", help_heading = help::OVERRIDES)]
     discard_unarchived_wal: bool,
-    /// Repair the data directory although it belongs to another cluster, or its pg_control does not show to which one.
+    /// Repair the data directory even if it belongs to another cluster, or if its pg_control does not show to which one.
     #[arg(long, requires = "delta", help_heading = help::OVERRIDES)]
     overwrite_other_cluster: bool,
-    /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container.
+    /// Treat the server as stopped although its postmaster.pid is present, as after a crash in a container.
     ///
-    /// A server that can be seen to run is refused nevertheless.
+    /// The restore still refuses if it sees the server run.
     #[arg(long, help_heading = help::OVERRIDES)]
     server_is_down: bool,
-    /// Show the plan and what would be refused, and write nothing.
+    /// Write nothing; show the plan, and what the restore would refuse.
     #[arg(long, help_heading = NONE)]
     dry_run: bool,
-    /// Run this command in a shell before anything is written. If it fails, nothing is.
+    /// Run this command in a shell before anything is written. If it fails, the restore writes nothing.
     #[arg(long, value_name = "COMMAND", help_heading = NONE)]
     pre_command: Option<String>,
-    /// Run this command in a shell when the cluster is complete. If it fails, the restore fails, and the cluster stays.
+    /// Run this command in a shell when the cluster is complete. If it fails, the restore fails, but the cluster stays.
     #[arg(long, value_name = "COMMAND", help_heading = NONE)]
     post_command: Option<String>,
 }

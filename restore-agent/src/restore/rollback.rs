@@ -21,7 +21,7 @@ use super::previous::{self, Immovable, Record};
 use super::reach;
 
 const EXAMPLES: &[(&str, &str)] = &[(
-    "Put back what was there before the restore",
+    "Put back the data directory from before the restore",
     "restore-agent rollback --pgdata /var/lib/postgresql/17/main",
 )];
 
@@ -29,10 +29,10 @@ const EXAMPLES: &[(&str, &str)] = &[(
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct RollbackArgs {
-    /// Put back what was moved aside from this data directory.
+    /// Put back the data directory that was moved aside from this path.
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
-    /// Take the server for stopped although its postmaster.pid is present, as after a crash in a container.
+    /// Treat the server as stopped although its postmaster.pid is present, as after a crash in a container.
     #[arg(long, help_heading = help::OVERRIDES)]
     server_is_down: bool,
 }

@@ -40,11 +40,11 @@ const EXAMPLES: &[(&str, &str)] = &[(
 #[derive(Debug, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct FetchArgs {
-    /// Fetch this file, which PostgreSQL asks for (%f).
+    /// Fetch the file of this name (%f).
     pub(crate) name: String,
-    /// Write it here, where PostgreSQL wants it (%p).
+    /// Write it to this path (%p).
     pub(crate) path: PathBuf,
-    /// Time left to answer the time to answer a standby.
+    /// Time left to answer a standby.
     #[arg(long, hide = true)]
     pub(crate) within: Option<SignedDuration>,
 }

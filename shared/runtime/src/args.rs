@@ -45,7 +45,7 @@ pub struct CommonArgs {
     /// Log only warnings and errors, and show no progress.
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Log more; twice: everything.
+    /// Log more; given twice, log everything.
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
@@ -53,7 +53,7 @@ pub struct CommonArgs {
 /// The format of logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// Lines for a person.
+    /// Human-readable lines.
     Text,
     /// One JSON object per line.
     Json,
