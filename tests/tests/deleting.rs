@@ -75,9 +75,7 @@ fn a_backup_goes_by_name_unless_something_protects_it() {
         let refused = bed.agent.run(&["expire", "--backup", &ids[0]]).expect_status(1);
         assert!(
             refused.stderr.contains("hold 1 by ")
-                && refused
-                    .stderr
-                    .contains("HINT: To delete it although holds protect it, add --even-if-held."),
+                && refused.stderr.contains("HINT: To delete it despite the holds, add --even-if-held."),
             "{refused:#?}"
         );
         let unknown = "20200101T000000Z-00000001-0000000002000028-9f3a0c11";

@@ -95,7 +95,7 @@ pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, time
         }
         if !std::mem::replace(&mut told, true) {
             let (found, limit) = (describe(&stats), human::span(time_limit));
-            tracing::info!("waiting for PostgreSQL to archive it after all, for at most {limit}: {found}");
+            tracing::info!("waiting up to {limit} for PostgreSQL to try again: {found}");
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -105,7 +105,7 @@ pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, time
 pub(crate) fn describe(stats: &ArchiverStats) -> String {
     let archived = match (&stats.last_archived_wal, stats.last_archived_time) {
         (Some(wal), Some(time)) => format!("the last file it archived is {wal} at {time}"),
-        _ => "it archived nothing so far".to_owned(),
+        _ => "it has archived nothing yet".to_owned(),
     };
     match (&stats.last_failed_wal, stats.last_failed_time) {
         (Some(wal), Some(time)) if stats.is_failing() => {
@@ -129,7 +129,7 @@ pub(crate) async fn arrival(
     let began = Instant::now();
     // Something to archive: an empty segment is not switched.
     let sql = "SELECT pg_catalog.pg_logical_emit_message(false, 'walpoint', 'check')";
-    server.connection().query(sql).await.context("writing a message to WAL failed")?;
+    server.connection().query(sql).await.context("could not write a message to WAL")?;
     let end = server.switch_wal().await?;
     let segment = SegmentNo::before(end, server_identity.segment_size)
         .name(server_identity.timeline, server_identity.segment_size);
@@ -200,7 +200,7 @@ async fn arrived(
             && let Some(what) = comparison::another(&archive, &pgdata.join("pg_wal"), segment).await?
         {
             bail!(
-                "segment {segment} was switched, and what repository {} holds under that name is another server's: {what}",
+                "this server completed segment {segment}, but the one in repository {} is another server's: {what}",
                 destination.name()
             );
         }
@@ -233,7 +233,7 @@ pub(crate) async fn why_not_archived(
 fn state_in_pg_wal(pgdata: &Path, segment: SegmentName) -> String {
     let status = pgdata.join("pg_wal/archive_status");
     let state = if status.join(format!("{segment}.done")).exists() {
-        "PostgreSQL counts it as archived, so archive_command stores it in another place"
+        "PostgreSQL counts it as archived, so archive_command stores it somewhere else"
     } else if status.join(format!("{segment}.ready")).exists() {
         "it waits in pg_wal to be archived"
     } else if pgdata.join("pg_wal").join(segment.to_string()).exists() {

@@ -187,7 +187,7 @@ pub(crate) fn places(report: &mut CheckReport, destinations: &[Destination], pgd
             report.failed(
                 format!("repository {}", destination.name()),
                 found,
-                "Put it elsewhere, best on another machine.",
+                "Move it elsewhere, preferably to another machine.",
             );
         }
     }
@@ -274,7 +274,7 @@ async fn gap(
     report.failed(
         what,
         &gap,
-        "Take a backup now (archive-agent backup): nothing behind that WAL can be recovered before.",
+        "Take a backup now (archive-agent backup): until then, nothing after that WAL can be recovered.",
     );
     Some(gap)
 }

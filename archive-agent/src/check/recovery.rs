@@ -25,11 +25,11 @@ pub(super) async fn settings(report: &mut CheckReport, server: &mut Server) {
         return;
     }
     let found = format!(
-        "recovery has ended, and {found} would keep a standby that is made from this server from following it"
+        "recovery has ended, but {found} would keep a standby made from this server from following it"
     );
     let advice = format!(
-        "As a superuser, run: {remedy} select pg_reload_conf();\nHINT: On a standby that was made before, take the lines out \
-         of its own postgresql.auto.conf."
+        "As a superuser, run: {remedy} select pg_reload_conf();\nHINT: On a standby that was made before, remove these \
+         lines from its own postgresql.auto.conf."
     );
     report.warning(what, found, &advice);
 }

@@ -81,7 +81,7 @@ pub(crate) async fn destinations(
         key(report, &what, &repository).await;
         secrets(report, &what, settings);
         let probed = Probe::of(repository.store()).await;
-        let probed = probed.with_context(|| format!("{} cannot be written to", repository.store().name()));
+        let probed = probed.with_context(|| format!("could not write to {}", repository.store().name()));
         let Some(probe) = report.take(&what, probed) else { continue };
         let behaves = judge(report, &what, repository.store().name(), settings, &probe);
         let what = format!("{what}: lineage");
@@ -186,7 +186,7 @@ pub(crate) async fn reach(
             Ok(Some(unreached)) => report.failed(
                 what,
                 unreached.to_string(),
-                "Take a backup now (archive-agent backup): nothing behind that can be recovered before.",
+                "Take a backup now (archive-agent backup): until then, nothing after that can be recovered.",
             ),
             Err(error) => report.error(what, &error),
         }
@@ -253,13 +253,13 @@ async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
         report.warning(
             what,
             format!(
-                "lineage {} was registered with {} to acknowledge WAL, and the configuration says otherwise",
+                "lineage {} was registered with {} to acknowledge WAL, but ack in the configuration differs",
                 destination.lineage.id,
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
-            "Set ack as it was: readers without this configuration go by the lineage when they decide where WAL ends. If a \
-             repository was lost and created anew, run \"archive-agent init --lost-repo\" with the id of the lost one. Else \
-             begin a new lineage.",
+            "Set ack as it was: readers without this configuration use the lineage to decide where WAL ends. If a repository \
+             was lost and recreated, run \"archive-agent init --lost-repo\" with the ID of the lost one. Otherwise begin a \
+             new lineage.",
         );
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn read_control(pgdata: &Path) -> anyhow::Result<(Vec<u8>, ControlFil
     loop {
         let bytes = std::fs::read(&path).with_context(|| {
             format!(
-                "{} cannot be read\nHINT: Check that this is the data directory of a cluster.",
+                "could not read {}\nHINT: Check that this is the data directory of a cluster.",
                 path.display()
             )
         })?;

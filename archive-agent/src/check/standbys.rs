@@ -28,15 +28,15 @@ pub(super) async fn bindings(report: &mut CheckReport, server: &mut Server, pgda
             path.display()
         );
         let advice = format!(
-            "copy {} into the data directory of each, with the same owner: without it the archive refuses a promoted standby whose \
-             WAL does not show the lineage",
+            "Copy {} into the data directory of each, with the same owner: without it, the archive refuses a promoted standby whose \
+             WAL does not show the lineage.",
             path.display()
         );
         report.warning(what, found, &advice);
     }
     if !since.is_empty() {
         let found = format!(
-            "{} need {} in their data directories, too: a standby made before this server had it has to be given a copy",
+            "{} need {} in their data directories, too: give a copy to a standby made before this server had it",
             names(&since),
             path.display()
         );

@@ -24,7 +24,7 @@ pub(super) async fn examine(
     let what = "tablespaces and databases";
     match report.take(what, unseen(server, roots, entered).await) {
         None => {}
-        Some(unseen) if unseen.is_empty() => report.ok(what, "all that the server has are seen here"),
+        Some(unseen) if unseen.is_empty() => report.ok(what, "all that the server has are visible here"),
         Some(unseen) => report.failed(what, describe(roots, &unseen), ADVICE),
     }
 }
@@ -85,5 +85,5 @@ async fn keep_those_there(places: &mut Vec<TablespaceDirectory>, server: &mut Se
 
 fn describe(roots: &BackupRoots, unseen: &[TablespaceDirectory]) -> String {
     let names: Vec<String> = unseen.iter().map(|place| roots.shown(place)).collect();
-    format!("the server has files that cannot be seen from here: {}", names.join(", "))
+    format!("the server has files that are not visible here: {}", names.join(", "))
 }

@@ -52,7 +52,7 @@ async fn until(pgdata: &Path, exported: &ExportedSnapshots, there: bool) -> anyh
     loop {
         let (place, of) = (directory.clone(), exported.clone());
         let found = tokio::task::spawn_blocking(move || look(&place, &of)).await?;
-        let found = found.with_context(|| format!("{} cannot be read", directory.display()))?;
+        let found = found.with_context(|| format!("could not read {}", directory.display()))?;
         if found == (if there { ExportedFiles::All } else { ExportedFiles::None }) {
             return Ok(true);
         }
@@ -125,8 +125,9 @@ async fn another(server: &mut Server, pgdata: &Path) -> anyhow::Error {
 pub(crate) fn same_process(proven: i32, now: i32) -> anyhow::Result<()> {
     if proven != now {
         bail!(
-            "the statements of one session were executed by two server processes ({proven} and {now}): a connection pooler \
-             stands between\nHINT: Set conninfo to the server itself; a backup needs a session of its own."
+            "two server processes ({proven} and {now}) executed the statements of one session\nDETAIL: A connection pooler \
+             stands between this program and the server.\nHINT: Set conninfo to the server itself: a backup needs a session \
+             of its own."
         );
     }
     Ok(())

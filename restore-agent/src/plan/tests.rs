@@ -190,7 +190,7 @@ fn hints_and_notes_name_options() {
     assert_eq!(spared.backup.id, first);
     let expected = format!(
         "Backup {second} is newer, and was not chosen: 2 of its pages had wrong checksums when it was taken.\nHINT: --backup \
-         {second} restores it all the same."
+         {second} restores it anyway."
     );
     assert!(words::notes(&spared).contains(&expected), "{spared:?}");
 }

@@ -79,43 +79,46 @@ impl Refusal {
                 DirectoryError::NotEmpty { pgdata: pgdata.to_owned(), example }.into()
             }
             Self::NoDataDirectory { example } => anyhow!(
-                "{shown} is not empty (it holds {example:?}) and is no data directory of PostgreSQL: it has no PG_VERSION: \
-                 nothing was changed\nHINT: Give an empty or a new directory."
+                "{shown} is not empty and is not a data directory: nothing was changed\nDETAIL: It contains {example:?}, but no \
+                 PG_VERSION.\nHINT: Give a new or an empty directory."
             ),
             Self::OnlyDelta { backup } => anyhow!(
-                "{shown} holds an unfinished restore --delta of backup {backup}, which only --delta can finish: nothing was \
-                 changed"
+                "{shown} contains an unfinished restore --delta of backup {backup}: nothing was changed\nHINT: Finish it with \
+                 --delta."
             ),
             Self::OtherRestore { cluster } => anyhow!(
-                "{shown} holds the unfinished restore of cluster {cluster} from another repository\nHINT: Empty it first."
+                "{shown} contains another unfinished restore, of cluster {cluster}: nothing was changed\nDETAIL: That restore is \
+                 of another cluster or from another repository.\nHINT: Empty the directory first, or give another one."
             ),
             Self::OtherCluster { found, wanted } => anyhow!(
-                "{shown} is the data directory of another cluster (system identifier {found}, the backup's is {wanted}): \
-                 nothing was changed\nHINT: --replace keeps it, --delta --overwrite-other-cluster overwrites it."
+                "{shown} is the data directory of another cluster: nothing was changed\nDETAIL: Its system identifier is {found}; \
+                 the backup's is {wanted}.\nHINT: To keep the directory, use --replace. To overwrite it, use --delta \
+                 --overwrite-other-cluster."
             ),
             Self::UnknownCluster => anyhow!(
-                "{shown}: cannot determine whose data directory it is, because its global/pg_control is missing or damaged: \
-                 nothing was changed\nHINT: --replace keeps it, --delta --overwrite-other-cluster repairs it whosever it is."
+                "could not determine to which cluster {shown} belongs: nothing was changed\nDETAIL: Its global/pg_control is \
+                 missing or damaged.\nHINT: To keep the directory, use --replace. To repair it whichever cluster it belongs \
+                 to, use --delta --overwrite-other-cluster."
             ),
             Self::StoredDamaged { name } => anyhow!(
-                "{shown}: \"{name}\", which recovery reads, is damaged in every archive that has it, and undamaged in its \
-                 pg_wal: nothing was changed\nHINT: Move the damaged object away, archive the file again with \"archive-agent \
-                 push {}\", and run the same command again. With --discard-unarchived-wal recovery stops there, and the file \
-                 is kept.",
+                "\"{name}\", which recovery needs, is damaged in every repository that has it, but not in pg_wal of {shown}: \
+                 nothing was changed\nHINT: Move the damaged object out of the repository, archive the file again with \
+                 \"archive-agent push {}\", and run the same command again.\nHINT: With --discard-unarchived-wal, recovery \
+                 stops there, and the restore keeps the file.",
                 pgdata.join("pg_wal").join(name.to_string()).display()
             ),
             Self::NotArchived { repository, count, first, other } => {
-                let ways = "--replace keeps the whole directory, --delta --discard-unarchived-wal repairs it and keeps these \
-                            files in a directory beside it.";
+                let ways = "To keep the whole directory, use --replace. To repair it and keep these files in a directory \
+                            beside it, use --delta --discard-unarchived-wal.";
                 match other {
                     Some(other) => anyhow!(
-                        "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the \
-                         first is {first}): nothing was changed\nDETAIL: Under the name {other} it has other content: this \
-                         server went another way than the archive, or the file is damaged, and it cannot be archived \
-                         there.\nHINT: {ways}"
+                        "WAL files that wait in pg_wal of {shown} are not in repository \"{repository}\" (count: {count}, the \
+                         first is {first}): nothing was changed\nDETAIL: The repository has {other} with other content, so \
+                         the file cannot be archived there: this server diverged from the archive, or the file is \
+                         damaged.\nHINT: {ways}"
                     ),
                     None => anyhow!(
-                        "{shown}: files of WAL wait in its pg_wal that are not in repository \"{repository}\": {count} (the \
+                        "WAL files that wait in pg_wal of {shown} are not in repository \"{repository}\" (count: {count}, the \
                          first is {first}): nothing was changed\nHINT: Archive them with \"archive-agent run --once\".\nHINT: \
                          {ways}"
                     ),
@@ -194,8 +197,8 @@ impl OutsideRefusal {
             ),
             Self::InUse { directory, in_use } => anyhow!(in_use.explain(&directory)),
             Self::Hidden { directory, reason } => anyhow!(
-                "{}: nothing was changed, because a PostgreSQL server may be using it, if the data directory whose link leads \
-                 there is a copy, and {reason}",
+                "{}: nothing was changed, because a PostgreSQL server may be using it: the data directory whose link leads there may \
+                 be a copy, and {reason}",
                 directory.display()
             ),
             Self::Unseen { directory: path, error } | Self::UnreadLocation { location: path, error } => {

@@ -34,8 +34,8 @@ fn with_hint(text: impl AsRef<str>, remedy: Option<&Remedy>) -> Diagnostic {
 /// How to have something deleted although an obstacle stands against it.
 fn overriding(obstacle: Override) -> &'static str {
     match obstacle {
-        Override::Held => "To delete it although holds protect it, add --even-if-held.",
-        Override::Last => "To delete it although it is the last backup, add --even-if-last.",
+        Override::Held => "To delete it despite the holds, add --even-if-held.",
+        Override::Last => "To delete even the last backup, add --even-if-last.",
         Override::InUse => "If no agent works on the cluster any more, add --even-if-in-use.",
         Override::AbortUnfinished => {
             "To abort the unfinished backup that builds on it, add --abort-unfinished."
@@ -47,10 +47,10 @@ fn overriding(obstacle: Override) -> &'static str {
 pub fn hint(remedy: &Remedy) -> String {
     match remedy {
         Remedy::CreateRepository => {
-            "If there is none yet, create it with \"archive-agent init\".".to_owned()
+            "If the repository does not exist yet, create it with \"archive-agent init\".".to_owned()
         }
         Remedy::RegisterAnew => {
-            "If it was created anew on purpose, register the cluster with \"archive-agent init\" and take a backup.".to_owned()
+            "If you recreated it on purpose, register the cluster with \"archive-agent init\" and take a backup.".to_owned()
         }
         Remedy::ListKeySlots => "\"archive-agent key list\" lists its key slots.".to_owned(),
         Remedy::MakeEncrypted => "Add --encrypt to create an encrypted one.".to_owned(),
@@ -59,16 +59,16 @@ pub fn hint(remedy: &Remedy) -> String {
             "Earlier backups may be incomplete: run \"archive-agent verify\".".to_owned()
         }
         Remedy::ExpireBackup(id) => {
-            format!("To do without that backup, run \"archive-agent expire --backup {id}\".")
+            format!("If you can do without that backup, run \"archive-agent expire --backup {id}\".")
         }
         Remedy::PlaceHoldAnew { number, repository } => format!(
-            "Place anew what it may have held, then run \"archive-agent hold remove {number} --repo {repository}\"."
+            "Place a new hold on what it may have held, then run \"archive-agent hold remove {number} --repo {repository}\"."
         ),
-        Remedy::VerifyAll => "Run \"archive-agent verify\" without --light, --sample, --budget and --backup: it announces again what \
-             is damaged, and deletes this object. What was asked to be deleted by name has to be asked for again."
+        Remedy::VerifyAll => "Run \"archive-agent verify\" without --light, --sample, --budget and --backup: it records again what \
+             is damaged, and deletes this object. Then repeat the deletions that you requested by name."
             .to_owned(),
-        Remedy::SupersedeAgain => "Run \"archive-agent init --lost-repo ID\" again on the server in production, with the id of the \
-             repository that was lost and replaced (\"archive-agent init\" shows it): it records anew which repositories \
+        Remedy::SupersedeAgain => "Run \"archive-agent init --lost-repo ID\" again on the server in production, with the ID of the \
+             repository that was lost and replaced (\"archive-agent init\" shows it). That records again which repositories \
              acknowledge."
             .to_owned(),
     }
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(protected.to_string(), "backup a is not deleted: hold 2; backup b builds on it");
         assert_eq!(
             error(&protected).to_string(),
-            "backup a is not deleted: hold 2; backup b builds on it\nHINT: To delete it although holds protect it, add \
+            "backup a is not deleted: hold 2; backup b builds on it\nHINT: To delete it despite the holds, add \
              --even-if-held.\nHINT: To abort the unfinished backup that builds on it, add --abort-unfinished."
         );
     }
@@ -131,8 +131,8 @@ mod tests {
         let error = anyhow::Error::from(damaged).context("repository \"main\"");
         assert_eq!(
             format_chain(&error),
-            "repository \"main\": walpoint.json is damaged: torn\nHINT: Place anew what it may have held, then run \"archive-agent \
-             hold remove 2 --repo main\"."
+            "repository \"main\": walpoint.json is damaged: torn\nHINT: Place a new hold on what it may have held, then run \
+             \"archive-agent hold remove 2 --repo main\"."
         );
         let advised = advised(Err(Failure::usage(error))).unwrap_err();
         assert_eq!((advised.status, advised.to_string().lines().count()), (exit::USAGE, 2), "{advised}");

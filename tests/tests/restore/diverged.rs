@@ -129,7 +129,7 @@ fn waits(bed: &Archived, major: u32) {
     let refused = delta(bed, &copy, &[]).expect_status(1);
     for says in [
         theirs[0].as_str(),
-        "went another way than the archive",
+        "diverged from the archive",
         "--discard-unarchived-wal",
         "nothing was changed",
     ] {

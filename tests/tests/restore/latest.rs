@@ -288,7 +288,7 @@ fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
     let status = |bed: &Archived| bed.agent.run(&["status", "--json"]).expect_success().stdout;
     let told = "is in the archive: a restore to the latest moment follows it, not this server";
     assert!(!check(&bed).contains(told) && !status(&bed).contains(told));
-    assert!(!plan(&bed.agent, &[])["notes"].to_string().contains("went on"));
+    assert!(!plan(&bed.agent, &[])["notes"].to_string().contains("continued after"));
 
     let mut standby = bed.cluster.standby();
     let agent = Agent::with(&standby, &bed.store);
@@ -313,12 +313,12 @@ fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
     let latest = plan(&bed.agent, &[]);
     assert_eq!(latest["timeline"], 2, "{latest:#}");
     let notes = latest["notes"].to_string();
-    assert!(notes.contains("Timeline 1 went on after timeline 2 left it"), "{latest:#}");
+    assert!(notes.contains("Timeline 1 continued after timeline 2 left it"), "{latest:#}");
     assert!(notes.contains("--target-timeline 1"), "{latest:#}");
     let text = bed.agent.restore(&["plan"]).expect_success().stdout;
-    assert!(text.contains("Timeline 1 went on"), "{text}");
+    assert!(text.contains("Timeline 1 continued"), "{text}");
     let named = plan(&bed.agent, &["--target-timeline", "1"]);
-    assert!(!named["notes"].to_string().contains("went on"), "{named:#}");
+    assert!(!named["notes"].to_string().contains("continued after"), "{named:#}");
     for told_by in [check(&bed), status(&bed)] {
         assert!(told_by.contains("timeline 2, forked from this server's timeline 1 at"), "{told_by}");
         assert!(told_by.contains(told) && told_by.contains("lineage settle --timeline 2"), "{told_by}");
@@ -331,7 +331,7 @@ fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
     assert!(!check(&bed).contains(told) && !status(&bed).contains(told));
     let latest = plan(&bed.agent, &[]);
     assert_eq!(latest["timeline"], 1, "{latest:#}");
-    assert!(!latest["notes"].to_string().contains("went on"), "{latest:#}");
+    assert!(!latest["notes"].to_string().contains("continued after"), "{latest:#}");
 }
 
 /// A timeline is abandoned in every repository, up to where it ends in any: what one of them lacks of it, and is copied there afterwards,

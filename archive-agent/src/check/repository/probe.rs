@@ -50,11 +50,11 @@ pub(crate) fn judge(
             "deleting" => report.warning(
                 what,
                 found,
-                "Allow the credentials that run expire to delete objects: what is no longer needed stays.",
+                "Allow the credentials that run expire to delete objects: otherwise what has expired stays.",
             ),
             _ => {
                 behaves = false;
-                report.failed(what, found, "Use another store: this one does not keep what it is given.");
+                report.failed(what, found, "Use another store: this one does not store objects reliably.");
             }
         }
     }

@@ -68,8 +68,8 @@ pub(super) async fn registered(
         bail!("cluster {cluster} is not registered in this repository\nHINT: Run \"archive-agent init\".");
     }
     bail!(
-        "cluster {cluster} is registered with the lineages {}, and this one has the system identifier {}\nDETAIL: It belongs \
-         to another cluster, or came from pg_upgrade or initdb since.\nHINT: If it is the same cluster's new life, run \
+        "cluster {cluster} is registered with the lineages {}, but this one has the system identifier {}\nDETAIL: It is \
+         another cluster, or pg_upgrade or initdb created it since.\nHINT: If it replaces the registered cluster, run \
          \"archive-agent init --new-lineage\".",
         ids.join(", "),
         nature.system_id

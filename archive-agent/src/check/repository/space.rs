@@ -53,7 +53,7 @@ pub(crate) async fn space(report: &mut CheckReport, destination: &Destination, b
 /// What the filesystem has left for this user.
 pub(crate) fn free_bytes(directory: &Path) -> anyhow::Result<u64> {
     let stat = rustix::fs::statvfs(directory)
-        .with_context(|| format!("the free space of {} cannot be read", directory.display()))?;
+        .with_context(|| format!("could not determine the free space of {}", directory.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 

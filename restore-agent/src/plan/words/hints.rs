@@ -10,38 +10,38 @@ use super::{brief, damaged_lineage, point, why};
 const TAKE_BACKUP: &str = "Take one with \"archive-agent backup\"; WAL alone cannot be restored.";
 
 const ARCHIVE_MISSING: &str = "If a server's pg_wal, a standby or another repository still has the missing files, archive them with \
-     \"archive-agent push\"; a .partial file is never used in place of its segment.";
+     \"archive-agent push\". A .partial file never replaces its segment.";
 
-const BACKUP_AFTER_MINIMAL: &str = "With wal_level = minimal not everything is written to WAL, so PostgreSQL ends recovery there. What \
-     was done later can be recovered from a backup taken after it; take one now if there is none.";
+const BACKUP_AFTER_MINIMAL: &str = "With wal_level = minimal, the server does not write everything to WAL, so PostgreSQL ends recovery \
+     there. Later moments need a backup taken after it; if there is none, take one now.";
 
 const ARCHIVE_WHOLE: &str = "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\".";
 
 /// What helps where the only copy of the last segment cannot be read.
-const ARCHIVE_ANOTHER_COPY: &str = "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. \
-     What lies before it can be recovered with a target: without one PostgreSQL would ask for the segment, and stop.";
+const ARCHIVE_ANOTHER_COPY: &str = "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's \
+     pg_wal. To recover what lies before the segment, give a target: without one, PostgreSQL would request the segment and stop.";
 
-const ALLOW_COPY: &str = "Else add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
+const ALLOW_COPY: &str = "Otherwise add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
      target before that end needs no option.";
 
-const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fetch then builds the segment from what there is. A target \
-     before it needs no option.";
+const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fetch then builds the segment from the available WAL. A \
+     target before it needs no option.";
 
 /// What the server has written since need not be lost.
-const ARCHIVE_REST: &str = "If the server still runs, select pg_switch_wal() there has the rest archived; if only its pg_wal is left, \
-     \"archive-agent run --once\" does.";
+const ARCHIVE_REST: &str = "If the server still runs, archive the rest with select pg_switch_wal() there; if only its pg_wal is left, \
+     with \"archive-agent run --once\".";
 
-const TIME_NOT_OVER: &str = "PostgreSQL refuses a time that no later commit or abort proves to be over. Leave the target out to recover \
-     everything that the archive holds.";
+const TIME_NOT_OVER: &str = "PostgreSQL refuses a target time unless a later commit or abort proves that it is over. Omit the target to \
+     recover everything that the archive holds.";
 
-const LEAVE_TARGET_OUT: &str = "Leave the target out to recover everything that the archive holds.";
+const LEAVE_TARGET_OUT: &str = "Omit the target to recover everything that the archive holds.";
 
-const CHECK_EPOCH: &str = "WAL carries the lower half of a transaction's id; the epoch is taken from the checkpoint before it. Check the \
-     number: select pg_current_xact_id() shows it with the epoch, logs and xmin without.";
+const CHECK_EPOCH: &str = "WAL has only the lower half of a transaction ID; the epoch comes from the checkpoint before it. Check the \
+     number: select pg_current_xact_id() shows it with the epoch, logs and xmin without it.";
 
 const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"restore-agent list\" draws the timelines of each.";
 
-const BACKUP_BEHIND: &str = "What lies behind it can be recovered from a backup that begins there: take one.";
+const BACKUP_BEHIND: &str = "What comes after it can be recovered only from a backup that begins there: take one.";
 
 /// A hint as a sentence.
 pub(in crate::plan) fn hint(hint: &Hint) -> String {
@@ -94,7 +94,7 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
         Hint::DamagedLineage { lineage, what } => damaged_lineage(*lineage, what),
         Hint::BesideDamaged { lineage, damaged } => {
-            format!("To restore lineage {lineage}, whatever {damaged} has: --lineage {lineage}.")
+            format!("To restore lineage {lineage}, whatever {damaged} has, add --lineage {lineage}.")
         }
         Hint::PutLineageBack(lineage) => {
             format!("The facts of lineage {lineage} are damaged. {LOST_LINEAGE}")
@@ -124,43 +124,43 @@ fn take_backup_of(lineage: LineageId) -> String {
 
 fn found_damaged(name: SegmentName) -> String {
     format!(
-        "\"archive-agent verify\" found {name} damaged. Where the repository has it undamaged again, a full verify ends that."
+        "\"archive-agent verify\" found {name} damaged. If the repository has it undamaged again, a full verify clears that."
     )
 }
 
 fn was_stored(name: SegmentName) -> String {
     format!(
-        "{name} was in the archive: the store has lost it (was it deleted, or the repository copied in part?), or it was stored \
-         though damaged. \"archive-agent verify\" finds out."
+        "{name} was in the archive: either the store has lost it (it was deleted, or the repository was copied in part), or it was \
+         stored although damaged. \"archive-agent verify\" shows which."
     )
 }
 
 fn maybe_behind_minimal(at: Lsn) -> String {
     format!(
-        "It may lie behind {at}, where the server was set to wal_level = minimal: recovery cannot pass that, so what came later \
-         needs a backup taken after it."
+        "It may lie after {at}, where the server was set to wal_level = minimal: recovery cannot pass that, so later moments need \
+         a backup taken after it."
     )
 }
 
 fn decide_copies(segment: SegmentName) -> String {
     format!(
         "If the server, a standby or another repository has the whole segment, or a younger timeline's first one, archive it with \
-         \"archive-agent push\": it decides. Else move the copies that are not of the server you mean out of the repository, by \
-         their objects. What lies before \"{segment}\" can be recovered: give an earlier target."
+         \"archive-agent push\": it decides. Otherwise move the objects of the wrong server's copies out of the repository. \
+         To recover what lies before \"{segment}\", give an earlier target."
     )
 }
 
 fn another_copy_or_before(start: Lsn) -> String {
     format!(
-        "Or archive another copy of what there is of it, as a .partial file, from the dead server's pg_wal. What lies before \
-         {start} can be recovered with a target."
+        "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's pg_wal. To recover what \
+         lies before {start}, give a target."
     )
 }
 
 fn archive_first(timeline: TimelineId, first: SegmentName) -> String {
     format!(
-        "If pg_wal of timeline {timeline}'s server is left, its first segment may hold what was committed since, though it is not \
-         complete: archive it with \"archive-agent push …/pg_wal/{first}\" first."
+        "If pg_wal of timeline {timeline}'s server still exists, its first segment may hold later commits, although it is \
+         incomplete: archive it with \"archive-agent push …/pg_wal/{first}\" first."
     )
 }
 
@@ -188,15 +188,14 @@ fn archive_history(timeline: TimelineId) -> String {
 
 fn without(timeline: TimelineId, instead: TimelineId) -> String {
     format!(
-        "To recover without timeline {timeline}: --target-timeline {instead}, and everything that was written on {timeline} is \
-         left out."
+        "To recover without timeline {timeline} and everything that was written on it, add --target-timeline {instead}."
     )
 }
 
 fn second_time(backup: BackupId) -> String {
     format!(
-        "The target's time occurred twice. --backup {backup} recovers the second time, after the clock was set back; what that \
-         backup holds was written before it."
+        "The target's time occurred twice. To recover to the second occurrence, after the clock was set back, add --backup \
+         {backup}; everything in that backup was written before it."
     )
 }
 
@@ -231,7 +230,7 @@ fn damaged_points(damaged: &str) -> String {
 
 fn older_lineage(older: LineageId, newest: LineageId) -> String {
     format!(
-        "To restore the older lineage, add --lineage {older}: it has nothing of what was written in {newest}."
+        "To restore the older lineage, add --lineage {older}: it contains nothing that was written in {newest}."
     )
 }
 
@@ -249,6 +248,6 @@ fn lags_behind(
 ) -> String {
     format!(
         "Repository \"{ahead}\" has a younger timeline or lineage. Repository \"{behind}\" lags behind it, and would recover to \
-         {until} on timeline {timeline}: to have that, give \"--lineage {lineage} --target-timeline {timeline}\"."
+         {until} on timeline {timeline}: to recover to that position, give \"--lineage {lineage} --target-timeline {timeline}\"."
     )
 }

@@ -68,14 +68,14 @@ fn unfollowed(on: TimelineId, next: &Unfollowed) -> String {
 
 fn part_handed_out(fork: &ForkSegment) -> String {
     format!(
-        "Of {} restore-fetch hands out what lies before {}, where timeline {} was left.",
+        "Of {}, restore-fetch delivers only what lies before {}, where timeline {} was left.",
         fork.name, fork.cut, fork.name.timeline
     )
 }
 
 fn last_segment_built(fork: &ForkSegment) -> String {
     format!(
-        "{} is not whole in the archive; restore-fetch builds it from the incomplete copy, up to its last record's end, {}.",
+        "{} is incomplete in the archive; restore-fetch builds it from that copy, up to the end of its last record, {}.",
         fork.name, fork.cut
     )
 }
@@ -100,8 +100,8 @@ fn more_until(timeline: TimelineId, cut: Lsn) -> String {
 fn epoch_chosen(full: FullXid) -> String {
     let xid = full.xid();
     format!(
-        "Transaction ids repeat: {xid} is taken for {full} (pg_current_xact_id() printed {}), the newest of that number that \
-         can be reached.\nHINT: For one of another epoch: --target-xid EPOCH:{xid}.",
+        "Transaction IDs repeat: {xid} is taken for {full} (pg_current_xact_id() printed {}), the newest transaction of that \
+         number that can be reached.\nHINT: For a transaction of another epoch, give --target-xid EPOCH:{xid}.",
         full.0
     )
 }
@@ -116,8 +116,8 @@ fn point_also_on(other: &NamedPoint) -> String {
 
 fn point_by_position(name: &str, lsn: Lsn) -> String {
     format!(
-        "The restore point \"{name}\" is at {lsn}; recovery goes by its position, because it would come by another one of that \
-         name before."
+        "The restore point \"{name}\" is at {lsn}. The restore gives PostgreSQL this position instead of the name, because \
+         recovery would stop at another restore point of that name before."
     )
 }
 
@@ -142,7 +142,7 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
         DamageNote::Pages(pages) => {
             return format!(
                 "Backup {backup} is newer, and was not chosen: {pages} of its pages had wrong checksums when it was \
-                 taken.\nHINT: --backup {backup} restores it all the same."
+                 taken.\nHINT: --backup {backup} restores it anyway."
             );
         }
         DamageNote::Packs(packs) => {
@@ -168,8 +168,8 @@ fn same_until(timeline: TimelineId, common: Lsn) -> String {
 fn went_on(one: &WentOn) -> String {
     let WentOn { timeline, left_by, left, last, at } = one;
     format!(
-        "Timeline {timeline} went on after timeline {left_by} left it at {left}: it is stored up to {last}, and was written \
-         to until {at}. \"Latest\" follows timeline {left_by}.\nHINT: --target-timeline {timeline} takes timeline {timeline}."
+        "Timeline {timeline} continued after timeline {left_by} left it at {left}: the archive has it up to {last}, written \
+         until {at}. \"Latest\" follows timeline {left_by}.\nHINT: --target-timeline {timeline} follows timeline {timeline}."
     )
 }
 

@@ -135,8 +135,8 @@ fn ends_incomplete(segment: SegmentName, until: Lsn, damaged: Option<&str>) -> S
             brief(damaged)
         ),
         None => format!(
-            "of the last segment, \"{segment}\", only an incomplete copy is in the archive, up to {until}, and whether more of it \
-             was written is not known"
+            "of the last segment, \"{segment}\", only an incomplete copy is in the archive, up to {until}, and it is not \
+             known whether more of it was written"
         ),
     }
 }
@@ -148,10 +148,10 @@ fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -
     );
     match doubt {
         Doubt::Refused => format!(
-            "{text}\nDETAIL: What is stored of timeline {timeline} is one server's, the one that archived first.\nHINT: \
-             --target-timeline {timeline} recovers that. A server whose WAL was refused needs a lineage of its own \
-             (archive-agent init --new-lineage). Once that is seen to, \"archive-agent lineage settle --timeline {timeline}\" \
-             ends the doubt."
+            "{text}\nDETAIL: The WAL that is stored of timeline {timeline} is that of the server that archived first.\nHINT: To \
+             recover that, add --target-timeline {timeline}.\nHINT: Give a server whose WAL was refused a lineage of its own \
+             (archive-agent init --new-lineage), then run \"archive-agent lineage settle --timeline {timeline}\" to settle \
+             the timeline."
         ),
         Doubt::Damaged(_) | Doubt::Missing | Doubt::NoBackup => text,
     }
@@ -159,7 +159,7 @@ fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -
 
 fn no_history(timeline: TimelineId) -> String {
     format!(
-        "its WAL is there and the history of timeline {timeline} is not: PostgreSQL would not start to recover to it"
+        "the archive has its WAL, but the history of timeline {timeline} is missing: PostgreSQL would not start to recover to it"
     )
 }
 
