@@ -69,7 +69,9 @@ fn the_first_restore_of_the_readme_works() {
         (" -w start", format!(" -w -l {} start", place("back.log"))),
     ];
     let all = lines();
-    let [init, run, check, backup, status, plan, restore, start] = &all[..] else { panic!("{all:#?}") };
+    let [init, run, check, backup, status, switch, list, plan, restore, start] = &all[..] else {
+        panic!("{all:#?}")
+    };
 
     let shell = Shell { cluster: &cluster, places: places.clone() };
     let printed = shell.types(init).stdout;
@@ -95,11 +97,16 @@ fn the_first_restore_of_the_readme_works() {
     let moment = cluster.psql("select clock_timestamp()");
     std::thread::sleep(Duration::from_millis(50));
     cluster.psql("drop table accounts");
-    cluster.wait_archived(&cluster.switch_wal());
+    let segment = cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    let mut psql = shell.command(switch);
+    psql.env("PGHOST", cluster.socket_dir()).env("PGPORT", cluster.port().to_string());
+    process::run(psql.env("PGUSER", "postgres"), LIMIT).expect_success();
+    cluster.wait_archived(&segment);
 
     let copy = walpoint_tests::ports::PortLease::new();
     places.extend([("2026-11-21 10:14:59+01", moment), ("5433", copy.port().to_string())]);
     let shell = Shell { cluster: &cluster, places };
+    assert!(shell.types(list).stdout.contains("backup"), "what it can be restored to");
     let planned = shell.types(plan).stdout;
     assert!(planned.contains("Restore to"), "{planned}");
     let restored = shell.types(restore).stdout;

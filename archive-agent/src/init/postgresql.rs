@@ -17,6 +17,7 @@ const ROLE: &str = "walpoint";
 /// A setting of PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct ServerSetting {
+    /// The parameter, as PostgreSQL calls it.
     pub(crate) name: &'static str,
     /// The value that it needs.
     pub(crate) value: String,

@@ -4,6 +4,10 @@
 //! such a server writes does not belong into the archive, so nothing is stored ahead of its questions: not before it has asked
 //! once since it and the daemon started, and not after it stopped asking. Nothing here survives the process; the archiver asks
 //! again soon, at the latest a minute after a file is ready.
+//!
+//! Where no server runs, a person or a script hands over what a server left behind. A file
+//! by itself is asked for by itself. Several in a row are a queue that is being worked off, and the rest of it is stored ahead for as
+//! long as that goes on.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +23,12 @@ use super::postmaster::{ServerStart, started};
 /// minute.
 const SILENCE: Duration = Duration::from_secs(180);
 
+/// So many questions in a row, where no server runs, are a queue.
+const IN_A_ROW: u32 = 3;
+
+/// No longer lies between two questions of such a row.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// The questions of one server.
 #[derive(Debug)]
 pub(crate) struct OpenQuestions {
@@ -33,6 +43,9 @@ pub(crate) struct OpenQuestions {
 struct State {
     /// The server that asked last.
     server: Option<ServerStart>,
+    /// Questions that came in a row, and when one was asked or answered last.
+    row: u32,
+    last: Option<Instant>,
     /// Questions that wait for their answer.
     open: usize,
     /// Since when files wait and no question came.
@@ -40,15 +53,23 @@ struct State {
 }
 
 impl State {
-    fn ask(&mut self, server: Option<ServerStart>) {
+    fn ask(&mut self, server: Option<ServerStart>, now: Instant) {
+        self.row = if self.goes_on(now) && server == self.server { self.row.saturating_add(1) } else { 1 };
         self.server = server;
+        self.last = Some(now);
         self.unasked = None;
         self.open += 1;
     }
 
-    fn answer(&mut self) {
+    fn answer(&mut self, now: Instant) {
         self.open = self.open.saturating_sub(1);
+        self.last = Some(now);
         self.unasked = None;
+    }
+
+    /// Whether a question now is one of the same row as the last one.
+    fn goes_on(&self, now: Instant) -> bool {
+        self.open > 0 || self.last.is_some_and(|last| now.duration_since(last) <= PAUSE)
     }
 
     /// Files wait, or none does.
@@ -67,7 +88,11 @@ impl State {
 
     fn asks(&self, running: Option<ServerStart>, now: Instant) -> bool {
         let silent = self.unasked.is_some_and(|since| now.duration_since(since) > SILENCE);
-        running.is_some() && running == self.server && (self.open > 0 || !silent)
+        running == self.server
+            && match running {
+                Some(_) => self.open > 0 || !silent,
+                None => self.row >= IN_A_ROW && self.goes_on(now),
+            }
     }
 }
 
@@ -76,7 +101,8 @@ pub(crate) struct OpenQuestion<'a>(&'a OpenQuestions);
 
 impl Drop for OpenQuestion<'_> {
     fn drop(&mut self) {
-        self.0.with(State::answer);
+        let now = Instant::now();
+        self.0.with(|state| state.answer(now));
     }
 }
 
@@ -97,7 +123,7 @@ impl OpenQuestions {
         let (server, now) = (self.started().await.unwrap_or_default(), Instant::now());
         let asked = self.with(|state| {
             let asked = state.asks(server, now);
-            state.ask(server);
+            state.ask(server, now);
             asked
         });
         if !asked {
@@ -148,9 +174,9 @@ mod tests {
     fn a_server_asks_from_its_first_question_to_its_end() {
         let (mut state, now) = (State::default(), Instant::now());
         assert!(!state.asks(server(1), now), "it has not asked yet");
-        state.ask(server(1));
+        state.ask(server(1), now);
         assert!(state.asks(server(1), now));
-        state.answer();
+        state.answer(now);
         assert!(state.asks(server(1), now + SILENCE * 9), "nothing waits");
         assert_eq!(state.neglected(server(1), now + SILENCE * 9), None);
         assert!(!state.asks(None, now), "it ended");
@@ -160,22 +186,47 @@ mod tests {
     #[test]
     fn files_that_wait_without_a_question_mean_that_it_stopped_asking() {
         let (mut state, now) = (State::default(), Instant::now());
-        state.ask(server(1));
+        state.ask(server(1), now);
         state.see(true, now);
         assert!(state.asks(server(1), now + SILENCE * 9), "a question waits for its answer");
-        state.answer();
+        state.answer(now);
         state.see(true, now);
         state.see(true, now + SILENCE);
         assert!(state.asks(server(1), now + SILENCE));
         let late = now + SILENCE + Duration::from_secs(1);
         assert!(!state.asks(server(1), late), "archive_command was switched off");
         assert!(state.neglected(server(1), late).is_some() && state.neglected(None, late).is_none());
-        state.ask(server(1));
-        state.answer();
+        state.ask(server(1), late);
+        state.answer(late);
         assert!(state.asks(server(1), late), "it asks again");
         state.see(true, late);
         state.see(false, late + SILENCE);
         assert!(state.asks(server(1), late + SILENCE * 2), "what waited was archived or removed");
+    }
+
+    #[test]
+    fn a_queue_without_a_server_is_asked_for_while_it_is_worked_off() {
+        let (mut state, mut now) = (State::default(), Instant::now());
+        assert!(!state.asks(None, now), "nothing was asked for");
+        let mut hand_over = |state: &mut State, after: Duration| {
+            now += after;
+            state.ask(None, now);
+            let asks = state.asks(None, now);
+            state.answer(now);
+            (asks, now)
+        };
+        let second = Duration::from_secs(1);
+        assert!(!hand_over(&mut state, second).0, "a file by itself");
+        assert!(!hand_over(&mut state, PAUSE + second).0, "and another one");
+        assert!(!hand_over(&mut state, second).0);
+        let (asks, now) = hand_over(&mut state, second);
+        assert!(asks, "the third in a row");
+        assert!(state.asks(None, now + PAUSE) && !state.asks(None, now + PAUSE + second), "it ended");
+        assert!(!state.asks(server(1), now), "a server that was started has not asked");
+        state.ask(server(1), now);
+        state.answer(now);
+        assert!(state.asks(server(1), now) && !state.asks(None, now), "and one that ended asks no more");
+        assert_eq!(state.neglected(None, now + SILENCE * 9), None);
     }
 
     /// Opening a pipe into which nothing is ever written does not return.

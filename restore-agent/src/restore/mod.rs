@@ -204,6 +204,14 @@ pub(crate) struct RestoreArgs {
     post_command: Option<String>,
 }
 
+impl RestoreArgs {
+    /// Whether PostgreSQL pauses at the target.
+    fn pauses_at(&self, target: &RecoveryTarget) -> bool {
+        let action = self.target_action.unwrap_or(TargetActionArgument::Pause);
+        !self.standby && *target != RecoveryTarget::Latest && action == TargetActionArgument::Pause
+    }
+}
+
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), Failure> {
     // What is wrong with the options is said before the directory is looked at.

@@ -72,6 +72,9 @@ pub(super) struct RestoreReport {
     notes: Vec<String>,
     #[serde(skip)]
     start: String,
+    /// Whether recovery pauses at the target.
+    #[serde(skip)]
+    pauses: bool,
 }
 
 /// The outcome of a restore that was not refused.
@@ -157,6 +160,7 @@ impl Restore {
             unarchived_segments: self.unarchived.replayed.iter().map(|one| one.name).collect(),
             notes,
             start: self.start_command(),
+            pauses: args.pauses_at(&plan.target),
         }
     }
 }
@@ -227,5 +231,11 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
         text.push_str(&format!("{}\n", human::hanging("note: ", note)));
     }
     text.push_str(&format!("start it: {}\n", report.start));
+    if !report.archiving {
+        text.push_str("          beside the original, on another port: -o \"-p PORT\"\n");
+    }
+    if report.pauses {
+        text.push_str("it shows earlier moments until select pg_is_wal_replay_paused() returns t: then it has reached the target\n");
+    }
     walpoint_runtime::output::text(&text)
 }

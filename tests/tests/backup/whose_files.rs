@@ -180,7 +180,9 @@ fn a_load_balancer_never_mixes_two_servers() {
                     if remote.is_empty() {
                         assert_eq!(report["from_standby"], files == STANDBY, "{report:#}");
                     }
-                    made.push(report["backup"].as_str().unwrap().to_owned());
+                    let (id, way) = (report["backup"].as_str().unwrap(), attempt % 2);
+                    println!("{id}: files {files}, way {way}, {remote:?}: {report}");
+                    made.push(id.to_owned());
                 }
                 _ => {
                     refused += 1;

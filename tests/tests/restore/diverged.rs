@@ -127,12 +127,9 @@ fn waits(bed: &Archived, major: u32) {
     let own: Vec<(&str, Vec<u8>)> = theirs.iter().map(|s| (s.as_str(), content(&copy, s))).collect();
     let before = crate::tree::contents(copy.pgdata());
     let refused = delta(bed, &copy, &[]).expect_status(1);
-    for says in [
-        theirs[0].as_str(),
-        "diverged from the archive",
-        "--discard-unarchived-wal",
-        "nothing was changed",
-    ] {
+    for says in
+        [theirs[0].as_str(), "diverged from the archive", "--discard-unarchived-wal", "nothing was changed"]
+    {
         assert!(refused.stderr.contains(says), "PostgreSQL {major}: {says}: {refused:#?}");
     }
     assert_eq!(crate::tree::contents(copy.pgdata()), before);

@@ -28,8 +28,8 @@ const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fet
      target before it needs no option.";
 
 /// What the server has written since need not be lost.
-const ARCHIVE_REST: &str = "If the server still runs, archive the rest with select pg_switch_wal() there; if only its pg_wal is left, \
-     with \"archive-agent run --once\".";
+const ARCHIVE_REST: &str = "If the server still runs, archive the rest with select pg_switch_wal() there, and plan again a second later. If \
+     only its pg_wal is left, archive it with \"archive-agent run --once\".";
 
 const TIME_NOT_OVER: &str = "PostgreSQL refuses a target time unless a later commit or abort proves that it is over. Omit the target to \
      recover everything that the archive holds.";
@@ -41,7 +41,8 @@ const CHECK_EPOCH: &str = "WAL has only the lower half of a transaction ID; the 
 
 const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"restore-agent list\" draws the timelines of each.";
 
-const BACKUP_BEHIND: &str = "What comes after it can be recovered only from a backup that begins there: take one.";
+const BACKUP_BEHIND: &str =
+    "What comes after it can be recovered only from a backup that begins there: take one.";
 
 /// A hint as a sentence.
 pub(in crate::plan) fn hint(hint: &Hint) -> String {

@@ -74,9 +74,9 @@ impl Planner<'_> {
             (Why::NoHistory(timeline), _) => vec![Hint::ArchiveHistory(*timeline)],
             (Why::AfterEnd { .. }, RecoveryTarget::Time(time)) => {
                 let ahead = (time.to_time() > self.now).then_some(Hint::AheadOfClock);
-                ahead.into_iter().chain([Hint::TimeNotOver, Hint::ArchiveRest]).collect()
+                ahead.into_iter().chain([Hint::ArchiveRest, Hint::TimeNotOver]).collect()
             }
-            (Why::AfterEnd { .. }, _) => vec![Hint::LeaveTargetOut, Hint::ArchiveRest],
+            (Why::AfterEnd { .. }, _) => vec![Hint::ArchiveRest, Hint::LeaveTargetOut],
             (Why::SeveralPoints(points), _) => points::choices(points),
             (Why::XidOfOtherEpoch(_), _) => vec![Hint::CheckEpoch],
             (_, RecoveryTarget::Name(name)) => self.points_elsewhere(name, refusal.path)?,
