@@ -483,7 +483,7 @@ fn check_names_what_is_wrong() {
     let output = bed.run(&["check", "--timeout", "2s"]).expect_status(3);
     let text = &output.stdout;
     assert!(text.contains("failed   archiver") && text.contains(&segment), "{text}");
-    assert!(output.stderr.contains("to archive it after all, for at most 2s"), "{}", output.stderr);
+    assert!(output.stderr.contains("waiting up to 2s for PostgreSQL"), "{}", output.stderr);
 
     // The connection leads to another cluster, and to a copy of this one.
     let standby = bed.cluster.streaming_standby();
