@@ -38,7 +38,9 @@ const STANDBY: usize = 1;
 
 impl Twins {
     fn start(major: u32) -> Twins {
-        let initial = Cluster::builder().major(major).segment_size_mb(1).tcp().init();
+        // PostgreSQL writes pg_control by the path, also while that leads to the other machine: only a backup has it checkpoint here.
+        let quiet = Cluster::builder().conf("max_wal_size", "8GB").conf("checkpoint_timeout", "1h");
+        let initial = quiet.major(major).segment_size_mb(1).tcp().init();
         let store = Store::local();
         let archiving = Agent::with(&initial, &store);
         archiving.archive_from(&initial);
