@@ -1,6 +1,6 @@
 //! One file of `pg_wal` into every repository of its cluster: read, checked, sealed, stored.
 //!
-//! Bytes in flight are limited ([`memory`](super::memory)): a segment waits for its share of memory before it is read, in the
+//! Bytes in flight are limited ([`memory`]): a segment waits for its share of memory before it is read, in the
 //! order in which it was asked for, which is PostgreSQL's. Small files wait for nothing.
 
 mod admission;
