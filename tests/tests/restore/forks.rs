@@ -332,7 +332,7 @@ fn does_not_end_at_the_fork(bed: &mut Archived, ledger: &mut Ledger) {
         assert_ne!(server.wait_for_end(wait::SOON), 0, "{}", server.log());
         let log = server.log();
         assert!(log.contains("timeline 2 had nothing of it in the archive"), "{log}");
-        assert!(log.contains("restore again") && !log.contains("selected new timeline"), "{log}");
+        assert!(log.contains("Restore again") && !log.contains("selected new timeline"), "{log}");
     };
     // What there is of its first segment is archived by hand after a crash.
     let first = ledger.append_as(&bed.cluster, "b1").segment;

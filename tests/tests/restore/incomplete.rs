@@ -139,7 +139,7 @@ fn the_end_of_an_incomplete_copy_is_only_recovered_on_request() {
     server.wait_paused();
     server.stop(Shutdown::Fast);
     without_target(&server);
-    stops(&mut server, "restore again: with --use-partial");
+    stops(&mut server, "Restore again: with --use-partial");
     // Another target is reached, or PostgreSQL fails by itself.
     server.set_last("recovery_target_xid", last.xid);
     server.set_last("recovery_target_action", "promote");

@@ -56,7 +56,7 @@ fn recovery_does_not_end_on_an_older_timeline_because_a_repository_was_skipped()
     assert_ne!(server.wait_for_end(wait::SOON), 0);
     let log = server.log();
     assert!(log.contains("a younger timeline, 2, is in repository second"), "{log}");
-    assert!(log.contains("restore again") && !log.contains("recovery continues"), "{log}");
+    assert!(log.contains("Restore again") && !log.contains("recovery continues"), "{log}");
     assert!(!log.contains("selected new timeline"), "{log}");
     let server = Cluster::start_restored(bed.cluster.dir(), 17, named);
     server.wait_promoted();
