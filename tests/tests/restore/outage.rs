@@ -127,7 +127,7 @@ fn a_damaged_pack_is_named_and_never_becomes_a_cluster() {
         let bytes = door.get(&pack).unwrap();
         door.delete(&pack);
         let output = bed.try_restore("another", &[]).expect_status(1);
-        for says in [&pack, "The same command would end there again", "archive-agent status"] {
+        for says in [&pack, "The same command would end there again", "restore-agent list"] {
             assert!(output.stderr.contains(says), "{says}: {output:#?}");
         }
         let begun = bed.place("another").exists();
