@@ -22,7 +22,7 @@ fn object(bed: &Archived, segment: &str) -> String {
 #[track_caller]
 fn refused(bed: &Archived, options: &[&str]) -> Output {
     let output = bed.try_restore("refused/data", options).expect_status(1);
-    assert!(output.stderr.contains("nothing was touched"), "{options:?}: {output:#?}");
+    assert!(output.stderr.contains("Nothing was touched"), "{options:?}: {output:#?}");
     assert!(!bed.place("refused").exists(), "{options:?} touched something");
     let plan = bed.agent.restore(&[&["plan"], options].concat()).expect_status(1);
     assert_eq!(plan.stdout, output.stdout, "{options:?}: plan and restore say the same");

@@ -34,7 +34,7 @@ fn refused(bed: &Archived, options: &[&str], reason: &str) -> Value {
     let refusal: Value = serde_json::from_str(&output.expect_status(1).stdout).unwrap();
     assert_eq!(refusal["reason"], reason, "{options:?}: {refusal:#}");
     let restore = bed.try_restore("refused/data", options).expect_status(1);
-    assert!(restore.stderr.contains("nothing was touched"), "{restore:#?}");
+    assert!(restore.stderr.contains("Nothing was touched"), "{restore:#?}");
     assert!(!bed.place("refused").exists(), "{options:?} touched something");
     refusal
 }
