@@ -172,7 +172,7 @@ impl RepositoryState {
             writeln!(text, "Cluster {cluster} in {} ({})", self.repository, self.url).ok();
         }
         if let Some(error) = &self.error {
-            writeln!(text, "  cannot be read: {error}").ok();
+            writeln!(text, "{}", human::hanging("  cannot be read: ", error)).ok();
         }
         if let Some(retention) = &self.retention {
             text.push_str(&retention.text());
