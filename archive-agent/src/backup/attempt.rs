@@ -91,13 +91,13 @@ impl Attempt<'_> {
         replicas: Replicas<BackupWriter>,
     ) -> anyhow::Result<BackupReport> {
         let request = self.request;
-        let Copied { facts, history, checkpoint, origin, shared } = copied;
+        let Copied { facts, history, control, origin, shared } = copied;
         let drafts = request.unless_stopped(replicas.finish(&facts)).await?;
         if request.strict {
             publish::refuse_damage(&drafts).await?;
         }
         let needed = BackupWal::new(&facts, history)?;
-        let checkpoints = Checkpoints::new(&facts, checkpoint)?;
+        let checkpoints = Checkpoints::new(&facts, control)?;
         let stopped = Instant::now();
         let publishing = Publishing { request, needed: &needed, checkpoints: &checkpoints, origin: &origin };
         let waiting =

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
-use walpoint_pg::control::CheckpointCopy;
+use walpoint_pg::control::{CheckpointCopy, ClusterState, ControlFile};
 use walpoint_pg::label::BackupLabel;
 use walpoint_pg::wal::{WalIdentity, checkpoint_at, checkpoint_window};
 use walpoint_repo::backup::BackupDescription;
@@ -33,10 +33,12 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Of a backup with these facts and that `pg_control`.
-    pub(crate) fn new(facts: &BackupDescription, control: CheckpointCopy) -> anyhow::Result<Self> {
+    /// Of a backup with these facts and that `pg_control`. Fails if they are not of one server.
+    pub(crate) fn new(facts: &BackupDescription, control: ControlFile) -> anyhow::Result<Self> {
         let label = BackupLabel::parse(&facts.backup_label.0).context("the backup label cannot be used")?;
-        Ok(Self { label, control, from_standby: facts.from_standby, stop: facts.stop_lsn })
+        require_one_server(facts.from_standby, control.state)?;
+        let (control, from_standby, stop) = (control.checkpoint, facts.from_standby, facts.stop_lsn);
+        Ok(Self { label, control, from_standby, stop })
     }
 
     /// Where recovery from the backup starts, and where it is consistent.
@@ -87,6 +89,21 @@ impl Checkpoints {
         let same = |c: &CheckpointCopy| (c.redo, c.timeline, c.previous_timeline, c.time);
         same(stored) == same(&self.control) && (self.from_standby || stored.next_xid == self.control.next_xid)
     }
+}
+
+/// Refuses a label and a `pg_control` of two servers. A server writes `pg_control` by the path of its data directory: where that leads
+/// to another server's files meanwhile, it writes there. PostgreSQL would not start from such a backup, or from the wrong state.
+fn require_one_server(from_standby: bool, state: ClusterState) -> anyhow::Result<()> {
+    let (label, control) = match (from_standby, state) {
+        (true, ClusterState::InProduction) => ("standby", "primary"),
+        (false, ClusterState::InArchiveRecovery) => ("primary", "standby"),
+        _ => return Ok(()),
+    };
+    bail!(
+        "no backup was made: the server is a {label}, and the global/pg_control that was copied is that of a {control}\nDETAIL: Another \
+         server writes to this data directory: PostgreSQL finds pg_control by the directory's path.\nHINT: See that no other server \
+         uses the same path, then run the backup again."
+    )
 }
 
 /// The WAL that is stored there is not that of the server.
@@ -188,6 +205,13 @@ impl Write for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_and_a_control_file_are_of_one_server() {
+        use ClusterState::{InArchiveRecovery, InProduction};
+        assert!(require_one_server(true, InArchiveRecovery).is_ok() && require_one_server(false, InProduction).is_ok());
+        assert!(require_one_server(true, InProduction).is_err() && require_one_server(false, InArchiveRecovery).is_err());
+    }
 
     #[test]
     fn a_window_keeps_its_part_however_it_comes() {

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use walpoint_base::TimelineHistory;
-use walpoint_pg::control::CheckpointCopy;
+use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupDescription, BackupWriter};
 use walpoint_runtime::config::ClusterSettings;
@@ -84,8 +84,8 @@ pub(crate) struct Copied {
     pub(crate) facts: BackupDescription,
     /// The history of the timeline on which it stopped.
     pub(crate) history: TimelineHistory,
-    /// The last checkpoint by the `pg_control` that was copied.
-    pub(crate) checkpoint: CheckpointCopy,
+    /// The `pg_control` that was copied.
+    pub(crate) control: ControlFile,
     /// Its server.
     pub(crate) origin: BackupOrigin,
     /// What its threads shared: what was counted on the way.

@@ -133,7 +133,7 @@ impl Started for LocalBackup {
             destinations: &origin.destinations,
         };
         let facts = facts.of_manifest(request)?;
-        Ok(Copied { facts, history, checkpoint: control.checkpoint, origin, shared })
+        Ok(Copied { facts, history, control, origin, shared })
     }
 }
 

@@ -99,7 +99,7 @@ impl RemoteBackup {
             destinations: &origin.destinations,
         };
         let facts = facts.of_manifest(request)?;
-        Ok(Copied { facts, history, checkpoint: control.checkpoint, origin, shared })
+        Ok(Copied { facts, history, control, origin, shared })
     }
 }
 
