@@ -280,7 +280,7 @@ fn kill_at_random(times: u32) {
     let strays = keys.iter().filter(|key| key.contains("/data/") || key.contains("/backups/"));
     let strays: Vec<&String> = strays.filter(|key| !key.contains(&last)).collect();
     assert!(strays.is_empty(), "{strays:?}");
-    assert!(!keys.iter().any(|key| key.contains("/announced/")), "{keys:?}");
+    assert!(!keys.iter().any(|key| key.contains("/announcements/")), "{keys:?}");
     bed.agent.run(&["verify"]).expect_success();
     assert_eq!(restored(&bed, &ledger, &last, &[]), 2 * times + 2);
 }

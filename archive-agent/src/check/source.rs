@@ -232,7 +232,7 @@ pub(crate) async fn configuration(
     }
 }
 
-/// The rights of the role: what a backup calls.
+/// The rights of the role: what a backup calls, and what `restore-point` does.
 pub(crate) async fn rights(report: &mut CheckReport, server: &mut Server, in_recovery: bool) {
     let what = "rights";
     let major = server.major();
@@ -247,27 +247,34 @@ pub(crate) async fn rights(report: &mut CheckReport, server: &mut Server, in_rec
     let role = server.connection().user().to_owned();
     let mut missing = Vec::new();
     for (function, right) in wanted {
-        let sql = format!(
-            "SELECT pg_catalog.has_function_privilege('pg_catalog.{function}', 'EXECUTE') AS granted"
-        );
-        match granted(server, &sql).await {
+        match may_call(server, function).await {
             Ok(true) => {}
             Ok(false) => missing.push(right.grant(&role)),
             Err(error) => return report.error(what, &error),
         }
     }
-    match missing.is_empty() {
+    let database = server.connection().database().to_owned();
+    let run = |grants: String| format!("As a superuser in database \"{database}\", run: {grants}");
+    if !missing.is_empty() {
+        let found = format!("role \"{role}\" may not start and stop backups");
+        return report.failed(what, found, &run(missing.join(" ")));
+    }
+    // Backups do without it.
+    match in_recovery || may_call(server, "pg_create_restore_point(text)").await.unwrap_or(true) {
         true => report.ok(what, format!("role \"{role}\" may start and stop backups")),
-        false => report.failed(
+        false => report.warning(
             what,
-            format!("role \"{role}\" may not start and stop backups"),
-            &format!(
-                "As a superuser in database \"{}\", run: {}",
-                server.connection().database(),
-                missing.join(" ")
-            ),
+            format!("role \"{role}\" may not create restore points, which \"archive-agent restore-point\" does"),
+            &run(Right::CreateRestorePoint.grant(&role)),
         ),
     }
+}
+
+/// Whether the role may call this function, `name(types)`.
+async fn may_call(server: &mut Server, function: &str) -> anyhow::Result<bool> {
+    let sql =
+        format!("SELECT pg_catalog.has_function_privilege('pg_catalog.{function}', 'EXECUTE') AS granted");
+    granted(server, &sql).await
 }
 
 async fn granted(server: &mut Server, sql: &str) -> anyhow::Result<bool> {

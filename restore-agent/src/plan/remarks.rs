@@ -41,11 +41,15 @@ pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Plan
     let acknowledging =
         acknowledging.inspect_err(|error| tracing::debug!("who acknowledges is not known: {error}")).ok()?;
     let missing = missing(&acknowledging.members);
+    let (lacks, do_first) = match selection.chosen {
+        true => ("--repo leaves out", "Name it with --repo, too. "),
+        false => ("this configuration does not have", ""),
+    };
     (!missing.is_empty()).then(|| {
         format!(
-            "WAL of lineage {} is acknowledged by {} too, which this configuration does not have: what only that has is not \
-             in this plan, and recovery past the end of the archive waits for its word.\nHINT: If it is gone for good, name \
-             it in lost_repositories.",
+            "WAL of lineage {} is acknowledged by {} too, which {lacks}: what only that has is not in this plan, and at the \
+             end of the archive recovery stops (exit status 255) instead of ending.\nHINT: {do_first}If it is gone for good, \
+             name it in lost_repositories.",
             lineage.id,
             missing.join(" and ")
         )

@@ -144,7 +144,7 @@ async fn surroundings<'a>(
         let mut why = listed(&failures);
         if why.is_empty() {
             why = format!(
-                "no repository of the configuration has it, but {} must say so too and is not configured here",
+                "none of the repositories that are configured here has it, but {} must say so too and is not among them",
                 unproven.join(", ")
             );
         }
