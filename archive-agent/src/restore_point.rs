@@ -4,6 +4,7 @@
 //! when each repository that has to acknowledge holds the segment with the record, and PostgreSQL has archived all before it. A crash in
 //! between leaves the record in WAL, where it is archived like any other.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -14,6 +15,7 @@ use walpoint_base::facts::PointRef;
 use walpoint_base::{ClusterName, Diagnostic, Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_repo::catalog::Catalog;
+use walpoint_repo::wal::FoundPoints;
 use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::config::DEFAULT_PATH;
 use walpoint_runtime::exit::Failure;
@@ -23,10 +25,14 @@ use walpoint_storage::store::StoreSettings;
 
 use crate::check::report::{CheckReport, Grade};
 use crate::check::repository::{self, Destination};
-use crate::check::{archiving, source, whose_files};
+use crate::check::{archiving, remote, source};
 
 /// PostgreSQL's limit for a name, in bytes.
 const MAX_NAME: usize = 63;
+
+/// The bytes that a restore point's record takes at most, with the page header that may lie in it. Its structure has 98
+/// (`xl_restore_point` in PostgreSQL's `xlog_internal.h`).
+const MAX_RECORD: u64 = 256;
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Before a deployment, name the moment to return to", "archive-agent restore-point before-release-42"),
@@ -48,9 +54,10 @@ pub(crate) struct RestorePointArgs {
     timeout: Duration,
 }
 
-/// A name that PostgreSQL takes.
+/// A name that PostgreSQL takes, and that fits into a line.
 fn name(text: &str) -> Result<String, String> {
     match text.len() {
+        1..=MAX_NAME if text.chars().any(char::is_control) => Err("it holds a control character".to_owned()),
         1..=MAX_NAME => Ok(text.to_owned()),
         length => Err(format!("PostgreSQL takes names of 1 to {MAX_NAME} bytes, and this one has {length}")),
     }
@@ -76,7 +83,7 @@ struct RestorePointReport {
     segment: SegmentName,
     /// The repositories that hold the segment.
     repositories: Vec<String>,
-    /// The number of restore points that had the name before.
+    /// The number of other restore points of the name.
     same_name_count: usize,
     /// Why the cluster cannot be restored to it yet. Absent if it can.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
@@ -104,24 +111,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
     let began = Instant::now();
     let selection = common.select::<StoreSettings>()?;
     let (mut server, identity) = primary(&selection).await?;
-    let pgdata = match &selection.settings.pgdata {
-        Some(pgdata) if pgdata.exists() => match whose_files::examine(&mut server, pgdata).await {
-            Ok(Some(_)) => Some(pgdata.as_path()),
-            Ok(None) => whose_files::prove(&mut server, pgdata).await.map(|_| Some(pgdata.as_path()))?,
-            // It only explains better what does not arrive.
-            Err(error) => {
-                tracing::debug!(
-                    "{} is left alone: {}",
-                    pgdata.display(),
-                    walpoint_words::format_chain(&error)
-                );
-                None
-            }
-        },
-        _ => None,
-    };
+    // It only explains better what does not arrive.
+    let pgdata = remote::own_directory(&mut server, &selection.settings).await;
+    let pgdata = pgdata.as_deref();
     let destinations = repository::required(&selection, (&identity).into()).await?;
-    let same_name = known(&destinations, &args.name).await?;
     let created = create(&mut server, &identity, &args.name).await?;
     let names: Vec<&str> = destinations.iter().map(Destination::name).collect();
     let what = format!("waiting for segment {} in {}", created.segment, names.join(", "));
@@ -135,25 +128,31 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
             args.name, created.end
         )
     })?;
-    let point = stored_point(&destinations, &args.name, &created).await?;
+    let found = created.find(&destinations, &args.name).await.with_context(|| {
+        format!("restore point \"{}\" was created at {}, and cannot be found", args.name, created.end)
+    })?;
     let report = RestorePointReport {
         cluster: selection.cluster.clone(),
         name: args.name.clone(),
         timeline: created.timeline,
-        lsn: point.as_ref().map(|(point, _)| point.lsn),
+        lsn: found.lsn,
         end_lsn: created.end,
-        time: point.as_ref().and_then(|(_, time)| *time).unwrap_or(created.time),
+        time: found.time.unwrap_or(created.time),
         segment: created.segment,
         repositories: names.into_iter().map(str::to_owned).collect(),
-        same_name_count: same_name,
-        warnings: unreached(&destinations, created.timeline).await,
-        command: command(
-            common,
-            &selection,
-            &target(&args.name, same_name, created.timeline, point.map(|(point, _)| point.lsn)),
-        ),
+        same_name_count: found.others.len(),
+        warnings: unreached(&destinations, &created).await,
+        command: command(common, &selection, &created.target(&args.name, &found)),
         seconds: began.elapsed().as_secs_f64(),
     };
+    if let Some(last) = found.others.last() {
+        tracing::warn!(
+            "there is another restore point named \"{}\", at {} on timeline {}\nDETAIL: --target-name alone does not distinguish them.",
+            args.name,
+            last.lsn,
+            last.timeline
+        );
+    }
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }
@@ -183,27 +182,6 @@ async fn primary(selection: &Selection<StoreSettings>) -> anyhow::Result<(Server
     Ok((server, identity))
 }
 
-/// How many restore points of that name there are, in the repository that has the most. Warns of them.
-async fn known(destinations: &[Destination], name: &str) -> anyhow::Result<usize> {
-    let mut most = 0;
-    for destination in destinations {
-        let found = destination.archive().points_named(name).await?.points;
-        if let Some(last) = found.last()
-            && most == 0
-        {
-            tracing::warn!(
-                repository = destination.name(),
-                "there is a restore point named \"{name}\" already, the last one at {} on timeline {}\nDETAIL: --target-name \
-                 alone does not distinguish them.",
-                last.lsn,
-                last.timeline
-            );
-        }
-        most = most.max(found.len());
-    }
-    Ok(most)
-}
-
 /// Creates it and completes the segment that holds it.
 async fn create(server: &mut Server, identity: &ServerIdentity, name: &str) -> anyhow::Result<Created> {
     let end = server.create_restore_point(name).await?;
@@ -216,45 +194,88 @@ async fn create(server: &mut Server, identity: &ServerIdentity, name: &str) -> a
     Ok(Created { timeline, end, segment, time })
 }
 
-/// What the repositories have of it, and its time; `None` if its record crosses the end of a segment, where no name is stored.
-async fn stored_point(
-    destinations: &[Destination],
-    name: &str,
-    created: &Created,
-) -> anyhow::Result<Option<(PointRef, Option<PgTimestamp>)>> {
-    for destination in destinations {
-        let archive = destination.archive();
-        let found = archive.points_named(name).await?.points;
-        let before = found.into_iter().filter(|p| p.timeline == created.timeline && p.lsn < created.end);
-        let Some(point) = before.max_by_key(|point| point.lsn) else { continue };
-        let time = match archive.point(&point).await? {
-            // An earlier one, where this one's record crosses.
-            Some(stored) if stored.end != created.end => continue,
-            Some(stored) => Some(stored.time),
-            None => point.time,
-        };
-        return Ok(Some((point, time)));
-    }
-    Ok(None)
+/// What the repositories have of a restore point.
+#[derive(Debug, Default)]
+struct Found {
+    /// Where its record starts; `None` if that crosses the end of a segment, where no name is stored.
+    lsn: Option<Lsn>,
+    time: Option<PgTimestamp>,
+    /// Others of the name, on all timelines.
+    others: Vec<PointRef>,
 }
 
-/// Why the newest WAL cannot be restored to from a repository, for each of which that is known.
-async fn unreached(destinations: &[Destination], timeline: TimelineId) -> Vec<String> {
+impl Created {
+    /// Looks for it, and for others of its name, in the repositories, which hold its segment and all before that.
+    async fn find(&self, destinations: &[Destination], name: &str) -> anyhow::Result<Found> {
+        let (mut found, mut others) = (Found::default(), BTreeMap::new());
+        for destination in destinations {
+            let archive = destination.archive();
+            let size = archive.lineage().segment_size;
+            let begin = SegmentNo::before(self.end, size).start(size);
+            let FoundPoints { points, damaged, unread } = archive.points_named(name).await?;
+            let mut own: Option<(PointRef, Option<PgTimestamp>)> = None;
+            for point in points {
+                let here = point.timeline == self.timeline && (begin..self.end).contains(&point.lsn);
+                let stored = if here { archive.point(&point).await? } else { None };
+                // The last one in the segment before the end is this one, unless its object tells of another end.
+                let other = match here && stored.as_ref().is_none_or(|stored| stored.end == self.end) {
+                    true => {
+                        own.replace((point, stored.map(|stored| stored.time))).map(|(earlier, _)| earlier)
+                    }
+                    false => Some(point),
+                };
+                others.extend(other.map(|other| ((other.lsn, other.timeline), other)));
+            }
+            match own {
+                Some((point, time)) => {
+                    found.lsn = Some(point.lsn);
+                    found.time = found.time.or(time).or(point.time);
+                }
+                // A record that begins before the segment ends near its start.
+                None if self.end.0 - begin.0 > MAX_RECORD && damaged.is_empty() && unread.is_empty() => {
+                    bail!(
+                        "segment {} in repository {} does not hold it\nDETAIL: What is stored under that name is not what this server \
+                     wrote.\nHINT: \"archive-agent check\" finds out what archives there.",
+                        self.segment,
+                        destination.name()
+                    )
+                }
+                None => {}
+            }
+        }
+        found.others = others.into_values().collect();
+        Ok(found)
+    }
+
+    /// The options that recover to it and to no other of its name.
+    fn target(&self, name: &str, found: &Found) -> Vec<String> {
+        let at =
+            |lsn: Lsn| vec![format!("--target-timeline={}", self.timeline), format!("--target-lsn={lsn}")];
+        match found.lsn {
+            // Where no name is stored, the end of its record leads to it.
+            None => [at(self.end), vec!["--target-exclusive".to_owned()]].concat(),
+            Some(lsn) if !found.others.is_empty() => at(lsn),
+            Some(_) if name.starts_with('-') => vec![format!("--target-name={name}")],
+            Some(_) => vec!["--target-name".to_owned(), name.to_owned()],
+        }
+    }
+}
+
+/// Why the point cannot be restored to from a repository, for each of which that is known.
+async fn unreached(destinations: &[Destination], created: &Created) -> Vec<String> {
     let mut warnings = Vec::new();
     for Destination { repository, lineage, .. } in destinations {
         let look = async {
             let mut catalog = Catalog::load(repository, &lineage.cluster).await?;
             let found = catalog.lineages_mut().iter_mut().find(|known| known.id() == lineage.id);
-            let Some(known) = found else { return anyhow::Ok(None) };
-            if known.facts().backups.is_empty() {
-                return Ok(Some("there is no backup from which a restore could begin".to_owned()));
-            }
-            Ok(known.unreached(timeline).await?.map(|unreached| unreached.to_string()))
+            let Some(known) = found else { return anyhow::Ok(true) };
+            Ok(known.reaches(created.timeline, created.end).await?)
         };
         match look.await {
-            Ok(None) => {}
-            Ok(Some(what)) => warnings.push(format!(
-                "repository {}: {what}\nHINT: Take a backup (archive-agent backup), and then create a new restore point.",
+            Ok(true) => {}
+            Ok(false) => warnings.push(format!(
+                "repository {}: no backup leads to the restore point\nHINT: Take a backup (archive-agent backup), and then create a \
+                 new restore point.",
                 repository.name()
             )),
             Err(error) => warnings.push(format!(
@@ -265,17 +286,6 @@ async fn unreached(destinations: &[Destination], timeline: TimelineId) -> Vec<St
         }
     }
     warnings
-}
-
-/// The options that recover to it and to no other of its name.
-fn target(name: &str, same_name: usize, timeline: TimelineId, lsn: Option<Lsn>) -> Vec<String> {
-    match lsn {
-        Some(lsn) if same_name > 0 => {
-            vec![format!("--target-timeline={timeline}"), format!("--target-lsn={lsn}")]
-        }
-        _ if name.starts_with('-') => vec![format!("--target-name={name}")],
-        _ => vec!["--target-name".to_owned(), name.to_owned()],
-    }
 }
 
 /// The command that restores to the target, with what selects the same cluster and repositories.
@@ -313,6 +323,7 @@ impl RestorePointReport {
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::SegmentSize;
     use walpoint_runtime::config::ClusterSettings;
 
     use super::*;
@@ -322,17 +333,23 @@ mod tests {
         assert_eq!(name("é x").unwrap(), "é x");
         assert!(name(&"n".repeat(63)).is_ok());
         assert!(name(&"é".repeat(32)).unwrap_err().contains("64"));
-        assert!(name("").is_err());
+        assert!(name("").is_err() && name("a\nHINT: b").is_err());
     }
 
     #[test]
     fn the_command_selects_the_same_and_names_one_point() {
-        let timeline = TimelineId::new(3).unwrap();
-        let lsn = "0/3000060".parse().ok();
-        assert_eq!(target("a b", 0, timeline, lsn), ["--target-name", "a b"]);
-        assert_eq!(target("-a", 0, timeline, lsn), ["--target-name=-a"]);
-        assert_eq!(target("a", 2, timeline, lsn), ["--target-timeline=3", "--target-lsn=0/3000060"]);
-        assert_eq!(target("a", 2, timeline, None), ["--target-name", "a"]);
+        let (timeline, lsn) = (TimelineId::new(3).unwrap(), Lsn(0x0300_0060));
+        let (end, time) = (Lsn(0x0300_00C8), PgTimestamp(0));
+        let segment = SegmentNo(3).name(timeline, SegmentSize::new(16 << 20).unwrap());
+        let created = Created { timeline, end, segment, time };
+        let other = PointRef { name: "a".to_owned(), timeline, lsn: Lsn(64), time: None };
+        let found = |lsn, others| Found { lsn, time: None, others };
+        let target = |name: &str, lsn, others| created.target(name, &found(lsn, others));
+        assert_eq!(target("a b", Some(lsn), vec![]), ["--target-name", "a b"]);
+        assert_eq!(target("-a", Some(lsn), vec![]), ["--target-name=-a"]);
+        assert_eq!(target("a", Some(lsn), vec![other]), ["--target-timeline=3", "--target-lsn=0/3000060"]);
+        let crossing = ["--target-timeline=3", "--target-lsn=0/30000C8", "--target-exclusive"];
+        assert_eq!(target("a", None, vec![]), crossing);
 
         let mut selection = Selection {
             cluster: "main".parse().unwrap(),
@@ -342,8 +359,8 @@ mod tests {
             config: Some(DEFAULT_PATH.into()),
         };
         let mut common = CommonArgs::default();
-        let of =
-            |common: &CommonArgs, selection: &_| command(common, selection, &target("a b", 0, timeline, lsn));
+        let by_name = target("a b", Some(lsn), vec![]);
+        let of = |common: &CommonArgs, selection: &_| command(common, selection, &by_name);
         assert_eq!(of(&common, &selection), "restore-agent restore --target-name 'a b' --pgdata DIR");
         selection.config = Some("/my etc/w.toml".into());
         common.cluster = Some("main".parse().unwrap());

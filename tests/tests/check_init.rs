@@ -189,7 +189,10 @@ fn the_role_of_init_has_every_right() {
     bed.cluster.psql("revoke execute on function pg_create_restore_point(text) from walpoint");
     let report = json(&bed.run(&["check", "--json", "--no-switch"]));
     assert_eq!(grade(&report, "rights"), "warning", "{report:#}");
-    assert!(report.to_string().contains("pg_catalog.pg_create_restore_point(text) TO walpoint"), "{report:#}");
+    assert!(
+        report.to_string().contains("pg_catalog.pg_create_restore_point(text) TO walpoint"),
+        "{report:#}"
+    );
 }
 
 /// A store that accepts `If-None-Match` and overwrites all the same is refused before anything is trusted to it.

@@ -92,12 +92,12 @@ impl Attempt<'_> {
     ) -> anyhow::Result<BackupReport> {
         let request = self.request;
         let Copied { facts, history, control, origin, shared } = copied;
+        let needed = BackupWal::new(&facts, history)?;
+        let checkpoints = Checkpoints::new(&facts, control)?;
         let drafts = request.unless_stopped(replicas.finish(&facts)).await?;
         if request.strict {
             publish::refuse_damage(&drafts).await?;
         }
-        let needed = BackupWal::new(&facts, history)?;
-        let checkpoints = Checkpoints::new(&facts, control)?;
         let stopped = Instant::now();
         let publishing = Publishing { request, needed: &needed, checkpoints: &checkpoints, origin: &origin };
         let waiting =

@@ -209,8 +209,14 @@ mod tests {
     #[test]
     fn a_label_and_a_control_file_are_of_one_server() {
         use ClusterState::{InArchiveRecovery, InProduction};
-        assert!(require_one_server(true, InArchiveRecovery).is_ok() && require_one_server(false, InProduction).is_ok());
-        assert!(require_one_server(true, InProduction).is_err() && require_one_server(false, InArchiveRecovery).is_err());
+        assert!(
+            require_one_server(true, InArchiveRecovery).is_ok()
+                && require_one_server(false, InProduction).is_ok()
+        );
+        assert!(
+            require_one_server(true, InProduction).is_err()
+                && require_one_server(false, InArchiveRecovery).is_err()
+        );
     }
 
     #[test]

@@ -149,10 +149,10 @@ pub(crate) async fn acknowledged(
     let began = Instant::now();
     arrived(server, destinations, pgdata, segment, limit).await?;
     loop {
-        // The archiver takes one segment after the other.
-        let archived = server.archiver_stats().await?.last_archived_wal;
-        let last = archived.and_then(|name| name.parse::<WalFileName>().ok()).and_then(WalFileName::segment);
-        if last.is_some_and(|last| last >= segment) {
+        // The archiver takes one segment after the other. The name of another kind of file says nothing of that.
+        let archived = server.archiver_stats().await?.last_archived_wal.and_then(|name| name.parse().ok());
+        let is_later = matches!(archived, Some(WalFileName::Segment(last)) if last >= segment);
+        if is_later || pgdata.is_some_and(|pgdata| is_done(pgdata, segment)) {
             return Ok(());
         }
         if began.elapsed() >= limit {
@@ -229,10 +229,15 @@ pub(crate) async fn why_not_archived(
     Diagnostic::gather("", reasons).to_string()
 }
 
+/// Whether PostgreSQL marked a segment as archived.
+fn is_done(pgdata: &Path, segment: SegmentName) -> bool {
+    pgdata.join(format!("pg_wal/archive_status/{segment}.done")).exists()
+}
+
 /// What `pg_wal` tells of a segment.
 fn state_in_pg_wal(pgdata: &Path, segment: SegmentName) -> String {
     let status = pgdata.join("pg_wal/archive_status");
-    let state = if status.join(format!("{segment}.done")).exists() {
+    let state = if is_done(pgdata, segment) {
         "PostgreSQL counts it as archived, so archive_command stores it somewhere else"
     } else if status.join(format!("{segment}.ready")).exists() {
         "it waits in pg_wal to be archived"

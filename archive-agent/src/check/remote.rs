@@ -77,7 +77,7 @@ pub(crate) async fn examine_remote(
 }
 
 /// The data directory, if it is visible here and that of the server.
-async fn own_directory(server: &mut Server, settings: &ClusterSettings) -> Option<PathBuf> {
+pub(crate) async fn own_directory(server: &mut Server, settings: &ClusterSettings) -> Option<PathBuf> {
     let pgdata = settings.pgdata.clone().filter(|pgdata| pgdata.exists())?;
     match whose_files::examine(server, &pgdata).await {
         Ok(Some(_)) => Some(pgdata),

@@ -264,7 +264,9 @@ pub(crate) async fn rights(report: &mut CheckReport, server: &mut Server, in_rec
         true => report.ok(what, format!("role \"{role}\" may start and stop backups")),
         false => report.warning(
             what,
-            format!("role \"{role}\" may not create restore points, which \"archive-agent restore-point\" does"),
+            format!(
+                "role \"{role}\" may not create restore points, which \"archive-agent restore-point\" does"
+            ),
             &run(Right::CreateRestorePoint.grant(&role)),
         ),
     }

@@ -118,7 +118,7 @@ impl<U: Upload> Archiver<U> {
     /// Answers `archive-push`.
     pub(crate) async fn push(self: &Arc<Self>, request: &PushRequest) -> PushReply {
         let begun = Instant::now();
-        let _question = self.asking.ask().await;
+        let mut question = self.asking.ask().await;
         let failed = |identity, message: String| reply(PushOutcome::Failed, identity, message);
         let name: WalFileName = match request.name.parse() {
             Ok(name) => name,
@@ -134,6 +134,7 @@ impl<U: Upload> Archiver<U> {
                 self.refused.send_replace(None);
                 self.acknowledged.notify_one();
                 tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
+                question.stored(name);
                 let remember = self.uploader.to_remember(name);
                 PushReply { remember, ..reply(PushOutcome::Stored, identity, String::new()) }
             }

@@ -5,9 +5,10 @@
 //! once since it and the daemon started, and not after it stopped asking. Nothing here survives the process; the archiver asks
 //! again soon, at the latest a minute after a file is ready.
 //!
-//! Where no server runs, a person or a script hands over what a server left behind. A file
-//! by itself is asked for by itself. Several in a row are a queue that is being worked off, and the rest of it is stored ahead for as
-//! long as that goes on.
+//! Where no server runs, a person or a script hands over what a server left behind. A file by itself is stored by itself. Several in
+//! order, each of which was stored, are a queue that is being worked off, and the rest of it is stored ahead for as long as that goes
+//! on. A file that is refused, or handed over again, is no step of it: three tries with one file, or the files of another server that
+//! comes to this socket, begin nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use walpoint_base::WalFileName;
 
 use super::disk::{self, DiskError};
 use super::postmaster::{ServerStart, started};
@@ -23,10 +25,10 @@ use super::postmaster::{ServerStart, started};
 /// minute.
 const SILENCE: Duration = Duration::from_secs(180);
 
-/// So many questions in a row, where no server runs, are a queue.
+/// So many files that were stored in order, where no server runs, are a queue.
 const IN_A_ROW: u32 = 3;
 
-/// No longer lies between two questions of such a row.
+/// No longer lies between two of them.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The questions of one server.
@@ -43,8 +45,10 @@ pub(crate) struct OpenQuestions {
 struct State {
     /// The server that asked last.
     server: Option<ServerStart>,
-    /// Questions that came in a row, and when one was asked or answered last.
+    /// Files that were stored in order, and the last of them.
     row: u32,
+    stored: Option<WalFileName>,
+    /// When a question came or was answered last.
     last: Option<Instant>,
     /// Questions that wait for their answer.
     open: usize,
@@ -54,20 +58,28 @@ struct State {
 
 impl State {
     fn ask(&mut self, server: Option<ServerStart>, now: Instant) {
-        self.row = if self.goes_on(now) && server == self.server { self.row.saturating_add(1) } else { 1 };
+        if !self.goes_on(now) || server != self.server {
+            (self.row, self.stored) = (0, None);
+        }
         self.server = server;
         self.last = Some(now);
         self.unasked = None;
         self.open += 1;
     }
 
-    fn answer(&mut self, now: Instant) {
+    /// With the name of the file, if it was stored.
+    fn answer(&mut self, stored: Option<WalFileName>, now: Instant) {
         self.open = self.open.saturating_sub(1);
+        self.row = match stored {
+            Some(_) if stored > self.stored => self.row.saturating_add(1),
+            _ => 0,
+        };
+        self.stored = stored;
         self.last = Some(now);
         self.unasked = None;
     }
 
-    /// Whether a question now is one of the same row as the last one.
+    /// Whether a question now follows on the last one.
     fn goes_on(&self, now: Instant) -> bool {
         self.open > 0 || self.last.is_some_and(|last| now.duration_since(last) <= PAUSE)
     }
@@ -97,12 +109,31 @@ impl State {
 }
 
 /// A question that waits for its answer, until dropped.
-pub(crate) struct OpenQuestion<'a>(&'a OpenQuestions);
+pub(crate) struct OpenQuestion<'a> {
+    questions: &'a OpenQuestions,
+    stored: Option<WalFileName>,
+}
+
+impl OpenQuestion<'_> {
+    /// The answer is that this file is stored.
+    pub(crate) fn stored(&mut self, name: WalFileName) {
+        self.stored = Some(name);
+    }
+}
 
 impl Drop for OpenQuestion<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.0.with(|state| state.answer(now));
+        let begins = self.questions.with(|state| {
+            // What runs now is asked when it matters.
+            let server = state.server;
+            let asked = state.asks(server, now);
+            state.answer(self.stored, now);
+            !asked && state.asks(server, now)
+        });
+        if begins {
+            self.questions.wake();
+        }
     }
 }
 
@@ -127,10 +158,15 @@ impl OpenQuestions {
             asked
         });
         if !asked {
-            self.look_ahead.notify_one();
-            self.backfill.notify_one();
+            self.wake();
         }
-        OpenQuestion(self)
+        OpenQuestion { questions: self, stored: None }
+    }
+
+    /// There may be something to do for those who listen.
+    fn wake(&self) {
+        self.look_ahead.notify_one();
+        self.backfill.notify_one();
     }
 
     /// Whether files wait for being asked for.
@@ -148,6 +184,11 @@ impl OpenQuestions {
     pub(crate) async fn asks(&self) -> Result<bool, DiskError> {
         let server = self.started().await?;
         Ok(self.with(|state| state.asks(server, Instant::now())))
+    }
+
+    /// Whether the last file was handed over where no server ran.
+    pub(crate) fn is_by_hand(&self) -> bool {
+        self.with(|state| state.server.is_none())
     }
 
     /// The server that runs.
@@ -176,7 +217,7 @@ mod tests {
         assert!(!state.asks(server(1), now), "it has not asked yet");
         state.ask(server(1), now);
         assert!(state.asks(server(1), now));
-        state.answer(now);
+        state.answer(None, now);
         assert!(state.asks(server(1), now + SILENCE * 9), "nothing waits");
         assert_eq!(state.neglected(server(1), now + SILENCE * 9), None);
         assert!(!state.asks(None, now), "it ended");
@@ -189,7 +230,7 @@ mod tests {
         state.ask(server(1), now);
         state.see(true, now);
         assert!(state.asks(server(1), now + SILENCE * 9), "a question waits for its answer");
-        state.answer(now);
+        state.answer(None, now);
         state.see(true, now);
         state.see(true, now + SILENCE);
         assert!(state.asks(server(1), now + SILENCE));
@@ -197,36 +238,70 @@ mod tests {
         assert!(!state.asks(server(1), late), "archive_command was switched off");
         assert!(state.neglected(server(1), late).is_some() && state.neglected(None, late).is_none());
         state.ask(server(1), late);
-        state.answer(late);
+        state.answer(None, late);
         assert!(state.asks(server(1), late), "it asks again");
         state.see(true, late);
         state.see(false, late + SILENCE);
         assert!(state.asks(server(1), late + SILENCE * 2), "what waited was archived or removed");
     }
 
+    fn segment(number: u32) -> Option<WalFileName> {
+        format!("0000000100000000{number:08X}").parse().ok()
+    }
+
     #[test]
     fn a_queue_without_a_server_is_asked_for_while_it_is_worked_off() {
         let (mut state, mut now) = (State::default(), Instant::now());
         assert!(!state.asks(None, now), "nothing was asked for");
-        let mut hand_over = |state: &mut State, after: Duration| {
+        let mut hand_over = |state: &mut State, number: u32, after: Duration| {
             now += after;
             state.ask(None, now);
-            let asks = state.asks(None, now);
-            state.answer(now);
-            (asks, now)
+            state.answer(segment(number), now);
+            (state.asks(None, now), now)
         };
         let second = Duration::from_secs(1);
-        assert!(!hand_over(&mut state, second).0, "a file by itself");
-        assert!(!hand_over(&mut state, PAUSE + second).0, "and another one");
-        assert!(!hand_over(&mut state, second).0);
-        let (asks, now) = hand_over(&mut state, second);
-        assert!(asks, "the third in a row");
+        assert!(!hand_over(&mut state, 1, second).0, "a file by itself");
+        assert!(!hand_over(&mut state, 2, PAUSE + second).0, "and another one");
+        assert!(!hand_over(&mut state, 3, second).0);
+        let (asks, now) = hand_over(&mut state, 4, second);
+        assert!(asks, "the third in order");
         assert!(state.asks(None, now + PAUSE) && !state.asks(None, now + PAUSE + second), "it ended");
         assert!(!state.asks(server(1), now), "a server that was started has not asked");
         state.ask(server(1), now);
-        state.answer(now);
+        state.answer(segment(5), now);
         assert!(state.asks(server(1), now) && !state.asks(None, now), "and one that ended asks no more");
         assert_eq!(state.neglected(None, now + SILENCE * 9), None);
+    }
+
+    #[test]
+    fn what_is_refused_or_handed_over_again_is_no_queue() {
+        let now = Instant::now();
+        let asks = |answers: &[Option<WalFileName>]| {
+            let mut state = State::default();
+            for stored in answers {
+                state.ask(None, now);
+                state.answer(*stored, now);
+            }
+            state.asks(None, now)
+        };
+        assert!(asks(&[1, 2, 3].map(segment)));
+        assert!(!asks(&[None; 3]), "the files of another server");
+        assert!(!asks(&[segment(1); 9]), "one file, again and again");
+        assert!(!asks(&[segment(1), segment(2), None, segment(3), segment(4)]));
+        assert!(!asks(&[3, 2, 1].map(segment)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_looks_ahead_is_woken_where_a_queue_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let asking = OpenQuestions::new(dir.path());
+        for number in 1..=3 {
+            let mut question = asking.ask().await;
+            tokio::time::timeout(Duration::ZERO, asking.look_ahead.notified()).await.ok();
+            question.stored(segment(number).unwrap());
+        }
+        assert!(tokio::time::timeout(Duration::ZERO, asking.look_ahead.notified()).await.is_ok());
+        assert!(asking.is_by_hand());
     }
 
     /// Opening a pipe into which nothing is ever written does not return.

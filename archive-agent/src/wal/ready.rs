@@ -77,7 +77,9 @@ pub(crate) async fn look_ahead<U: Upload>(
         working(count);
         archiver.asking().see(count > 0);
         let asks = archiver.asking().asks().await?;
-        if asks != std::mem::replace(&mut asked, asks) && !asks && count > 0 {
+        if asks {
+            asked = true;
+        } else if count > 0 && std::mem::take(&mut asked) && !archiver.asking().is_by_hand() {
             tracing::warn!(
                 waiting = count,
                 "nothing more is archived ahead of PostgreSQL, which no longer asks for its WAL to be archived: it was \

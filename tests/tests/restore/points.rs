@@ -67,7 +67,7 @@ fn a_restore_point_is_durable_when_it_is_printed_with_its_command() {
 
     // A second one of that name: the command leads to it, and the first one's no longer to either.
     let again = bed.agent.run(&["restore-point", "before-release", "--json"]).expect_success();
-    assert!(again.stderr.contains("already"), "{again:#?}");
+    assert!(again.stderr.contains("another restore point named"), "{again:#?}");
     let second = report(&again);
     assert_eq!(second["same_name_count"], 1, "{second:#}");
     ledger.append(primary);
@@ -117,6 +117,47 @@ fn a_restore_point_that_cannot_be_restored_to_is_refused() {
     let copy = bed.restore_and_start("copy", &["--standby"]);
     let standby = Agent::with(&copy, &bed.store).run(&["restore-point", "x"]).expect_status(1);
     assert!(standby.stderr.contains("is in recovery"), "{standby:#?}");
+    // From its machine, the primary creates one: the directory there is the standby's, and is left alone.
+    let from_there =
+        Agent::at(primary.dir(), copy.pgdata(), &primary.conninfo()).repository("main", &bed.store);
+    from_there.run(&["restore-point", "from-the-standby"]).expect_success();
+}
+
+/// Writes WAL up to less than the length of a restore point's record before the end of a segment of 1 MiB.
+fn fill_the_segment(primary: &Cluster) {
+    primary.psql(
+        "do $$ declare rest bigint; begin loop \
+         rest := 1048576 - pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint % 1048576; \
+         exit when rest < 100; \
+         perform pg_logical_emit_message(false, 'w', repeat('x', \
+           greatest(0, case when rest > 2000 then rest * 9 / 10 - 500 else rest - 144 end)::int)); \
+         end loop; end $$",
+    );
+}
+
+/// No name is stored of a record that crosses the end of a segment: the printed command leads to it all the same, and not to another one
+/// of its name.
+#[test]
+fn a_restore_point_across_the_end_of_a_segment_is_restored_to() {
+    let bed = Archived::start(builder(), Store::local());
+    let primary = &bed.cluster;
+    let mut ledger = Ledger::create(primary, "rows");
+    bed.backup();
+    ledger.append(primary);
+    bed.agent.run(&["restore-point", "twice"]).expect_success();
+    ledger.append(primary);
+    let crossing = (0..20).find_map(|_| {
+        fill_the_segment(primary);
+        let made = report(&bed.agent.run(&["restore-point", "twice", "--json"]).expect_success());
+        made["lsn"].is_null().then_some(made)
+    });
+    let crossing = crossing.expect("one that crosses");
+    assert_eq!(crossing["warnings"], Value::Null, "{crossing:#}");
+    ledger.append(primary);
+    bed.settle();
+    let options = options(&crossing);
+    assert!(options.contains(&"--target-exclusive".to_owned()), "{options:?}");
+    assert_eq!(row(&bed, &ledger, &options), 2);
 }
 
 #[test]

@@ -154,7 +154,14 @@ impl Announcement {
     fn read(reader: ObjectReader) -> Result<Self, Malformed> {
         let mut json = Vec::new();
         reader.read_all(MAX_ANNOUNCEMENT, &mut json).map_err(|e| Malformed(e.to_string()))?;
-        serde_json::from_slice(&json).map_err(|e| Malformed(format!("it cannot be read: {e}")))
+        let read: Self =
+            serde_json::from_slice(&json).map_err(|e| Malformed(format!("it cannot be read: {e}")))?;
+        match read.wal.iter().find(|wal| wal.first > wal.last) {
+            Some(wal) => {
+                Err(Malformed(format!("a range of WAL ends before it begins: {}, {}", wal.first, wal.last)))
+            }
+            None => Ok(read),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::fmt;
 
-use walpoint_base::{BackupId, SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::restore::Asking;
 use walpoint_plan::restore::facts::Facts;
 use walpoint_plan::restore::windows::{self, Window};
@@ -38,8 +38,13 @@ impl fmt::Display for Unreached {
     }
 }
 
-/// Whether a window can begin with a backup of which nothing is known to be damaged. The newest ones are asked first.
+/// Whether a window can begin with a backup of which nothing is known to be damaged.
 fn has_sound(facts: &Facts, timeline: TimelineId, window: &Window) -> Asking<bool> {
+    leads_to(facts, timeline, window, window.until)
+}
+
+/// Whether such a backup ends in a window at that position or before. The newest ones are asked first.
+fn leads_to(facts: &Facts, timeline: TimelineId, window: &Window, end: Lsn) -> Asking<bool> {
     let on_path = |id: &BackupId| {
         let history = facts.graph.history(timeline);
         id.timeline() == history.map_or(timeline, |history| history.timeline_at(id.start()))
@@ -52,7 +57,7 @@ fn has_sound(facts: &Facts, timeline: TimelineId, window: &Window) -> Asking<boo
     let mut inside: Vec<BackupId> = facts.backups.iter().filter(inside).copied().collect();
     inside.sort_unstable_by_key(|id| Reverse((id.start(), *id)));
     for id in inside {
-        if facts.complete_backup(id)?.is_some_and(|backup| backup.end <= window.until && backup.is_sound()) {
+        if facts.complete_backup(id)?.is_some_and(|backup| backup.end <= end && backup.is_sound()) {
             return Ok(true);
         }
     }
@@ -60,6 +65,20 @@ fn has_sound(facts: &Facts, timeline: TimelineId, window: &Window) -> Asking<boo
 }
 
 impl LineageCatalog {
+    /// Whether a restore can begin with a backup of which nothing is known to be damaged, and replay the byte before that position of a
+    /// timeline.
+    pub async fn reaches(&mut self, timeline: TimelineId, end: Lsn) -> Result<bool> {
+        let found = |facts: &Facts| -> Asking<bool> {
+            for window in windows::on_path(facts, timeline)? {
+                if (window.from..=window.until).contains(&end) && leads_to(facts, timeline, &window, end)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        self.ask(None, found).await
+    }
+
     /// Whether recovery cannot reach the newest segment of a timeline. `None` if it can, and where the lineage has no backup or
     /// nothing of that timeline.
     pub async fn unreached(&mut self, timeline: TimelineId) -> Result<Option<Unreached>> {

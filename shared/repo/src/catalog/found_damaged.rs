@@ -4,6 +4,7 @@
 //! and the segment archived again. It is read before it counts, once and whole; a restore must not wait for a verification of everything,
 //! and only a verification with the right to write ends an announcement. Nothing is written here.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, stream};
@@ -80,14 +81,18 @@ impl LineageCatalog {
     fn announced_segments(&self, lineage: LineageId) -> BTreeMap<Segment, Timestamp> {
         let wal =
             self.announced_damaged().flat_map(|one| one.announcement.wal.iter().map(|wal| (one.stored, wal)));
-        let wal = wal.filter(|(_, wal)| wal.lineage == lineage);
-        let each = wal.flat_map(|(at, wal)| {
+        let mut wal: Vec<_> = wal.filter(|(_, wal)| wal.lineage == lineage).collect();
+        // The newest first: what is left out for the limit is then never the last word on a segment.
+        wal.sort_by_key(|(at, _)| Reverse(*at));
+        let each = wal.into_iter().flat_map(|(at, wal)| {
             (wal.first..=wal.last).map(move |number| ((lineage, wal.timeline, SegmentNo(number)), at))
         });
         let mut last = BTreeMap::new();
-        for (segment, at) in each.take(LOOKED_AT) {
-            let known = last.entry(segment).or_insert(at);
-            *known = at.max(*known);
+        for (segment, at) in each {
+            if last.len() >= LOOKED_AT {
+                break;
+            }
+            last.entry(segment).or_insert(at);
         }
         last
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{BackupId, SegmentNo};
 use walpoint_storage::error::error_chain;
@@ -15,6 +16,9 @@ use crate::backup::{
     NumberedAnnouncement, PackNo,
 };
 
+/// Objects that are looked at at the same time.
+const AT_ONCE: usize = 8;
+
 /// Ranges that are longer are left as they are announced.
 const MANY: u32 = 1 << 20;
 
@@ -27,16 +31,17 @@ struct Named {
 }
 
 impl Run<'_> {
-    /// Announces what is damaged and was not announced as that before: that it is to be deleted may be taken back. Whether that
-    /// could be done.
-    pub(super) async fn announce(&mut self) -> bool {
+    /// Announces what is damaged and was not announced as that before: that it is to be deleted may be taken back. A segment that was
+    /// stored since it was announced, and is damaged again, is announced again. Whether that could be done.
+    pub(super) async fn announce(&mut self, needed: &[NeededWal]) -> bool {
+        let again = self.damaged_again(needed).await;
         let known: Vec<&Announcement> = self.announced.iter().map(|one| &one.announcement).collect();
         let new = Named {
             packs: self.damaged.iter().filter(|pack| !names_pack(&known, **pack)).copied().collect(),
             wal: self
                 .damaged_wal
                 .iter()
-                .filter(|segment| !names_segment(&known, **segment))
+                .filter(|segment| again.contains(segment) || !names_segment(&known, **segment))
                 .copied()
                 .collect(),
             manifests: self
@@ -47,6 +52,30 @@ impl Run<'_> {
                 .collect(),
         };
         self.announce_named(new).await
+    }
+
+    /// The segments that this run found damaged, and that were stored after they had been announced: readers take an object that is
+    /// younger than its announcement for another one, and look at no more than that it can be read.
+    async fn damaged_again(&self, needed: &[NeededWal]) -> BTreeSet<Segment> {
+        let paths = ClusterPaths::new(self.cluster);
+        let found = self.damaged_wal.difference(&self.told_again);
+        let looking = found.filter_map(|segment| {
+            let &(lineage, timeline, n) = segment;
+            let announced = self
+                .announced
+                .iter()
+                .filter(|one| names_segment(&[&one.announcement], *segment))
+                .map(|one| one.stored)
+                .max()?;
+            let size = needed.iter().find(|needed| needed.lineage.id == lineage)?.lineage.segment_size;
+            Some((*segment, paths.wal(lineage).segment(SegmentNo(n).name(timeline, size)), announced))
+        });
+        let looking: Vec<_> = looking.collect();
+        let newer = stream::iter(looking).map(async |(segment, key, announced)| {
+            let meta = self.repository.store().head(&key).await.ok()??;
+            (meta.modified > announced).then_some(segment)
+        });
+        newer.buffer_unordered(AT_ONCE).filter_map(async |segment| segment).collect().await
     }
 
     async fn announce_named(&mut self, named: Named) -> bool {
@@ -194,6 +223,7 @@ impl Run<'_> {
                         if self.sound_wal.contains(&segment) || !self.damaged_wal.insert(segment) {
                             continue;
                         }
+                        self.told_again.insert(segment);
                         let name = SegmentNo(n).name(wal.timeline, needed.lineage.segment_size);
                         self.report.finding(VerifyFinding {
                             kind: FindingKind::Damaged,

@@ -113,6 +113,8 @@ struct Run<'a> {
     damaged: BTreeSet<(BackupId, u32)>,
     /// Segments that are damaged.
     damaged_wal: BTreeSet<Segment>,
+    /// Those of them of which only an announcement tells: this run did not read them.
+    told_again: BTreeSet<Segment>,
     /// Backups whose own list of files is damaged.
     damaged_manifests: BTreeSet<BackupId>,
     /// Segments that were read and are sound, of those that were announced as damaged before.
@@ -153,7 +155,7 @@ pub async fn verify(
     if options.depth != Depth::Full {
         run.known(&needed);
     }
-    if run.announce().await && options.depth == Depth::Full && options.backup.is_none() {
+    if run.announce(&needed).await && options.depth == Depth::Full && options.backup.is_none() {
         run.absolve(&outlook.damaged_announcements).await;
     }
     run.report.seconds = began.elapsed().as_secs_f64();
@@ -180,6 +182,7 @@ impl<'a> Run<'a> {
             finished: outlook.decisions.iter().map(|decision| decision.backup.clone()).collect(),
             damaged: BTreeSet::new(),
             damaged_wal: BTreeSet::new(),
+            told_again: BTreeSet::new(),
             damaged_manifests: BTreeSet::new(),
             sound_wal: BTreeSet::new(),
             announced: Vec::new(),

@@ -1,10 +1,9 @@
 //! Plans beside facts of lineages that are damaged, and across WAL that was found damaged.
 
-use crate::verify::FindingKind;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use walpoint_base::{Lsn, RecoveryTarget, SegmentNo};
+use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TimelineId};
 use walpoint_plan::restore::unreachable::Why;
 use walpoint_plan::restore::{Hint, Note, RestoreRequest, SegmentDecoder, Verdict};
 use walpoint_plan::retention::Policy;
@@ -18,17 +17,14 @@ use crate::index::tests::Bed;
 use crate::lineage::{LineageFork, ParentLineage};
 use crate::planning::{plan, prove_from};
 use crate::repository::NewLineage;
-use crate::verify::Depth;
-use crate::verify::tests::{flip, path, readable_world, replace, run, segment_key};
+use crate::verify::tests::{BrokenRecords, flip, path, readable_world, replace, run, run_with, segment_key};
+use crate::verify::{Depth, FindingKind};
 use crate::{Lineage, Repository};
 
 /// Registers a copy of the bed's server, and damages its facts.
 async fn damaged_copy(bed: &Bed) -> Lineage {
     let own = bed.archive.lineage();
-    let fork = LineageFork {
-        timeline: walpoint_base::TimelineId::FIRST,
-        lsn: SegmentNo(20).start(own.segment_size),
-    };
+    let fork = LineageFork { timeline: TimelineId::FIRST, lsn: SegmentNo(20).start(own.segment_size) };
     let parent = ParentLineage { lineage: own.id, fork: Some(fork), began: None, life: None };
     let copy = bed.archive.repository().split_lineage(&cluster(), like(own), Some(parent), 0).await.unwrap();
     flip(&path(bed, copy.key().as_str()));
@@ -166,6 +162,11 @@ async fn wal_that_was_found_damaged_ends_windows_and_plans() {
     assert_eq!(windows().await, (end, vec![]));
     assert_eq!(planned(repository, &RestoreRequest::default()).await.unwrap().unwrap().until, end);
     assert_eq!(run(&bed, Depth::Light).await.finding_count, 0);
+    // It can be read, and recovery cannot pass what it holds: the earlier announcement says nothing of that.
+    let check = Arc::new(BrokenRecords(SegmentNo(22).name(TimelineId::FIRST, size)));
+    assert_eq!(run_with(&bed, Depth::Full, None, check).await.finding_count, 1);
+    assert_eq!(windows().await, (damaged, vec![SegmentNo(22)]));
+    assert_eq!(run(&bed, Depth::Light).await.finding_count, 1);
     assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
     std::fs::File::options().write(true).open(&segment).unwrap().set_modified(before).unwrap();
     assert_eq!(windows().await, (end, vec![]), "a full verification has taken it back");
