@@ -190,7 +190,7 @@ fn the_role_of_init_has_every_right() {
     let report = json(&bed.run(&["check", "--json", "--no-switch"]));
     assert_eq!(grade(&report, "rights"), "warning", "{report:#}");
     assert!(
-        report.to_string().contains("pg_catalog.pg_create_restore_point(text) TO walpoint"),
+        report.to_string().contains("GRANT EXECUTE ON FUNCTION pg_catalog.pg_create_restore_point(text)"),
         "{report:#}"
     );
 }
