@@ -15,6 +15,7 @@
 //! | [`durable`] | files that survive a power cut |
 //! | [`nearest`] | the known word that was meant by one that is not known |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
+//! | [`span`] | spans of time, as a person writes them |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
 //! | [`table`] | settings that come from a table of the configuration |
 //! | [`tablespace`] | what lies where replay creates tablespaces |
@@ -43,6 +44,8 @@ pub mod place;
 pub mod secret;
 pub mod segment;
 pub mod socket;
+#[cfg(feature = "time")]
+pub mod span;
 pub mod table;
 pub mod tablespace;
 #[cfg(feature = "time")]

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use walpoint_base::ClusterName;
@@ -80,11 +79,9 @@ impl FromStr for RepoArgument {
     }
 }
 
-/// A span of time above zero, as the configuration has it: `90s`, `5m`, `1h 30m`.
+/// A span of time above zero, as the configuration has it: `90s`, `5m`, `1h 30m`, `2d`.
 pub fn span(text: &str) -> Result<Duration, String> {
-    let wanted = "a span of time has units, such as 90s, 5m or \"1h 30m\"";
-    let span: SignedDuration = text.parse().map_err(|_| wanted.to_owned())?;
-    match Duration::try_from(span) {
+    match Duration::try_from(walpoint_base::span::parse(text)?) {
         Ok(span) if !span.is_zero() => Ok(span),
         _ => Err("a span above zero is needed".to_owned()),
     }
@@ -360,10 +357,12 @@ mod tests {
 
     #[test]
     fn spans_have_units() {
-        for (text, seconds) in [("90s", 90), ("5m", 300), ("1h 30m", 5400), ("1h30m", 5400)] {
+        for (text, seconds) in
+            [("90s", 90), ("5m", 300), ("1h 30m", 5400), ("1h30m", 5400), ("1d 2h", 93_600)]
+        {
             assert_eq!(span(text).unwrap(), Duration::from_secs(seconds), "{text}");
         }
-        for bad in ["60", "", "soon", "0s", "-5m"] {
+        for bad in ["60", "", "soon", "0s", "-5m", "1y", "9223372036854775807s"] {
             span(bad).unwrap_err();
         }
         assert!(span("60").unwrap_err().contains("has units"));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use walpoint_base::span;
 
 /// Waits that double from a first to a longest one, each cut by up to a quarter at random, within a budget.
 #[derive(Debug, Clone)]
@@ -19,7 +20,10 @@ impl Backoff {
         // Agents that started together should not come back together.
         let clock = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| u64::from(t.subsec_nanos()));
         let random = clock << 16 ^ u64::from(std::process::id()) | 1;
-        Self { next: first, longest, deadline: Instant::now() + budget, random }
+        // A budget that the clock cannot count to is as good as the longest one.
+        let now = Instant::now();
+        let deadline = now.checked_add(budget).unwrap_or_else(|| now + span::LONGEST.unsigned_abs());
+        Self { next: first, longest, deadline, random }
     }
 
     /// The next wait; `None` when the budget is spent. The last wait ends with the budget.
@@ -64,6 +68,10 @@ mod tests {
         for (wait, full) in waits.iter().zip([100, 200, 400, 800, 1000, 1000]) {
             assert!(*wait <= ms(full) && *wait >= ms(full) * 3 / 4, "{wait:?} of {full}");
         }
+        assert_eq!(
+            Backoff::new(ms(1), ms(1), Duration::MAX).next_wait().map(|wait| wait <= ms(1)),
+            Some(true)
+        );
         assert_eq!(Backoff::new(ms(1), ms(1), Duration::ZERO).next_wait(), None);
         assert!(Backoff::new(ms(5000), ms(5000), ms(50)).next_wait().unwrap() <= ms(50));
     }

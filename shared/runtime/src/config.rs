@@ -14,8 +14,8 @@ use bytesize::ByteSize;
 use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use walpoint_base::ClusterName;
 use walpoint_base::table::{FromTable, WrongKey};
+use walpoint_base::{ClusterName, span};
 
 pub use self::problem::{Problem, Problems};
 use crate::retention::RetentionSettings;
@@ -68,6 +68,7 @@ pub struct Config<R> {
 #[serde(deny_unknown_fields, default)]
 pub struct DaemonSettings {
     /// How long a drain may take after SIGTERM.
+    #[serde(deserialize_with = "span::deserialize")]
     pub drain_timeout: SignedDuration,
 }
 
@@ -114,7 +115,7 @@ pub struct ClusterSettings {
     #[serde(default = "defaults::compression_level")]
     pub compression_level: i32,
     /// How long one `archive-push` may try before it fails and PostgreSQL asks again.
-    #[serde(default = "defaults::push_timeout")]
+    #[serde(default = "defaults::push_timeout", deserialize_with = "span::deserialize")]
     pub push_timeout: SignedDuration,
     /// More WAL than this does not wait for being archived: the oldest files are dropped, and PostgreSQL removes them. Nothing is
     /// dropped if unset.
@@ -122,7 +123,7 @@ pub struct ClusterSettings {
     pub queue_max: Option<ByteSize>,
     /// How long archive recovery tries to read from a store that fails, before it stops with 255. What waiting cannot change, such as
     /// another server's WAL, stops it at once.
-    #[serde(default = "defaults::fetch_timeout")]
+    #[serde(default = "defaults::fetch_timeout", deserialize_with = "span::deserialize")]
     pub fetch_timeout: SignedDuration,
     /// What a standby is told about a `.history` file while no repository answers.
     #[serde(default)]
@@ -139,13 +140,13 @@ pub struct ClusterSettings {
     #[serde(default = "defaults::prefetch_max")]
     pub prefetch_max: ByteSize,
     /// A prefetcher that nobody has asked anything for this long ends.
-    #[serde(default = "defaults::prefetch_idle_timeout")]
+    #[serde(default = "defaults::prefetch_idle_timeout", deserialize_with = "span::deserialize")]
     pub prefetch_idle_timeout: SignedDuration,
     /// Where prefetched WAL waits; `walpoint-spool` in `pg_wal` if unset, where handing over is a rename.
     #[serde(default)]
     pub spool: Option<PathBuf>,
     /// How long a backup waits for the WAL it needs to arrive in the repository.
-    #[serde(default = "defaults::backup_wal_timeout")]
+    #[serde(default = "defaults::backup_wal_timeout", deserialize_with = "span::deserialize")]
     pub backup_wal_timeout: SignedDuration,
     /// The table `[cluster.NAME.retention]`: which backups `expire` keeps; without it all of them.
     #[serde(default)]
@@ -248,6 +249,21 @@ impl ClusterSettings {
     }
 }
 
+impl DaemonSettings {
+    /// What its keys contradict: a key, and what is wrong with it.
+    fn contradictions(&self) -> Vec<(&'static str, String)> {
+        not_above_zero(&[("drain_timeout", self.drain_timeout)])
+    }
+}
+
+/// Those of the spans that are too short for anything to happen in them.
+fn not_above_zero(spans: &[(&'static str, SignedDuration)]) -> Vec<(&'static str, String)> {
+    let short = spans.iter().filter(|(_, span)| !span.is_positive());
+    short
+        .map(|(key, _)| (*key, format!("\"{key}\" must be a span of time above zero, such as \"30s\"")))
+        .collect()
+}
+
 /// A configured span of time; spans below zero count as none.
 pub fn duration(span: SignedDuration) -> Duration {
     Duration::try_from(span).unwrap_or_default()
@@ -337,6 +353,12 @@ impl ClusterSettings {
                 format!("is shared with cluster \"{other}\"\nHINT: Give each cluster a socket of its own."),
             );
         }
+        found.extend(not_above_zero(&[
+            ("push_timeout", self.push_timeout),
+            ("fetch_timeout", self.fetch_timeout),
+            ("prefetch_idle_timeout", self.prefetch_idle_timeout),
+            ("backup_wal_timeout", self.backup_wal_timeout),
+        ]));
         found
     }
 }

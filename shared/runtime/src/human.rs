@@ -75,7 +75,6 @@ pub fn time(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use bytesize::ByteSize;
-    use jiff::SignedDuration;
     use proptest::prelude::*;
 
     use super::*;
@@ -85,7 +84,7 @@ mod tests {
     }
 
     fn read_span(text: &str) -> Duration {
-        let read: SignedDuration = text.parse().unwrap_or_else(|e| panic!("{text:?}: {e}"));
+        let read = walpoint_base::span::parse(text).unwrap_or_else(|e| panic!("{text:?}: {e}"));
         read.try_into().unwrap()
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Span, Timestamp, tz::TimeZone};
 use serde::Deserialize;
+use walpoint_base::span;
 
 /// Which backups stay. A backup stays if one of the keys keeps it.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,6 +31,7 @@ pub struct RetentionSettings {
     /// Nothing older stays but what is held, and `minimum`: a ceiling for personal data.
     pub max_age: Option<Span>,
     /// How long what is announced waits before it is deleted.
+    #[serde(deserialize_with = "span::deserialize")]
     pub grace: SignedDuration,
     /// Backups with pages that failed their checksum when they were taken count like sound ones.
     pub accept_damaged_pages: bool,
@@ -152,6 +154,8 @@ mod tests {
         assert_eq!((settings.count, settings.daily, settings.yearly), (Some(5), 7, 7));
         assert_eq!(settings.grace, SignedDuration::from_hours(36));
         assert!(settings.label["pre-deploy"].age.is_some());
+        assert_eq!(read("grace = \"7d\"").unwrap().grace, SignedDuration::from_hours(7 * 24));
+        assert!(read("grace = \"0s\"").unwrap().grace.is_zero());
         let nothing = read("").unwrap();
         assert_eq!((nothing.minimum, nothing.grace), (1, SignedDuration::from_hours(24)));
     }
@@ -166,6 +170,7 @@ mod tests {
             ("window = \"yesterday\"", "window"),
             ("window = \"8d\"\nmax_age = \"7d\"", "shorter than \"window\""),
             ("grace = \"-1h\"", "negative"),
+            ("grace = \"110000000h\"", "longer than 10 years"),
             ("[label.x]\n", "or another key is needed"),
             ("[label.x]\ncount = 0", "at least 1"),
             ("dayly = 7", "dayly"),

@@ -187,7 +187,7 @@ async fn announce_and_delete(
         spared: before.as_ref(),
         announced: &announced,
         finished: &finished,
-        eligible_until: store_now() - options.grace,
+        eligible_until: eligible_until(store_now(), options.grace),
     };
     let mut scan = ListingScan::of(repository, cluster, standards, store_now()).await?;
     if options.dry_run && options.grace.is_zero() {
@@ -217,6 +217,11 @@ async fn announce_and_delete(
     Ok(report)
 }
 
+/// The moment that lies the grace period before `now`; the first of all where there is none, before which nothing was announced.
+fn eligible_until(now: Timestamp, grace: SignedDuration) -> Timestamp {
+    now.checked_sub(grace).unwrap_or(Timestamp::MIN)
+}
+
 /// Deletes the `spent` progress objects, which mean nothing once there is a manifest: who finished the backup could not delete them,
 /// or died. Sums many backups up.
 async fn tidy(backups: &Backups, spent: &[Key], report: &mut Expired) -> Result<()> {
@@ -241,8 +246,8 @@ async fn delete_announced(
     report: &mut Expired,
 ) -> Result<BTreeMap<Class, Tally>> {
     let by_name = !policy.drops();
-    let eligible =
-        if by_name { announced.eligible_by_name(now - grace) } else { announced.eligible(now - grace) };
+    let until = eligible_until(now, grace);
+    let eligible = if by_name { announced.eligible_by_name(until) } else { announced.eligible(until) };
     if eligible.is_empty() {
         return Ok(BTreeMap::new());
     }

@@ -62,7 +62,8 @@ impl Run<'_> {
         items.rotate_left(begin);
         let (count, until) = match self.options.depth {
             Depth::Sample(share) => (wanted(items.len(), share), None),
-            Depth::Budget(span) => (items.len(), Some(Instant::now() + span)),
+            // A time that the clock cannot count to is no limit.
+            Depth::Budget(span) => (items.len(), Instant::now().checked_add(span)),
             _ => (items.len(), None),
         };
         let all = items.len();

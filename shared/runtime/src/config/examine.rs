@@ -43,6 +43,9 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
         Some(table) => found.read(&["daemon"], table),
         None => None,
     };
+    for (key, what) in daemon.iter().flat_map(DaemonSettings::contradictions) {
+        found.add(&["daemon"], Some(key), what);
+    }
     let names: Vec<&str> = found.names("repository");
     for (name, settings) in &cluster {
         for (key, what) in settings.contradictions(name, &names, &cluster) {

@@ -43,6 +43,8 @@ fn a_minimal_file_has_defaults() {
     assert_eq!(config.repository["main"].url, "file:///backup");
     let budget = parse(&format!("{GOOD}fetch_timeout = \"90s\"\n")).unwrap();
     assert_eq!(duration(budget.cluster.values().next().unwrap().fetch_timeout), Duration::from_secs(90));
+    let days = parse(&format!("{GOOD}fetch_timeout = \"1d 2h\"\n")).unwrap();
+    assert_eq!(days.cluster.values().next().unwrap().fetch_timeout, SignedDuration::from_hours(26));
     assert_eq!(cluster.prefetch_max, ByteSize::mib(256));
     let off = parse(&format!("{GOOD}prefetch_max = 0\n")).unwrap();
     assert_eq!(off.cluster.values().next().unwrap().prefetch_max.as_u64(), 0);
@@ -77,6 +79,19 @@ fn contradictions_are_refused() {
         ("prefetch_max = 256", "with its unit"),
         ("pgdata = \"data\"", "absolute"),
         ("spool = \"spool\"", "absolute"),
+        ("push_timeout = \"0s\"", "\"push_timeout\" must be a span of time above zero"),
+        (
+            "fetch_timeout = \"-5m\"",
+            "line 5, [cluster.prod]: \"fetch_timeout\" must be a span of time above zero",
+        ),
+        ("prefetch_idle_timeout = \"0s\"", "above zero"),
+        ("backup_wal_timeout = \"-1h\"", "above zero"),
+        ("backup_wal_timeout = \"11000d\"", "longer than 10 years"),
+        (
+            "[daemon]\ndrain_timeout = \"0s\"",
+            "line 6, [daemon]: \"drain_timeout\" must be a span of time above zero",
+        ),
+        ("[daemon]\ndrain_timeout = \"110000000h\"", "longer than 10 years"),
         ("[cluster.Prod]\nrepositories = [\"main\"]", "cluster name"),
         ("[cluster.b]\nrepositories = [\"gone\"]", "no [repository.gone]"),
         ("[cluster.b]\nrepositories = []", "\nHINT: Name at least one"),

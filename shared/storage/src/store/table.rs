@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use jiff::SignedDuration;
 use serde::Deserialize;
+use walpoint_base::span;
 
 /// The keys of the table. Unknown ones are errors. Secrets are never here, only where to find them.
 #[derive(Debug, Default, Deserialize)]
@@ -57,9 +58,12 @@ pub struct StoreTable {
     pub(super) wrap_command: Option<String>,
 
     // Limits.
+    #[serde(deserialize_with = "span::deserialize_some")]
     pub(super) connect_timeout: Option<SignedDuration>,
+    #[serde(deserialize_with = "span::deserialize_some")]
     pub(super) read_timeout: Option<SignedDuration>,
     pub(super) retries: Option<u32>,
+    #[serde(deserialize_with = "span::deserialize_some")]
     pub(super) retry_timeout: Option<SignedDuration>,
 }
 
