@@ -52,8 +52,25 @@ mod tests {
             (r#"{"url": "gs://b", "endpoint": "h"}"#, &["endpoint"]),
             (r#"{"url": "az://c", "sas_token_file": "/a", "sas_token_command": "b"}"#, &["sas_token"]),
             (r#"{"url": "az://c", "client_secret_file": "/a", "client_id": "x"}"#, &["tenant_id"]),
+            (r#"{"url": "az://c", "client_secret_command": "a"}"#, &["tenant_id", "client_id"]),
+            (r#"{"url": "az://c", "client_secret_file": "/a", "account_key_file": "/k"}"#, &[]),
+            (r#"{"url": "az://c", "client_secret_file": "/a", "sas_token_command": "k"}"#, &[]),
+            (
+                r#"{"url": "az://c", "client_secret_file": "/a", "client_secret_command": "b", "sas_token_file": "/s"}"#,
+                &["client_secret"],
+            ),
         ] {
             assert_eq!(found(json), settings, "{json}");
+        }
+    }
+
+    #[test]
+    fn what_a_service_principal_lacks_is_said_of_the_key_that_is_set() {
+        for key in ["client_secret_file", "client_secret_command"] {
+            let json = format!(r#"{{"url": "az://c", "{key}": "/a", "client_id": "x"}}"#);
+            let settings: StoreSettings = serde_json::from_str(&json).unwrap();
+            let found: Vec<String> = settings.contradictions().iter().map(ToString::to_string).collect();
+            assert!(matches!(&found[..], [only] if only.contains(&format!("with {key}"))), "{found:?}");
         }
     }
 }

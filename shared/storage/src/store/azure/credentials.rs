@@ -8,26 +8,31 @@ use super::settings::AzureSettings;
 use crate::error::{RepoError, Result};
 use crate::store::network::{has_metadata, no_credentials, secret};
 
-/// Secrets that two settings name, and what a service principal lacks.
+/// Secrets that two settings name, and what a service principal lacks, where it is what opening would use.
 pub(super) fn contradictions(settings: &AzureSettings) -> Vec<RepoError> {
-    let AzureSettings { client_secret_file, client_secret_command, .. } = settings;
-    let ambiguous = [
+    let [key, sas, client] = [
         ("account_key", &settings.account_key_file, &settings.account_key_command),
         ("sas_token", &settings.sas_token_file, &settings.sas_token_command),
-        ("client_secret", client_secret_file, client_secret_command),
+        ("client_secret", &settings.client_secret_file, &settings.client_secret_command),
     ];
-    let ambiguous = ambiguous.into_iter().filter_map(|(key, file, command)| {
+    let ambiguous = [key, sas, client].into_iter().filter_map(|(key, file, command)| {
         let chosen = SecretSource::choose(key, file.clone(), command.clone());
         chosen.map_err(|error| RepoError::settings(key, error)).err()
     });
-    let principal = client_secret_file.is_some() || client_secret_command.is_some();
+    let [key, sas, client] = [key, sas, client].map(|(_, file, command)| file.is_some() || command.is_some());
+    let principal = client && !key && !sas;
     let needed = [("tenant_id", &settings.tenant_id), ("client_id", &settings.client_id)];
     let lacking = needed.into_iter().filter(|(_, value)| principal && value.is_none());
-    ambiguous.chain(lacking.map(|(setting, _)| missing(setting))).collect()
+    ambiguous.chain(lacking.map(|(setting, _)| missing(setting, settings))).collect()
 }
 
-fn missing(setting: &'static str) -> RepoError {
-    RepoError::settings(setting, "is required with client_secret_file")
+/// The service principal's secret is set, and that setting is not.
+fn missing(setting: &'static str, settings: &AzureSettings) -> RepoError {
+    let secret = match settings.client_secret_file {
+        Some(_) => "client_secret_file",
+        None => "client_secret_command",
+    };
+    RepoError::settings(setting, format!("is required with {secret}"))
 }
 
 pub(super) async fn add(
@@ -45,8 +50,8 @@ pub(super) async fn add(
         return Ok(builder.with_config(AzureConfigKey::SasKey, sas.expose().trim_start_matches('?')));
     }
     if let Some(client) = client {
-        let tenant = settings.tenant_id.as_deref().ok_or_else(|| missing("tenant_id"))?;
-        let id = settings.client_id.as_deref().ok_or_else(|| missing("client_id"))?;
+        let tenant = settings.tenant_id.as_deref().ok_or_else(|| missing("tenant_id", settings))?;
+        let id = settings.client_id.as_deref().ok_or_else(|| missing("client_id", settings))?;
         return Ok(builder.with_client_secret_authorization(id, client.expose(), tenant));
     }
     let set = |key| builder.get_config_value(&key).is_some();
