@@ -166,8 +166,9 @@ impl Run<'_> {
         Ok((last, place))
     }
 
-    /// Writes the next entry and deletes the one before. Whoever may only read begins at the beginning each time.
-    async fn remember(&self, last: u64, place: &SamplePosition) -> Result<()> {
+    /// Writes the next entry and deletes the one before. Whoever may only read begins at the beginning each time. An error says
+    /// that it was not written.
+    async fn remember(&mut self, last: u64, place: &SamplePosition) -> Result<()> {
         let paths = ClusterPaths::new(self.cluster);
         let internal = |what: String| RepoError::Internal(format!("the place cannot be written: {what}"));
         let key = paths.lease(TASK, last + 1).map_err(|e| internal(e.to_string()))?;
@@ -180,12 +181,15 @@ impl Run<'_> {
         let store = self.repository.store();
         match store.claim(&sealed.map_err(|e| internal(e.to_string()))?).await {
             Ok(NumberClaim::Won) if last > 0 => {
-                if let Ok(key) = paths.lease(TASK, last) {
-                    match store.delete(&key).await {
-                        // The highest number counts, whatever else is there.
-                        Err(RepoError::Denied { .. }) => {}
-                        result => result?,
-                    }
+                // The highest number counts, whatever else is there.
+                if let Ok(key) = paths.lease(TASK, last)
+                    && let Err(error) = store.delete(&key).await
+                    && !matches!(error, RepoError::Denied { .. })
+                {
+                    let error = error_chain(&error);
+                    self.report
+                        .notes
+                        .push(format!("\"{key}\" is of no use any more and was not deleted: {error}"));
                 }
                 Ok(())
             }

@@ -279,6 +279,34 @@ async fn samples_go_on_though_nothing_can_be_deleted() {
     }
 }
 
+/// K4: a run says that the next one begins where it did only if the place where it stopped was not stored, whenever it dies.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_was_stored_is_the_next_beginning_though_the_old_one_stays() {
+    let (bed, _) = readable_world().await;
+    let repository = bed.archive.repository();
+    let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+    let depth = Depth::Sample(0.01);
+    run(&bed, depth).await;
+    let options = VerifyOptions { backup: None, depth, host: String::new(), agent: String::new() };
+    let newest = async || keys(&bed).await.into_iter().filter(|key| key.contains("/leases/verify/")).max();
+    let mut notes = Vec::new();
+    for life in 1.. {
+        let store = CrashingStore::new(bed.dir.path(), life);
+        let Ok(repository) = Repository::over("main", store.store(), None).await else { continue };
+        let before = newest().await;
+        let result = verify(&repository, &cluster(), &outlook, Arc::new(Anything), &options).await;
+        let died = store.has_crashed().await;
+        let Ok(report) = result else { continue };
+        let begins_there = report.notes.iter().any(|note| note.contains("begins where this one did"));
+        assert_eq!(begins_there, newest().await == before, "{life}: {report:#?}");
+        notes.extend(report.notes);
+        if !died {
+            break;
+        }
+    }
+    assert!(notes.iter().any(|note| note.contains("was not deleted")), "{notes:#?}");
+}
+
 /// A repository whose segments can be read, with two backups.
 pub(crate) async fn readable_world() -> (Bed, Vec<BackupId>) {
     let bed = crate::index::tests::bed().await;
