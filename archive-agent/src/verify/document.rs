@@ -45,9 +45,9 @@ struct Finding<'a> {
 impl<'a> VerifiedRepository<'a> {
     pub(super) fn of(verified: &'a Verified) -> Self {
         let words = |finding: &'a VerifyFinding| {
-            let advice = advice(&finding.remedy);
-            let detail = (!advice.details().is_empty()).then(|| advice.details().join("\n"));
-            Finding { finding, detail, hint: advice.hints().join("\n") }
+            let explained = explained(finding);
+            let detail = (!explained.details().is_empty()).then(|| explained.details().join("\n"));
+            Finding { finding, detail, hint: explained.hints().join("\n") }
         };
         Self { verified, findings: verified.findings.iter().map(words).collect() }
     }
@@ -62,8 +62,16 @@ const SPLIT_BRAIN: &str = "Find out which server wrote which of both. Take a bac
 const WAIT_OR_FORCE: &str = "Nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and \
                              the next backup deletes it. \"archive-agent backup --steal-lease\" begins one at once.";
 
+/// What was found, with the facts that explain it and what to do.
+pub(super) fn explained(finding: &VerifyFinding) -> Diagnostic {
+    let (found, advice) = (Diagnostic::new(&finding.what), advice(&finding.remedy));
+    let facts = found.details().iter().chain(advice.details());
+    let explained = facts.fold(Diagnostic::new(found.message()), Diagnostic::detail);
+    advice.hints().iter().fold(explained, Diagnostic::hint)
+}
+
 /// What to do about a finding, with the facts that explain it.
-pub(super) fn advice(cure: &Cure) -> Diagnostic {
+fn advice(cure: &Cure) -> Diagnostic {
     let none = Diagnostic::default();
     match cure {
         Cure::Plain(text) => none.hint(text),
@@ -92,4 +100,29 @@ fn put_back_or_expire(id: BackupId) -> String {
          delete this one with \"archive-agent expire --backup {id}\". Until then restore from another one, or from another \
          repository."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_repo::verify::FindingKind;
+
+    use super::*;
+
+    #[test]
+    fn facts_of_the_finding_come_before_those_of_the_advice() {
+        let finding = VerifyFinding {
+            kind: FindingKind::Damaged,
+            object: "o".to_owned(),
+            what: "cut\nDETAIL: It has 3 bytes.".to_owned(),
+            backups: Vec::new(),
+            moments: None,
+            remedy: Cure::SplitBrain,
+        };
+        assert_eq!(
+            explained(&finding).to_string(),
+            format!("cut\nDETAIL: It has 3 bytes.\nHINT: {SPLIT_BRAIN}")
+        );
+        let json = serde_json::to_value(&finding).unwrap();
+        assert_eq!(json["message"], "cut");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use walpoint_repo::verify::Verified;
 use walpoint_runtime::human;
 
-use super::document::advice;
+use super::document::explained;
 
 /// Findings that are told; the JSON has more.
 const NAMED: usize = 50;
@@ -53,14 +53,15 @@ pub(super) fn of(verified: &Verified) -> String {
     }
     for finding in verified.findings.iter().take(NAMED) {
         writeln!(text, "\n  {}: {}", finding.kind, finding.object).ok();
-        writeln!(text, "    {}", finding.what).ok();
+        let explained = explained(finding);
+        writeln!(text, "    {}", explained.message()).ok();
         if !finding.backups.is_empty() {
             writeln!(text, "    backups: {}", finding.backups.join(", ")).ok();
         }
         if let Some(moments) = &finding.moments {
             writeln!(text, "    moments: {moments}").ok();
         }
-        for part in advice(&finding.remedy).lines().skip(1) {
+        for part in explained.lines().skip(1) {
             writeln!(text, "    {part}").ok();
         }
     }

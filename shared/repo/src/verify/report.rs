@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_storage::error::Remedy;
 
@@ -118,7 +118,8 @@ pub struct VerifyFinding {
     /// The object that it is about.
     pub object: String,
     /// What is wrong with the object.
-    #[serde(rename = "message")]
+    #[serde(rename = "message", serialize_with = "message")]
+    #[schemars(with = "String")]
     pub what: String,
     /// Backups that cannot be restored completely because of it.
     pub backups: Vec<String>,
@@ -185,11 +186,35 @@ impl Verified {
     }
 
     pub(super) fn finding(&mut self, mut finding: VerifyFinding) {
-        // What an error advises elsewhere is not what helps here.
-        finding.what = Diagnostic::new(&finding.what).message().to_owned();
+        finding.what = without_hints(&finding.what);
         self.finding_count += 1;
         if self.findings.len() < MOST {
             self.findings.push(finding);
         }
+    }
+}
+
+/// What an error says. What it advises where it usually happens is not what helps here.
+fn without_hints(error: &str) -> String {
+    let error = Diagnostic::new(error);
+    error.details().iter().fold(Diagnostic::new(error.message()), Diagnostic::detail).to_string()
+}
+
+/// Details have a member of their own in what is printed.
+fn message<S: Serializer>(what: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(Diagnostic::new(what).message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_stay_and_advice_goes() {
+        assert_eq!(
+            without_hints("cut\nDETAIL: It has 3 bytes.\nHINT: Look."),
+            "cut\nDETAIL: It has 3 bytes."
+        );
+        assert_eq!(without_hints("cut\nHINT: Look."), "cut");
     }
 }
