@@ -183,8 +183,8 @@ pub struct BackupStatus {
     /// When it started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
-    /// Whether it was finished. Only finished backups have further members, and of those that no summary object covers yet only the
-    /// newest 20.
+    /// Whether it was finished. Only finished backups have further members, and of those that no summary object covers yet perhaps
+    /// only the newest.
     pub state: BackupStage,
     /// The number of pages that failed their checksum when it was taken.
     #[serde(skip_serializing_if = "Option::is_none")]
