@@ -40,12 +40,16 @@ def rows(results):
 def table(results):
     version = re.search(r"pgBackRest ([0-9.]+)", results).group(1).rstrip(".")
     lines = [f"| work | Walpoint | pgBackRest {version} |\n", "|---|---|---|\n"]
+    found = []
     for work, ours, other, *_ in rows(results):
         compared = re.fullmatch(r"(.+?) \(pgbackrest.*\)", other)
         if compared and work in ROWS:
+            found.append(work)
             lines.append(f"| {ROWS[work]} | {ours} | {compared.group(1)} |\n")
-    if len(lines) < 2 + len(ROWS) // 2:
-        sys.exit(f"error: bench/RESULTS.md has only {len(lines) - 2} of the rows that README.md shows")
+    wrong = [f'no row "{work}" that compares with pgBackRest' for work in ROWS if work not in found]
+    wrong += [f'several rows "{work}"' for work in ROWS if found.count(work) > 1]
+    if wrong:
+        sys.exit(f"error: bench/RESULTS.md has {', '.join(wrong)}")
     return "\n" + "".join(lines) + "\n"
 
 
