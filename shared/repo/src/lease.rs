@@ -1,4 +1,4 @@
-//! Leases: who is at a task of a cluster, so that two do not begin the same work (`FORMAT.md`, chapter "Announcement, and leases").
+//! Leases: who is at a task of a cluster, so that two do not begin the same work (`FORMAT.md`, chapter "Announcements and leases").
 //!
 //! Advisory. Nothing depends on a lease being right: two backups at once cost time and space, and both are whole. A lease is
 //! the highest number of its sequence; who creates the next number has it from then on. It ends when its holder deletes it, or,

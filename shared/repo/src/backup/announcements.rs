@@ -22,7 +22,7 @@ use super::location::PackNo;
 use super::manifest::{EncodeError, cannot_write};
 use super::wire::Malformed;
 
-/// no announcement has more plain bytes: about 60,000 ranges of packs. What is more goes into several.
+/// No announcement has more plain bytes: about 60,000 ranges of packs. What is more goes into several.
 const MAX_ANNOUNCEMENT: usize = 8 << 20;
 /// Announcement objects that are read at the same time.
 const AT_ONCE: usize = 8;

@@ -10,7 +10,7 @@
 //! | `frame`, `pack`, `index_block` | what the frames of a pack hold |
 //! | `manifest`, `facts`, `pack_table`, `findings` | the root, and what it says |
 //! | `ending`, `progress` | intent, tombstone, and what an unfinished backup left |
-//! | `announced` | what must not be built on any more |
+//! | `announcements` | what must not be built on any more |
 //! | `geometry`, `hash`, `location`, `live`, `wire`, `json` | the pieces of all these |
 //!
 //! What always holds: a backup exists when its manifest does; that is created once, last, after every pack it names was

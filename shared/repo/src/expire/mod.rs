@@ -8,10 +8,10 @@
 //! | `soundness` | what is known to be wrong with finished backups |
 //! | `roots` | what is needed, from the facts and the decisions |
 //! | `aborted` | which unfinished backups nobody will finish |
-//! | `announced` | what earlier runs announced |
+//! | `announcements` | what earlier runs announced |
 //! | `scan` | judging every object of the cluster |
 //! | `delete` | deleting what was announced and is still not needed |
-//! | `room` | deleting that first where the filesystem is full |
+//! | `full_disk` | deleting that first where the filesystem is full |
 //! | `report` | what is told |
 //!
 //! What always holds: an object is deleted only if `announcements/<n>` has named it for the grace period, by the store's clock,

@@ -134,7 +134,7 @@ impl ClusterPaths {
         Prefix::composed(format!("{}/data", self.root))
     }
 
-    /// `announcements/<n>`: what `expire` is about to delete.
+    /// `announcements/<n>`: what must not be built on any more: `expire` is about to delete it, or it is damaged.
     pub fn announcement(&self, n: u64) -> Key {
         Key::composed(format!("{}/announcements/{n:012}", self.root))
     }
@@ -164,7 +164,7 @@ impl ClusterPaths {
         format!("{}/leases/{task}/{n:012}", self.root).parse()
     }
 
-    /// A numbered sequence: `announced`, `holds`, `summaries`, `evidence` or `leases/<task>`.
+    /// A numbered sequence: `announcements`, `holds`, `summaries`, `evidence` or `leases/<task>`.
     pub fn sequence(&self, name: &str) -> Result<Prefix, walpoint_base::ParseError> {
         format!("{}/{name}", self.root).parse()
     }

@@ -38,7 +38,7 @@ pub enum ObjectKind {
     Table = 21,
     /// Says that a base backup was finished: what is left when its manifest is lost.
     Published = 22,
-    /// What `expire` is about to delete.
+    /// What must not be built on any more: `expire` is about to delete it, or it is damaged.
     Announcement = 32,
     /// A hold.
     Hold = 33,
