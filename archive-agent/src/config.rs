@@ -6,8 +6,8 @@ use anyhow::anyhow;
 use clap::Subcommand;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::ClusterName;
 use walpoint_base::table::WrongKey;
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::config::{Config, DEFAULT_PATH, Problem};
 use walpoint_runtime::exit::Failure;
@@ -30,6 +30,10 @@ pub(crate) enum ConfigCommand {
     /// Report every error in the configuration file; exits 2 if there is one.
     ///
     /// Reads only this file, and opens no repository, server or secret that it names. "archive-agent check" does that.
+    ///
+    /// The daemon needs pgdata of every cluster: it is an error if one has it and another does not. A file in which none
+    /// has it is for restores: the check says that the daemon cannot use it, and succeeds. With --cluster, only that
+    /// cluster counts, as for "archive-agent run --cluster".
     #[command(after_long_help = help::examples(EXAMPLES))]
     Check,
 }
@@ -41,6 +45,13 @@ struct ConfigReport {
     config_file: PathBuf,
     /// What is wrong with the file, in the order of its lines.
     errors: Vec<Problem>,
+    /// Why the daemon cannot use the file, though other commands can. Absent if it can, or if something is wrong with the file.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
+    daemon_error: Option<String>,
+    /// Whether the file is meant for the daemon: a cluster has a data directory.
+    #[serde(skip)]
+    for_daemon: bool,
     /// The clusters in the file; empty if something is wrong with it.
     clusters: Vec<ConfiguredCluster>,
     /// The repositories in the file; empty if something is wrong with it.
@@ -78,13 +89,14 @@ pub(crate) fn run(common: &CommonArgs, command: &ConfigCommand) -> Result<(), Fa
     common.without_repo("config check")?;
     let path = common.config_path().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     let (config, problems) = Config::examine(&path, contradictions).map_err(Failure::usage)?;
-    let report = ConfigReport::of(&path, config.as_ref(), problems);
+    let report = ConfigReport::of(&path, config.as_ref(), problems, common.cluster.as_ref());
     match common.json {
         true => output::json(&report)?,
         false => output::text(&report.text())?,
     }
     match report.errors.len() {
-        0 => Ok(()),
+        0 if report.is_usable() => Ok(()),
+        0 => Err(Failure::usage(anyhow!("the daemon cannot use the configuration {path:?}"))),
         found => Err(Failure::usage(anyhow!(
             "the configuration {path:?} cannot be used: it has {}",
             human::count(found as u64, "problem")
@@ -104,13 +116,43 @@ fn contradictions(settings: &StoreSettings) -> Vec<WrongKey> {
     store.chain(KeySource::of(&settings.encryption).err()).map(wrong).collect()
 }
 
+/// Why the daemon, which reads the data directory of each of these clusters, would refuse the file.
+fn daemon_error(clusters: &[(&ClusterName, bool)]) -> Option<String> {
+    let lacking = clusters.iter().filter(|(_, has_pgdata)| !has_pgdata);
+    let lacking: Vec<String> = lacking.map(|(name, _)| format!("[cluster.{name}]")).collect();
+    match &lacking[..] {
+        [] if clusters.is_empty() => Some(
+            "the daemon cannot use this file: it has no cluster to archive\nHINT: \"archive-agent init\" writes one."
+                .to_owned(),
+        ),
+        [] => None,
+        _ => Some(format!(
+            "the daemon cannot use this file: pgdata is missing in {}\nDETAIL: Archiving reads PostgreSQL's data directory.\n\
+             HINT: Set pgdata to its path, or select another cluster with --cluster, here and for \"archive-agent run\".",
+            lacking.join(", ")
+        )),
+    }
+}
+
 impl ConfigReport {
-    fn of(path: &Path, config: Option<&Config<StoreSettings>>, errors: Vec<Problem>) -> Self {
+    /// What was found in a file. `cluster` is the one that the daemon would be started for, all of the file without it.
+    fn of(
+        path: &Path,
+        config: Option<&Config<StoreSettings>>,
+        errors: Vec<Problem>,
+        cluster: Option<&ClusterName>,
+    ) -> Self {
+        let asked: Option<Vec<(&ClusterName, bool)>> = config.map(|config| {
+            let all = config.cluster.iter().map(|(name, settings)| (name, settings.pgdata.is_some()));
+            all.filter(|(name, _)| cluster.is_none_or(|cluster| cluster == *name)).collect()
+        });
         let clusters = config.into_iter().flat_map(|config| &config.cluster);
         let repositories = config.into_iter().flat_map(|config| &config.repository);
         Self {
             config_file: path.to_owned(),
             errors,
+            daemon_error: asked.as_deref().and_then(daemon_error),
+            for_daemon: asked.iter().flatten().any(|(_, has_pgdata)| *has_pgdata),
             clusters: clusters
                 .map(|(name, settings)| ConfiguredCluster {
                     cluster: name.clone(),
@@ -128,6 +170,11 @@ impl ConfigReport {
         }
     }
 
+    /// Whether the file is right for what it is meant for.
+    fn is_usable(&self) -> bool {
+        self.errors.is_empty() && !(self.for_daemon && self.daemon_error.is_some())
+    }
+
     /// For a person: a line for each problem, as compilers print theirs, with its details and hints below, or what the file has.
     fn text(&self) -> String {
         let path = self.config_file.display();
@@ -136,7 +183,10 @@ impl ConfigReport {
                 |problem: &Problem| format!("{path}:{}: {}\n", problem.line_number, problem.diagnostic());
             return self.errors.iter().map(line).collect();
         }
-        let mut text = format!("{path}: ok\n");
+        let mut text = if self.is_usable() { format!("{path}: ok\n") } else { String::new() };
+        if let Some(error) = &self.daemon_error {
+            text += &format!("{path}: {error}\n");
+        }
         for ConfiguredCluster { cluster, repositories, ack_repositories: ack, pgdata } in &self.clusters {
             let (noun, names) = (
                 if repositories.len() == 1 { "repository" } else { "repositories" },
@@ -162,10 +212,15 @@ mod tests {
     use super::*;
 
     fn examined(text: &str) -> ConfigReport {
+        examined_for(text, None)
+    }
+
+    fn examined_for(text: &str, cluster: Option<&str>) -> ConfigReport {
+        let cluster: Option<ClusterName> = cluster.map(|name| name.parse().unwrap());
         let file = tempfile::NamedTempFile::new().unwrap();
         walpoint_base::durable::replace(file.path(), text.as_bytes(), 0o600).unwrap();
         let (config, problems) = Config::examine(file.path(), contradictions).unwrap();
-        ConfigReport::of(Path::new("w.toml"), config.as_ref(), problems)
+        ConfigReport::of(Path::new("w.toml"), config.as_ref(), problems, cluster.as_ref())
     }
 
     const GOOD: &str = "[repository.a]\nurl = \"/a\"\n[repository.b]\nurl = \"s3://b\"\n[cluster.x]\nrepositories = [\"a\", \"b\"]\n";
@@ -178,6 +233,35 @@ mod tests {
             "w.toml: ok\n  cluster x: repositories a, b (ack: b), pgdata /data\n  repository a: /a\n  repository b: s3://b\n"
         );
         assert!(examined(GOOD).text().contains("  cluster x: repositories a, b\n"));
+    }
+
+    #[test]
+    fn what_the_daemon_would_refuse_is_a_problem_where_there_is_one() {
+        let error = "w.toml: the daemon cannot use this file: ";
+        let restores = examined(GOOD);
+        assert!(restores.is_usable() && restores.text().starts_with("w.toml: ok\n"), "{}", restores.text());
+        assert!(restores.text().contains(&format!("{error}pgdata is missing in [cluster.x]\nDETAIL: ")));
+        let empty = examined("");
+        assert!(empty.is_usable() && empty.text().contains(&format!("{error}it has no cluster")));
+        let daemon = format!("{GOOD}pgdata = \"/x\"\n");
+        assert_eq!(examined(&daemon).daemon_error, None);
+        let mixed = format!("{daemon}[cluster.y]\nrepositories = [\"a\"]\npush_socket = \"/y\"\n");
+        let report = examined(&mixed);
+        assert!(!report.is_usable() && report.errors.is_empty());
+        assert!(
+            report.text().starts_with(&format!("{error}pgdata is missing in [cluster.y]\n")),
+            "{}",
+            report.text()
+        );
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(
+            json["daemon_error"]["message"],
+            "the daemon cannot use this file: pgdata is missing in [cluster.y]"
+        );
+        assert_eq!(examined_for(&mixed, Some("x")).daemon_error, None);
+        assert!(examined_for(&mixed, Some("y")).is_usable(), "a file for restores");
+        let wrong = examined(&format!("{GOOD}pgdata = \"x\"\n"));
+        assert!(wrong.errors.len() == 1 && wrong.daemon_error.is_none(), "{}", wrong.text());
     }
 
     #[test]
