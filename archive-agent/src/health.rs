@@ -5,16 +5,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use walpoint_base::socket::{HealthReply, HealthRequest, Message, connect};
-use walpoint_base::{ClusterName, Diagnostic};
+use walpoint_base::ClusterName;
+use walpoint_base::socket::{HealthProblem, HealthReply, HealthRequest, Message, connect};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
 
 use crate::selection::selections;
 
-/// How the name of a task ends that answers `archive-push`; the cluster's name comes before it.
-pub(crate) const PUSH_SOCKET: &str = ": push socket";
+/// The task of each cluster that answers `archive-push`.
+pub(crate) const PUSH_SOCKET: &str = "push socket";
 
 /// A daemon that has not answered by then hangs: nothing that is asked needs a store.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -27,15 +27,12 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         let socket = selection.settings.push_socket(&selection.cluster);
         match ask(&socket) {
             // A daemon answers for all its clusters at each of their sockets.
-            Ok(reply) => problems.extend(Diagnostic::each(&reply.problems).iter().map(Diagnostic::to_string)),
+            Ok(reply) => problems.extend(reply.problems),
             Err(error) => silent.push((selection.cluster, socket, error)),
         }
     }
     problems.iter().for_each(|problem| tracing::warn!("{problem}"));
-    let known = |cluster: &ClusterName| {
-        let failing = format!("{cluster}{PUSH_SOCKET}: ");
-        problems.iter().any(|problem| problem.starts_with(&failing))
-    };
+    let known = |cluster: &ClusterName| problems.iter().any(|problem| is_of_push_socket(problem, cluster));
     silent.retain(|(cluster, _, error)| !(matches!(error, NoAnswer::Absent(_)) && known(cluster)));
     let silent: Vec<String> = silent
         .iter()
@@ -47,6 +44,11 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(anyhow!("no daemon answers: {}", silent.join("; ")).into()),
     }
+}
+
+/// Whether a problem is that the push socket of this cluster does not answer.
+fn is_of_push_socket(problem: &HealthProblem, cluster: &ClusterName) -> bool {
+    problem.cluster == *cluster && problem.task == PUSH_SOCKET
 }
 
 /// Why there is no answer.
@@ -73,4 +75,25 @@ pub(crate) fn ask(socket: &Path) -> Result<HealthReply, NoAnswer> {
         .write(&mut stream)
         .and_then(|()| HealthReply::read(&mut stream))
         .map_err(|error| NoAnswer::Silent { error })
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::socket::ProblemKind;
+
+    use super::*;
+
+    #[test]
+    fn only_the_clusters_own_push_socket_counts() {
+        let problem = |task: &str, text: &str| HealthProblem {
+            cluster: "main".parse().unwrap(),
+            task: task.to_owned(),
+            kind: ProblemKind::Other,
+            text: text.to_owned(),
+        };
+        let (main, other) = ("main".parse().unwrap(), "other".parse().unwrap());
+        let socket = problem(PUSH_SOCKET, "failing");
+        assert!(is_of_push_socket(&socket, &main) && !is_of_push_socket(&socket, &other));
+        assert!(!is_of_push_socket(&problem("queue", "main: push socket: failing"), &main));
+    }
 }

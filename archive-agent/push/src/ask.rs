@@ -279,7 +279,7 @@ mod tests {
             }
             let (mut stream, _) = listener.accept().unwrap();
             HealthRequest::read(&mut stream).unwrap();
-            HealthReply { problems: String::new() }.write(&mut stream).unwrap();
+            HealthReply { problems: Vec::new() }.write(&mut stream).unwrap();
             let (mut stream, _) = listener.accept().unwrap();
             PushRequest::read(&mut stream).unwrap();
             sleep(AGAIN * 2);

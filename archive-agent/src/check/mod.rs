@@ -28,6 +28,7 @@ use std::time::Duration;
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::socket::{HealthProblem, ProblemKind};
 use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::{Server, ServerIdentity};
@@ -44,7 +45,6 @@ use crate::health;
 use crate::selection::pgdata;
 use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
-use crate::wal::split_brain::SPLIT_BRAIN;
 use crate::wal::upload::Uploader;
 use crate::walk::{BackupRoots, Entered, Measure};
 
@@ -211,7 +211,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
             format!("{silent}\nDETAIL: Nothing of this cluster is archived or backed up until it answers."),
             "",
         );
-        daemon(&mut report, &selection, &[]);
+        daemon(&mut report, &selection, false);
     } else if let Some(why) = why_remote(args.remote, &selection) {
         tracing::info!("looking at the server alone, {why}");
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
@@ -221,12 +221,12 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
             arrives(&mut report, &mut examined, args, limit).await;
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
-        let told = gap(&mut report, &selection, &examined.source.pgdata).await;
-        daemon(&mut report, &selection, told.as_slice());
+        let gap_told = gap(&mut report, &selection, &examined.source.pgdata).await;
+        daemon(&mut report, &selection, gap_told);
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
         repository::latest(&mut report, &destinations, &identity).await;
-        if told.is_none() {
+        if !gap_told {
             repository::reach(&mut report, &destinations, &identity, &pgdata).await;
         }
         repository::sound(&mut report, &destinations).await;
@@ -263,40 +263,32 @@ async fn silent(selection: &Selection<StoreSettings>, remote: bool) -> Option<Di
     disk::look(pgdata, move || directory.join(CONTROL_FILE).exists()).await.err()
 }
 
-/// WAL that recovery from the newest backups cannot pass, and that is known here: it was dropped, or archived although damaged.
-async fn gap(
-    report: &mut CheckReport,
-    selection: &Selection<StoreSettings>,
-    pgdata: &Path,
-) -> Option<String> {
+/// Reports WAL that recovery from the newest backups cannot pass, and that is known here: it was dropped, or archived although
+/// damaged. Whether there is any.
+async fn gap(report: &mut CheckReport, selection: &Selection<StoreSettings>, pgdata: &Path) -> bool {
     let what = "recovery";
-    let gap = report.take(what, dropped::gap(&Uploader::new(selection, pgdata)).await)??.to_string();
+    let gap = report.take(what, dropped::gap(&Uploader::new(selection, pgdata)).await).flatten();
+    let Some(gap) = gap else { return false };
     report.failed(
         what,
-        &gap,
+        gap.to_string(),
         "Take a backup now (archive-agent backup): until then, nothing after that WAL can be recovered.",
     );
-    Some(gap)
+    true
 }
 
-/// Whether a daemon answers, and what it fails at, except what was reported already. Archiving goes on without one, only slower.
-fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, told: &[String]) {
+/// Whether a daemon answers, and what it fails at, except a gap of this cluster that was reported already. Archiving goes on without
+/// one, only slower.
+fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, gap_told: bool) {
     let socket = selection.settings.push_socket(&selection.cluster);
     let shown = socket.display();
     match health::ask(&socket) {
         Ok(reply) => {
             report.ok("daemon", format!("answers on {shown}"));
-            let told: Vec<Diagnostic> = told.iter().map(Diagnostic::new).collect();
-            let is_told = |problem: &Diagnostic| told.iter().any(|told| problem.message().contains(told.message()));
-            for problem in Diagnostic::each(&reply.problems).into_iter().filter(|problem| !is_told(problem)) {
-                match problem.message().contains(SPLIT_BRAIN) {
-                    true => report.failed("daemon", problem, ""),
-                    false => {
-                        let problem = problem.detail("The daemon tries again by itself; its log has more.");
-                        report.warning("daemon", problem, "");
-                    }
-                }
-            }
+            let is_told = |problem: &HealthProblem| {
+                gap_told && problem.kind == ProblemKind::Gap && problem.cluster == selection.cluster
+            };
+            reply.problems.iter().filter(|problem| !is_told(problem)).for_each(|problem| fails(report, problem));
         }
         Err(health::NoAnswer::Absent(error)) => report.warning(
             "daemon",
@@ -308,6 +300,18 @@ fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, told: 
             error.to_string(),
             "Restart \"archive-agent run\": until then each segment waits for it before a process of its own archives it.",
         ),
+    }
+}
+
+/// Reports what a daemon fails at: what does not pass by itself as a failure.
+fn fails(report: &mut CheckReport, problem: &HealthProblem) {
+    let found = Diagnostic::new(problem.to_string());
+    match problem.kind {
+        ProblemKind::SplitBrain => report.failed("daemon", found, ""),
+        ProblemKind::Gap | ProblemKind::Other => {
+            let found = found.detail("The daemon tries again by itself; its log has more.");
+            report.warning("daemon", found, "");
+        }
     }
 }
 
@@ -331,5 +335,24 @@ async fn arrives(report: &mut CheckReport, examined: &mut RemoteSource, args: &C
     let arrival = archiving::arrival(server, identity, destinations, pgdata.as_deref(), limit).await;
     if let Some((segment, took)) = report.take(what, arrival) {
         report.ok(what, format!("segment {segment} was switched and stored in {}", human::span(took)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_daemon_fails_at_is_graded_by_its_kind() {
+        for (kind, text, grade) in [
+            (ProblemKind::SplitBrain, "failing", Grade::Failed),
+            (ProblemKind::Gap, "failing", Grade::Warning),
+            (ProblemKind::Other, "split brain", Grade::Warning),
+        ] {
+            let mut report = CheckReport::default();
+            let (cluster, task) = ("main".parse().unwrap(), "queue".to_owned());
+            fails(&mut report, &HealthProblem { cluster, task, kind, text: text.to_owned() });
+            assert_eq!((report.count(grade), report.lines().len()), (1, 1), "{kind:?}");
+        }
     }
 }

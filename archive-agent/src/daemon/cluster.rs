@@ -11,6 +11,7 @@ use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_base::ClusterName;
+use walpoint_base::socket::ProblemKind;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::owner;
@@ -77,7 +78,7 @@ impl ClusterTasks {
     ) {
         self.archiver.uploader().stores_beside_later();
         let last = CancellationToken::new();
-        let push = Arc::new(board.add(format!("{}{PUSH_SOCKET}", self.cluster)));
+        let push = Arc::new(board.add(&self.cluster, PUSH_SOCKET.to_owned()));
         let answering = keep_running(&push, &stop, || {
             let waiting = Answering {
                 socket: self.socket.clone(),
@@ -148,8 +149,16 @@ impl ClusterTasks {
             split_brain::keep(archiver, move || health.working())
         });
         let archiving = self.keep("archiving", board, stop, before, |archiver, health| {
-            let failing = Arc::clone(&health);
-            archiver.tell_refusals(move || health.working(), move |problem| failing.failing(problem))
+            let (failing, refusing) = (Arc::clone(&health), Arc::clone(&archiver));
+            // PostgreSQL is told the words alone; while a repository refuses this server's WAL, they are about that.
+            let kind = move || {
+                let mut required = refusing.uploader().targets().iter().filter(|target| target.acknowledges);
+                match required.any(|target| !target.split_brains().is_empty()) {
+                    true => ProblemKind::SplitBrain,
+                    false => ProblemKind::Other,
+                }
+            };
+            archiver.tell_refusals(move || health.working(), move |problem| failing.failing(kind(), problem))
         });
         let telling = self.keep("queue", board, stop, before, |archiver, health| {
             queue::tell(archiver, move || health.working())
@@ -169,7 +178,7 @@ impl ClusterTasks {
     ) where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let health = Arc::new(board.add(format!("{}: {what}", self.cluster)));
+        let health = Arc::new(board.add(&self.cluster, what.to_string()));
         let begin = async {
             before.wait().await;
             self.owner.wait().await;
@@ -259,10 +268,11 @@ impl Answering {
             let directory = pgdata.to_owned();
             let own = disk::look_within(OWNER_LIMIT, pgdata, move || owner::require(&directory)).await;
             let Err(error) = own.map_err(anyhow::Error::from).and_then(|own| own) else { break };
-            health.failing(&format!(
+            let problem = format!(
                 "{}\nDETAIL: Nothing of this cluster is archived from here until that changes.",
                 walpoint_words::format_chain(&error)
-            ));
+            );
+            health.failing(ProblemKind::Other, &problem);
             tokio::time::sleep(PLACE_INTERVAL).await;
         }
         let owner = rustix::process::geteuid().as_raw();

@@ -1,12 +1,14 @@
 //! What each task of the daemon says about itself, for the log, `/healthz` and `/readyz`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::health::PUSH_SOCKET;
-
 use jiff::Timestamp;
-use walpoint_base::Diagnostic;
+use walpoint_base::socket::{HealthProblem, ProblemKind};
+use walpoint_base::{ClusterName, Diagnostic};
+
+use crate::health::PUSH_SOCKET;
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -23,6 +25,8 @@ pub(crate) enum TaskState {
     Failing {
         /// Since when, without a success in between.
         since: Timestamp,
+        /// What clients tell apart.
+        kind: ProblemKind,
         /// What failed last.
         problem: String,
     },
@@ -35,46 +39,65 @@ impl TaskState {
     }
 }
 
+/// Whose task it is, and which.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TaskName {
+    cluster: ClusterName,
+    task: String,
+}
+
+impl fmt::Display for TaskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.cluster, self.task)
+    }
+}
+
 /// The states of all tasks, by name; shared by all of them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Board(Arc<Mutex<BTreeMap<String, TaskState>>>);
+pub(crate) struct Board(Arc<Mutex<BTreeMap<TaskName, TaskState>>>);
 
 /// One task's entry on the board. The entry goes when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Health {
     board: Board,
-    name: String,
+    name: TaskName,
+    /// The name as logs have it.
+    shown: String,
 }
 
 impl Board {
-    /// Adds a task.
-    pub(crate) fn add(&self, name: String) -> Health {
+    /// Adds a task of a cluster.
+    pub(crate) fn add(&self, cluster: &ClusterName, task: String) -> Health {
+        let name = TaskName { cluster: cluster.clone(), task };
         self.lock().insert(name.clone(), TaskState::Starting);
-        Health { board: self.clone(), name }
+        Health { board: self.clone(), shown: name.to_string(), name }
     }
 
     /// All tasks and their states.
-    pub(crate) fn all(&self) -> BTreeMap<String, TaskState> {
+    pub(crate) fn all(&self) -> BTreeMap<TaskName, TaskState> {
         self.lock().clone()
     }
 
     /// The tasks that answer `archive-push`, and their states.
     pub(crate) fn push_sockets(&self) -> impl Iterator<Item = (String, TaskState)> {
-        self.all().into_iter().filter(|(name, _)| name.ends_with(PUSH_SOCKET))
+        let sockets = self.all().into_iter().filter(|(name, _)| name.task == PUSH_SOCKET);
+        sockets.map(|(name, state)| (name.to_string(), state))
     }
 
-    /// What fails, a line for each task; details and hints follow each on lines of their own.
-    pub(crate) fn problems(&self) -> String {
+    /// What fails.
+    pub(crate) fn problems(&self) -> Vec<HealthProblem> {
         let failing = self.all().into_iter().filter_map(|(name, state)| match state {
-            TaskState::Failing { since, problem } => {
-                Some(Diagnostic::new(format!("{name}: failing since {since:.0}: {problem}")))
+            TaskState::Failing { since, kind, problem } => {
+                let found = Diagnostic::new(format!("failing since {since:.0}: {problem}"));
+                let text = found.lines().collect::<Vec<_>>().join("\n");
+                Some(HealthProblem { cluster: name.cluster, task: name.task, kind, text })
             }
             _ => None,
         });
-        failing.flat_map(|failing| failing.lines().collect::<Vec<_>>()).map(|line| line + "\n").collect()
+        failing.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, TaskState>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskName, TaskState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -82,13 +105,13 @@ impl Board {
 impl Health {
     /// The task's name.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        &self.shown
     }
 
     /// It does its work. Logged when it did not before.
     pub(crate) fn working(&self) {
         if let Some(TaskState::Failing { .. } | TaskState::Waiting { .. }) = self.set(TaskState::Working) {
-            tracing::info!(task = self.name, "working again");
+            tracing::info!(task = self.shown, "working again");
         }
     }
 
@@ -96,21 +119,22 @@ impl Health {
     pub(crate) fn waiting(&self, reason: &str) {
         let state = TaskState::Waiting { reason: reason.to_owned() };
         if self.set(state.clone()) != Some(state) {
-            tracing::warn!(task = self.name, "waiting: {reason}");
+            tracing::warn!(task = self.shown, "waiting: {reason}");
         }
     }
 
     /// It failed and will be tried again. Logged when the problem is another than before.
-    pub(crate) fn failing(&self, problem: &str) {
+    pub(crate) fn failing(&self, kind: ProblemKind, problem: &str) {
         let mut states = self.board.lock();
         let (since, known) = match states.get(&self.name) {
-            Some(TaskState::Failing { since, problem: before }) => (*since, before == problem),
+            Some(TaskState::Failing { since, problem: before, .. }) => (*since, before == problem),
             _ => (Timestamp::now(), false),
         };
-        states.insert(self.name.clone(), TaskState::Failing { since, problem: problem.to_owned() });
+        let state = TaskState::Failing { since, kind, problem: problem.to_owned() };
+        states.insert(self.name.clone(), state);
         drop(states);
         if !known {
-            tracing::error!(task = self.name, "{problem}");
+            tracing::error!(task = self.shown, "{problem}");
         }
     }
 
@@ -132,27 +156,30 @@ mod tests {
     #[test]
     fn a_failure_lasts_from_its_first_report_to_the_next_success() {
         let board = Board::default();
-        let health = board.add("main: push".to_owned());
-        assert_eq!(board.all()["main: push"], TaskState::Starting);
-        health.failing("no disk");
-        let first = board.all()["main: push"].clone();
-        health.failing("no network");
-        let (TaskState::Failing { since: a, .. }, TaskState::Failing { since: b, problem }) =
-            (first, board.all()["main: push"].clone())
+        let health = board.add(&"main".parse().unwrap(), "push".to_owned());
+        let state = || board.all()[&health.name].clone();
+        assert_eq!((state(), health.name()), (TaskState::Starting, "main: push"));
+        health.failing(ProblemKind::Other, "no disk");
+        let first = state();
+        health.failing(ProblemKind::Gap, "no network\nHINT: Look.");
+        let (TaskState::Failing { since: a, .. }, TaskState::Failing { since: b, problem, .. }) =
+            (first, state())
         else {
             unreachable!("both are failing")
         };
-        assert_eq!((a, problem.as_str()), (b, "no network"));
-        let told = board.problems();
+        assert_eq!((a, problem.as_str()), (b, "no network\nHINT: Look."));
+        let problems = board.problems();
+        let [told] = &problems[..] else { unreachable!("one is failing") };
+        assert_eq!(
+            (told.cluster.as_str(), told.task.as_str(), told.kind),
+            ("main", "push", ProblemKind::Gap)
+        );
         assert!(
-            told.starts_with("main: push: failing since 2") && told.ends_with("Z: no network\n"),
+            told.text.starts_with("failing since 2") && told.text.ends_with("Z: no network\nHINT: Look."),
             "{told}"
         );
         health.working();
-        assert_eq!(
-            (board.all()["main: push"].clone(), board.problems()),
-            (TaskState::Working, String::new())
-        );
+        assert_eq!((state(), board.problems()), (TaskState::Working, Vec::new()));
         drop(health);
         assert!(board.all().is_empty());
     }

@@ -1,12 +1,17 @@
 //! A task of the daemon: restarted when it fails or panics, without touching the others.
 
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use walpoint_base::socket::ProblemKind;
 use walpoint_words::format_chain;
 
 use super::health::Health;
+use crate::wal::dropped::Gap;
+use crate::wal::split_brain::SplitBrains;
+use crate::wal::target::TargetError;
 
 /// The waits between restarts grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -23,13 +28,13 @@ where
     let mut wait = WAITS.0;
     while !stop.is_cancelled() {
         let begun = tokio::time::Instant::now();
-        let problem = match tokio::spawn(start()).await {
+        let (kind, problem) = match tokio::spawn(start()).await {
             Ok(Ok(())) if stop.is_cancelled() => return,
-            Ok(Ok(())) => "it ended by itself".to_owned(),
-            Ok(Err(error)) => format_chain(&error),
-            Err(join) => format!("internal error: {join}"),
+            Ok(Ok(())) => (ProblemKind::Other, "it ended by itself".to_owned()),
+            Ok(Err(error)) => (kind_of(&error), format_chain(&error)),
+            Err(join) => (ProblemKind::Other, format!("internal error: {join}")),
         };
-        health.failing(&problem);
+        health.failing(kind, &problem);
         if begun.elapsed() > WELL {
             wait = WAITS.0;
         }
@@ -38,6 +43,22 @@ where
             () = stop.cancelled() => {}
         }
         wait = (wait * 2).min(WAITS.1);
+    }
+}
+
+/// What those who ask after a task's health tell apart.
+fn kind_of(error: &anyhow::Error) -> ProblemKind {
+    let split = |cause: &(dyn Error + 'static)| {
+        cause.is::<SplitBrains>()
+            || matches!(cause.downcast_ref::<TargetError>(), Some(TargetError::SplitBrain(_)))
+    };
+    let gap = |cause: &(dyn Error + 'static)| cause.is::<Gap>();
+    if error.chain().any(split) {
+        ProblemKind::SplitBrain
+    } else if error.chain().any(gap) {
+        ProblemKind::Gap
+    } else {
+        ProblemKind::Other
     }
 }
 
@@ -52,7 +73,7 @@ mod tests {
     #[tokio::test]
     async fn errors_and_panics_are_survived() {
         let board = Board::default();
-        let health = Arc::new(board.add("task".to_owned()));
+        let health = Arc::new(board.add(&"main".parse().unwrap(), "task".to_owned()));
         let stop = CancellationToken::new();
         let starts = Arc::new(AtomicUsize::new(0));
         keep_running(&health, &stop, || {
@@ -73,6 +94,14 @@ mod tests {
         })
         .await;
         assert_eq!(starts.load(Ordering::SeqCst), 4);
-        assert_eq!(board.all()["task"], TaskState::Working);
+        assert_eq!(board.all().into_values().collect::<Vec<_>>(), [TaskState::Working]);
+    }
+
+    #[test]
+    fn the_kind_of_a_problem_is_that_of_its_error_whatever_the_words() {
+        let split = SplitBrains::new("split brain: lineage x".into());
+        let error = anyhow::Error::from(split).context("comparing");
+        assert_eq!(kind_of(&error), ProblemKind::SplitBrain);
+        assert_eq!(kind_of(&anyhow::anyhow!("split brain: lineage x")), ProblemKind::Other);
     }
 }

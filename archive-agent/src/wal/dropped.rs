@@ -73,6 +73,8 @@ impl fmt::Display for Gap {
     }
 }
 
+impl std::error::Error for Gap {}
+
 impl Gap {
     fn of(dropped: &[Dropped]) -> Option<Self> {
         let (first, last) = (dropped.first()?, dropped.last()?);

@@ -190,7 +190,7 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     let mut looks = 0_u32;
     loop {
         if let Some(gap) = dropped::gap(archiver.uploader()).await? {
-            bail!("{gap}");
+            return Err(gap.into());
         }
         // What is on no record here shows in the repository, which takes more to read.
         let looked = looks.is_multiple_of(REACH_LOOKS);

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use walpoint_base::socket::{
-    HealthReply, HealthRequest, Message, PUSH_ALIVE, PushOutcome, PushReply, PushRequest, checked_length,
+    HealthProblem, HealthReply, HealthRequest, Message, PUSH_ALIVE, PushOutcome, PushReply, PushRequest,
+    checked_length,
 };
 
 use super::archiver::Archiver;
@@ -46,7 +47,7 @@ pub(crate) async fn serve<U: Upload>(
     owner: u32,
     stop: CancellationToken,
     drain: Duration,
-    problems: impl Fn() -> String + Clone + Send + 'static,
+    problems: impl Fn() -> Vec<HealthProblem> + Clone + Send + 'static,
 ) -> anyhow::Result<()> {
     let leave = CancellationToken::new();
     let conversations = TaskTracker::new();
@@ -110,7 +111,7 @@ async fn converse<U: Upload>(
     archiver: &Arc<Archiver<U>>,
     owner: u32,
     leave: &CancellationToken,
-    problems: impl Fn() -> String,
+    problems: impl Fn() -> Vec<HealthProblem>,
 ) -> std::io::Result<()> {
     let request = tokio::time::timeout(REQUEST_LIMIT, receive(&mut stream)).await??;
     let uid = stream.peer_cred()?.uid();

@@ -18,7 +18,7 @@ use super::{fork, history};
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// How every message begins that tells of one.
-pub(crate) const SPLIT_BRAIN: &str = "split brain";
+const SPLIT_BRAIN: &str = "split brain";
 
 /// Another server's WAL is where this one's would go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +109,18 @@ impl fmt::Display for SplitBrain {
     }
 }
 
+/// What is wrong between a server and its repositories, a split brain among it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SplitBrains(Diagnostic);
+
+impl SplitBrains {
+    /// What was found, in words.
+    pub(crate) fn new(found: Diagnostic) -> Self {
+        Self(found)
+    }
+}
+
 /// Compares a server with each of its repositories that can be read.
 pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<SplitBrain>> {
     let cluster = uploader.identity().await?;
@@ -147,15 +159,16 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
     let found = split_brains(uploader).await?;
     let mut all: Vec<String> = found.iter().map(ToString::to_string).collect();
     loop {
-        for target in uploader.targets() {
-            all.extend(target.split_brains().iter().map(ToString::to_string));
-            all.extend(target.disputed_timelines().iter().map(ToString::to_string));
-            all.extend(target.damaged_histories());
-        }
+        let targets = uploader.targets();
+        let known = targets.iter().flat_map(|target| [target.split_brains(), target.disputed_timelines()]);
+        all.extend(known.flatten().map(|split| split.to_string()));
+        let is_split = !all.is_empty();
+        all.extend(targets.iter().flat_map(|target| target.damaged_histories()));
         if !all.is_empty() {
             all.sort_unstable();
             all.dedup();
-            return Err(Diagnostic::gather("", &all).into());
+            let all = Diagnostic::gather("", &all);
+            return Err(if is_split { SplitBrains::new(all).into() } else { all.into() });
         }
         working();
         tokio::time::timeout(INTERVAL, uploader.refused.notified()).await.ok();

@@ -41,19 +41,6 @@ impl Diagnostic {
         read
     }
 
-    /// The messages of a text in which each has one line before its details and hints.
-    pub fn each(text: &str) -> Vec<Self> {
-        let mut all: Vec<Self> = Vec::new();
-        for line in text.lines() {
-            let read = Self::new(line);
-            match all.last_mut() {
-                Some(last) if read.message.is_empty() => last.take_parts(&read),
-                _ => all.push(read),
-            }
-        }
-        all
-    }
-
     /// One message of several: theirs in one line behind `lead`, then the details and the hints of all of them.
     pub fn gather<T: AsRef<str>>(lead: &str, texts: impl IntoIterator<Item = T>) -> Self {
         let mut all = Self::default();
@@ -304,13 +291,6 @@ mod tests {
             "it failed: a: full; b: gone\nDETAIL: It was here.\nHINT: Make room."
         );
         assert_eq!(Diagnostic::gather("", ["a", "b"]).to_string(), "a; b");
-    }
-
-    #[test]
-    fn messages_of_a_line_each_keep_their_parts() {
-        let all = Diagnostic::each("push: no disk\nHINT: Buy one.\nwatch: none\n\nlast: x\nDETAIL: Y.\n");
-        let all: Vec<String> = all.iter().map(Diagnostic::line).collect();
-        assert_eq!(all, ["push: no disk HINT: Buy one.", "watch: none", "last: x DETAIL: Y."]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod push;
 
 pub use connect::connect;
 pub use fetch::{FETCH_SOCKET, FetchOutcome, FetchReply, FetchRequest, HISTORY_CACHE, STOP_WITHOUT_HISTORY};
-pub use health::{HealthReply, HealthRequest};
+pub use health::{HealthProblem, HealthReply, HealthRequest, ProblemKind};
 pub use identity::FileIdentity;
 pub use message::{MAX_MESSAGE, Message, MessageInput, checked_length};
 pub use push::{
@@ -72,8 +72,20 @@ mod tests {
         assert_eq!(HealthRequest::decode(&asked[4..]).unwrap(), HealthRequest);
         assert!(PushRequest::decode(&asked[4..]).is_err());
         assert!(HealthRequest::decode(&request().encode().unwrap()[4..]).is_err());
-        let reply = HealthReply { problems: "main: look-ahead: no disk\n".into() };
+        let problem = |kind, text: String| HealthProblem {
+            cluster: "main".parse().unwrap(),
+            task: "look-ahead".into(),
+            kind,
+            text,
+        };
+        let kinds = [ProblemKind::SplitBrain, ProblemKind::Gap, ProblemKind::Other];
+        let problems = kinds.map(|kind| problem(kind, "no disk\nHINT: Buy.".into())).into();
+        let reply = HealthReply { problems };
         assert_eq!(HealthReply::decode(&reply.encode().unwrap()[4..]).unwrap(), reply);
+        assert!(reply.problems[0].to_string().starts_with("main: look-ahead: no disk\n"));
+        let many = HealthReply { problems: vec![problem(ProblemKind::Other, "x".repeat(20_000)); 9] };
+        let read = HealthReply::decode(&many.encode().unwrap()[4..]).unwrap();
+        assert_eq!(read.problems.len(), 3, "as many as fit");
     }
 
     #[test]
@@ -87,13 +99,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_or_an_error(mut bytes: Vec<u8>, kind in 1u8..5) {
+        fn any_bytes_are_a_message_or_an_error(mut bytes: Vec<u8>, kind in 1u8..8) {
             for (i, b) in [VERSION, kind].into_iter().enumerate() {
                 if let Some(slot) = bytes.get_mut(i) { *slot = b; }
             }
             let _results = (
                 PushRequest::decode(&bytes).is_ok(), PushReply::decode(&bytes).is_ok(),
                 FetchRequest::decode(&bytes).is_ok(), FetchReply::decode(&bytes).is_ok(),
+                HealthRequest::decode(&bytes).is_ok(), HealthReply::decode(&bytes).is_ok(),
             );
         }
     }

@@ -81,6 +81,10 @@ pub fn checked_length(prefix: [u8; 4]) -> io::Result<usize> {
 pub struct MessageInput<'a>(&'a [u8]);
 
 impl MessageInput<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;

@@ -23,7 +23,7 @@ fn served(bed: &Bed) -> Served {
     let (path, stop) = (bed.script().pgdata().join("push.sock"), CancellationToken::new());
     let owner = rustix::process::geteuid().as_raw();
     let socket = Sockets::default().listen(&path, owner).unwrap().unwrap();
-    let serving = serve(socket, Arc::clone(&bed.archiver), owner, stop.clone(), DRAIN, String::new);
+    let serving = serve(socket, Arc::clone(&bed.archiver), owner, stop.clone(), DRAIN, Vec::new);
     Served { path, stop, serving: tokio::spawn(serving) }
 }
 
