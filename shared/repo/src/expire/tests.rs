@@ -318,6 +318,14 @@ async fn without_a_grace_period_a_dry_run_tells_what_the_same_run_deletes() {
     assert!(done.freed_bytes > 0);
 }
 
+#[test]
+fn within_a_grace_period_without_beginning_nothing_is_eligible() {
+    let now = Timestamp::now();
+    assert_eq!(eligible_until(now, SignedDuration::ZERO), now);
+    assert_eq!(eligible_until(now, SignedDuration::from_hours(110_000_000)), Timestamp::MIN);
+    assert_eq!(eligible_until(now, SignedDuration::MAX), Timestamp::MIN);
+}
+
 /// K1: a hold placed while the grace period runs keeps what was announced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_spares_what_was_announced() {
