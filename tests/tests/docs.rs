@@ -401,9 +401,9 @@ fn every_message_that_is_explained_exists() {
             };
             let parts = parts.into_iter().map(|part| part.trim_matches([' ', '"', ':', '.']));
             for part in parts.filter(|part| part.len() >= 8) {
-                let is_printed = code.match_indices(part).any(|(at, _)| {
-                    is_labeled || !labels.iter().any(|label| code[..at].ends_with(label))
-                });
+                let is_printed = code
+                    .match_indices(part)
+                    .any(|(at, _)| is_labeled || !labels.iter().any(|label| code[..at].ends_with(label)));
                 seen += 1;
                 if !is_printed {
                     unknown.push(format!("{page}: {part:?}"));
