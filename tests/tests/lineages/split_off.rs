@@ -20,7 +20,10 @@ fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by
     let two = Two::start();
     let status = two.copy_agent.run(&["status"]).expect_success().stdout;
     assert!(status.contains(&format!("split off from lineage {} at ", two.lineage(1))), "{status}");
-    assert!(status.contains("HINT: Take a backup now"), "{status}");
+    assert!(
+        status.contains("NO BACKUP of its own: ") && status.contains("HINT: Take a backup now"),
+        "{status}"
+    );
 
     for target in [&[][..], &["--target-time", &two.moment]] {
         let refused =
