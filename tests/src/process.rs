@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use crate::schema;
+use crate::schema::{self, JsonCommand};
 
 /// What a finished process left.
 #[derive(Debug, Clone)]
@@ -87,7 +87,11 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
 pub struct Background {
     child: Child,
     log: PathBuf,
+    /// How long the log was before.
+    log_begin: usize,
     what: String,
+    started: Instant,
+    json: Option<JsonCommand>,
 }
 
 impl Background {
@@ -97,10 +101,13 @@ impl Background {
         let file =
             || -> File { OpenOptions::new().create(true).append(true).open(log).expect("open the log") };
         command.stdin(Stdio::null()).stdout(file()).stderr(file());
+        let log_begin = fs::read(log).map_or(0, |bytes| bytes.len());
+        let json = JsonCommand::of(command);
+        let started = Instant::now();
         let child = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         let what =
             Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Background { child, log: log.to_owned(), what }
+        Background { child, log: log.to_owned(), log_begin, what, started, json }
     }
 
     /// Its process id.
@@ -123,15 +130,24 @@ impl Background {
         kill_pid(self.child.id(), signal);
     }
 
-    /// Waits for its end; panics after `limit`.
+    /// Waits for its end; panics after `limit`. What it printed with `--json` has to be what its schemas describe.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> i32 {
-        match wait_for(&mut self.child, limit) {
-            Some(status) => code(status),
-            None => {
-                panic!("{} (pid {}) has not ended within {limit:?}\n{}", self.what, self.pid(), self.log())
-            }
-        }
+        let Some(status) = wait_for(&mut self.child, limit).map(code) else {
+            panic!("{} (pid {}) has not ended within {limit:?}\n{}", self.what, self.pid(), self.log())
+        };
+        self.check(status);
+        status
+    }
+
+    /// Panics if what it printed with `--json` is not what its schemas describe.
+    #[track_caller]
+    fn check(&self, status: i32) {
+        let Some(json) = &self.json else { return };
+        let log = fs::read(&self.log).unwrap_or_default();
+        let printed = String::from_utf8_lossy(log.get(self.log_begin..).unwrap_or_default());
+        let (stdout, stderr) = schema::printed(&printed);
+        json.check(&Output { status, stdout, stderr, took: self.started.elapsed() });
     }
 
     /// Waits for its end and watches its memory: its exit status, and the most that was resident, in bytes.
@@ -145,6 +161,7 @@ impl Background {
             let peak = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
             highest = highest.max(peak.unwrap_or(0) << 10);
             if let Some(status) = self.try_status() {
+                self.check(status);
                 return (status, highest);
             }
             assert!(start.elapsed() < limit, "{} has not ended within {limit:?}\n{}", self.what, self.log());

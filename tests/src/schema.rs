@@ -26,27 +26,88 @@ pub fn read(name: &str) -> Value {
 /// Panics if what a command printed with `--json` is not what its schema describes.
 #[track_caller]
 pub fn check(command: &Command, output: &Output) {
-    // Another program may start it: strace, podman.
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let ours = |word: &String| word.ends_with("archive-agent") || word.ends_with("restore-agent");
-    let Some(at) = words.iter().position(ours) else { return };
-    let program = words[at].rsplit('/').next().unwrap_or_default();
-    let arguments = &words[at + 1..];
-    // Older programs have other documents.
-    if !arguments.iter().any(|one| one == "--json") || std::env::var_os("WALPOINT_PROGRAMS").is_some() {
-        return;
+    if let Some(command) = JsonCommand::of(command) {
+        command.check(output);
     }
-    for line in output.stderr.lines().filter(|line| line.starts_with('{')) {
-        validate("log", line);
+}
+
+/// A command of the programs under test that prints JSON.
+#[derive(Debug)]
+pub struct JsonCommand {
+    program: String,
+    arguments: Vec<String>,
+    /// Whether no other program starts it: that could write to its standard error.
+    is_direct: bool,
+}
+
+impl JsonCommand {
+    /// `None` for what prints no JSON, and for older programs, which have other documents.
+    pub fn of(command: &Command) -> Option<JsonCommand> {
+        // Another program may start it: strace, podman.
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        let ours = |word: &String| word.ends_with("archive-agent") || word.ends_with("restore-agent");
+        let at = words.iter().position(ours)?;
+        let program = words[at].rsplit('/').next().unwrap_or_default().to_owned();
+        let arguments = words[at + 1..].to_vec();
+        let is_older = std::env::var_os("WALPOINT_PROGRAMS").is_some_and(|directory| !directory.is_empty());
+        let is_json = arguments.iter().any(|one| one == "--json");
+        (is_json && !is_older).then(|| JsonCommand { program, arguments, is_direct: at == 0 })
     }
-    // A killed command may have printed a part of its document.
-    if !output.stdout.trim().is_empty() && output.status < 128 {
-        let name = of_command(program, arguments).unwrap_or_else(|| {
-            panic!("no schema for what {program} {arguments:?} printed: {}", output.stdout)
-        });
+
+    /// Panics if what it printed is not what its schema describes: the document on standard output, the log on standard error.
+    #[track_caller]
+    pub fn check(&self, output: &Output) {
+        let may_be_text = self.may_print_text(output);
+        for line in output.stderr.lines().filter(|line| !line.is_empty()) {
+            match line.starts_with('{') {
+                true => validate("log", line),
+                false => {
+                    assert!(may_be_text, "{self:?} printed a line that is not JSON: {line}\n{output:#?}")
+                }
+            }
+        }
+        // A killed command may have printed a part of its document.
+        if output.status >= 128 {
+            return;
+        }
+        let name = of_command(&self.program, &self.arguments);
+        if output.stdout.trim().is_empty() {
+            // A command without a schema prints no document.
+            assert!(output.status != 0 || name.is_none(), "{self:?} printed no document: {output:#?}");
+            return;
+        }
+        let name = name.unwrap_or_else(|| panic!("no schema for what {self:?} printed: {}", output.stdout));
         validate(&name, &output.stdout);
     }
+
+    /// Whether lines of its standard error may be something else than its log.
+    fn may_print_text(&self, output: &Output) -> bool {
+        let has = |option: &str| self.arguments.iter().any(|one| one.starts_with(option));
+        // Wrong usage is reported before the log begins.
+        let is_wrong_usage = output.status == 2;
+        let is_broken = output.status >= 128 || output.stderr.contains("panicked at");
+        // An operator's commands write where they like, and forget asks for the cluster's name.
+        let has_hook = has("--pre-command") || has("--post-command");
+        let asks = self.arguments.iter().any(|one| one == "forget") && !has("--yes");
+        !self.is_direct || is_wrong_usage || is_broken || has_hook || asks || has("--log-format")
+    }
+}
+
+/// What a command printed with `--json` where both of its outputs are in one log: its document, which begins and ends with lines of
+/// their own, and all other lines.
+pub fn printed(log: &str) -> (String, String) {
+    let (mut document, mut others, mut is_inside) = (String::new(), String::new(), false);
+    for line in log.split_inclusive('\n') {
+        is_inside |= line == "{\n";
+        if is_inside {
+            document += line;
+        } else {
+            others += line;
+        }
+        is_inside &= line != "}\n";
+    }
+    (document, others)
 }
 
 /// The name of the schema for a command, which is the one of its manual page, or of the command above it.
@@ -129,6 +190,43 @@ mod tests {
         let line = r#"{"timestamp": "2026-11-24T10:00:00.5Z", "level": "INFO", "message": "x", "repository": "main"}"#;
         validate("log", line);
         refused("log", &line.replace("INFO", "LOUD"), "level");
+    }
+
+    #[track_caller]
+    fn checked(arguments: &[&str], status: i32, stdout: &str, stderr: &str) -> Result<(), String> {
+        let arguments = arguments.iter().map(|&one| one.to_owned()).collect();
+        let command = JsonCommand { program: "archive-agent".to_owned(), arguments, is_direct: true };
+        let (stdout, stderr) = (stdout.to_owned(), stderr.to_owned());
+        let output = Output { status, stdout, stderr, took: std::time::Duration::ZERO };
+        std::panic::catch_unwind(move || command.check(&output))
+            .map_err(|panic| panic.downcast_ref::<String>().expect("a text").clone())
+    }
+
+    #[test]
+    fn a_command_that_succeeds_prints_its_document() {
+        let refused = checked(&["status", "--json"], 0, "", "").unwrap_err();
+        assert!(refused.contains("no document"), "{refused}");
+        checked(&["status", "--json"], 1, "", "").unwrap();
+        checked(&["run", "--once", "--json"], 0, "\n", "").unwrap();
+    }
+
+    #[test]
+    fn what_a_command_logs_is_json() {
+        let refused = checked(&["run", "--json"], 1, "", "Error: no such file\n").unwrap_err();
+        assert!(refused.contains("not JSON: Error: no such file"), "{refused}");
+        checked(&["run", "--json"], 2, "", "error: unexpected argument\n\nUsage: archive-agent run\n")
+            .unwrap();
+        checked(&["forget", "main", "--json"], 1, "", "Type main to delete all of this for good: ").unwrap();
+        checked(&["forget", "main", "--json", "--yes"], 1, "", "Type main\n").unwrap_err();
+        checked(&["run", "--json"], 101, "", "thread 'main' panicked at src/main.rs:1:1:\nno\n").unwrap();
+    }
+
+    #[test]
+    fn a_document_is_found_between_lines_of_the_log() {
+        let (document, log) =
+            printed("{\"level\": \"INFO\"}\n{\n  \"a\": {\n  }\n}\n{\"level\": \"WARN\"}\n");
+        assert_eq!(document, "{\n  \"a\": {\n  }\n}\n");
+        assert_eq!(log, "{\"level\": \"INFO\"}\n{\"level\": \"WARN\"}\n");
     }
 
     #[test]

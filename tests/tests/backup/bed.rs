@@ -94,8 +94,8 @@ impl Bed {
     pub(crate) fn let_standby_end(&self, backup: &mut Background) {
         let began = Instant::now();
         let status = loop {
-            if let Some(status) = backup.try_status() {
-                break status;
+            if backup.try_status().is_some() {
+                break backup.wait(Duration::ZERO);
             }
             self.cluster.psql("insert into t values (7)");
             self.cluster.switch_wal();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use walpoint_repo::backup::EntryContent;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::{self, Background};
-use walpoint_tests::{faults, needs_root, user, wait};
+use walpoint_tests::{faults, needs_root, schema, user, wait};
 
 use crate::bed::Bed;
 
@@ -30,9 +30,9 @@ pub(crate) fn held(bed: &Bed, files: &[PathBuf]) -> (Background, PathBuf) {
     (backup, open.unwrap())
 }
 
-/// The JSON at the end of a log.
+/// The document in a log.
 fn printed(log: &str) -> serde_json::Value {
-    serde_json::from_str(&log[log.find("{\n").expect("JSON")..]).unwrap()
+    serde_json::from_str(&schema::printed(log).0).unwrap()
 }
 
 /// B2: one file is cut to nothing while it is read, all others vanish between the walk and the reader.
