@@ -12,7 +12,7 @@ help:
 	@echo "make dist    the same for release: static, reproducible, in $(TARGET_DIR)/dist-out"
 	@echo "make image   the sidecar's image from that, by BUILDER (docker build)"
 	@echo "make dist-check  build the last commit twice and compare the bytes"
-	@echo "make demo    a PostgreSQL under load loses a table and gets it back (MAJOR=19 for another version than 17)"
+	@echo "make demo    a PostgreSQL server under load loses a table and gets it back (MAJOR=19 for another version than 17)"
 	@echo "make unit    the unit tests of all crates: no server is needed"
 	@echo "make test    install the servers the tests need, build, run all tests"
 	@echo "make soak    the long tests too"

@@ -22,9 +22,9 @@ COLUMNS = 108
 CELL, LINE, MARGIN, BAR = 7.8, 18, 20, 36
 # Lines of an answer that are shown, by command; all of the others.
 SHOWN = {"init": 3, "check": 4, "backup": 8, "status": 8, "plan": 8, "restore": 2}
-TITLE = "make demo: a PostgreSQL loses a table and gets it back"
+TITLE = "make demo: a PostgreSQL server loses a table and gets it back"
 DESCRIPTION = (
-    "A terminal. A PostgreSQL with a million accounts is given a repository, checked and backed up under load. "
+    "A terminal. A PostgreSQL server with a million accounts is given a repository, checked and backed up under load. "
     "A table is dropped. A plan shows how the second before can be recovered, and a restore brings it back: "
     "the dump taken before the accident equals the one after the recovery."
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demonstration behind `make demo`: a PostgreSQL under load is archived and backed up, loses a table, and is brought
+# The demonstration behind `make demo`: a PostgreSQL server under load is archived and backed up, loses a table, and is brought
 # back to the second before, in a new directory. The dump taken before the accident has to equal the one after it.
 #
 #   demo.sh BINARIES      the directory with archive-agent, archive-push, restore-agent and restore-fetch
@@ -94,7 +94,7 @@ PRODUCTION=5432
 RESTORED=5433
 begin=$(clock)
 
-say "1. A PostgreSQL $MAJOR with a million accounts"
+say "1. A PostgreSQL $MAJOR server with a million accounts"
 initdb -D production -U postgres --auth=trust --data-checksums --no-sync >initdb.log
 cat >>production/postgresql.conf <<CONF
 listen_addresses = ''
