@@ -1,6 +1,6 @@
-//! Words of the shell's language, for command lines that a person or PostgreSQL runs.
+//! Words of the shell's language, for command lines that an operator or PostgreSQL runs.
 
-/// A word as a shell has to be given it.
+/// A word quoted so that a shell reads it as it is.
 pub(crate) fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

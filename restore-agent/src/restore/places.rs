@@ -35,7 +35,7 @@ pub(super) fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<Path
     Ok(directories.filter_map(|directory| directory::resolve(&directory).ok()).collect())
 }
 
-/// Refuses places that lie within each other, or within what is somebody else's. Decided by what was found alone.
+/// Refuses places that lie within each other, or within a repository or another data directory. Decided by what was found alone.
 pub(super) fn require_apart(
     mut places: Vec<&Place>,
     repositories: &[Position],

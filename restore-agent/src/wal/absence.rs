@@ -206,7 +206,7 @@ mod tests {
                 histories: vec![history(3, "1\t0/9000060\tx\n2\t0/A000000\ty\n")],
                 ..Surroundings::default()
             },
-            // Left inside, and nobody has the rest.
+            // Left inside, and no repository has the rest.
             Surroundings { histories: vec![history(2, "1\t0/5000060\tx\n")], ..Surroundings::default() },
         ];
         for around in gaps {

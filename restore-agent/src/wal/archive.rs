@@ -56,7 +56,7 @@ pub(crate) enum FetchResult {
 pub(crate) struct Landed {
     /// Its length in bytes.
     pub(crate) size: u64,
-    /// What somebody should know: empty, or what was wrong in another repository.
+    /// What is to be logged: empty, or what was wrong in another repository.
     pub(crate) note: String,
     /// Tablespaces that replay of it creates.
     pub(crate) creates: Vec<CreatedTablespace>,
@@ -218,7 +218,7 @@ impl ClusterArchive {
         &self.acknowledging
     }
 
-    /// Names of repositories that are gone for good: nobody waits for their word.
+    /// Names of repositories that are gone for good: the end of the archive is proven without them.
     pub(crate) fn without(&self) -> &[String] {
         &self.without
     }

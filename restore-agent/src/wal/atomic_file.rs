@@ -15,7 +15,7 @@ use walpoint_base::durable;
 pub(crate) enum Durability {
     /// PostgreSQL syncs what it restores, and a spool is discarded after a crash.
     Readers,
-    /// We do: nobody else will.
+    /// This process does: no reader will.
     Ours,
 }
 

@@ -8,7 +8,7 @@
 //! That segment is the last one of the plan, or the last one that a listing shows from the first segment that is given, and
 //! then whatever is given or fetched ahead.
 //!
-//! The file lies beside the spool, which anybody may remove, and in `pg_wal`, which no base backup takes along. It is
+//! The file lies beside the spool, which an operator may remove, and in `pg_wal`, which no base backup takes along. It is
 //! replaced durably before anything is answered from what it describes, under a lock on the directory, and removed when the
 //! server leaves recovery. Only the newest segment may lag behind by a second: it proves a little less then. A crash leaves
 //! the old file or the new one.

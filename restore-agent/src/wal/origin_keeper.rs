@@ -249,9 +249,9 @@ impl OriginKeeper {
     }
 }
 
-/// Keeps other processes from replacing the file between reading and writing. A process that hangs meanwhile holds nobody
-/// up for long, and a filesystem without locks has none for anybody: two who meet different repositories at one moment may
-/// then note only one of them, and the other when it is read again.
+/// Keeps other processes from replacing the file between reading and writing. A process that hangs meanwhile does not
+/// hold the others up for long. On a filesystem without locks, two processes that meet different repositories at one moment may note only
+/// one of them, and the other when it is read again.
 fn lock(wal: &Path) -> Option<File> {
     let directory = File::open(wal).ok()?;
     for _ in 0..LOCK_ATTEMPTS {

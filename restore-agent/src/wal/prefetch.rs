@@ -76,7 +76,7 @@ enum Slot {
     Loading,
     /// Whole and verified in the spool.
     Ready(Landed),
-    /// A fetch that somebody waits for ended without a file.
+    /// A fetch that a client waits for ended without a file.
     Ended(FetchResult),
 }
 
@@ -123,7 +123,7 @@ impl Prefetcher {
         self.note_request(name, ahead);
         let stale = matches!(self.state().slots.get(&name), Some(Slot::Ended(_)));
         if stale {
-            // Found out for somebody who did not wait for it: by now it may be wrong.
+            // Found out for a client that did not wait for it: by now it may be wrong.
             self.state().slots.remove(&name);
         }
         loop {
@@ -150,7 +150,7 @@ impl Prefetcher {
                     return Some(outcome);
                 }
             }
-            // Taken by a client that then died, or removed by somebody: fetch it again.
+            // Taken by a client that then died, or removed by another program: fetch it again.
             Some(Slot::Ready(_)) | None => {}
         }
         state.slots.insert(name, Slot::Loading);

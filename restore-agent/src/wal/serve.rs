@@ -1,7 +1,7 @@
 //! The prefetcher's socket: one request and its reply for each connection.
 //!
-//! Only the owner of the data directory and root are answered. While a reply takes long the client hears every second that
-//! somebody works on it, and why.
+//! Only the owner of the data directory and root are answered. While a reply takes long, the client learns every second that
+//! the prefetcher works on it, and why.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,7 +53,7 @@ impl PrefetchServer {
         })
     }
 
-    /// For how long nobody has asked for anything.
+    /// For how long no client has asked for anything.
     pub(crate) fn idle(&self) -> Duration {
         if self.open.load(Ordering::Relaxed) > 0 {
             return Duration::ZERO;

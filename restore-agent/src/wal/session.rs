@@ -1,4 +1,4 @@
-//! `restore-agent prefetch`: serves one data directory until nobody needs it.
+//! `restore-agent prefetch`: serves one data directory until no server needs it.
 //!
 //! The socket listens before any repository is opened, so that `restore-fetch` never waits for a start. Killed at any
 //! moment, this leaves a spool and a socket's name that the next prefetcher replaces.
@@ -195,7 +195,7 @@ struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`. The name that a killed prefetcher left is replaced, one at which somebody answers is not.
+    /// Listens at `path`. The name that a killed prefetcher left is replaced, one at which another process answers is not.
     fn bind(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         match socket::connect(path, OTHER) {

@@ -1,4 +1,4 @@
-//! When a prefetcher ends: nobody asks any more, or nobody is left who could.
+//! When a prefetcher ends: no client asks any more, or no server is left that could.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use walpoint_base::{Recovery, WalDirectory};
 /// Why a prefetcher ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WatchEnd {
-    /// Nobody asked for anything for long enough.
+    /// No client asked for anything for long enough.
     Idle,
     /// PostgreSQL, which was running, is gone.
     ServerGone,
@@ -21,7 +21,7 @@ pub(crate) enum WatchEnd {
 }
 
 impl WatchEnd {
-    /// Whether nobody needs to know the recovery target any more.
+    /// Whether no recovery needs to know the target any more.
     pub(crate) fn recovery_is_over(self) -> bool {
         self == Self::Recovered
     }
@@ -46,7 +46,7 @@ impl Watchdog {
         Self { place, idle_limit, postmaster, recovering }
     }
 
-    /// Why the prefetcher should end, if it should. `idle`: for how long nobody has asked.
+    /// Why the prefetcher should end, if it should. `idle`: for how long no client has asked.
     pub(crate) fn check(&mut self, idle: Duration) -> Option<WatchEnd> {
         let inode = fs::metadata(&self.place.wal).map(|meta| meta.ino());
         if inode.ok() != Some(self.place.inode) {

@@ -1,7 +1,7 @@
 //! Errors and warnings in the manner of PostgreSQL: what failed, facts about it (`DETAIL:`), what to do next (`HINT:`).
 //!
 //! The text form has each part on a line of its own, and [`Diagnostic::new`] reads that form back without loss. So a message keeps its
-//! parts wherever it is text for a while: in the `Display` of an error type, behind a context that somebody prepends
+//! parts wherever it is text for a while: in the `Display` of an error type, behind a context that a caller prepends
 //! (`"repository main: …"`), in a message between a thin client and its server. What writes a log or a document takes them apart.
 //! Nothing is appended to a message that may have parts: it would become a part of the last one.
 

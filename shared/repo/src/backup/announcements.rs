@@ -1,8 +1,8 @@
 //! What must not be built on any more: packs and backups that `expire` is about to delete, or that `verify` found damaged.
 //!
-//! Whoever writes a backup reads all of it twice, after its intent and before its manifest; what is announced counts as
-//! absent and is stored again. Announcement objects are a numbered sequence while they exist, and are deleted by whoever
-//! finished the work they announce. A crash leaves one that names what is still there: that costs some storing again.
+//! A process that writes a backup reads all announcements twice, after its intent and before its manifest; what is announced counts as
+//! absent and is stored again. Announcement objects are a numbered sequence while they exist. The process that finished the work they
+//! announce deletes them. A crash leaves one that names what is still there: then some of it is stored again.
 
 use std::collections::{BTreeMap, BTreeSet};
 

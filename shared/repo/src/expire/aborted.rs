@@ -1,5 +1,5 @@
-//! Unfinished backups that nobody will finish. They are aborted by a tombstone, which stands where the manifest would: if
-//! the backup is alive after all, whoever creates that object first decides.
+//! Unfinished backups that no process will finish. They are aborted by a tombstone, which stands where the manifest would: if
+//! the backup is alive after all, the process that creates that object first decides.
 
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::BackupId;

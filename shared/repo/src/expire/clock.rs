@@ -17,7 +17,7 @@ pub async fn clock_ahead(store: &Store) -> Result<Option<SignedDuration>> {
     store.create_blindly(&key, Bytes::from_static(b"walpoint clock")).await?;
     let after = Timestamp::now();
     let seen = store.head(&key).await;
-    // Where objects are locked it stays: a few bytes that nobody reads.
+    // Where objects are locked it stays: a few bytes that no program reads.
     let deleted = store.delete(&key).await;
     if let Err(error) = deleted
         && error.is_transient()

@@ -52,7 +52,7 @@ pub(super) struct Gathered {
     pub(super) lost_lineages: Vec<LineageId>,
     /// Lineages whose facts are damaged.
     pub(super) damaged_lineages: Vec<DamagedLineage>,
-    /// What somebody should know.
+    /// What an operator should know.
     pub(super) notes: Vec<String>,
     /// Backups that cannot be read, and what follows.
     pub(super) unreadables: Vec<Remark>,
@@ -169,7 +169,7 @@ impl Gathered {
         }
     }
 
-    /// Whether there is a backup of which nobody knows what it needs.
+    /// Whether there is a backup of which it is not known what it needs.
     pub(super) fn has_unreadable(&self) -> bool {
         !self.unreadable.is_empty()
     }
@@ -219,7 +219,7 @@ impl Gathered {
                         ),
                     );
                 }
-                // It is being deleted, and nobody will finish it.
+                // It is being deleted, and no process will finish it.
                 (ListedState::Unfinished, _) if one.lost_its_manifest() => {}
                 (ListedState::Unfinished, Some(begun)) => {
                     let intent = self.intent(backups, one.id).await?;

@@ -7,7 +7,7 @@
 //! | `named` | one backup that is to go by name, and what stands against that |
 //! | `soundness` | what is known to be wrong with finished backups |
 //! | `roots` | what is needed, from the facts and the decisions |
-//! | `aborted` | which unfinished backups nobody will finish |
+//! | `aborted` | which unfinished backups no process will finish |
 //! | `announcements` | what earlier runs announced |
 //! | `scan` | judging every object of the cluster |
 //! | `delete` | deleting what was announced and is still not needed |
@@ -15,8 +15,8 @@
 //! | `report` | what is told |
 //!
 //! What always holds: an object is deleted only if `announcements/<n>` has named it for the grace period, by the store's clock,
-//! and if it is out of reach of everything that was listed after that. So whoever began a backup before it was announced is
-//! listed with its intent, and whoever began later has read the announcement. Holds are read in every run. What is
+//! and if it is out of reach of everything that was listed after that. So a backup that began before the object was
+//! announced is listed with its intent, and one that began later has read the announcement. Holds are read in every run. What is
 //! not known is reported and left alone; nothing outside `clusters/<name>` is touched. A crash leaves announcements of
 //! objects some of which are gone: the next run goes on from there. Of a backup its intent goes first and its manifest
 //! before its packs, so it is never listed and incomplete.
@@ -84,7 +84,7 @@ pub struct Outlook {
     pub damaged_holds: Vec<DamagedHold>,
     /// Announcements that cannot be read. The decisions do without what they said of damage.
     pub damaged_announcements: Vec<DamagedAnnouncement>,
-    /// What somebody should know.
+    /// What an operator should know.
     pub notes: Vec<String>,
 }
 
@@ -222,8 +222,8 @@ fn eligible_until(now: Timestamp, grace: SignedDuration) -> Timestamp {
     now.checked_sub(grace).unwrap_or(Timestamp::MIN)
 }
 
-/// Deletes the `spent` progress objects, which mean nothing once there is a manifest: who finished the backup could not delete them,
-/// or died. Sums many backups up.
+/// Deletes the `spent` progress objects, which mean nothing once there is a manifest: the process that finished the
+/// backup could not delete them, or died. Sums many backups up.
 async fn tidy(backups: &Backups, spent: &[Key], report: &mut Expired) -> Result<()> {
     for result in backups.store().delete_all(spent).await {
         if !matches!(result, Err(RepoError::Denied { .. })) {

@@ -16,7 +16,7 @@ use crate::reach::Roots;
 /// Manifests that are read at the same time, each up to some tens of megabytes in the largest clusters.
 const AT_ONCE: usize = 2;
 
-/// A tombstone stays so long, though nothing else of its backup does: whoever was asleep finds it.
+/// A tombstone stays so long, though nothing else of its backup does: a process that was suspended finds it.
 const TOMBSTONE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// Everything that is needed. `held` are backups whose manifest, or the tombstone in its place, the store does not let go: what is
@@ -120,7 +120,7 @@ fn add_unfinished(
         roots.keep_all_packs(next);
         let is_finished = |id: BackupId| gathered.facts.backups.iter().any(|backup| backup.id == id);
         let Some(unfinished) = gathered.unfinished.iter().find(|unfinished| unfinished.id == next) else {
-            // Finished after all, by whoever it was taken over from: as long as it is listed, it stays whole.
+            // Finished after all, by the process that it was taken over from: as long as it is listed, it stays whole.
             if is_finished(next) {
                 manifests.insert(next);
             }

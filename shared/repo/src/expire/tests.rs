@@ -247,7 +247,7 @@ async fn a_full_filesystem_is_expired() {
     all_is_well(&bed, &ids[3..]).await;
 }
 
-/// K1, K2, K3: nothing goes before its time, then exactly what nobody needs, and a dry run changes nothing.
+/// K1, K2, K3: nothing goes before its time, then exactly what is not needed, and a dry run changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn announced_first_and_deleted_after_the_grace_period() {
     let (bed, ids) = world().await;
@@ -382,7 +382,7 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
         [vec![5, 6], vec![25, 26], (45..100).collect()].concat(),
         "what is listed is consistent"
     );
-    // Nobody came back for it within a week.
+    // No process came back for it within a week.
     age(&bed, &running.to_string(), 24 * 8).await;
     age(&bed, &silent.to_string(), 24 * 8).await;
     let report = run(&bed, &at_once(1)).await;

@@ -172,7 +172,7 @@ fn what_is_announced_or_missing_is_stored_again() {
         assert!(error.to_string().contains("marked as expired or damaged while the backup ran"), "{error}");
 
         // The parent itself is announced: the next one counts. Of its packs none is, or it could be one with tables, which
-        // nobody reads from a announced pack.
+        // no backup reads from an announced pack.
         scene.backups.absolve(n).await.unwrap();
         scene.backups.absolve(later).await.unwrap();
         scene.backups.announce(&announce(vec![id(2)], vec![])).await.unwrap();
