@@ -315,6 +315,64 @@ fn every_command_line_in_the_pages_is_one() {
     assert!(seen > 50, "{seen} options");
 }
 
+/// The options of our programs by command, as their helps declare them.
+fn options() -> BTreeMap<String, BTreeSet<String>> {
+    let mut found = BTreeMap::new();
+    let mut see = |program: &str, command: &str, arguments: &[&str]| {
+        let help = agent(program, &[arguments, &["--help"]].concat()).stdout;
+        let declared = help.lines().filter(|line| line.trim_start().starts_with('-'));
+        let words = declared.flat_map(|line| line.split([' ', ',', '=', '[', '.']));
+        let options = words.filter(|word| word.starts_with("--")).map(ToOwned::to_owned).collect();
+        found.insert(command.to_owned(), options);
+    };
+    for (program, client, commands) in AGENTS {
+        see(program, program, &[]);
+        see(client, client, &[]);
+        for command in commands {
+            match command.split_once('-').filter(|(group, _)| commands.contains(group)) {
+                Some((group, one)) => see(program, command, &[group, one]),
+                None => see(program, command, &[command]),
+            }
+        }
+    }
+    found
+}
+
+/// An option that a page names without its program is one of the command that stands in front of it, or of some command.
+#[test]
+fn every_option_in_the_prose_is_one() {
+    let options = options();
+    // Their options are not ours.
+    let others = ["docker", "initdb", "pg_ctl", "podman", "psql", "systemctl"];
+    let is_read_by_users =
+        |page: &PathBuf| page.starts_with(top().join("docs")) || *page == top().join("README.md");
+    let mut seen = 0;
+    for page in pages().into_iter().filter(is_read_by_users) {
+        let text = fs::read_to_string(&page).expect("a page");
+        for span in quoted(&text) {
+            let words: Vec<&str> = span.split_whitespace().collect();
+            let names = |programs: &[&str]| words.iter().any(|word| programs.contains(word));
+            // A command line with its program is looked at elsewhere, if it is a whole one.
+            if names(&others) || (names(&AGENTS.map(|(program, ..)| program)) && !span.contains('…')) {
+                continue;
+            }
+            let command = words.iter().take_while(|word| !word.starts_with('-')).copied();
+            let of_command = options.get(&command.collect::<Vec<&str>>().join("-"));
+            for word in words.iter().filter(|word| word.starts_with("--") && word.len() > 2) {
+                let option = word.split(['=', '/', ',', '.', ';', ')']).next().unwrap_or_default();
+                let is_one = |known: &BTreeSet<String>| match option.strip_suffix('…') {
+                    Some(begin) => known.iter().any(|known| known.starts_with(begin)),
+                    None => known.contains(option),
+                };
+                let found = of_command.map_or_else(|| options.values().any(is_one), is_one);
+                assert!(found, "{} names {option} in `{span}`, and no command has it", page.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 100, "{seen} options");
+}
+
 /// The picture in the README needs nothing but itself, and says what it shows.
 #[test]
 fn the_picture_of_the_demonstration_stands_alone() {
