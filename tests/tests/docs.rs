@@ -41,6 +41,12 @@ fn pages() -> Vec<PathBuf> {
     found
 }
 
+/// Those that users read. The others draw programs, and name commands of a design.
+fn pages_for_users() -> impl Iterator<Item = PathBuf> {
+    let others = ["README.md", "CHANGELOG.md"].map(|name| top().join(name));
+    pages().into_iter().filter(move |page| page.starts_with(top().join("docs")) || others.contains(page))
+}
+
 /// The names of a struct's fields as its source has them; those that are not part of JSON are left out.
 fn fields(file: &str, name: &str) -> Vec<String> {
     let source = read(file);
@@ -270,12 +276,7 @@ fn command_lines(page: &str) -> Vec<Vec<String>> {
 fn every_command_line_in_the_pages_is_one() {
     let mut helps: BTreeMap<Vec<String>, String> = BTreeMap::new();
     let mut seen = 0;
-    // The others draw programs, and name commands of a design.
-    let read_by_users = |page: &PathBuf| {
-        page.starts_with(top().join("docs"))
-            || ["README.md", "CHANGELOG.md"].iter().any(|name| *page == top().join(name))
-    };
-    for page in pages().into_iter().filter(read_by_users) {
+    for page in pages_for_users() {
         let text = fs::read_to_string(&page).expect("a page");
         for line in command_lines(&text) {
             let words = line[1..].iter().take_while(|word| !word.starts_with('-')).take(2);
@@ -344,10 +345,8 @@ fn every_option_in_the_prose_is_one() {
     let options = options();
     // Their options are not ours.
     let others = ["docker", "initdb", "pg_ctl", "podman", "psql", "systemctl"];
-    let is_read_by_users =
-        |page: &PathBuf| page.starts_with(top().join("docs")) || *page == top().join("README.md");
     let mut seen = 0;
-    for page in pages().into_iter().filter(is_read_by_users) {
+    for page in pages_for_users() {
         let text = fs::read_to_string(&page).expect("a page");
         for span in quoted(&text) {
             let words: Vec<&str> = span.split_whitespace().collect();
@@ -451,13 +450,10 @@ fn every_message_that_is_explained_exists() {
         // PostgreSQL's own lines are in no source of ours.
         for message in explained(&text).into_iter().filter(|message| !message.starts_with("FATAL: ")) {
             let is_labeled = labels.iter().any(|label| message.starts_with(label));
-            let parts: Vec<&str> = message.split('…').collect();
-            // What follows a colon comes from somewhere else.
-            let parts = match is_labeled {
-                true => parts,
-                false => parts.iter().flat_map(|part| part.split(": ")).collect(),
-            };
-            let parts = parts.into_iter().map(|part| part.trim_matches([' ', '"', ':', '.']));
+            // What follows a colon comes from somewhere else, except in a labeled line.
+            let end = if is_labeled { "\n" } else { ": " };
+            let parts = message.split('…').flat_map(|part| part.split(end));
+            let parts = parts.map(|part| part.trim_matches([' ', '"', ':', '.']));
             for part in parts.filter(|part| part.len() >= 8) {
                 let is_printed = code
                     .match_indices(part)
