@@ -81,7 +81,7 @@ impl ListArgs {
 
 /// Runs the command. Fails if no repository of the cluster could be read.
 pub(crate) async fn run(common: &CommonArgs, args: &ListArgs) -> Result<(), Failure> {
-    let selection: Selection<StoreSettings> = common.select()?;
+    let selection: Selection<StoreSettings> = common.select_to_read()?;
     let cluster = &selection.cluster;
     let read = selection.repositories.iter();
     let read = read.map(|(name, settings)| Listed::of(name, settings, cluster, args.newest()));

@@ -131,7 +131,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Fail
 
 /// Plans, or says why not.
 pub(crate) async fn make(common: &CommonArgs, request: &RestoreRequest) -> Result<Planned, NoPlan> {
-    let selection: Selection<StoreSettings> = common.select()?;
+    let selection: Selection<StoreSettings> = common.select_to_read()?;
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
     let mut known = Known::of(&selection, ask::ask_all(&selection, request, &decoder).await);
     // The answer to a question that has several is not to be had from a repository that knows only one of them.

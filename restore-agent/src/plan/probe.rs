@@ -26,7 +26,7 @@ pub(crate) async fn probe(common: &CommonArgs, args: &ProbeArgs) -> Result<(), F
     for directory in &args.enter {
         enter(directory)?;
     }
-    let selection: Selection<StoreSettings> = common.select()?;
+    let selection: Selection<StoreSettings> = common.select_to_read()?;
     let mut failure = None;
     for (name, settings) in &selection.repositories {
         match Repository::open(name, settings).await {

@@ -3,6 +3,7 @@
 use walpoint_plan::restore::RestorePlan;
 use walpoint_repo::lineage::AckMember;
 use walpoint_runtime::args::Selection;
+use walpoint_storage::object::RepositoryId;
 use walpoint_storage::store::StoreSettings;
 
 use super::Planned;
@@ -20,27 +21,26 @@ pub(super) fn without(name: &str, plan: &RestorePlan) -> String {
     )
 }
 
-/// What it means that repositories acknowledge WAL of the lineage and are not configured.
+/// What it means that repositories acknowledge WAL of the lineage and are not read: they are not configured, or `--repo` leaves them out.
 pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Planned) -> Option<String> {
     let lineage = &planned.lineage;
-    let missing = |members: &[AckMember]| -> Vec<String> {
-        let configured = |name: &String| selection.repositories.iter().any(|(known, _)| known == name);
-        let without = &selection.settings.lost_repositories;
-        let others = members.iter().filter(|member| member.repository != planned.repository.id());
-        let names = others.map(|member| &member.name);
-        names
-            .filter(|name| !configured(name) && !without.contains(name))
-            .map(|name| format!("\"{name}\""))
-            .collect()
-    };
+    let mut missing = left_out(selection);
     // Who acknowledges now is asked only where those that did at first are not all there.
-    if missing(&lineage.ack).is_empty() {
-        return None;
+    if !unread(selection, &lineage.ack, planned.repository.id()).is_empty() {
+        let members = match planned.repository.acknowledging(lineage).await {
+            Ok(known) => unread(selection, &known.members, planned.repository.id()),
+            Err(error) => {
+                tracing::debug!("who acknowledges is not known: {error}");
+                Vec::new()
+            }
+        };
+        for name in members {
+            if !missing.contains(&name) {
+                missing.push(name);
+            }
+        }
     }
-    let acknowledging = planned.repository.acknowledging(lineage).await;
-    let acknowledging =
-        acknowledging.inspect_err(|error| tracing::debug!("who acknowledges is not known: {error}")).ok()?;
-    let missing = missing(&acknowledging.members);
+    let missing: Vec<String> = missing.iter().map(|name| format!("\"{name}\"")).collect();
     let (lacks, do_first) = match selection.chosen {
         true => ("--repo leaves out", "Name it with --repo, too. "),
         false => ("this configuration does not have", ""),
@@ -54,4 +54,21 @@ pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Plan
             missing.join(" and ")
         )
     })
+}
+
+/// Those that acknowledge by the configuration and are left out by `--repo`: recovery does not end without their word.
+fn left_out(selection: &Selection<StoreSettings>) -> Vec<String> {
+    let Selection { settings, .. } = selection;
+    let mut names = selection.left_out();
+    names.retain(|name| settings.ack_set().contains(name) && !settings.lost_repositories.contains(name));
+    names
+}
+
+/// Those of a lineage's repositories that are not read, by the names that they were registered with. `own`: the one that the plan reads
+/// from, whatever it is called here.
+fn unread(selection: &Selection<StoreSettings>, members: &[AckMember], own: RepositoryId) -> Vec<String> {
+    let is_read = |name: &String| selection.repositories.iter().any(|(read, _)| read == name);
+    let without = &selection.settings.lost_repositories;
+    let others = members.iter().filter(|member| member.repository != own).map(|member| &member.name);
+    others.filter(|name| !is_read(name) && !without.contains(name)).cloned().collect()
 }

@@ -119,7 +119,7 @@ async fn ask<T>(
     planned: &Planned,
     question: impl AsyncFn(Repository) -> Result<T, RepoError>,
 ) -> anyhow::Result<Vec<T>> {
-    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let selection: Selection<StoreSettings> = common.select_to_read().map_err(|failure| failure.error)?;
     let mut answers = Vec::new();
     for (name, settings) in &selection.repositories {
         if name == planned.repository.name() {

@@ -23,7 +23,7 @@ const OTHERS: Duration = Duration::from_secs(10);
 
 /// Reads what the configured repositories are, as far as they can be reached.
 pub(crate) async fn read(common: &CommonArgs, planned: &Planned) -> anyhow::Result<RecoveryOrigin> {
-    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let selection: Selection<StoreSettings> = common.select_to_read().map_err(|failure| failure.error)?;
     let acknowledging = selection.settings.ack_set().to_vec();
     let last = planned.plan.wal.last();
     let last = last.map(|range| range.last.name(range.timeline, planned.lineage.segment_size));

@@ -64,7 +64,7 @@ impl StandIns {
 
     /// Another repository that has the backup.
     async fn same_elsewhere(&self, common: &CommonArgs, planned: &Planned) -> Option<Repository> {
-        let selection: Selection<StoreSettings> = common.select().ok()?;
+        let selection: Selection<StoreSettings> = common.select_to_read().ok()?;
         for (name, settings) in &selection.repositories {
             if self.damaged.contains(&(name.clone(), planned.plan.backup.id)) {
                 continue;

@@ -97,6 +97,8 @@ pub(crate) struct ClusterArchive {
     damaged_too: bool,
     /// Names of repositories that are gone for good.
     without: Vec<String>,
+    /// Names of repositories of the configuration that `--repo` leaves out.
+    left_out: Vec<String>,
     /// The lineage that the first repository to answer has; the others must have the same.
     lineage: Mutex<Option<Lineage>>,
     histories: Mutex<HashMap<TimelineId, TimelineHistory>>,
@@ -173,6 +175,7 @@ pub(crate) struct Missing<'a> {
 impl ClusterArchive {
     /// The archive of the selected cluster. Nothing is opened yet.
     pub(crate) fn new(selection: Selection<StoreSettings>, place: Option<&WalDirectory>) -> Self {
+        let left_out = selection.left_out();
         let note = place.and_then(|place| TargetNote::read(&place.wal.join(spool::DIRECTORY)));
         Self {
             cluster: selection.cluster,
@@ -184,6 +187,7 @@ impl ClusterArchive {
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
             without: selection.settings.lost_repositories.clone(),
+            left_out,
             sources: selection.repositories.into_iter().map(FetchSource::new).collect(),
             lineage: Mutex::new(None),
             histories: Mutex::default(),
@@ -221,6 +225,11 @@ impl ClusterArchive {
     /// Names of repositories that are gone for good: the end of the archive is proven without them.
     pub(crate) fn without(&self) -> &[String] {
         &self.without
+    }
+
+    /// Names of repositories of the configuration that `--repo` leaves out.
+    pub(crate) fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// One attempt to make `path` the file `name`, from the first repository that can give it.
@@ -319,7 +328,10 @@ impl ClusterArchive {
         flagged: Vec<Flagged<'_>>,
         asked: &mut ArchiveAnswer<'_>,
     ) {
-        if asked.silent.iter().any(|name| !self.without.iter().any(|gone| gone == name)) {
+        let is_gone = |name: &str| self.without.iter().any(|gone| gone == name);
+        let left_out: Vec<&String> = self.left_out.iter().filter(|name| !is_gone(name)).collect();
+        if !left_out.is_empty() || asked.silent.iter().any(|name| !is_gone(name)) {
+            asked.failures.extend(left_out.into_iter().map(|name| flagged::left_out(name)));
             return;
         }
         let name = wanted.built.map_or(wanted.name, |built| built.segment.source_name());

@@ -90,7 +90,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
             &FetchResult::Uncertain(format_chain(&error)),
         );
     }
-    match common.select::<StoreSettings>() {
+    match common.select_to_read::<StoreSettings>() {
         Ok(selection) => {
             let policy = selection.settings.standby_history_outage;
             let outcome = attempts(selection, name, place.as_ref(), args).await;

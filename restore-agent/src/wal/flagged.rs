@@ -28,6 +28,12 @@ pub(crate) fn failure(source: &FetchSource) -> Failed {
     Failed { repository: source.name.clone(), why, refused: false }
 }
 
+/// Why a copy that was archived though damaged is not taken: a repository that is not asked may have a sound one.
+pub(crate) fn left_out(name: &str) -> Failed {
+    let why = "--repo leaves it out, and it may have a sound copy".to_owned();
+    Failed { repository: name.to_owned(), why, refused: true }
+}
+
 /// The repositories in the order in which their copies of a file are to be taken. `home`: the one that recovery has its WAL from.
 pub(crate) async fn in_order<'a>(
     copies: &[Flagged<'a>],

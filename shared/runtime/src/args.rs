@@ -117,6 +117,14 @@ pub struct Selection<R> {
     pub config: Option<PathBuf>,
 }
 
+impl<R> Selection<R> {
+    /// Names of the cluster's repositories that `--repo` leaves out of those that are read.
+    pub fn left_out(&self) -> Vec<String> {
+        let is_read = |name: &&String| self.repositories.iter().any(|(read, _)| read == *name);
+        self.settings.repositories.iter().filter(|name| !is_read(name)).cloned().collect()
+    }
+}
+
 impl CommonArgs {
     /// Whether to show progress on a terminal.
     pub fn show_progress(&self) -> bool {
@@ -180,11 +188,23 @@ impl CommonArgs {
     /// The cluster and the repositories that these options and the configuration select. Where `--repo` chooses some of them, they alone
     /// are the cluster's, and all of them acknowledge.
     pub fn select<R: FromTable<Table: DeserializeOwned> + Clone>(&self) -> Result<Selection<R>, Failure> {
+        let mut selection = self.select_to_read()?;
+        if !self.names().is_empty() {
+            let chosen = selection.repositories.iter().map(|(name, _)| name.clone());
+            selection.settings.repositories = chosen.collect();
+            selection.settings.ack = None;
+        }
+        Ok(selection)
+    }
+
+    /// The cluster and those of its repositories that a command reads: `--repo` chooses among them. The settings stay those of the
+    /// configuration, because a repository that is not read acknowledges WAL all the same: nothing is proven to be absent without it.
+    pub fn select_to_read<R: FromTable<Table: DeserializeOwned> + Clone>(
+        &self,
+    ) -> Result<Selection<R>, Failure> {
         let (mut selection, names) = self.select_all()?;
         if !self.names().is_empty() {
             selection.repositories.retain(|(name, _)| names.contains(name));
-            selection.settings.repositories = names;
-            selection.settings.ack = None;
             selection.chosen = true;
         }
         Ok(selection)
@@ -401,6 +421,34 @@ mod tests {
             assert!(error.status == 2 && error.to_string().contains("with names only"), "{error}");
         }
         assert!(select(&["file:///x"]).unwrap().chosen);
+    }
+
+    #[test]
+    fn what_is_not_read_acknowledges_all_the_same() {
+        let tables =
+            ["a", "b"].map(|name| format!("[repository.{name}]\nurl = \"file:///{name}\"\n")).concat();
+        let select = |ack: &str, given: &[&str]| {
+            let config = file(&format!("{tables}[cluster.x]\nrepositories = [\"a\", \"b\"]\n{ack}"));
+            let config = Some(config.path().to_owned());
+            let args = CommonArgs { config, repo: repo(given), ..CommonArgs::default() };
+            args.select_to_read::<Store>()
+        };
+        let cases: [(&[&str], &[&str], &[&str]); 2] = [(&[], &["a", "b"], &[]), (&["a"], &["a"], &["b"])];
+        for (ack, expected) in [("ack = [\"b\"]\n", &["b"][..]), ("", &["a", "b"])] {
+            for (given, read, left_out) in cases {
+                let selection = select(ack, given).unwrap();
+                let names = selection.repositories.iter().map(|(name, _)| name.as_str());
+                assert_eq!(names.collect::<Vec<_>>(), read, "{ack} {given:?}");
+                assert_eq!(selection.settings.ack_set(), expected, "{ack} {given:?}");
+                assert_eq!(selection.settings.repositories, ["a", "b"], "{ack} {given:?}");
+                assert_eq!(selection.left_out(), left_out, "{ack} {given:?}");
+                assert_eq!(selection.chosen, !given.is_empty());
+            }
+        }
+        assert_eq!(select("", &["c"]).unwrap_err().status, 2);
+        let url = select("", &["file:///x"]).unwrap();
+        assert_eq!((url.settings.ack_set(), url.left_out().len()), (&["repo".to_owned()][..], 0));
+        assert!(url.chosen);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use walpoint_tests::agent::Agent;
 use walpoint_tests::process::Output;
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::seaweed::Credentials;
@@ -279,6 +280,29 @@ fn one_repository_of_two_proves_nothing() {
     both(&target, &segments(2)[0], 0);
 }
 
+/// F1: `--repo` chooses what is read, and not who acknowledges. Here the repository that is read does not know of the other one, which
+/// was added to the configuration later and alone acknowledges by now.
+#[test]
+fn a_repository_that_repo_leaves_out_has_to_say_so_too() {
+    let (near, far) = (Store::local(), Store::local());
+    Archive::create(pgdata(), &[("near", &near)]).put_all(&wal().archive, |_| true);
+    let (last, end) = (segments(2).pop().unwrap(), after_the_end(2));
+    let near_of = |line: &str| {
+        let two = |a: Agent| a.repository("near", &near).repository("far", &far).cluster_line(line);
+        Target::like(pgdata()).configure(two).options(&["--repo", "near"])
+    };
+    for line in ["ack = [\"far\"]", "ack = [\"near\", \"far\"]", ""] {
+        let target = || near_of(line);
+        both(&target(), &last, 0);
+        for output in both(&target(), &end, 255) {
+            assert!(output.stderr.contains("far must say so too"), "{line}: {}", output.stderr);
+        }
+        let lost = target().configure(|agent| agent.cluster_line("lost_repositories = [\"far\"]"));
+        both(&lost, &end, 1);
+    }
+    both(&near_of("ack = [\"near\"]"), &end, 1);
+}
+
 /// F1: a repository that burned down must not keep every recovery from ending, once a person has said that it did. What is
 /// left has the last word, and says "unknown" of what is there and cannot be read.
 #[test]
@@ -287,7 +311,7 @@ fn a_repository_that_is_gone_for_good_is_not_waited_for() {
     let archive = Archive::create(pgdata(), &[("near", &near), ("far", &far)]);
     archive.put_all(&wal().archive, |_| true);
     let (last, end) = (segments(2).pop().unwrap(), after_the_end(2));
-    let without = |agent: walpoint_tests::agent::Agent| agent.cluster_line("lost_repositories = [\"far\"]");
+    let without = |agent: Agent| agent.cluster_line("lost_repositories = [\"far\"]");
     let target = Target::like(pgdata()).configure(|a| without(a.repository("near", &near)));
     both(&target, &end, 1);
     both(&target, &last, 0);
@@ -313,7 +337,7 @@ fn an_unreachable_bucket_is_no_end() {
     archive.put_all(&wal().archive, |name| name.ends_with(".history") || name == names[0]);
     drop(archive);
     let proxy = Proxy::to(store.port().unwrap());
-    let quick = |agent: walpoint_tests::agent::Agent| {
+    let quick = |agent: Agent| {
         agent.repository_line("main", "retries = 0").repository_line("main", "read_timeout = \"1s\"")
     };
     {

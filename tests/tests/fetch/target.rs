@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use walpoint_tests::agent::Agent;
 use walpoint_tests::dir::TestDir;
@@ -13,12 +14,17 @@ use walpoint_tests::{user, wait};
 /// Where the file is wanted.
 const PATH: &str = "pg_wal/RECOVERYXLOG";
 
+/// No fetch takes longer than this.
+const LIMIT: Duration = Duration::from_secs(240);
+
 /// A data directory and the configuration of the programs that serve it.
 pub(crate) struct Target {
     _end: EndPrefetchers,
     pub(crate) agent: Agent,
     pub(crate) pgdata: PathBuf,
     dir: Arc<TestDir>,
+    /// What `restore_command` has beside the socket and the configuration.
+    options: Vec<String>,
 }
 
 impl Target {
@@ -43,12 +49,18 @@ impl Target {
         std::fs::write(own.join("recovery.signal"), "").unwrap();
         user::give_tree(&own);
         let agent = Agent::at(&dir, &own, "").cluster_line(&format!("fetch_timeout = \"{budget}\""));
-        Target { _end: EndPrefetchers(agent.fetch_socket()), agent, pgdata: own, dir }
+        Target { _end: EndPrefetchers(agent.fetch_socket()), agent, pgdata: own, dir, options: Vec::new() }
     }
 
     /// Replaces the programs' configuration.
     pub(crate) fn configure(mut self, change: impl FnOnce(Agent) -> Agent) -> Target {
         self.agent = change(self.agent);
+        self
+    }
+
+    /// Gives the programs these options, as `restore_command` would.
+    pub(crate) fn options(mut self, options: &[&str]) -> Target {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
         self
     }
 
@@ -62,7 +74,8 @@ impl Target {
     #[track_caller]
     pub(crate) fn fetch(&self, name: &str) -> Output {
         self.clean();
-        self.agent.fetch(name, PATH)
+        let mut command = self.agent.fetch_command(name, PATH);
+        process::run(command.args(&self.options), LIMIT)
     }
 
     /// Asks without a prefetcher.
@@ -70,7 +83,7 @@ impl Target {
     pub(crate) fn fetch_directly(&self, name: &str) -> Output {
         self.clean();
         let mut command = self.agent.command("restore-agent", ["fetch", name, PATH]);
-        process::run(command.current_dir(&self.pgdata), wait::SOON)
+        process::run(command.args(&self.options).current_dir(&self.pgdata), wait::SOON)
     }
 
     /// The file that was fetched.
