@@ -27,9 +27,10 @@ impl Place {
     }
 }
 
-/// The repositories of this command line that are directories.
+/// The repositories of the cluster that are directories. One that `--repo` leaves out is as little to be written to as those that are read.
 pub(super) fn local_repositories(common: &CommonArgs) -> anyhow::Result<Vec<PathBuf>> {
-    let selection: Selection<StoreSettings> = common.select().map_err(|failure| failure.error)?;
+    let (selection, _): (Selection<StoreSettings>, _) =
+        common.select_all().map_err(|failure| failure.error)?;
     let directories = selection.repositories.iter().filter_map(|(_, settings)| settings.directory());
     // One that cannot be looked at is passed over in planning too.
     Ok(directories.filter_map(|directory| directory::resolve(&directory).ok()).collect())
@@ -84,6 +85,8 @@ fn by_identity<'a>(places: &[&'a Place]) -> Option<(&'a Position, &'a Position)>
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::durable;
+
     use super::super::identity::fixtures::position;
     use super::*;
 
@@ -113,6 +116,23 @@ mod tests {
             (vec![&in_alias, &b], Ok(())),
         ] {
             assert_eq!(require_apart(places.clone(), &[]), is, "{places:?}");
+        }
+    }
+
+    #[test]
+    fn a_repository_that_is_not_read_is_a_repository_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let mut text = "[cluster.main]\nrepositories = [\"near\", \"far\"]\n".to_owned();
+        for name in ["near", "far"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+            text += &format!("[repository.{name}]\nurl = \"file://{}\"\n", root.join(name).display());
+        }
+        let config = root.join("walpoint.toml");
+        durable::create(&config, text.as_bytes()).unwrap();
+        for repo in [vec![], vec!["near".parse().unwrap()]] {
+            let common = CommonArgs { config: Some(config.clone()), repo, ..CommonArgs::default() };
+            assert_eq!(local_repositories(&common).unwrap(), [root.join("near"), root.join("far")]);
         }
     }
 
