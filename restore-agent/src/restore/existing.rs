@@ -141,7 +141,8 @@ pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> 
     let wanted: Vec<(Identity, &PathBuf)> =
         directories.iter().filter_map(|directory| Some((Identity::of(directory)?, directory))).collect();
     let mut seen = BTreeSet::new();
-    for process in running::processes_around(pgdata) {
+    let around: Vec<&Path> = wanted.iter().map(|(_, found)| found.as_path()).chain([pgdata]).collect();
+    for process in running::processes_around(&around) {
         // A postmaster's working directory is its data directory. It may be called otherwise where the server runs.
         let Some(server) = workdir::look(&process, Identity::of)
             .flatten()

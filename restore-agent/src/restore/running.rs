@@ -27,7 +27,7 @@ const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// How long a crashed server's children, and a prefetcher, may take to notice that the server is gone.
 const AFTERMATH: Duration = Duration::from_secs(5);
 
-/// How the names of PostgreSQL's processes begin, as `/proc/<pid>/comm` gives them.
+/// What the names of PostgreSQL's programs contain: `postgres`, `edb-postgres`, `.postgres-wrapped`.
 const SERVERS: [&str; 2] = ["postgres", "postmaster"];
 
 /// Bytes of a `postmaster.pid` that are read; a server's has some hundred.
@@ -71,7 +71,10 @@ pub(crate) enum Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
     pid: u32,
+    /// What it calls itself.
     name: String,
+    /// The name of its program's file; empty if this user may not see it.
+    program: String,
 }
 
 /// Where a server could hide.
@@ -186,19 +189,19 @@ fn hiding(directory: &Path, unseen: Option<Hiding>, proc: &Path) -> io::Result<O
     }
 }
 
-/// The directories in `/proc` of all processes that may work in a data directory that has to do with this one.
-pub(super) fn processes_around(pgdata: &Path) -> Vec<PathBuf> {
+/// The directories in `/proc` of all processes that may work in a data directory that has to do with one of these directories.
+pub(super) fn processes_around(directories: &[&Path]) -> Vec<PathBuf> {
     let proc = Path::new("/proc");
     let processes = processes(proc).unwrap_or_default().into_iter();
-    let asked =
-        processes.filter(|(pid, directory)| is_asked(&Process::at(*pid, directory), directory, pgdata, proc));
+    let asked = processes
+        .filter(|(pid, directory)| is_asked(&Process::at(*pid, directory), directory, directories, proc));
     asked.map(|(_, directory)| directory).collect()
 }
 
-/// Whether it is asked what lies where a process works. Another program than a server's on another filesystem is not: that may hang, and
-/// some filesystems keep a program from ending while one of its threads waits for them.
-fn is_asked(process: &Process, directory: &Path, pgdata: &Path, proc: &Path) -> bool {
-    process.is_a_server() || !workdir::is_elsewhere(directory, pgdata, proc)
+/// Whether it is asked what lies where a process works. Another program than a server's is not where it works on another filesystem than
+/// all that is asked about: that may hang, and some filesystems keep a program from ending while one of its threads waits for them.
+fn is_asked(process: &Process, directory: &Path, about: &[&Path], proc: &Path) -> bool {
+    process.is_a_server() || about.iter().any(|about| !workdir::is_elsewhere(directory, about, proc))
 }
 
 /// Why a server may be running on the directory; `None` if none does.
@@ -206,7 +209,7 @@ fn reason(pgdata: &Path, file: &LockFile, vouched: bool, proc: &Path) -> io::Res
     let here = Identity::from(&fs::metadata(pgdata)?);
     let (mut same, mut unseen) = (None, None);
     for (pid, directory) in processes(proc)? {
-        if !is_asked(&Process::at(pid, &directory), &directory, pgdata, proc) {
+        if !is_asked(&Process::at(pid, &directory), &directory, &[pgdata], proc) {
             continue;
         }
         let content = file.content.clone();
@@ -307,12 +310,15 @@ impl fmt::Display for LockFile {
 impl Process {
     fn at(pid: u32, directory: &Path) -> Self {
         let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
-        Self { pid, name: name.trim_end().to_owned() }
+        // The link is not followed: its filesystem may hang.
+        let program = fs::read_link(directory.join("exe")).ok();
+        let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
+        Self { pid, name: name.trim_end().to_owned(), program: program.to_string_lossy().into_owned() }
     }
 
-    /// Whether it calls itself so.
+    /// Whether it, or its program, is called so.
     fn is_a_server(&self) -> bool {
-        SERVERS.iter().any(|name| self.name.starts_with(name))
+        SERVERS.iter().any(|server| self.name.contains(server) || self.program.contains(server))
     }
 }
 
@@ -361,7 +367,6 @@ impl fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
 
     use walpoint_base::durable;
 
@@ -454,6 +459,38 @@ mod tests {
         assert_eq!(shown(b"\xff\n"), "an unreadable pid");
         fs::remove_file(bed.pgdata().join("postmaster.pid")).unwrap();
         assert_eq!(LockFile::read(&bed.pgdata()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_server_is_known_by_its_name_or_by_its_program() {
+        let bed = Bed::new();
+        for (pid, name, program, is_a_server) in [
+            (2, "postmaster", "/gone", true),
+            (3, "edb-postgres", "/usr/edb/as17/bin/edb-postgres", true),
+            (4, "main", "/nix/store/x/bin/.postgres-wrapped", true),
+            (5, "bash", "/var/lib/postgres/bash", false),
+        ] {
+            let directory = bed.path(&format!("proc/{pid}"));
+            fs::create_dir_all(&directory).unwrap();
+            durable::create(&directory.join("comm"), name.as_bytes()).unwrap();
+            symlink(program, directory.join("exe")).unwrap();
+            assert_eq!(Process::at(pid, &directory).is_a_server(), is_a_server, "{name} {program}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_asked_that_works_where_something_lies_that_is_asked_about() {
+        let bed = Bed::new();
+        let [data, other] = ["data", "other"].map(|name| bed.path(name).canonicalize().unwrap());
+        let mounts = format!("1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / {} rw - ext4 b rw\n", other.display());
+        let (proc, directory) = (bed.path("proc"), bed.path("proc/7"));
+        for process in [&proc.join("self"), &directory] {
+            fs::create_dir_all(process).unwrap();
+            durable::create(&process.join("mountinfo"), mounts.as_bytes()).unwrap();
+        }
+        symlink(&other, directory.join("cwd")).unwrap();
+        let is_asked = |about: &[&Path]| is_asked(&Process::at(7, &directory), &directory, about, &proc);
+        assert!(!is_asked(&[data.as_path()]) && is_asked(&[data.as_path(), other.as_path()]));
     }
 
     #[test]
