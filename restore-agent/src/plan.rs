@@ -152,7 +152,8 @@ pub(crate) async fn make(common: &CommonArgs, request: &RestoreRequest) -> Resul
     let skipped = known.skipped.iter().map(|name| remarks::without(name, &planned.plan));
     let skipped: Vec<String> = skipped.collect();
     planned.remarks.extend(skipped);
-    let retired = remarks::retired(&selection, &planned).await;
+    let by_url = selection.chosen && common.names().is_empty();
+    let retired = remarks::retired(&selection, &planned, by_url).await;
     planned.remarks.extend(retired);
     if let Some(why) = planned.doubtful_end.take() {
         let Planned { plan, lineage, .. } = &planned;
@@ -274,7 +275,8 @@ async fn compare(
     if let Some(what) = compared.different {
         return Err(NoPlan::Failed(Failure::from(anyhow!(
             "{what}: two servers archived there\nHINT: Name the repository whose server you mean: --repo NAME --cluster \
-             {cluster}."
+             {cluster}. To recover to the end of the archive, name the other one in lost_repositories, too: otherwise recovery \
+             stops there, because a repository that acknowledges WAL may have more."
         ))));
     }
     for (planned, end) in plans.iter_mut().zip(compared.ends) {

@@ -1,6 +1,7 @@
 //! What this program adds to the notes of a plan: what it means that a repository was not asked.
 
-use walpoint_plan::restore::RestorePlan;
+use walpoint_base::LineageId;
+use walpoint_plan::restore::{RestorePlan, Signal};
 use walpoint_repo::lineage::AckMember;
 use walpoint_runtime::args::Selection;
 use walpoint_storage::object::RepositoryId;
@@ -21,8 +22,26 @@ pub(super) fn without(name: &str, plan: &RestorePlan) -> String {
     )
 }
 
+/// How a repository comes not to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unread {
+    /// `--repo` names others.
+    OtherNames,
+    /// `--repo` gives the URL of another one.
+    OtherUrl,
+    /// The configuration does not have it.
+    NotConfigured,
+    /// Of several, `--repo` leaves some out, and the configuration does not have the rest.
+    Either,
+}
+
 /// What it means that repositories acknowledge WAL of the lineage and are not read: they are not configured, or `--repo` leaves them out.
-pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Planned) -> Option<String> {
+/// `by_url`: it gives a URL.
+pub(super) async fn retired(
+    selection: &Selection<StoreSettings>,
+    planned: &Planned,
+    by_url: bool,
+) -> Option<String> {
     let lineage = &planned.lineage;
     let mut missing = left_out(selection);
     // Who acknowledges now is asked only where those that did at first are not all there.
@@ -40,20 +59,36 @@ pub(super) async fn retired(selection: &Selection<StoreSettings>, planned: &Plan
             }
         }
     }
-    let missing: Vec<String> = missing.iter().map(|name| format!("\"{name}\"")).collect();
-    let (lacks, do_first) = match selection.chosen {
-        true => ("--repo leaves out", "Name it with --repo, too. "),
-        false => ("this configuration does not have", ""),
+    let is_configured = |name: &String| selection.settings.repositories.contains(name);
+    let why = match (by_url, missing.iter().all(is_configured), missing.iter().any(is_configured)) {
+        (true, ..) => Unread::OtherUrl,
+        (false, true, _) => Unread::OtherNames,
+        (false, false, true) => Unread::Either,
+        (false, false, false) => Unread::NotConfigured,
     };
-    (!missing.is_empty()).then(|| {
-        format!(
-            "WAL of lineage {} is acknowledged by {} too, which {lacks}: what only that has is not in this plan, and at the \
-             end of the archive recovery stops (exit status 255) instead of ending.\nHINT: {do_first}If it is gone for good, \
-             name it in lost_repositories.",
-            lineage.id,
-            missing.join(" and ")
-        )
-    })
+    let is_standby = planned.plan.signal == Signal::Standby;
+    (!missing.is_empty()).then(|| of_unread(lineage.id, &missing, why, is_standby))
+}
+
+/// What it means that these repositories are not read.
+fn of_unread(lineage: LineageId, names: &[String], why: Unread, is_standby: bool) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let (lacks, first) = match why {
+        Unread::OtherNames => ("--repo leaves out", "Name it with --repo, too."),
+        Unread::OtherUrl => ("is not read, because --repo gives a URL", "Use a configuration that has it."),
+        Unread::NotConfigured => ("this configuration does not have", "Add it to the configuration."),
+        Unread::Either => ("is not read", "Name it with --repo, too, or add it to the configuration."),
+    };
+    // A standby asks again.
+    let at_the_end = match is_standby {
+        true => "",
+        false => ", and at the end of the archive recovery stops (exit status 255) instead of ending",
+    };
+    format!(
+        "WAL of lineage {lineage} is acknowledged by {} too, which {lacks}: what only that has is not in this plan{at_the_end}.\n\
+         HINT: {first} If it is gone for good, name it in lost_repositories.",
+        names.join(" and ")
+    )
 }
 
 /// Those that acknowledge by the configuration and are left out by `--repo`: recovery does not end without their word.
@@ -71,4 +106,65 @@ fn unread(selection: &Selection<StoreSettings>, members: &[AckMember], own: Repo
     let without = &selection.settings.lost_repositories;
     let others = members.iter().filter(|member| member.repository != own).map(|member| &member.name);
     others.filter(|name| !is_read(name) && !without.contains(name)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_runtime::config::ClusterSettings;
+
+    use super::*;
+
+    /// What is selected of `near` and `far`, the configuration's two.
+    fn selection(read: &[&str], ack: Option<&[&str]>, lost: &[&str]) -> Selection<StoreSettings> {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+        let mut settings = ClusterSettings::with_repositories(owned(&["near", "far"]));
+        settings.ack = ack.map(owned);
+        settings.lost_repositories = owned(lost);
+        let repositories =
+            owned(read).into_iter().map(|name| (name, StoreSettings::at("file:///r"))).collect();
+        let cluster = "main".parse().unwrap();
+        Selection { cluster, settings, repositories, chosen: read.len() < 2, config: None }
+    }
+
+    #[test]
+    fn what_acknowledges_and_is_left_out_is_named_unless_it_is_lost() {
+        let (far, near, none): (&[&str], &[&str], &[&str]) = (&["far"], &["near"], &[]);
+        for (read, ack, lost, expected) in [
+            (&["near", "far"][..], None, none, none),
+            (near, None, none, far),
+            (near, Some(far), none, far),
+            (near, Some(near), none, none),
+            (near, None, far, none),
+        ] {
+            assert_eq!(left_out(&selection(read, ack, lost)), expected, "{read:?} {ack:?} {lost:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_lineage_names_and_nothing_reads_is_named() {
+        let member = |name: &str, id| AckMember { name: name.to_owned(), repository: RepositoryId([id; 16]) };
+        let members = [member("first", 1), member("far", 2), member("old", 3)];
+        // The first one is called otherwise here.
+        let near = selection(&["near"], None, &[]);
+        assert_eq!(unread(&near, &members, RepositoryId([1; 16])), ["far", "old"]);
+        let lost = selection(&["near"], None, &["old"]);
+        assert_eq!(unread(&lost, &members, RepositoryId([1; 16])), ["far"]);
+    }
+
+    #[test]
+    fn the_remark_says_what_can_be_done_and_what_this_plan_meets() {
+        let (lineage, names) = ("7-1".parse().unwrap(), ["far".to_owned()]);
+        for (why, advice) in [
+            (Unread::OtherNames, "HINT: Name it with --repo, too. If"),
+            (Unread::OtherUrl, "HINT: Use a configuration that has it. If"),
+            (Unread::NotConfigured, "HINT: Add it to the configuration. If"),
+            (Unread::Either, "HINT: Name it with --repo, too, or add it to the configuration. If"),
+        ] {
+            for is_standby in [false, true] {
+                let text = of_unread(lineage, &names, why, is_standby);
+                assert!(text.contains("acknowledged by \"far\" too") && text.contains(advice), "{text}");
+                assert_eq!(text.contains("255"), !is_standby, "{text}");
+            }
+        }
+    }
 }

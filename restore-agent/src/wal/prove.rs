@@ -141,23 +141,38 @@ async fn surroundings<'a>(
     }
     let unproven = unproven(archive, (&members, &replaced), &proven);
     if !unproven.is_empty() {
-        let mut why = listed(&failures);
-        if why.is_empty() {
-            why = format!(
-                "none of the repositories that are configured here has it, but {} must say so too and is not among them",
-                unproven.join(", ")
-            );
-        }
-        if !proven.is_empty() {
-            why += &format!(
-                "\nHINT: Only if {} is gone for good, with all that it alone held, name it in lost_repositories of the \
-                 cluster's configuration: recovery then ends without it.",
-                unproven.join(", ")
-            );
-        }
+        let why = not_enough(&unproven, archive.left_out(), &failures, !proven.is_empty());
         return Err(Unproven::by(&failures, why));
     }
     Ok((around, proven.into_iter().map(|(name, _)| name).collect()))
+}
+
+/// Why what the repositories say is no proof, and what to do: some have not said it. `left_out`: by `--repo`. `any`: whether one has said
+/// it.
+fn not_enough(unproven: &[String], left_out: &[String], failures: &[Failed], any: bool) -> String {
+    let (names, mut why) = (unproven.join(", "), listed(failures));
+    if why.is_empty() {
+        let read = if left_out.is_empty() { "are configured here" } else { "--repo names" };
+        why = format!(
+            "none of the repositories that {read} has it, but {names} must say so too and is not among them"
+        );
+    }
+    if !any {
+        return why;
+    }
+    why += "\nHINT: ";
+    let to_name: Vec<String> = unproven.iter().filter(|name| left_out.contains(name)).cloned().collect();
+    if !to_name.is_empty() {
+        why += &format!(
+            "Add \"--repo {}\" to restore_command, or remove --repo there. ",
+            to_name.join(" --repo ")
+        );
+    }
+    why += &format!(
+        "Only if {names} is gone for good, with all that it alone held, name it in lost_repositories of the cluster's \
+         configuration: recovery then ends without it."
+    );
+    why
 }
 
 /// The repositories that acknowledge and have not proven that they do not have the file.
@@ -382,4 +397,25 @@ async fn around_history(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_repo_leaves_out_is_named_there_before_it_is_lost() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+        let lost = "Only if far, old is gone for good";
+        let why = not_enough(&names(&["far", "old"]), &names(&["far", "third"]), &[], true);
+        assert!(
+            why.starts_with("none of the repositories that --repo names has it, but far, old must"),
+            "{why}"
+        );
+        let hint = "\nHINT: Add \"--repo far\" to restore_command, or remove --repo there. Only if far, old";
+        assert!(why.contains(hint), "{why}");
+        let why = not_enough(&names(&["far", "old"]), &[], &[], true);
+        assert!(why.contains(&format!("\nHINT: {lost}")) && !why.contains("--repo"), "{why}");
+        assert!(!not_enough(&names(&["a repository"]), &[], &[], false).contains("HINT"));
+    }
 }

@@ -296,6 +296,7 @@ fn a_repository_that_repo_leaves_out_has_to_say_so_too() {
         both(&target(), &last, 0);
         for output in both(&target(), &end, 255) {
             assert!(output.stderr.contains("far must say so too"), "{line}: {}", output.stderr);
+            assert!(output.stderr.contains("Add \"--repo far\" to restore_command"), "{}", output.stderr);
         }
         let lost = target().configure(|agent| agent.cluster_line("lost_repositories = [\"far\"]"));
         both(&lost, &end, 1);
