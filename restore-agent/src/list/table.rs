@@ -32,10 +32,3 @@ pub(super) fn table<const COLUMNS: usize>(head: [&str; COLUMNS], rows: &[Row<COL
     }
     text
 }
-
-/// A text that a person chose, on one line, whatever is in it.
-pub(super) fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
-}

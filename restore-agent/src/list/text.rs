@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::backup::BackupStage;
 use walpoint_repo::catalog::RestorePointStatus;
@@ -12,7 +13,7 @@ use walpoint_words::lineage;
 use super::Sections;
 use super::options::PlanOptions;
 use super::read::{Contents, Listed};
-use super::table::{Row, shown, table};
+use super::table::{Row, table};
 use crate::shell;
 
 /// Backups of a lineage that are listed unless all are asked for, the newest ones.

@@ -1,6 +1,7 @@
 //! What this program adds to the notes of a plan: what it means that a repository was not asked.
 
 use walpoint_base::LineageId;
+use walpoint_base::diagnostic::shown;
 use walpoint_plan::restore::{RestorePlan, Signal};
 use walpoint_repo::lineage::AckMember;
 use walpoint_runtime::args::Selection;
@@ -72,7 +73,7 @@ pub(super) async fn retired(
 
 /// What it means that these repositories are not read.
 fn of_unread(lineage: LineageId, names: &[String], why: Unread, is_standby: bool) -> String {
-    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let names: Vec<String> = names.iter().map(|name| format!("\"{}\"", shown(name))).collect();
     let (lacks, first) = match why {
         Unread::OtherNames => ("--repo leaves out", "Name it with --repo, too."),
         Unread::OtherUrl => ("is not read, because --repo gives a URL", "Use a configuration that has it."),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, RecoveryTarget, SegmentSize};
 use walpoint_plan::restore::{MomentTarget, RestorePlan, StopRule, Unreachable};
 use walpoint_runtime::human;
@@ -16,7 +17,8 @@ pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> S
     text.row("Restore to", &format!("{}, on timeline {}", plan.target, plan.timeline));
     let backup = &plan.backup;
     text.row("Lineage", &plan.lineage.to_string());
-    let label = if backup.label.is_empty() { String::new() } else { format!("  \"{}\"", backup.label) };
+    let label =
+        if backup.label.is_empty() { String::new() } else { format!("  \"{}\"", shown(&backup.label)) };
     text.row("Backup", &format!("{}{label}", backup.id));
     text.row(
         "",
@@ -62,7 +64,8 @@ pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> S
 pub(super) fn tablespaces(created: &[TablespaceDocument]) -> String {
     let mut text = Lines::default();
     for TablespaceDocument { lsn, oid, location, state, note } in created {
-        let known = format!("at {lsn} replay creates tablespace {oid} in {location}: {state}");
+        let place = shown(location);
+        let known = format!("at {lsn} replay creates tablespace {oid} in {place}: {state}");
         text.row("Tablespace", note.as_ref().unwrap_or(&known));
     }
     text.0

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::bail;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{CreatedTablespace, Lsn, PgMajor};
 use walpoint_plan::restore::SegmentDecoder;
 use walpoint_repo::planning::created_tablespaces;
@@ -172,7 +173,7 @@ fn missing(location: &Path, (lsn, oid): (Lsn, u32)) -> String {
     format!(
         "at {lsn} replay creates tablespace {oid} in {}, which does not exist: it would stop there\nHINT: Create the \
          directory, empty, for PostgreSQL's user.",
-        location.display()
+        shown(&location.to_string_lossy())
     )
 }
 
@@ -188,7 +189,7 @@ fn overwrites(
         "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was \
          changed\nHINT: Recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a machine or in \
          a container where that directory is another one.",
-        location.display(),
+        shown(&location.to_string_lossy()),
         names.join(", "),
         user.unwrap_or_default()
     )

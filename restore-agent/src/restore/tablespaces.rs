@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
+use walpoint_base::diagnostic::shown;
+
 /// A tablespace as the backup found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RestoredTablespace {
@@ -93,7 +95,7 @@ pub(crate) fn place(
         if !tablespaces.iter().any(|t| mapping.fits(t)) {
             let known = tablespaces
                 .iter()
-                .map(|t| format!("{} ({})", t.oid, t.location.display()))
+                .map(|t| format!("{} ({})", t.oid, shown(&t.location.to_string_lossy())))
                 .collect::<Vec<_>>();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(format!(

@@ -7,6 +7,7 @@
 
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::ForkSegment;
 use walpoint_repo::Acknowledging;
@@ -150,7 +151,8 @@ async fn surroundings<'a>(
 /// Why what the repositories say is no proof, and what to do: some have not said it. `left_out`: by `--repo`. `any`: whether one has said
 /// it.
 fn not_enough(unproven: &[String], left_out: &[String], failures: &[Failed], any: bool) -> String {
-    let (names, mut why) = (unproven.join(", "), listed(failures));
+    let names: Vec<String> = unproven.iter().map(|name| shown(name)).collect();
+    let (names, mut why) = (names.join(", "), listed(failures));
     if why.is_empty() {
         let read = if left_out.is_empty() { "are configured here" } else { "--repo names" };
         why = format!(

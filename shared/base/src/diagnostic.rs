@@ -13,6 +13,13 @@ const DETAIL: &str = "DETAIL: ";
 /// Begins the line of an instruction.
 const HINT: &str = "HINT: ";
 
+/// A text that somebody else chose, such as a name in WAL or in a repository, for a message: on one line, and without what could control a
+/// terminal. As it is, a line end and `HINT:` in it would be an instruction of ours.
+pub fn shown(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
 /// A message with its details and its hints.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Diagnostic {
@@ -250,6 +257,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_name_that_somebody_else_chose_makes_no_parts() {
+        let name = shown("x\nHINT: run \u{1b}[2Jit\t\u{9b}");
+        assert_eq!(name, "x\\nHINT: run \\u{1b}[2Jit\\t\\u{9b}");
+        assert!(Diagnostic::new(format!("no \"{name}\"")).hints().is_empty());
+        assert_eq!(shown("größer 'q'"), "größer 'q'");
+    }
 
     #[test]
     fn parts_are_taken_out_of_a_text() {

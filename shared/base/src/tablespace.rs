@@ -13,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::Lsn;
+use crate::diagnostic::shown;
 
 /// A tablespace that replay creates.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,7 +62,7 @@ pub fn permit(pgdata: &Path, created: &[CreatedTablespace]) -> Result<Vec<String
     let mut missing = Vec::new();
     for (tablespace, location) in created.iter().filter_map(|one| Some((one, one.path()?))) {
         let CreatedTablespace { record, oid, .. } = tablespace;
-        let shown = location.display();
+        let shown = shown(&location.to_string_lossy());
         let what = format!("at {record} replay creates tablespace {oid} in \"{shown}\"");
         let unknown = |error: io::Error| format!("{what}, and what lies there is not known: {error}");
         let major = major(pgdata).map_err(unknown)?;

@@ -1,5 +1,6 @@
 //! What helps where a target cannot be reached, one sentence each.
 
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, LineageId, Lsn, SegmentName, TimelineId};
 use walpoint_plan::restore::{Hint, NamedPoint, Unusable};
 use walpoint_repo::lineage::LOST_LINEAGE;
@@ -217,7 +218,10 @@ fn point_on(timeline: TimelineId, lsn: Lsn) -> String {
 fn known_points(names: &[String]) -> String {
     match names.is_empty() {
         true => "The archive knows no restore point; pg_create_restore_point makes one.".to_owned(),
-        false => format!("The archive's restore points, the newest first: {}.", names.join(", ")),
+        false => {
+            let names: Vec<String> = names.iter().map(|name| shown(name)).collect();
+            format!("The archive's restore points, the newest first: {}.", names.join(", "))
+        }
     }
 }
 
@@ -251,4 +255,15 @@ fn lags_behind(
         "Repository \"{ahead}\" has a younger timeline or lineage. Repository \"{behind}\" lags behind it, and would recover to \
          {until} on timeline {timeline}: to recover to that position, give \"--lineage {lineage} --target-timeline {timeline}\"."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_restore_point_is_no_hint() {
+        let text = known_points(&["good".to_owned(), "x\nHINT: Run this.".to_owned()]);
+        assert!(text.ends_with(": good, x\\nHINT: Run this.."), "{text}");
+    }
 }

@@ -1,5 +1,6 @@
 //! What is locked at the target, by a transaction that has not ended there, and by prepared ones.
 
+use walpoint_base::diagnostic::shown;
 use walpoint_plan::restore::{Locked, PreparedTransaction};
 
 /// Relations, or transactions, that a note lists.
@@ -36,7 +37,7 @@ pub(super) fn locked(locked: &Locked) -> String {
 
 /// Transactions that are open there and stay open.
 pub(super) fn prepared(open: &[PreparedTransaction], relations: &[u32]) -> String {
-    let names = open.iter().map(|p| format!("{} ('{}')", p.xid, p.gid.replace('\'', "''")));
+    let names = open.iter().map(|p| format!("{} ('{}')", p.xid, shown(&p.gid.replace('\'', "''"))));
     let locked = match relations.is_empty() {
         true => String::new(),
         false => format!(", the relations with the OIDs {} among what they lock", oids(relations)),
@@ -56,4 +57,19 @@ fn oids(relations: &[u32]) -> String {
 fn first_of(names: impl Iterator<Item = String>, count: usize) -> String {
     let more = count.checked_sub(NAMED).filter(|more| *more > 0).map(|more| format!("{more} more"));
     names.take(NAMED).chain(more).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::Diagnostic;
+
+    use super::*;
+
+    #[test]
+    fn what_a_client_called_its_transaction_is_no_hint() {
+        let gid = "it's\nHINT: Run this.\u{1b}[8m".to_owned();
+        let text = prepared(&[PreparedTransaction { xid: 700, gid, subtransactions: Vec::new() }], &[]);
+        assert!(text.contains("700 ('it''s\\nHINT: Run this.\\u{1b}[8m')"), "{text}");
+        assert_eq!(Diagnostic::new(&text).hints(), ["pg_prepared_xacts lists them all."]);
+    }
 }

@@ -1,5 +1,6 @@
 //! What a person should know of a plan, one sentence each.
 
+use walpoint_base::diagnostic::shown;
 use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, TimelineId};
 use walpoint_plan::restore::{
@@ -40,7 +41,7 @@ pub(crate) fn note(note: &Note) -> String {
         }
         Note::PointAlsoOn(other) => point_also_on(other),
         Note::DamagedPoints { name, damaged } => {
-            format!("A damaged list of restore points may hold \"{name}\" once more: {damaged}.")
+            format!("A damaged list of restore points may hold \"{}\" once more: {damaged}.", shown(name))
         }
         Note::PointByPosition { name, lsn } => point_by_position(name, *lsn),
         Note::Locked(locked) => locks::locked(locked),
@@ -116,8 +117,9 @@ fn point_also_on(other: &NamedPoint) -> String {
 
 fn point_by_position(name: &str, lsn: Lsn) -> String {
     format!(
-        "The restore point \"{name}\" is at {lsn}. The restore gives PostgreSQL this position instead of the name, because \
-         recovery would stop at another restore point of that name before."
+        "The restore point \"{}\" is at {lsn}. The restore gives PostgreSQL this position instead of the name, because \
+         recovery would stop at another restore point of that name before.",
+        shown(name)
     )
 }
 
