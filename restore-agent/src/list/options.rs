@@ -1,6 +1,6 @@
 //! The options of `plan` that lead to what is listed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{LineageId, TimelineId};
 use walpoint_repo::catalog::RestorePointStatus;
@@ -16,6 +16,8 @@ pub(super) struct PlanOptions {
     pub(super) selection: Vec<String>,
     /// Whether the cluster has several lineages in these repositories.
     pub(super) several_lineages: bool,
+    /// The timelines of each lineage in any of these repositories: a plan reads all of them.
+    timelines: BTreeMap<LineageId, BTreeSet<TimelineId>>,
 }
 
 impl PlanOptions {
@@ -32,9 +34,14 @@ impl PlanOptions {
         }
         let known = listed.iter().filter_map(|repository| repository.contents.as_ref().ok());
         let readable = known.clone().flat_map(|one| one.status.lineages.iter().map(|l| l.lineage));
-        let damaged = known.flat_map(|one| one.status.damaged_lineages.iter().map(|l| l.lineage));
+        let damaged = known.clone().flat_map(|one| one.status.damaged_lineages.iter().map(|l| l.lineage));
         let lineages: BTreeSet<LineageId> = readable.chain(damaged).collect();
-        Self { selection, several_lineages: lineages.len() > 1 }
+        let mut timelines: BTreeMap<LineageId, BTreeSet<TimelineId>> = BTreeMap::new();
+        for lineage in known.flat_map(|one| &one.status.lineages) {
+            let its = timelines.entry(lineage.lineage).or_default();
+            its.extend(lineage.timelines.iter().map(|timeline| timeline.timeline));
+        }
+        Self { selection, several_lineages: lineages.len() > 1, timelines }
     }
 
     /// The words of the command line that plans a restore to the end of the archive.
@@ -49,7 +56,7 @@ impl PlanOptions {
         if self.several_lineages {
             options.extend(["--lineage".to_owned(), lineage.lineage.to_string()]);
         }
-        if lineage.timelines.len() > 1 {
+        if self.timelines.get(&lineage.lineage).is_some_and(|timelines| timelines.len() > 1) {
             options.extend(["--target-timeline".to_owned(), timeline.to_string()]);
         }
         options

@@ -233,6 +233,20 @@ fn where_there_are_several_the_options_choose_lineage_and_timeline() {
 }
 
 #[test]
+fn a_timeline_is_chosen_where_another_repository_has_a_younger_one() {
+    let both = [
+        listed(vec![lineage("7-1", &[1], vec![]), lineage("8-1", &[1], vec![])], vec![]),
+        unreadable(),
+        listed(vec![lineage("7-1", &[1, 2], vec![])], vec![]),
+    ];
+    let options = PlanOptions::of(&CommonArgs::default(), &both);
+    let Ok(Contents { status, .. }) = &both[0].contents else { panic!("it is readable") };
+    let of = |lineage: &LineageStatus| options.on_timeline(lineage, TimelineId::FIRST).join(" ");
+    assert_eq!(of(&status.lineages[0]), "--lineage 7-1 --target-timeline 1");
+    assert_eq!(of(&status.lineages[1]), "--lineage 8-1");
+}
+
+#[test]
 fn a_name_or_a_label_stays_on_its_line() {
     let backups = vec![backup(1, BackupStage::Finished, details("7-1", "a\u{1b}[31m\nb", None))];
     let text =
