@@ -17,7 +17,6 @@ mod table;
 mod tests;
 mod text;
 
-use anyhow::anyhow;
 use clap::Args;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -79,7 +78,7 @@ impl ListArgs {
     }
 }
 
-/// Runs the command. Fails if no repository of the cluster could be read.
+/// Runs the command. Fails if nothing could be listed: no repository could be read, or none has the cluster.
 pub(crate) async fn run(common: &CommonArgs, args: &ListArgs) -> Result<(), Failure> {
     let selection: Selection<StoreSettings> = common.select_to_read()?;
     let cluster = &selection.cluster;
@@ -95,6 +94,6 @@ pub(crate) async fn run(common: &CommonArgs, args: &ListArgs) -> Result<(), Fail
     }
     match listed.iter().any(|repository| repository.contents.is_ok()) {
         true => Ok(()),
-        false => Err(anyhow!("no repository of cluster \"{cluster}\" could be read").into()),
+        false => Err(read::nothing_listed(cluster, &listed)),
     }
 }

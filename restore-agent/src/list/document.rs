@@ -12,7 +12,7 @@ use walpoint_repo::catalog::status::{
 
 use super::Sections;
 use super::options::PlanOptions;
-use super::read::Listed;
+use super::read::{Listed, Unlisted};
 
 /// What `restore-agent list --json` prints.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -125,7 +125,7 @@ impl<'a> RepositoryDocument<'a> {
         Self {
             repository: &listed.repository,
             url: &listed.url,
-            error: listed.contents.as_ref().err().map(String::as_str),
+            error: listed.contents.as_ref().err().map(Unlisted::why),
             lineages: status.map(|status| status.lineages.iter().map(LineageDocument::of).collect()),
             damaged_lineages: status
                 .map(|status| &status.damaged_lineages[..])

@@ -1,9 +1,11 @@
 //! What one repository holds of a cluster, or why that is not known.
 
+use anyhow::anyhow;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::status::ClusterStatus;
 use walpoint_repo::catalog::{Catalog, Newest};
+use walpoint_runtime::exit::Failure;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::lineage;
@@ -15,8 +17,49 @@ pub(super) struct Listed {
     pub(super) repository: String,
     /// Its URL.
     pub(super) url: String,
-    /// What it holds, or why it could not be read.
-    pub(super) contents: Result<Contents, String>,
+    /// What it holds, or why nothing of it is listed.
+    pub(super) contents: Result<Contents, Unlisted>,
+}
+
+/// Why nothing of a repository is listed. Says so.
+#[derive(Debug)]
+pub(super) enum Unlisted {
+    /// It was read, and does not have the cluster.
+    NoCluster(String),
+    /// It could not be read, because the configuration is wrong.
+    WrongSettings(String),
+    /// It could not be read.
+    Unread(String),
+}
+
+impl Unlisted {
+    /// In words.
+    pub(super) fn why(&self) -> &str {
+        let (Self::NoCluster(why) | Self::WrongSettings(why) | Self::Unread(why)) = self;
+        why
+    }
+}
+
+impl From<RepoError> for Unlisted {
+    fn from(error: RepoError) -> Self {
+        let why = walpoint_words::error(&error).into();
+        if matches!(error, RepoError::Settings { .. }) { Self::WrongSettings(why) } else { Self::Unread(why) }
+    }
+}
+
+/// The failure of a command that could list no repository. The first one that could not be read gives the status, as in a plan.
+pub(super) fn nothing_listed(cluster: &ClusterName, listed: &[Listed]) -> Failure {
+    let why = || listed.iter().filter_map(|one| one.contents.as_ref().err());
+    let is_read = |why: &&Unlisted| matches!(why, Unlisted::NoCluster(_));
+    let error = match (why().any(|why| is_read(&why)), why().all(|why| is_read(&why))) {
+        (_, true) => anyhow!("no repository has cluster \"{cluster}\""),
+        (true, false) => anyhow!("no repository that could be read has cluster \"{cluster}\""),
+        (false, false) => anyhow!("no repository of cluster \"{cluster}\" could be read"),
+    };
+    match why().find(|why| !is_read(why)) {
+        Some(Unlisted::WrongSettings(_)) => Failure::usage(error),
+        _ => error.into(),
+    }
 }
 
 /// What a repository holds of a cluster.
@@ -40,7 +83,7 @@ impl Listed {
         Self {
             repository: name.to_owned(),
             url: settings.url.clone(),
-            contents: read.unwrap_or_else(|error| Err(walpoint_words::error(&error).into())),
+            contents: read.unwrap_or_else(|error| Err(error.into())),
         }
     }
 }
@@ -50,14 +93,15 @@ async fn read(
     settings: &StoreSettings,
     cluster: &ClusterName,
     newest: Newest,
-) -> Result<Result<Contents, String>, RepoError> {
+) -> Result<Result<Contents, Unlisted>, RepoError> {
     let repository = Repository::open(name, settings).await?;
     let mut catalog = Catalog::load(&repository, cluster).await?;
     if catalog.lineages().is_empty() && catalog.damaged_lineages().is_empty() {
         let known: Vec<String> = repository.clusters().await?.iter().map(ClusterName::to_string).collect();
         if !known.is_empty() {
             let known = known.join(", ");
-            return Ok(Err(format!("the repository has no cluster {cluster}\nDETAIL: It has: {known}.")));
+            let why = format!("the repository has no cluster {cluster}\nDETAIL: It has: {known}.");
+            return Ok(Err(Unlisted::NoCluster(why)));
         }
     }
     let status = catalog.status_of(newest).await?;

@@ -8,10 +8,11 @@ use walpoint_repo::catalog::status::{
     WindowStatus,
 };
 use walpoint_runtime::args::CommonArgs;
+use walpoint_storage::RepoError;
 
 use super::document::ListDocument;
 use super::options::PlanOptions;
-use super::read::{Contents, Listed};
+use super::read::{Contents, Listed, Unlisted, nothing_listed};
 use super::{ListArgs, Sections, text};
 
 const DEFAULT: ListArgs = ListArgs { backups: false, restore_points: false };
@@ -128,7 +129,7 @@ fn unreadable() -> Listed {
     Listed {
         repository: "far".to_owned(),
         url: "s3://far".to_owned(),
-        contents: Err("it did not answer".to_owned()),
+        contents: Err(Unlisted::Unread("it did not answer".to_owned())),
     }
 }
 
@@ -244,6 +245,34 @@ fn a_timeline_is_chosen_where_another_repository_has_a_younger_one() {
     let of = |lineage: &LineageStatus| options.on_timeline(lineage, TimelineId::FIRST).join(" ");
     assert_eq!(of(&status.lineages[0]), "--lineage 7-1 --target-timeline 1");
     assert_eq!(of(&status.lineages[1]), "--lineage 8-1");
+}
+
+#[test]
+fn without_anything_to_list_the_failure_says_whose_fault_it_is() {
+    let none = || Listed {
+        contents: Err(Unlisted::NoCluster(
+            "the repository has no cluster main\nDETAIL: It has: x.".to_owned(),
+        )),
+        ..unreadable()
+    };
+    let wrong = || Listed { contents: Err(Unlisted::WrongSettings("no key".to_owned())), ..unreadable() };
+    for (listed, status, says) in [
+        (vec![unreadable(), wrong()], 1, "no repository of cluster \"main\" could be read"),
+        (vec![wrong(), unreadable()], 2, "no repository of cluster \"main\" could be read"),
+        (vec![none(), wrong()], 2, "no repository that could be read has cluster \"main\""),
+        (vec![none(), unreadable()], 1, "no repository that could be read has cluster \"main\""),
+        (vec![none(), none()], 1, "no repository has cluster \"main\""),
+    ] {
+        let failure = nothing_listed(&"main".parse().unwrap(), &listed);
+        assert_eq!((failure.status, failure.to_string().as_str()), (status, says), "{listed:?}");
+    }
+    let text = printed(&[none()], DEFAULT);
+    assert!(
+        text.contains("(s3://far)\n  the repository has no cluster main\n  DETAIL: It has: x.\n"),
+        "{text}"
+    );
+    let settings = RepoError::settings("url", "it is wrong");
+    assert!(matches!(Unlisted::from(settings), Unlisted::WrongSettings(_)));
 }
 
 #[test]

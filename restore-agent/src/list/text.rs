@@ -12,7 +12,7 @@ use walpoint_words::lineage;
 
 use super::Sections;
 use super::options::PlanOptions;
-use super::read::{Contents, Listed};
+use super::read::{Contents, Listed, Unlisted};
 use super::table::{Row, table};
 use crate::shell;
 
@@ -31,7 +31,8 @@ pub(super) fn cluster(
         let head = format!("Cluster {cluster} in {} ({})\n", one.repository, one.url);
         head + &match &one.contents {
             Ok(contents) => repository(contents, options, sections, all_backups),
-            Err(error) => format!("{}\n", human::hanging("  cannot be read: ", error)),
+            Err(Unlisted::NoCluster(why)) => format!("{}\n", human::hanging("  ", why)),
+            Err(unlisted) => format!("{}\n", human::hanging("  cannot be read: ", unlisted.why())),
         }
     };
     let mut texts: Vec<String> = listed.iter().map(of).collect();

@@ -122,8 +122,8 @@ fn is_listed_as_far_as_it_can_be_read(bed: &mut Archived, second: &Store, backup
     assert_eq!(alone["plan_command"], serde_json::json!(command));
     let other = bare(&["--repo", &url, "--cluster", "mian"]).expect_status(1);
     assert!(
-        other.stdout.contains("cannot be read: the repository has no cluster mian\n")
-            && other.stdout.contains("  DETAIL: It has: main.\n"),
+        other.stdout.contains("\n  the repository has no cluster mian\n  DETAIL: It has: main.\n")
+            && other.stderr.contains("no repository has cluster \"mian\""),
         "{other:#?}"
     );
     bare(&[]).expect_status(2);
