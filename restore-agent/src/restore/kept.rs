@@ -129,6 +129,11 @@ impl Kept {
         Ok(())
     }
 
+    /// Where it is: the directory with the WAL and the record, and the new names of the others.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.directory.as_path()).chain(self.renamed.iter().map(|(_, to)| to.as_path()))
+    }
+
     /// What and where, for a person.
     pub(crate) fn text(&self) -> String {
         let mut parts = Vec::new();
@@ -245,6 +250,7 @@ mod tests {
         fs::remove_dir_all(&pgdata).unwrap();
         assert_eq!(fs::read(kept.directory.join("a")).unwrap(), b"wal");
         assert!(!space.exists() && kept.renamed[0].1.is_dir());
+        assert!(kept.paths().all(Path::is_dir) && kept.paths().count() == 2, "{kept:?}");
         assert_eq!(all(&pgdata).unwrap(), std::slice::from_ref(&kept));
         assert_eq!(all(&dir.path().join("dat")).unwrap(), []);
         assert_eq!(all(&dir.path().join("missing/data")).unwrap(), []);

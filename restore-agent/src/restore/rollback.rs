@@ -51,7 +51,10 @@ struct RollbackDocument {
     /// The paths to which `restore --delta` moved what it kept of the data directory. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kept_paths: Vec<String>,
-    /// The same with the directories outside it.
+    /// What that is and where, for a person.
+    #[serde(skip)]
+    kept: Vec<String>,
+    /// `replaced_pgdata` with the directories outside it.
     #[serde(skip)]
     places: String,
 }
@@ -75,7 +78,7 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
             report.places
         ));
     }
-    for kept in &report.kept_paths {
+    for kept in &report.kept {
         text.push_str(&format!("restore --delta kept {kept}\n"));
     }
     output::text(&text)
@@ -89,6 +92,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
         previous_pgdata: None,
         replaced_pgdata: None,
         kept_paths: Vec::new(),
+        kept: Vec::new(),
         places: String::new(),
     };
     // One whose successor waits was about to go when an earlier rollback was interrupted.
@@ -115,7 +119,8 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
             "no data directory that was moved aside from {shown} lies beside it; nothing was changed{kept}"
         )
     })?;
-    report.kept_paths = kept.iter().map(Kept::text).collect();
+    report.kept_paths = kept.iter().flat_map(Kept::paths).map(|path| path.display().to_string()).collect();
+    report.kept = kept.iter().map(Kept::text).collect();
     let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
     let back = match unfinished {
         Some(successor) => &previous::at(successor, pgdata)?.with_context(|| {
