@@ -10,8 +10,7 @@
 
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
-use crate::wal::build::RESTORE_AGAIN;
-use crate::wal::refusal::Unproven;
+use crate::wal::refusal::{Remedy, Unproven};
 
 /// What the repositories show around a file that none of them has.
 #[derive(Debug, Default)]
@@ -73,12 +72,14 @@ pub(crate) fn of_rest(
     around: &Surroundings,
 ) -> Result<(), Unproven> {
     match nothing_later(name, size, around)?.into_iter().find(|(_, switch)| *switch > until) {
-        Some((history, switch)) => Err(Unproven::Refused(format!(
-            "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}\nHINT: \
-             {RESTORE_AGAIN}.",
-            history.timeline(),
-            name.timeline
-        ))),
+        Some((history, switch)) => {
+            let why = format!(
+                "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}",
+                history.timeline(),
+                name.timeline
+            );
+            Err(Unproven::Refused(why, Remedy::Restore))
+        }
         None => Ok(()),
     }
 }
@@ -87,10 +88,12 @@ pub(crate) fn of_rest(
 /// what the others have was known.
 pub(crate) fn of_heirs(only: Option<TimelineId>, around: &Surroundings) -> Result<(), Unproven> {
     match around.heirs.iter().filter(|heir| only.is_none_or(|only| only == **heir)).max() {
-        Some(heir) => Err(Unproven::Refused(format!(
-            "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has\nHINT: \
-             {RESTORE_AGAIN} to recover along it."
-        ))),
+        Some(heir) => {
+            let why = format!(
+                "when this restore was planned, timeline {heir} had nothing of it in the archive, and now it has"
+            );
+            Err(Unproven::Refused(why, Remedy::RestoreAlong))
+        }
         None => Ok(()),
     }
 }
@@ -100,11 +103,13 @@ pub(crate) fn of_heirs(only: Option<TimelineId>, around: &Surroundings) -> Resul
 pub(crate) fn of_younger(youngest: Option<TimelineId>, around: &Surroundings) -> Result<(), Unproven> {
     let Some(youngest) = youngest else { return Ok(()) };
     match around.younger.iter().filter(|(timeline, _)| *timeline > youngest).max() {
-        Some((timeline, repository)) => Err(Unproven::Refused(format!(
-            "a younger timeline, {timeline}, is in repository {repository}, and was not known when this restore to the latest \
-             moment was planned\nHINT: {RESTORE_AGAIN} to recover along it, or with --target-timeline {youngest} to do \
-             without it."
-        ))),
+        Some((timeline, repository)) => {
+            let why = format!(
+                "a younger timeline, {timeline}, is in repository {repository}, and was not known when this restore to the latest \
+                 moment was planned"
+            );
+            Err(Unproven::Refused(why, Remedy::RestoreAlongOrStay(youngest)))
+        }
         None => Ok(()),
     }
 }
@@ -265,7 +270,8 @@ mod tests {
         assert_eq!(of_younger(Some(tli(2)), &around), Ok(()));
         let why = of_younger(Some(tli(1)), &around).unwrap_err();
         assert!(
-            matches!(&why, Unproven::Refused(why) if why.contains("timeline, 2, is in repository b")),
+            matches!(&why, Unproven::Refused(why, Remedy::RestoreAlongOrStay(stay))
+                if *stay == tli(1) && why.contains("timeline, 2, is in repository b")),
             "{why:?}"
         );
     }

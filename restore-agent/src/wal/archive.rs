@@ -33,7 +33,7 @@ use crate::wal::flagged::{self, Flagged};
 use crate::wal::note::{Built, TargetNote};
 use crate::wal::origin::OriginKeeper;
 use crate::wal::prove;
-use crate::wal::refusal::Unproven;
+use crate::wal::refusal::{Remedy, Unproven};
 use crate::wal::served::Served;
 use crate::wal::source::{Failed, FetchSource, listed};
 use crate::wal::spool;
@@ -47,8 +47,8 @@ pub(crate) enum FetchResult {
     Absent(String),
     /// Neither. Says why.
     Uncertain(String),
-    /// The same, and no later attempt will come to anything else.
-    Refused(String),
+    /// The same, and no later attempt will come to anything else until something is done.
+    Refused(String, Remedy),
 }
 
 /// A file that is there.

@@ -13,12 +13,9 @@ use walpoint_plan::restore::{ForkSegment, Unfollowed};
 use crate::settings;
 use crate::wal::archive::{ArchiveAnswer, ClusterArchive, FetchResult, Proof, WantedFile};
 use crate::wal::note::{Built, TargetNote};
-use crate::wal::refusal::Unproven;
+use crate::wal::refusal::{Remedy, Unproven};
 use crate::wal::source::listed;
 use crate::wal::{creates, prove, spool};
-
-/// How a hint begins whose remedy is another restore, not another start of the server.
-pub(crate) const RESTORE_AGAIN: &str = "Restore again";
 
 impl ClusterArchive {
     /// Builds a segment that was `asked` for under its own name and not had.
@@ -94,12 +91,12 @@ impl ClusterArchive {
         if self.ends_on_request() {
             return Ok(());
         }
-        Err(Unproven::Refused(format!(
+        let why = format!(
             "only a part of it is in the archive, up to {}, and the target that was restored to lies before that and is no \
-             longer set\nHINT: {RESTORE_AGAIN}: with --use-partial to recover to the end of what there is, or with a target \
-             before it.",
+             longer set",
             segment.cut
-        )))
+        );
+        Err(Unproven::Refused(why, Remedy::RestorePart))
     }
 
     /// Whether recovery stops before a position, under the settings that the restore wrote.

@@ -19,8 +19,8 @@ use walpoint_words::format_chain;
 use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
 use crate::wal::atomic_file::{self, Durability};
 use crate::wal::branch::{self, Portion};
-use crate::wal::build::RESTORE_AGAIN;
 use crate::wal::histories::HistoryCache;
+use crate::wal::refusal::Remedy;
 use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
 use crate::wal::{creates, parents};
 
@@ -209,17 +209,19 @@ fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &F
             tracing::info!("{why}");
             ABSENT
         }
-        FetchResult::Uncertain(why) | FetchResult::Refused(why) if standby && later(name, policy) => {
-            tracing::warn!(
-                "\"{name}\" cannot be fetched at the moment: {why}\nDETAIL: This standby will ask again."
-            );
-            ABSENT
-        }
-        FetchResult::Uncertain(why) | FetchResult::Refused(why) => {
-            tracing::error!("{}", refusal(name, why));
-            STOP
-        }
+        FetchResult::Uncertain(why) => unfetched(name, standby && later(name, policy), why, Remedy::Fix),
+        FetchResult::Refused(why, remedy) => unfetched(name, standby && later(name, policy), why, *remedy),
     }
+}
+
+/// The exit status for a file that may exist, after it was said why there is none. `again`: it will be asked for again.
+fn unfetched(name: WalFileName, again: bool, why: &str, remedy: Remedy) -> u8 {
+    if again {
+        tracing::warn!("{}", postponed(name, why, remedy));
+        return ABSENT;
+    }
+    tracing::error!("{}", refusal(name, why, remedy));
+    STOP
 }
 
 /// Whether a standby is told "missing" for a file that may well exist.
@@ -227,20 +229,52 @@ pub(crate) fn later(name: WalFileName, policy: HistoryOutage) -> bool {
     !matches!((name, policy), (WalFileName::History(_), HistoryOutage::Stop))
 }
 
-/// Why PostgreSQL is stopped.
-pub(crate) fn refusal(name: WalFileName, why: &str) -> String {
-    let refusal = Diagnostic::new(format!("could not fetch \"{name}\": {why}")).detail(
-        "PostgreSQL is stopped, because going on without a file that may exist would lose what comes after it.",
-    );
-    match why.contains(RESTORE_AGAIN) {
-        true => refusal.into(),
-        false => refusal.hint("Fix the cause and start PostgreSQL again: recovery continues.").into(),
-    }
+/// Why a standby gets no file at the moment.
+pub(crate) fn postponed(name: WalFileName, why: &str, remedy: Remedy) -> String {
+    let postponed = Diagnostic::new(format!("\"{name}\" cannot be fetched at the moment: {why}"))
+        .detail("This standby will ask again.");
+    remedy.restore_again().iter().fold(postponed, Diagnostic::hint).into()
+}
+
+/// Why PostgreSQL is stopped, and what to do.
+pub(crate) fn refusal(name: WalFileName, why: &str, remedy: Remedy) -> String {
+    let start_again = || "Fix the cause and start PostgreSQL again: recovery continues.".to_owned();
+    Diagnostic::new(format!("could not fetch \"{name}\": {why}"))
+        .detail(
+            "PostgreSQL is stopped, because going on without a file that may exist would lose what comes after it.",
+        )
+        .hint(remedy.restore_again().unwrap_or_else(start_again))
+        .into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hint_follows_the_remedy_and_not_the_words() {
+        let name: WalFileName = "000000010000000000000002".parse().unwrap();
+        let why = "\"Restore again\" is the name of a file";
+        let text = refusal(name, why, Remedy::Fix);
+        assert!(
+            text.ends_with("\nHINT: Fix the cause and start PostgreSQL again: recovery continues."),
+            "{text}"
+        );
+        for remedy in [
+            Remedy::Restore,
+            Remedy::RestoreAlong,
+            Remedy::RestoreAlongOrStay("1".parse().unwrap()),
+            Remedy::RestorePart,
+        ] {
+            let (stopped, later) = (refusal(name, "why", remedy), postponed(name, "why", remedy));
+            assert!(
+                stopped.contains("\nHINT: Restore again") && !stopped.contains("Fix the cause"),
+                "{stopped}"
+            );
+            assert!(later.contains("\nHINT: Restore again"), "{later}");
+        }
+        assert!(!postponed(name, "why", Remedy::Fix).contains("HINT"));
+    }
 
     #[test]
     fn the_status_follows_the_certainty() {
@@ -249,7 +283,7 @@ mod tests {
         let (missing, stop) = (HistoryOutage::Missing, HistoryOutage::Stop);
         let (landed, absent) = (FetchResult::Landed(Landed::of(1)), FetchResult::Absent("gone".into()));
         let (uncertain, refused) =
-            (FetchResult::Uncertain("down".into()), FetchResult::Refused("another's".into()));
+            (FetchResult::Uncertain("down".into()), FetchResult::Refused("another's".into(), Remedy::Fix));
         for (name, standby, policy, outcome, status) in [
             (segment, false, missing, &landed, 0),
             (segment, false, missing, &absent, 1),

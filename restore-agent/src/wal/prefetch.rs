@@ -274,7 +274,7 @@ impl Prefetcher {
                 }
                 FetchResult::Absent(_) => {}
                 // Whether PostgreSQL should take an older name is not known.
-                FetchResult::Uncertain(_) | FetchResult::Refused(_) => break,
+                FetchResult::Uncertain(_) | FetchResult::Refused(..) => break,
             }
         }
         let mut state = self.state();

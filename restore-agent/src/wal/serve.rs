@@ -19,6 +19,7 @@ use crate::wal::atomic_file::{self, Durability};
 use crate::wal::branch::{self, Portion};
 use crate::wal::histories::HistoryCache;
 use crate::wal::prefetch::Prefetcher;
+use crate::wal::refusal::Remedy;
 use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
 use crate::wal::{creates, fetch, parents};
 
@@ -168,17 +169,16 @@ impl PrefetchServer {
                 }
             }
             FetchResult::Absent(why) => reply(FetchOutcome::Absent, why),
-            FetchResult::Uncertain(why) | FetchResult::Refused(why)
-                if standby && fetch::later(name, self.policy) =>
-            {
-                let text = format!(
-                    "\"{name}\" cannot be fetched at the moment: {why}\nDETAIL: This standby will ask again."
-                );
-                reply(FetchOutcome::Later, text)
-            }
-            FetchResult::Uncertain(why) | FetchResult::Refused(why) => {
-                reply(FetchOutcome::Uncertain, fetch::refusal(name, &why))
-            }
+            FetchResult::Uncertain(why) => self.unfetched(name, standby, &why, Remedy::Fix),
+            FetchResult::Refused(why, remedy) => self.unfetched(name, standby, &why, remedy),
+        }
+    }
+
+    /// The reply about a file that may exist.
+    fn unfetched(&self, name: WalFileName, standby: bool, why: &str, remedy: Remedy) -> FetchReply {
+        match standby && fetch::later(name, self.policy) {
+            true => reply(FetchOutcome::Later, fetch::postponed(name, why, remedy)),
+            false => reply(FetchOutcome::Uncertain, fetch::refusal(name, why, remedy)),
         }
     }
 
