@@ -112,11 +112,21 @@ impl Created {
     fn decide<'a>(
         &'a self,
         states: &'a LocationStates,
-    ) -> impl Iterator<Item = anyhow::Result<DecidedLocation<'a>>> {
+    ) -> impl Iterator<Item = Result<DecidedLocation<'a>, OutsideRefusal>> {
         self.locations.iter().filter_map(|(location, record)| {
             let step = outside::location(location, states.0.get(location)?);
-            let decided = step.map(|step| DecidedLocation { location, record: *record, step });
-            Some(decided.map_err(OutsideRefusal::explain))
+            Some(step.map(|step| DecidedLocation { location, record: *record, step }))
+        })
+    }
+
+    /// Why these tablespaces may not be created, if they may not, for a restore that does without the WAL that creates them.
+    pub(super) fn obstacle(&self, states: &LocationStates) -> Option<String> {
+        self.decide(states).find_map(|decided| match decided {
+            Err(refusal) => Some(refusal.reason()),
+            Ok(DecidedLocation { location, record, step: LocationStep::Refuse { versions, server } }) => {
+                Some(would_overwrite(location, record, versions, server))
+            }
+            Ok(_) => None,
         })
     }
 
@@ -124,7 +134,7 @@ impl Created {
     pub(super) fn found(&self, states: &LocationStates) -> anyhow::Result<FoundLocations> {
         let mut found = FoundLocations::default();
         for decided in self.decide(states) {
-            let DecidedLocation { location, record, step } = decided?;
+            let DecidedLocation { location, record, step } = decided.map_err(OutsideRefusal::explain)?;
             match step {
                 LocationStep::Nothing => {}
                 LocationStep::WarnOfMissing => found.missing.push(missing(location, record)),
@@ -144,7 +154,7 @@ impl Created {
     ) -> anyhow::Result<(Vec<TablespaceDocument>, Option<String>)> {
         let (mut tablespaces, mut refusal) = (Vec::new(), None);
         for decided in self.decide(states) {
-            let DecidedLocation { location, record, step } = decided?;
+            let DecidedLocation { location, record, step } = decided.map_err(OutsideRefusal::explain)?;
             let (state, note) = match step {
                 LocationStep::Nothing => (LocationContents::Free, None),
                 LocationStep::WarnOfMissing => (LocationContents::Missing, Some(missing(location, record))),
@@ -179,6 +189,20 @@ fn missing(location: &Path, (lsn, oid): (Lsn, u32)) -> String {
 
 fn overwrites(
     location: &Path,
+    record: (Lsn, u32),
+    versions: &[VersionDirectory],
+    server: Option<&Path>,
+) -> String {
+    let lsn = record.0;
+    format!(
+        "{}: nothing was changed\nHINT: Recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a \
+         machine or in a container where that directory is another one.",
+        would_overwrite(location, record, versions, server)
+    )
+}
+
+fn would_overwrite(
+    location: &Path,
     (lsn, oid): (Lsn, u32),
     versions: &[VersionDirectory],
     server: Option<&Path>,
@@ -186,11 +210,51 @@ fn overwrites(
     let names: Vec<_> = versions.iter().filter_map(|v| Some(v.path.file_name()?.to_string_lossy())).collect();
     let user = server.map(|server| format!(", used by the server that runs on {}", server.display()));
     format!(
-        "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{}): nothing was \
-         changed\nHINT: Recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a machine or in \
-         a container where that directory is another one.",
+        "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{})",
         shown(&location.to_string_lossy()),
         names.join(", "),
         user.unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outside_state::{Lies, OwnLink};
+    use super::super::running::{Hiding, Reason};
+    use super::*;
+
+    #[test]
+    fn a_restore_that_does_without_says_only_why() {
+        let location = PathBuf::from("/fast");
+        let created =
+            Created { locations: BTreeMap::from([(location.clone(), (Lsn(0x28), 16400))]), major: 17 };
+        let versions = |link| {
+            let path = location.join("PG_17_1");
+            Ok(Lies::Versions {
+                versions: vec![VersionDirectory { path, in_use: None, immovable: None }],
+                link,
+                server: None,
+            })
+        };
+        let link = |hidden| Some(OwnLink { link: "pg_tblspc/16400".into(), hidden });
+        let server = "a PostgreSQL server may be using /fast: this container (PID namespace) does not show the processes of others";
+        for (lies, expected) in [
+            (Err("Permission denied".to_owned()), Some("/fast: Permission denied")),
+            (versions(link(Err("no /proc".to_owned()))), Some("/fast: no /proc")),
+            (versions(link(Ok(Some(Reason::Hidden(Hiding::Namespace))))), Some(server)),
+            (
+                versions(None),
+                Some(
+                    "at 0/28 replay creates tablespace 16400 in /fast and would overwrite what lies there (PG_17_1)",
+                ),
+            ),
+            (versions(link(Ok(None))), None),
+            (Ok(Lies::Free), None),
+        ] {
+            let state = LocationState { restored: false, lies };
+            let states = LocationStates(BTreeMap::from([(location.clone(), state)]));
+            assert_eq!(created.obstacle(&states).as_deref(), expected, "{states:?}");
+            assert_eq!(created.found(&states).is_err(), expected.is_some(), "{states:?}");
+        }
+    }
 }

@@ -186,8 +186,9 @@ async fn replay(
     let replay = match more.found(&states) {
         Ok(found) => Replay { created: more, found, unarchived },
         Err(error) if decided.does(&Step::LeaveWal) => {
+            let why = more.obstacle(&states).unwrap_or_else(|| walpoint_words::format_chain(&error));
             let mut replay = Replay { created, found, unarchived };
-            replay.unarchived.leave(error.to_string());
+            replay.unarchived.leave(why);
             replay
         }
         Err(error) => {

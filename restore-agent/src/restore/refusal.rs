@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use walpoint_base::{SystemId, WalFileName};
+use walpoint_base::{Diagnostic, SystemId, WalFileName};
 
 use super::directory::{DirectoryError, InUse};
 use super::outside_state::OutsideState;
@@ -205,6 +205,18 @@ impl OutsideRefusal {
                 anyhow!(error).context(path.display().to_string())
             }
             Self::Fixed { directory, immovable } => immovable.explain(&directory),
+        }
+    }
+
+    /// Why the place is not used, with its causes, for a restore that does without it: neither what was changed nor what to do.
+    pub(super) fn reason(self) -> String {
+        match self {
+            Self::Hidden { directory, reason } => format!(
+                "a PostgreSQL server may be using {}: {}",
+                directory.display(),
+                Diagnostic::new(reason.to_string()).message()
+            ),
+            other => Diagnostic::new(walpoint_words::format_chain(&other.explain())).message().to_owned(),
         }
     }
 }
