@@ -62,8 +62,8 @@ pub(super) struct RestoreReport {
     seconds: f64,
     /// Whether the copy archives.
     archiving: bool,
-    /// Segments that no archive has and that recovery replays from the `pg_wal` of the directory that `--delta` repaired. Absent if there
-    /// are none.
+    /// Segments that no archive has and that recovery replays from the `pg_wal` of the directory that was repaired or replaced. Absent if
+    /// there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unarchived_segments: Vec<SegmentName>,
     /// Notes for the operator, one sentence each.
