@@ -190,8 +190,8 @@ async fn archived(
 }
 
 impl Behind {
-    /// Why the directory is neither repaired nor replaced.
-    pub(super) fn refusal(&self, pgdata: &Path) -> anyhow::Error {
+    /// Why the directory is neither repaired nor replaced. `read`: names of the repositories that were read.
+    pub(super) fn refusal(&self, pgdata: &Path, read: &str) -> anyhow::Error {
         let timeline = self.file.timeline();
         let what = if self.younger {
             format!("is of timeline {timeline}, which is younger than any that the archive knows")
@@ -216,12 +216,29 @@ impl Behind {
             false => format!("in {}, from before an earlier restore,", directory.display()),
         };
         anyhow::anyhow!(
-            "{}: \"{}\" {place} {what}, and no archive has it: nothing was changed\nHINT: {first}what there is of it with \
-             \"archive-agent push {}\", and run the same command again. With --discard-unarchived-wal recovery ends without \
-             it, and the file is kept.",
+            "{}: \"{}\" {place} {what}, and no repository that was read ({read}) has it: nothing was changed\nHINT: {first}what \
+             there is of it with \"archive-agent push {}\", and run the same command again. With --discard-unarchived-wal \
+             recovery ends without it, and the file is kept.",
             pgdata.display(),
             self.file,
             self.path.display()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_names_what_was_read() {
+        let file = WalFileName::Segment("000000010000000000000003".parse().unwrap());
+        let path = Path::new("/data/pg_wal").join(file.to_string());
+        let behind = Behind { file, path, younger: false, end: Lsn(0x300_0000), first: First::Nothing };
+        let text = behind.refusal(Path::new("/data"), "\"near\"").to_string();
+        assert!(
+            text.contains("no repository that was read (\"near\") has it: nothing was changed"),
+            "{text}"
+        );
     }
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use walpoint_base::WalFileName;
 
 use super::directory::Contents;
+use super::elsewhere;
 use super::existing::Existing;
 use super::identity::Position;
 use super::kept::Kept;
@@ -197,7 +198,10 @@ impl Decided {
         let mut damaged = here.damaged.iter().filter(|name| !here.differ.contains(name));
         match damaged.find(is_read).filter(|_| !self.does(&Step::LeaveWal)) {
             None => Ok(()),
-            Some(name) => Err(Refusal::StoredDamaged { name: *name }.explain(pgdata)),
+            Some(name) => {
+                let read = elsewhere::read(&not_stored.copies);
+                Err(Refusal::StoredDamaged { name: *name, read }.explain(pgdata))
+            }
         }
     }
 

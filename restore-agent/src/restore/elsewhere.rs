@@ -103,14 +103,18 @@ pub(super) fn warn_of_damage(copies: &WalCopies) {
 /// Says what it means that WAL which the plan needs is sound in no repository.
 fn nowhere_sound(copies: &WalCopies, error: RepoError) -> anyhow::Error {
     let RepoError::Corrupt { .. } = error else { return error.into() };
-    let names: Vec<String> =
-        copies.archives().iter().map(|archive| format!("\"{}\"", archive.repository().name())).collect();
     anyhow::anyhow!(
         "{error}\nDETAIL: No repository that was read ({}) has it undamaged, so recovery would stop there; nothing was \
          touched.\nHINT: Recover to a moment before it (\"--target-lsn\", \"--target-time\"), or archive that file again from the \
          pg_wal of a server that still has it: move the damaged object away, then \"archive-agent push\".",
-        names.join(", ")
+        read(copies)
     )
+}
+
+/// The names of the repositories that were read: what they do not have, another one may.
+pub(super) fn read(copies: &WalCopies) -> String {
+    let names = copies.archives().iter().map(|archive| format!("\"{}\"", archive.repository().name()));
+    names.collect::<Vec<String>>().join(", ")
 }
 
 /// What each of the configured repositories answers that the plan does not read from.

@@ -201,7 +201,7 @@ async fn replay(
     let latest = args.target.follows_the_latest();
     let left = behind::find(not_stored, planned, latest, &replay.unarchived.replayed).await?;
     match left.filter(|_| !decided.does(&Step::LeaveWal)) {
-        Some(left) => Err(left.refusal(layout.pgdata())),
+        Some(left) => Err(left.refusal(layout.pgdata(), &elsewhere::read(&not_stored.copies))),
         None => Ok(replay),
     }
 }

@@ -31,7 +31,11 @@ pub(super) enum Refusal {
     /// Its `pg_control` does not say whose it is.
     UnknownCluster,
     /// Recovery reads this, no archive has it undamaged, and its `pg_wal` has.
-    StoredDamaged { name: WalFileName },
+    StoredDamaged {
+        name: WalFileName,
+        /// Names of the repositories that were read.
+        read: String,
+    },
     /// WAL waits there that no archive has. `other`: a name under which the archive has other content.
     NotArchived { repository: String, count: usize, first: WalFileName, other: Option<WalFileName> },
 }
@@ -100,8 +104,8 @@ impl Refusal {
                  missing or damaged.\nHINT: To keep the directory, use --replace. To repair it whichever cluster it belongs \
                  to, use --delta --overwrite-other-cluster."
             ),
-            Self::StoredDamaged { name } => anyhow!(
-                "\"{name}\", which recovery needs, is damaged in every repository that has it, but not in pg_wal of {shown}: \
+            Self::StoredDamaged { name, read } => anyhow!(
+                "no repository that was read ({read}) has \"{name}\", which recovery needs, undamaged, but pg_wal of {shown} has: \
                  nothing was changed\nHINT: Move the damaged object out of the repository, archive the file again with \
                  \"archive-agent push {}\", and run the same command again.\nHINT: With --discard-unarchived-wal, recovery \
                  stops there, and the restore keeps the file.",
@@ -218,5 +222,18 @@ impl OutsideRefusal {
             ),
             other => Diagnostic::new(walpoint_words::format_chain(&other.explain())).message().to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_repository_has_undamaged_is_said_of_those_that_were_read() {
+        let (name, read) = ("000000010000000000000002".parse().unwrap(), "\"near\"".to_owned());
+        let text = Refusal::StoredDamaged { name, read }.explain(Path::new("/data")).to_string();
+        assert!(text.starts_with("no repository that was read (\"near\") has"), "{text}");
+        assert!(text.contains("archive-agent push /data/pg_wal/000000010000000000000002"), "{text}");
     }
 }
