@@ -8,7 +8,7 @@
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::diagnostic::shown;
-use walpoint_base::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{Diagnostic, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::ForkSegment;
 use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
@@ -162,19 +162,20 @@ fn not_enough(unproven: &[String], left_out: &[String], failures: &[Failed], any
     if !any {
         return why;
     }
-    why += "\nHINT: ";
-    let to_name: Vec<String> = unproven.iter().filter(|name| left_out.contains(name)).cloned().collect();
-    if !to_name.is_empty() {
-        why += &format!(
-            "Add \"--repo {}\" to restore_command, or remove --repo there. ",
-            to_name.join(" --repo ")
-        );
-    }
-    why += &format!(
+    let lost = format!(
         "Only if {names} is gone for good, with all that it alone held, name it in lost_repositories of the cluster's \
          configuration: recovery then ends without it."
     );
-    why
+    let to_name: Vec<String> =
+        unproven.iter().filter(|name| left_out.contains(name)).map(|name| shown(name)).collect();
+    let hint = match to_name.is_empty() {
+        true => lost,
+        false => {
+            let to_name = to_name.join(" --repo ");
+            format!("Add \"--repo {to_name}\" to restore_command, or remove --repo there. {lost}")
+        }
+    };
+    Diagnostic::new(why).hint(hint).into()
 }
 
 /// The repositories that acknowledge and have not proven that they do not have the file.
