@@ -120,3 +120,19 @@ fn a_damaged_copy_is_not_taken_while_a_repository_is_silent() {
         );
     }
 }
+
+/// F1, F3: nor while `--repo` leaves out one that may have a sound copy.
+#[test]
+fn a_damaged_copy_is_not_taken_while_a_repository_is_left_out() {
+    let bed = Bed::new([Some(1), Some(1), None], 0);
+    for (line, status) in [("", 255), ("lost_repositories = [\"c\"]", 0)] {
+        let target = bed.target(line).options(&["--repo", "a", "--repo", "b"]);
+        for name in &bed.names[..2] {
+            assert_eq!(target.fetch(name).status, 0, "{name}");
+        }
+        let output = target.fetch(&bed.names[2]);
+        assert_eq!(output.status, status, "{output:#?}");
+        let says = "repository c: --repo leaves it out";
+        assert_eq!(output.stderr.contains(says), status == 255, "{output:#?}");
+    }
+}
