@@ -210,7 +210,7 @@ impl World {
         }
         // No grace period: all of it is gone at once.
         let left: Vec<&BackupId> = self.made.keys().filter(|id| expected.may_go.contains(id)).collect();
-        assert!(left.is_empty(), "{left:?} should be gone");
+        assert!(left.is_empty(), "{left:?} should be gone: {:#?}", report.backups);
         if let Some(needed) = &expected.wal {
             assert_eq!(&self.wal, needed, "segments");
         }

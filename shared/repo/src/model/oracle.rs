@@ -83,12 +83,13 @@ impl Keep {
     /// go if it were sound. And whatever else stays, the newest sound one does, and leads on to the end of the archive if no
     /// other sound one does that.
     pub(super) fn decide(&self, all: &[OracleBackup], held: &BTreeSet<BackupId>, now: Timestamp) -> Fates {
-        let settled = settled(all);
-        let mut newest_first: Vec<&OracleBackup> = settled.iter().collect();
+        let settled = settled(all, now);
+        let latest: BTreeMap<BackupId, Timestamp> =
+            settled.iter().map(|(b, latest)| (b.id, *latest)).collect();
+        let mut newest_first: Vec<&OracleBackup> = settled.iter().map(|(b, _)| b).collect();
         newest_first.sort_by_key(|b| std::cmp::Reverse((b.ended, b.id.start(), b.id)));
-        let after = |backup: &OracleBackup, span: i64| {
-            backup.ended > now - SignedDuration::from_hours(span) - SignedDuration::from_mins(30)
-        };
+        let cut = |span| now - SignedDuration::from_hours(span) - SignedDuration::from_mins(30);
+        let after = |backup: &OracleBackup, span: i64| latest[&backup.id] > cut(span);
         let own_rule = |backup: &OracleBackup| self.labelled.is_some() && backup.label == LABEL;
         let general: Vec<&OracleBackup> = newest_first.iter().copied().filter(|b| !own_rule(b)).collect();
         // The newest `n`, where those that are damaged do not count and are only let pass.
@@ -113,8 +114,9 @@ impl Keep {
                 by_window.insert(base.id);
             } else {
                 // Nothing without a rule of its own reaches as far back: what is older than the oldest of them counts.
-                let oldest = general.last().map(|b| b.ended);
-                let older = newest_first.iter().filter(|b| oldest.is_none_or(|oldest| b.ended < oldest));
+                let oldest = general.last().map(|b| latest[&b.id]);
+                let older =
+                    newest_first.iter().filter(|b| oldest.is_none_or(|oldest| latest[&b.id] < oldest));
                 let (within, before): (Vec<&OracleBackup>, Vec<&OracleBackup>) =
                     older.copied().partition(|b| after(b, span));
                 by_window.extend(within.iter().map(|b| b.id).chain(before.first().map(|b| b.id)));
@@ -126,7 +128,7 @@ impl Keep {
         }
         let too_old = |id: &BackupId| {
             let of = newest_first.iter().find(|b| b.id == *id);
-            self.max_age.is_some_and(|span| of.is_some_and(|b| !after(b, span)))
+            self.max_age.is_some_and(|span| of.is_some_and(|b| b.ended <= cut(span)))
         };
         for ids in [&mut by_rule, &mut by_label, &mut by_window] {
             ids.retain(|id| !too_old(id));
@@ -168,14 +170,27 @@ pub(super) fn built_on(unfinished: &BTreeMap<BackupId, Intent>) -> BTreeSet<Back
 }
 
 /// The backups in the order of their positions, which tell which one is newer, whatever clocks say; and none is older than what came
-/// before it.
-fn settled(backups: &[OracleBackup]) -> Vec<OracleBackup> {
+/// before it. With each the time at which it may have ended at the latest: of one whose clock was behind that is when the next one did,
+/// or `now`.
+fn settled(backups: &[OracleBackup], now: Timestamp) -> Vec<(OracleBackup, Timestamp)> {
     let mut settled = backups.to_vec();
     settled.sort_by_key(|b| (b.id.start(), b.ended, b.id));
-    let mut last = Timestamp::MIN;
+    let (mut last, mut behind) = (Timestamp::MIN, BTreeSet::new());
     for backup in &mut settled {
+        if backup.ended < last {
+            behind.insert(backup.id);
+        }
         last = last.max(backup.ended);
         backup.ended = last;
     }
-    settled
+    let mut next = now;
+    let mut latest: Vec<(OracleBackup, Timestamp)> = Vec::new();
+    for backup in settled.into_iter().rev() {
+        if !behind.contains(&backup.id) {
+            next = next.min(backup.ended);
+        }
+        latest.push((backup, next));
+    }
+    latest.reverse();
+    latest
 }
