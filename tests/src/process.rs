@@ -91,7 +91,7 @@ pub struct Background {
     log_begin: usize,
     what: String,
     started: Instant,
-    json: Option<JsonCommand>,
+    json: Option<Box<JsonCommand>>,
 }
 
 impl Background {
@@ -102,7 +102,7 @@ impl Background {
             || -> File { OpenOptions::new().create(true).append(true).open(log).expect("open the log") };
         command.stdin(Stdio::null()).stdout(file()).stderr(file());
         let log_begin = fs::read(log).map_or(0, |bytes| bytes.len());
-        let json = JsonCommand::of(command);
+        let json = JsonCommand::of(command).map(Box::new);
         let started = Instant::now();
         let child = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         let what =

@@ -52,7 +52,7 @@ impl JsonCommand {
         let arguments = words[at + 1..].to_vec();
         let is_older = std::env::var_os("WALPOINT_PROGRAMS").is_some_and(|directory| !directory.is_empty());
         let is_json = arguments.iter().any(|one| one == "--json");
-        (is_json && !is_older).then(|| JsonCommand { program, arguments, is_direct: at == 0 })
+        (is_json && !is_older).then_some(JsonCommand { program, arguments, is_direct: at == 0 })
     }
 
     /// Panics if what it printed is not what its schema describes: the document on standard output, the log on standard error.

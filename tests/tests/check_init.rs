@@ -189,6 +189,12 @@ fn the_role_of_init_has_every_right() {
     bed.cluster.psql("revoke execute on function pg_create_restore_point(text) from walpoint");
     let report = json(&bed.run(&["check", "--json", "--no-switch"]));
     assert_eq!(grade(&report, "rights"), "warning", "{report:#}");
+    assert_eq!(grade(&report, "archive_timeout"), "ok", "{report:#}");
+    bed.cluster.psql("alter system set archive_timeout = 0");
+    bed.cluster.reload();
+    bed.cluster.wait_for("show archive_timeout", "0");
+    let open = json(&bed.run(&["check", "--json", "--no-switch"]));
+    assert_eq!(grade(&open, "archive_timeout"), "warning", "{open:#}");
     assert!(
         report.to_string().contains("GRANT EXECUTE ON FUNCTION pg_catalog.pg_create_restore_point(text)"),
         "{report:#}"

@@ -62,6 +62,24 @@ pub(crate) async fn settings(
     true
 }
 
+/// Whether PostgreSQL archives what little is written within some time.
+pub(crate) async fn timeout(report: &mut CheckReport, server: &mut Server) {
+    let what = "archive_timeout";
+    let settings = server.archive_settings().await.map_err(Into::into);
+    let Some(settings) = report.take(what, settings) else { return };
+    match settings.archive_timeout {
+        0 => report.warning(
+            what,
+            "archive_timeout is 0: on a quiet server what was committed is not archived until its segment is full",
+            "Set archive_timeout = 60 and reload PostgreSQL.",
+        ),
+        seconds => {
+            let span = human::span(Duration::from_secs(seconds.into()));
+            report.ok(what, format!("a segment is archived at the latest {span} after its first record"));
+        }
+    }
+}
+
 fn means(settings: &ArchiveSettings) -> String {
     match settings.archive_library.as_str() {
         "" => format!("archive_command = '{}'", settings.archive_command),

@@ -318,6 +318,9 @@ fn fails(report: &mut CheckReport, problem: &HealthProblem) {
 /// Switches a segment and sees it arrive.
 async fn arrives(report: &mut CheckReport, examined: &mut RemoteSource, args: &CheckArgs, limit: Duration) {
     let what = "archiving";
+    if examined.archives && !examined.identity.in_recovery {
+        archiving::timeout(report, &mut examined.server).await;
+    }
     if args.no_switch {
         return;
     }

@@ -255,7 +255,7 @@ async fn server(
             report.warning(
                 "connection",
                 error.to_string(),
-                "Run the SQL below: it gives a role the rights that Walpoint needs.",
+                "Run the SQL at the end: it gives a role the rights that Walpoint needs.",
             );
             return Ok(Some(server));
         }
@@ -299,18 +299,21 @@ fn tell(
     if registered.iter().any(|one| one.key_slot.is_some()) {
         text += KEEP_THE_KEY;
     }
-    text += "\nFor postgresql.conf:\n\n";
-    for setting in &advice.settings {
-        text += &format!("    {}\n", setting.line());
-    }
-    text += &format!("\n{}\n", advice.next_step());
-    text += &format!("\nA role with no more rights than Walpoint needs:\n\n{}", indented(&advice.role_sql));
     let notes = report.diagnostics(Grade::Warning);
     if !notes.is_empty() {
         let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
         text += &format!("\nTo be looked at:\n\n{}", indented(&notes.join("\n")));
     }
-    text += "\nThen start the daemon (archive-agent run) and try everything: archive-agent check\n";
+    text += "\nFor postgresql.conf:\n\n";
+    for setting in &advice.settings {
+        text += &format!("    {}\n", setting.line());
+    }
+    text += &format!("\n{}\n", advice.next_step());
+    text += "Then start the daemon (archive-agent run) and try everything: archive-agent check\n";
+    text += &format!(
+        "\nTo connect with no more rights than Walpoint needs, create a role, and name it in conninfo:\n\n{}",
+        indented(&advice.role_sql)
+    );
     output::text(&text)
 }
 

@@ -104,16 +104,16 @@ fn draw(rows: &[(TimelineId, Vec<Mark>)]) -> String {
 
 /// From when to when every moment can be recovered.
 pub fn window(w: &WindowStatus) -> String {
-    let known = |time: Option<PgTimestamp>| {
-        time.map_or_else(|| "no commit yet".to_owned(), |time| time.to_time().to_string())
+    // Where no transaction has ended, the position alone tells where it is.
+    let at = |time: Option<PgTimestamp>, what: &str, lsn: Lsn| match time {
+        Some(time) => format!("{} ({what}{lsn})", time.to_time()),
+        None => format!("{what}{lsn}"),
     };
-    let start = if w.continues_parent { "fork" } else { "backup" };
+    let start = if w.continues_parent { "fork, " } else { "backup, " };
     format!(
-        "{} ({start}, {}) to {} ({}), {}",
-        known(w.from_time),
-        w.from_lsn,
-        known(w.until_time),
-        w.until_lsn,
+        "{} to {}, {}",
+        at(w.from_time, start, w.from_lsn),
+        at(w.until_time, "", w.until_lsn),
         human::count(w.backup_count as u64, "backup")
     )
 }
