@@ -45,6 +45,7 @@
 //! | [`containers`], [`compose`] | `Engine::empty()`: images and containers of the test's own, `build`, `image_of`, `up(&compose, service)`, `run`, `exec`; `Compose::read(docker/compose.yaml)` |
 //! | [`process`] | `run(&mut command, limit)` gives an `Output` (`expect_success`, `expect_status`), `Background` (`wait`, `wait_watched` with the peak of its memory), `descendants`, `alive` |
 //! | [`schema`] | what a program prints with `--json` against `docs/schema`; `process::run` does it for every command |
+//! | [`typed`] | the command lines of a page (`lines`), and a `Shell` that types them |
 //! | [`testbed`], [`dir`], [`user`], [`ports`], [`wait`], [`not_run`] | where things are, temporary directories, the servers' user, leased ports, waiting |
 //!
 //! # In the environment
@@ -79,6 +80,7 @@ pub mod sql;
 pub mod standby;
 pub mod store;
 pub mod testbed;
+pub mod typed;
 pub mod user;
 pub mod wait;
 pub mod wal_position;

@@ -1,55 +1,26 @@
 //! The README's first restore as it stands there: its command lines, one after the other, with the places of a test.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use walpoint_tests::cluster::{Cluster, Shutdown};
-use walpoint_tests::process::{self, Background, Output};
-use walpoint_tests::{testbed, user, wait};
+use walpoint_tests::process::{self, Background};
+use walpoint_tests::typed::{Shell, page};
+use walpoint_tests::wait;
 
 /// No line takes longer.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The lines that PostgreSQL's user types, from creating the repository to starting the copy.
 fn lines() -> Vec<String> {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a parent").join("README.md");
-    let readme = fs::read_to_string(readme).expect("the README");
+    let readme = page("README.md");
     let section = readme.split("\n## Five minutes").nth(1).expect("the section");
     let section = section.split("\n## ").next().unwrap_or_default();
     let blocks = section.split("```").skip(1).step_by(2).flat_map(str::lines).map(str::trim);
     let typed =
         blocks.filter(|line| !line.is_empty() && !line.starts_with("make") && !line.starts_with("sudo"));
     typed.map(str::to_owned).collect()
-}
-
-/// A shell of PostgreSQL's user that types lines of the README.
-struct Shell<'a> {
-    cluster: &'a Cluster,
-    /// What stands in place of what the README has.
-    places: Vec<(&'static str, String)>,
-}
-
-impl Shell<'_> {
-    fn command(&self, line: &str) -> Command {
-        let line = self.places.iter().fold(line.to_owned(), |line, (there, here)| line.replace(there, here));
-        let directory = |program: &Path| program.parent().expect("a directory").display().to_string();
-        let programs = directory(&testbed::under_test("archive-agent"));
-        let postgres = directory(&testbed::pg_program(self.cluster.major(), "postgres"));
-        let mut command = Command::new("bash");
-        command.arg("-c").arg(line).current_dir(self.cluster.dir().path());
-        command.env("PATH", format!("{programs}:{postgres}:/usr/bin:/bin"));
-        command.env("WALPOINT_CONFIG", self.cluster.dir().join("walpoint.toml"));
-        user::become_user(&mut command);
-        command
-    }
-
-    #[track_caller]
-    fn types(&self, line: &str) -> Output {
-        process::run(&mut self.command(line), LIMIT).expect_success()
-    }
 }
 
 #[test]
@@ -73,7 +44,8 @@ fn the_first_restore_of_the_readme_works() {
         panic!("{all:#?}")
     };
 
-    let shell = Shell { cluster: &cluster, places: places.clone() };
+    let config = dir.join("walpoint.toml");
+    let shell = Shell { cluster: &cluster, config: config.clone(), places: places.clone() };
     let printed = shell.types(init).stdout;
     let wanted = ["wal_level", "archive_mode", "archive_command", "archive_timeout"];
     let is_wanted = |line: &&str| wanted.iter().any(|name| line.starts_with(&format!("{name} = ")));
@@ -87,7 +59,7 @@ fn the_first_restore_of_the_readme_works() {
     let _daemon = Background::start(&mut shell.command(&format!("exec {daemon}")), &dir.join("daemon.log"));
     cluster.stop(Shutdown::Fast);
     cluster.start();
-    let shell = Shell { cluster: &cluster, places: places.clone() };
+    let shell = Shell { cluster: &cluster, config: config.clone(), places: places.clone() };
     shell.types(check);
 
     cluster.psql("create table accounts as select generate_series(1, 1000) as id");
@@ -105,7 +77,7 @@ fn the_first_restore_of_the_readme_works() {
 
     let copy = walpoint_tests::ports::PortLease::new();
     places.extend([("2026-11-21 10:14:59+01", moment), ("5433", copy.port().to_string())]);
-    let shell = Shell { cluster: &cluster, places };
+    let shell = Shell { cluster: &cluster, config, places };
     assert!(shell.types(list).stdout.contains("backup"), "what it can be restored to");
     let planned = shell.types(plan).stdout;
     assert!(planned.contains("Restore to"), "{planned}");
