@@ -37,6 +37,8 @@ impl Checkpoints {
     pub(crate) fn new(facts: &BackupDescription, control: ControlFile) -> anyhow::Result<Self> {
         let label = BackupLabel::parse(&facts.backup_label.0).context("the backup label cannot be used")?;
         require_one_server(facts.from_standby, control.state)?;
+        let replayed = facts.from_standby.then_some(control.min_recovery_point);
+        require_reached(label.checkpoint, control.checkpoint.lsn, replayed)?;
         let (control, from_standby, stop) = (control.checkpoint, facts.from_standby, facts.stop_lsn);
         Ok(Self { label, control, from_standby, stop })
     }
@@ -103,6 +105,20 @@ fn require_one_server(from_standby: bool, state: ClusterState) -> anyhow::Result
         "no backup was made: the server is a {label}, and the global/pg_control that was copied is that of a {control}\nDETAIL: Another \
          server writes to this data directory: PostgreSQL finds pg_control by the directory's path.\nHINT: See that no other server \
          uses the same path, then run the backup again."
+    )
+}
+
+/// Refuses a `pg_control` that is behind the start of the backup. That of the server which made it names the checkpoint that the backup
+/// begins with, or a later one, and on a standby that has been replayed (`CreateRestartPoint` in PostgreSQL's `xlog.c`).
+fn require_reached(begin: Lsn, checkpoint: Lsn, replayed: Option<Lsn>) -> anyhow::Result<()> {
+    let reached = replayed.map_or(checkpoint, |replayed| replayed.min(checkpoint));
+    if reached >= begin {
+        return Ok(());
+    }
+    bail!(
+        "no backup was made: the backup begins with the checkpoint at {begin}, and the global/pg_control that was copied has only reached \
+         {reached}\nDETAIL: Another server writes to this data directory: PostgreSQL finds pg_control by the directory's path.\nHINT: See \
+         that no other server uses the same path, then run the backup again."
     )
 }
 
@@ -217,6 +233,15 @@ mod tests {
             require_one_server(true, InProduction).is_err()
                 && require_one_server(false, InArchiveRecovery).is_err()
         );
+    }
+
+    #[test]
+    fn a_control_file_has_reached_the_beginning_of_the_backup() {
+        let reached = |checkpoint, replayed: Option<u64>| {
+            require_reached(Lsn(100), Lsn(checkpoint), replayed.map(Lsn)).is_ok()
+        };
+        assert!(reached(100, None) && reached(200, None) && reached(100, Some(180)));
+        assert!(!reached(99, None) && !reached(99, Some(180)) && !reached(100, Some(99)));
     }
 
     #[test]

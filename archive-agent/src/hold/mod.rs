@@ -162,16 +162,16 @@ async fn place(
     }
     let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
     if let HeldOn::Backup(id) = placement.on {
-        look_again(&Backups::of(&repository, &selection.cluster), name, id, number).await?;
+        look_again(&Backups::of(&repository, &selection.cluster), name, &[id], number).await?;
     }
     if let HeldOn::Label(label) = &placement.on {
-        match is_labelled(&repository, &selection.cluster, label).await {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(
+        match labelled(&repository, &selection.cluster, label).await {
+            Ok(ids) if ids.is_empty() => tracing::warn!(
                 "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to \
                  come",
                 selection.cluster
             ),
+            Ok(ids) => look_again(&Backups::of(&repository, &selection.cluster), name, &ids, number).await?,
             // The hold is placed.
             Err(error) => tracing::debug!("cannot determine whether a backup has the label: {error}"),
         }
@@ -179,39 +179,47 @@ async fn place(
     Ok(Hold { number, placed: placement.clone(), removed: None })
 }
 
-/// An `expire` that read the holds before this one was placed does not know it: fails if it has deleted the backup, and warns if it
-/// may do so yet.
-async fn look_again(backups: &Backups, name: &str, id: BackupId, number: u64) -> anyhow::Result<()> {
-    if !matches!(backups.standing(id).await?, ManifestState::Finished(_)) {
-        bail!("backup {id} was deleted while hold {number} was placed, which keeps nothing");
-    }
+/// An `expire` that read the holds before this one was placed does not know it: fails if it has deleted one of the backups, and warns
+/// of those which it may yet delete.
+async fn look_again(backups: &Backups, name: &str, ids: &[BackupId], number: u64) -> anyhow::Result<()> {
     let announced = backups.announcements().await?.read;
     let expired =
         announced.iter().map(|one| &one.announcement).filter(|one| one.reason == AnnouncementReason::Expired);
-    if AnnouncedSet::new(expired).has_backup(id) {
-        tracing::warn!(
-            "backup {id} is marked for deletion in repository {name}: an expire that is running now may not know hold \
-             {number}\nHINT: When that has ended, check with \"archive-agent status\" that the backup is there."
-        );
+    let expired = AnnouncedSet::new(expired);
+    for id in ids {
+        if !matches!(backups.standing(*id).await?, ManifestState::Finished(_)) {
+            bail!("backup {id} was deleted while hold {number} was placed, which does not keep it");
+        }
+        if expired.has_backup(*id) {
+            tracing::warn!(
+                "backup {id} is marked for deletion in repository {name}: an expire that is running now may not know hold \
+                 {number}\nHINT: When that has ended, check with \"archive-agent status\" that the backup is there."
+            );
+        }
     }
     Ok(())
 }
 
-/// Whether a finished backup has this label. One that cannot be read has none.
-async fn is_labelled(repository: &Repository, cluster: &ClusterName, label: &str) -> Result<bool, RepoError> {
+/// The finished backups that have this label. One that cannot be read has none.
+async fn labelled(
+    repository: &Repository,
+    cluster: &ClusterName,
+    label: &str,
+) -> Result<Vec<BackupId>, RepoError> {
+    let mut found = Vec::new();
     let backups = &Backups::of(repository, cluster);
     let listed = backups.list().await?;
     let mut standings = stream::iter(listed.iter().rev().map(|listed| listed.id))
-        .map(|id| async move { backups.standing(id).await })
+        .map(|id| async move { (id, backups.standing(id).await) })
         .buffered(AT_ONCE);
-    while let Some(standing) = standings.next().await {
+    while let Some((id, standing)) = standings.next().await {
         match standing {
-            Ok(ManifestState::Finished(summary)) if summary.facts.label == label => return Ok(true),
+            Ok(ManifestState::Finished(summary)) if summary.facts.label == label => found.push(id),
             Ok(_) | Err(RepoError::Corrupt { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(false)
+    Ok(found)
 }
 
 async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {

@@ -189,8 +189,10 @@ fn the_servers_own_wal_counts_before_anything_was_given_and_after_it_streamed() 
     archive.put_all(&two.production.wal_dir(), |name| two.ours.iter().any(|ours| ours == name));
     let new = || Target::like(two.production.pgdata()).configure(|agent| agent.repository("near", &near));
     let put = |target: &Target, from: &Cluster, name: &str, to: &str| {
-        std::fs::copy(from.wal_dir().join(name), target.pgdata.join("pg_wal").join(to)).unwrap();
-        user::give_tree(&target.pgdata);
+        // That file alone: a prefetcher makes and renames others beside it.
+        let file = target.pgdata.join("pg_wal").join(to);
+        std::fs::copy(from.wal_dir().join(name), &file).unwrap();
+        user::give(&file);
     };
     let [.., third, fourth, fifth] = &two.ours[..] else { panic!("{:?}", two.ours) };
     let refused = |output: Output, status: i32, how: &str| {

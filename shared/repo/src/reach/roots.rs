@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, LineageId, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{BackupId, LineageId, Lsn, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::reach::WalNeed;
 use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::layout::{ClusterObject, WalEntry};
@@ -83,8 +83,8 @@ pub struct Roots {
     manifests: BTreeSet<BackupId>,
     /// Packs, by the backup that wrote them.
     packs: HashMap<BackupId, BTreeSet<u32>>,
-    /// All packs of backups up to this one are: a manifest that may refer to them cannot be read.
-    packs_until: Option<BackupId>,
+    /// All packs of backups up to this one are, by id or by position: a manifest that may refer to them cannot be read.
+    packs_until: Option<(BackupId, Lsn)>,
     lineages: BTreeMap<LineageId, (SegmentSize, WalNeed)>,
     /// Backups that were listed.
     known: BTreeSet<BackupId>,
@@ -111,9 +111,11 @@ impl Roots {
         self.packs.entry(id).or_default().insert(pack);
     }
 
-    /// All packs of that backup and of every older one are.
+    /// All packs of that backup and of every older one are. An older one may have the younger id, if the server's clock was ahead: its
+    /// position tells. Elsewhere positions tell nothing, and keep more than is needed.
     pub fn keep_packs_until(&mut self, id: BackupId) {
-        self.packs_until = self.packs_until.max(Some(id));
+        let (until, start) = self.packs_until.unwrap_or((id, id.start()));
+        self.packs_until = Some((until.max(id), start.max(id.start())));
     }
 
     /// WAL of a lineage is.
@@ -173,7 +175,7 @@ impl Roots {
     /// Whether a pack is needed.
     pub fn needs_pack(&self, id: BackupId, pack: u32) -> bool {
         self.whole.contains(&id)
-            || self.packs_until.is_some_and(|until| id <= until)
+            || self.packs_until.is_some_and(|(until, start)| id <= until || id.start() <= start)
             || self.packs.get(&id).is_some_and(|packs| packs.contains(&pack))
     }
 

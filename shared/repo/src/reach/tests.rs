@@ -107,4 +107,15 @@ fn objects_are_judged_by_what_they_are() {
         Judgement::Needed(Class::Pack),
         "older than what cannot be read"
     );
+    let ahead = BackupId::new(
+        ids[1].started().unwrap() + jiff::SignedDuration::from_hours(48),
+        TimelineId::FIRST,
+        ids[0].start(),
+        9,
+    );
+    assert_eq!(
+        judge(&roots, paths.pack(ahead, 0)),
+        Judgement::Needed(Class::Pack),
+        "its clock was ahead: its position is older"
+    );
 }

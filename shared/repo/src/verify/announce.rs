@@ -72,8 +72,12 @@ impl Run<'_> {
         });
         let looking: Vec<_> = looking.collect();
         let newer = stream::iter(looking).map(async |(segment, key, announced)| {
-            let meta = self.repository.store().head(&key).await.ok()??;
-            (meta.modified > announced).then_some(segment)
+            // Announced twice does no harm, and not at all may.
+            let is_newer = match self.repository.store().head(&key).await {
+                Ok(meta) => meta.is_some_and(|meta| meta.modified > announced),
+                Err(_) => true,
+            };
+            is_newer.then_some(segment)
         });
         newer.buffer_unordered(AT_ONCE).filter_map(async |segment| segment).collect().await
     }

@@ -69,7 +69,12 @@ impl Run<'_> {
     }
 
     /// Reads what a backup refers to and is not covered; whether its tables led to all of it.
-    async fn backup(&mut self, id: BackupId, reader: &BackupReader, covered: &mut Covered) -> Result<bool> {
+    pub(super) async fn backup(
+        &mut self,
+        id: BackupId,
+        reader: &BackupReader,
+        covered: &mut Covered,
+    ) -> Result<bool> {
         let limits = WindowLimits { blocks: WINDOW, ..WindowLimits::default() };
         let mut windows = reader.windows(limits);
         let owners = &reader.manifest().backups;
@@ -108,7 +113,12 @@ impl Run<'_> {
                         pages.extend(checked.bad);
                         excused.extend(checked.excused);
                     }
-                    Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(false),
+                    Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => {
+                        // All of the window was marked as read, and some of it was not: others that share it read it.
+                        covered.forget_parts();
+                        self.bad_pages(id, pages);
+                        return Ok(false);
+                    }
                     Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match owner {
                         Some(owner) => self.bad_pack(owner, pack, FindingKind::Damaged, error.to_string()),
                         None => self.unreadable(id, error)?,
@@ -205,7 +215,7 @@ impl Run<'_> {
 
 /// Which blocks of shared packs were read.
 #[derive(Default)]
-struct Covered {
+pub(super) struct Covered {
     /// Packs all of whose blocks were.
     whole: BTreeSet<(BackupId, u32)>,
     /// Of others sixteen bits for each frame, for its first blocks; few frames have more.
@@ -256,6 +266,15 @@ impl Covered {
         if self.again.len() < MOST_AGAIN {
             self.again.insert((pack.0, pack.1, at.frame.frame, at.index));
         }
+    }
+
+    /// Forgets which blocks of packs were read, but for packs that were read as a whole.
+    fn forget_parts(&mut self) {
+        *self = Self {
+            whole: std::mem::take(&mut self.whole),
+            again: std::mem::take(&mut self.again),
+            ..Self::default()
+        };
     }
 
     /// Notes packs all of whose blocks were read.

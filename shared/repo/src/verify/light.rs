@@ -115,6 +115,7 @@ impl Run<'_> {
                 }
                 Err(error @ RepoError::Corrupt { .. }) => {
                     let key = ClusterPaths::new(self.cluster).manifest(id);
+                    self.damaged_manifests.insert(id);
                     self.report.finding(VerifyFinding {
                         kind: FindingKind::Damaged,
                         object: key.to_string(),
@@ -243,15 +244,18 @@ impl Run<'_> {
                 }
             }
             let of_it = self.packs.range((owner, 0)..=(owner, u32::MAX));
-            let wrong = of_it.filter_map(|((_, n), (size, _))| match there.get(n) {
-                None => Some((*n, FindingKind::Missing, "it is not there".to_owned())),
-                Some(is) if *is != u64::from(*size) => {
-                    Some((*n, FindingKind::Size, format!("it has {is} bytes, the manifests say {size}")))
-                }
-                Some(_) => None,
-            });
-            let wrong: Vec<_> = wrong.collect();
-            for (n, kind, what) in wrong {
+            let wrong = of_it.filter(|((_, n), (size, _))| there.get(n) != Some(&u64::from(*size)));
+            let wrong: Vec<(u32, u64)> = wrong.map(|((_, n), (size, _))| (*n, u64::from(*size))).collect();
+            for (n, size) in wrong {
+                // A listing that leaves something out would cost backups their place.
+                let (kind, what) = match self.repository.store().head(&paths.pack(owner, n)).await? {
+                    None => (FindingKind::Missing, "it is not there".to_owned()),
+                    Some(meta) if meta.size != size => {
+                        let is = meta.size;
+                        (FindingKind::Size, format!("it has {is} bytes, the manifests say {size}"))
+                    }
+                    Some(_) => continue,
+                };
                 if self.is_still_used(owner, n).await? {
                     self.bad_pack(owner, n, kind, what);
                 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{LineageId, WalFileName};
+use walpoint_base::{LineageId, SegmentNo, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 use walpoint_storage::object::ObjectKind;
@@ -54,7 +54,15 @@ impl Run<'_> {
                     self.report.read_object_count += 1;
                     if let Some(segment) = segment_of(&object, &needed).filter(|one| self.was_announced(*one))
                     {
-                        self.sound_wal.insert(segment);
+                        match self.read_announced(segment, &key, &needed).await {
+                            Ok(()) => drop(self.sound_wal.insert(segment)),
+                            Err(error @ RepoError::Corrupt { .. }) => {
+                                self.damaged_wal.insert(segment);
+                                self.report.finding(finding(&object, &key, &error, &needed));
+                            }
+                            Err(RepoError::NotFound { .. }) => {}
+                            Err(error) => return Err(error),
+                        }
                     }
                 }
                 Err(error @ RepoError::Corrupt { .. }) => {
@@ -68,6 +76,22 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Reads a segment that was announced as damaged with its parts and its records, which may be what is damaged of it.
+    async fn read_announced(
+        &self,
+        segment: Segment,
+        key: &Key,
+        needed: &BTreeMap<LineageId, &NeededWal>,
+    ) -> Result<()> {
+        let (lineage, timeline, number) = segment;
+        let Some(NeededWal { lineage, .. }) = needed.get(&lineage) else { return Ok(()) };
+        let name = SegmentNo(number).name(timeline, lineage.segment_size);
+        let archive = self.repository.wal(lineage);
+        super::sample::segment(&archive, name, key, self.check.wal()).await.map(drop)
     }
 }
 

@@ -96,9 +96,6 @@ impl Run<'_> {
                 Ok(bytes) => {
                     self.report.read_object_count += 1;
                     self.report.verified_bytes += bytes;
-                    if let Item::Segment(archive, name, _) = &item {
-                        self.note_sound(archive, *name);
-                    }
                 }
                 Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match &item {
                     Item::Pack(owner, pack, _)
@@ -229,7 +226,7 @@ pub(super) async fn whole(sealer: Sealer, kind: ObjectKind, key: Key, bytes: byt
 }
 
 /// Reads a segment and its records.
-async fn segment(
+pub(super) async fn segment(
     archive: &WalArchive,
     name: SegmentName,
     key: &Key,

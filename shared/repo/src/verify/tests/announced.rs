@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_plan::retention::Policy;
 use walpoint_storage::layout::ClusterPaths;
 use walpoint_storage::store::crashing::CrashingStore;
 
-use super::{flip, flip_block, path, readable_world, replace, run, segment_key};
+use super::{BrokenRecords, flip, flip_block, path, readable_world, replace, run, run_with, segment_key};
 use crate::backup::{AnnouncedPacks, Announcement};
 use crate::expire::outlook;
 use crate::expire::tests::{cluster, keys, world};
@@ -171,6 +172,14 @@ async fn damaged_wal_that_no_backup_here_needs_is_announced_too() {
         read.iter().flat_map(|one| &one.announcement.wal).map(|wal| (wal.first, wal.last)).collect::<Vec<_>>()
     };
     assert_eq!(named().await, [(2, 2)]);
+    // It can be read again, and its records are wrong.
+    replace(&segment, &whole);
+    let check =
+        || Arc::new(BrokenRecords(SegmentNo(2).name(TimelineId::FIRST, bed.archive.lineage().segment_size)));
+    assert_eq!(run_with(&bed, Depth::Full, None, check()).await.finding_count, 1);
+    assert_eq!(run_with(&bed, Depth::Full, None, check()).await.finding_count, 1);
+    assert!(named().await.contains(&(2, 2)));
+    flip(&segment);
     assert_eq!(run(&bed, Depth::Light).await.finding_count, 0, "nothing that is kept here needs it");
     replace(&segment, &whole);
     assert_eq!(run(&bed, Depth::Full).await.finding_count, 0);
@@ -194,4 +203,51 @@ async fn findings_are_told_where_nothing_can_be_written() {
         assert!(report.notes.iter().any(|note| note.contains("could not be announced")), "{report:#?}");
     }
     assert_eq!(announced(&bed).await, 0);
+}
+
+/// K4: what could not be read with a backup that was deleted meanwhile is read with the others that share it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_deleted_backup_shared_is_read_with_the_others() {
+    let bed = crate::index::tests::bed().await;
+    for number in 0..30 {
+        bed.store_whole(number).await;
+    }
+    let old = super::of_noise(&bed, 5, 20, &[]).await;
+    let new = super::of_noise(&bed, 15, 10, &[old]).await;
+    let (repository, cluster) = (bed.archive.repository(), cluster());
+    let outlook = outlook(repository, &cluster, &Policy::default(), Timestamp::now()).await.unwrap();
+    let options =
+        VerifyOptions { backup: None, depth: Depth::Full, host: String::new(), agent: String::new() };
+    let mut run = Run::new(repository, &cluster, &outlook, Arc::new(super::Anything), &options);
+    run.light(&outlook).await.unwrap();
+    let paths = ClusterPaths::new(&cluster);
+    let shared: Vec<u32> = run.packs.keys().filter(|(owner, _)| *owner == old).map(|(_, n)| *n).collect();
+    assert!(shared.len() > 2, "{shared:?}");
+    let mut covered = Default::default();
+    let backups = Backups::of(repository, &cluster);
+    let [first, second] = [backups.open(old).await.unwrap(), backups.open(new).await.unwrap()];
+    std::fs::remove_file(path(&bed, paths.manifest(old).as_str())).unwrap();
+    let gone = path(&bed, paths.pack(old, shared[0]).as_str());
+    let whole = std::fs::read(&gone).unwrap();
+    std::fs::remove_file(&gone).unwrap();
+    assert!(!run.backup(old, &first, &mut covered).await.unwrap());
+    std::fs::write(&gone, whole).unwrap();
+    for n in &shared {
+        flip_block(&path(&bed, paths.pack(old, *n).as_str()));
+    }
+    run.backup(new, &second, &mut covered).await.unwrap();
+    let damaged: Vec<u32> = run.damaged.iter().map(|(_, n)| *n).collect();
+    assert_eq!(damaged, shared);
+}
+
+/// K4: a manifest of which only the beginning can be read is announced: status and plans read no more of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_manifest_is_announced() {
+    let (bed, ids) = readable_world().await;
+    flip(&path(&bed, ClusterPaths::new(&cluster()).manifest(ids[1]).as_str()));
+    assert!(run(&bed, Depth::Light).await.finding_count > 0);
+    let read = Backups::of(bed.archive.repository(), &cluster()).announcements().await.unwrap().read;
+    let named: Vec<_> = read.iter().flat_map(|one| one.announcement.backups.clone()).collect();
+    assert_eq!(named, [ids[1]]);
+    assert_eq!(soundness(&bed).await, [true, false]);
 }
