@@ -2,6 +2,8 @@
 //! need a cloud, a container or an accident of their own are named with what tests them.
 
 use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use walpoint_tests::archived::Archived;
@@ -9,6 +11,7 @@ use walpoint_tests::cluster::Cluster;
 use walpoint_tests::ports::PortLease;
 use walpoint_tests::store::Store;
 use walpoint_tests::typed::{Shell, lines, page};
+use walpoint_tests::{process, testbed, user};
 
 /// Lines that are not typed, by how they begin, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -49,7 +52,7 @@ fn accident(cluster: &Cluster) -> String {
     cluster.psql("create database shop");
     cluster.psql_in("shop", "create table accounts as select generate_series(1, 1000) as id");
     let moment = cluster.psql("select clock_timestamp()");
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     cluster.psql_in("shop", "drop table accounts");
     moment
 }
@@ -65,7 +68,7 @@ fn type_page(bed: &Archived, shell: &Shell<'_>, name: &str) {
         let mut command = shell.command(&line);
         command.env("PGDATA", bed.cluster.pgdata()).env("PGHOST", bed.cluster.socket_dir());
         command.env("PGPORT", bed.cluster.port().to_string()).env("PGUSER", "postgres");
-        let output = walpoint_tests::process::run(&mut command, std::time::Duration::from_secs(120));
+        let output = process::run(&mut command, Duration::from_secs(120));
         output.expect_success();
         if line.contains("pg_switch_wal") {
             bed.settle();
@@ -76,6 +79,20 @@ fn type_page(bed: &Archived, shell: &Shell<'_>, name: &str) {
         typed += 1;
     }
     assert!(typed > 0, "{name}");
+}
+
+/// Ends what a failed line leaves running.
+struct Copies<'a>(&'a Cluster);
+
+impl Drop for Copies<'_> {
+    fn drop(&mut self) {
+        for copy in ["back", "drill"] {
+            let mut stop = Command::new(testbed::pg_program(self.0.major(), "pg_ctl"));
+            stop.args(["-m", "immediate", "stop", "-D"]).arg(self.0.dir().join(copy));
+            stop.stdout(Stdio::null()).stderr(Stdio::null());
+            user::become_user(&mut stop).status().ok();
+        }
+    }
 }
 
 fn id_of(bed: &Archived) -> String {
@@ -91,6 +108,10 @@ fn the_command_lines_of_the_pages_work() {
         agent.repository("far", &far).cluster_line("retention = { count = 5, minimum = 2 }")
     });
     let dir = bed.cluster.dir().clone();
+    // The copies are reached where production is.
+    let sockets = bed.cluster.socket_dir().display();
+    bed.cluster.set("unix_socket_directories", sockets);
+    let _copies = Copies(&bed.cluster);
     let place = |name: &str| dir.join(name).display().to_string();
     let config = bed.agent.config();
     fs::copy(&config, place("new.toml")).expect("a second configuration");

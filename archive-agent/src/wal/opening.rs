@@ -131,6 +131,21 @@ impl WalTarget {
         }
     }
 
+    /// Opens the repository with what the configuration's files hold now.
+    pub(super) async fn open_now(&self) -> Result<Repository, RepoError> {
+        let begun = Instant::now();
+        let repository = Repository::open(&self.name, &self.settings).await?;
+        // An upload is tried again by its caller, which can then say what went wrong so far.
+        let limits = repository.store().limits().once();
+        let repository = repository.with_limits(limits).compressing_at(self.level);
+        tracing::info!(repository = self.name, url = repository.store().name(), "opened");
+        if self.presence.opened(&repository, begun) {
+            tracing::error!(repository = self.name, "it is another repository than before");
+            self.forget_stored();
+        }
+        Ok(repository)
+    }
+
     async fn find_archive(
         &self,
         cluster: &WalIdentity,
@@ -140,19 +155,7 @@ impl WalTarget {
         let mut opened = self.opened.lock().await;
         let open = match &mut *opened {
             Some(open) => open,
-            closed => {
-                let begun = Instant::now();
-                let repository = Repository::open(&self.name, &self.settings).await?;
-                // An upload is tried again by its caller, which can then say what went wrong so far.
-                let limits = repository.store().limits().once();
-                let repository = repository.with_limits(limits).compressing_at(self.level);
-                tracing::info!(repository = self.name, url = repository.store().name(), "opened");
-                if self.presence.opened(&repository, begun) {
-                    tracing::error!(repository = self.name, "it is another repository than before");
-                    self.forget_stored();
-                }
-                closed.insert(OpenedTarget { repository, archive: None })
-            }
+            closed => closed.insert(OpenedTarget { repository: self.open_now().await?, archive: None }),
         };
         let all = binding::read_all(&self.pgdata, &self.cluster).await;
         let all = all.map_err(|source| TargetError::Local { path: self.pgdata.join(BINDING), source })?;

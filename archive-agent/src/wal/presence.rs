@@ -14,6 +14,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 use walpoint_storage::object::RepositoryId;
 
+use super::opening::OpenedTarget;
 use super::target::{TargetError, WalTarget};
 use super::upload::UploadError;
 
@@ -136,7 +137,16 @@ impl WalTarget {
     async fn look(&self, repository: &Repository) -> Result<(), TargetError> {
         let begun = Instant::now();
         let lineage = self.presence.state().lineage.clone();
-        match compare(repository, lineage.as_ref()).await {
+        let mut found = compare(repository, lineage.as_ref()).await;
+        if found.as_ref().is_err_and(may_be_renewed) {
+            // Refused to the secrets with which it was opened, which may have been renewed since. Nothing else leads to opening it anew
+            // where no object is written before it was looked at.
+            let mut opened = self.opened.lock().await;
+            let anew = self.open_now().await?;
+            found = compare(&anew, lineage.as_ref()).await;
+            *opened = Some(OpenedTarget { repository: anew, archive: None });
+        }
+        match found {
             Ok(()) => {
                 self.presence.saw(repository, begun);
                 Ok(())
@@ -151,6 +161,11 @@ impl WalTarget {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whether an error may be gone with other secrets.
+fn may_be_renewed(error: &RepoError) -> bool {
+    !matches!(error, RepoError::Replaced { .. } | RepoError::Unavailable { .. } | RepoError::Conflict { .. })
 }
 
 /// Reads the descriptor and a lineage's document again. Fails with [`RepoError::Replaced`] if either is gone or another one.

@@ -21,6 +21,7 @@ use super::disk::{self, DiskError};
 use super::dropped;
 use super::reach::{self, Looked, UnreachedIn};
 use super::ready;
+use super::upload::Upload;
 
 /// How long a file of a queue that is too long is tried before it is dropped, and for each MiB of it a little longer. Longer
 /// than an upload rests after a failure.
@@ -197,6 +198,7 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         let known =
             !looked || is_reached(&archiver.queue().unreached, || reach::look(archiver.uploader())).await?;
         looks = if known { looks.wrapping_add(1) } else { 0 };
+        see_waiting(&archiver).await?;
         // A standby's WAL waits until its promotion, where it archives at all.
         if let Some(span) = archiver.asking().neglected().await?
             && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
@@ -219,6 +221,16 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             looks = 0;
         }
     }
+}
+
+/// Notes whether files wait. The look-ahead does so too, and may be switched off.
+pub(crate) async fn see_waiting<U: Upload>(archiver: &Archiver<U>) -> Result<(), DiskError> {
+    let status = ready::status_directory(archiver);
+    let directory = status.clone();
+    if let Ok(found) = disk::run(&status, move || ready::scan(&directory, 1, None)).await? {
+        archiver.asking().see(found.count > 0);
+    }
+    Ok(())
 }
 
 /// Whether all that is archived can be recovered, as far as that is known. An error says what cannot, as long as it is the same in the

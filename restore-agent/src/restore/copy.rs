@@ -32,10 +32,10 @@ use super::owners::Owners;
 use super::sync::Filesystems;
 
 /// Bytes of packs that are held at the same time.
-const IN_FLIGHT: u64 = 32 << 20;
+const IN_FLIGHT: u64 = 28 << 20;
 
 /// Bytes of files that wait for what lies beside them.
-const WAITING: usize = 40 << 20;
+const WAITING: usize = 32 << 20;
 
 /// What is written at a time: little enough that it can wait in memory for what lies beside it, and much enough that few
 /// frames are opened for two windows: the first and the last one of each pack.

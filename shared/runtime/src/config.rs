@@ -47,6 +47,9 @@ pub enum ConfigError {
     },
 }
 
+/// The highest number of things that are done at the same time.
+const MOST_AT_ONCE: usize = 1024;
+
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -320,9 +323,9 @@ impl ClusterSettings {
         if !(1..=19).contains(&self.compression_level) {
             refuse("compression_level", "must be 1 to 19".to_owned());
         }
-        for (key, zero) in [("transfers", self.transfers == 0), ("workers", self.workers == Some(0))] {
-            if zero {
-                refuse(key, "must be at least 1".to_owned());
+        for (key, number) in [("transfers", Some(self.transfers)), ("workers", self.workers)] {
+            if number.is_some_and(|number| !(1..=MOST_AT_ONCE).contains(&number)) {
+                refuse(key, format!("must be at least 1, and at most {MOST_AT_ONCE}"));
             }
         }
         // 0 turns the prefetch off.

@@ -75,6 +75,7 @@ fn contradictions_are_refused() {
         ("ack = []", "\"ack\" is empty"),
         ("compression_level = 0", "1 to 19"),
         ("transfers = 0", "at least 1"),
+        ("transfers = 4000000000000000000", "at most 1024"),
         ("queue_max = 50", "with its unit"),
         ("prefetch_max = 256", "with its unit"),
         ("pgdata = \"data\"", "absolute"),

@@ -2,6 +2,7 @@
 
 use super::script::End;
 use super::*;
+use crate::wal::queue::see_waiting;
 use crate::wal::ready::look_ahead;
 
 /// How far ahead of PostgreSQL.
@@ -168,4 +169,15 @@ async fn a_long_backlog_is_stored_once_and_in_order() {
         archive(&bed, request).await;
     }
     assert_eq!(bed.script().begun(), (1..=150).map(segment).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_ask_is_noticed_with_the_look_ahead_off() {
+    let bed = Bed::new();
+    bed.finish(segment(1));
+    for _ in 0..5 {
+        see_waiting(&bed.archiver).await.unwrap();
+        tokio::time::sleep(secs(50)).await;
+    }
+    assert!(bed.archiver.asking().neglected().await.unwrap().is_some());
 }

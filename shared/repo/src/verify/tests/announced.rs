@@ -237,7 +237,8 @@ async fn what_a_deleted_backup_shared_is_read_with_the_others() {
     }
     run.backup(new, &second, &mut covered).await.unwrap();
     let damaged: Vec<u32> = run.damaged.iter().map(|(_, n)| *n).collect();
-    assert_eq!(damaged, shared);
+    // The last one holds tables alone, which were read before.
+    assert_eq!(damaged, shared[..shared.len() - 1]);
 }
 
 /// K4: a manifest of which only the beginning can be read is announced: status and plans read no more of it.
