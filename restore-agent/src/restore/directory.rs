@@ -46,7 +46,7 @@ pub(crate) enum DirectoryError {
     /// A server runs there, or may.
     #[error(
         "{pgdata}: nothing was changed, because a PostgreSQL server {} running there: {}, and {reason}",
-        if matches!(reason, Reason::Works(_)) { "is" } else { "may be" },
+        if matches!(**reason, Reason::Works(_)) { "is" } else { "may be" },
         match file {
             Some(file) => format!("its postmaster.pid is present ({file})"),
             None => "its postmaster.pid is missing".to_owned(),
@@ -58,7 +58,7 @@ pub(crate) enum DirectoryError {
         /// What the server wrote, if it is still there.
         file: Option<LockFile>,
         /// Why it is believed.
-        reason: Reason,
+        reason: Box<Reason>,
     },
     /// It holds something else.
     #[error(
@@ -187,7 +187,7 @@ pub(crate) fn require_down(pgdata: &Path, vouched: bool) -> Result<Option<LockFi
         RunningServer::None => Ok(None),
         RunningServer::Crashed(file) => Ok(Some(file)),
         RunningServer::Running(file, reason) => {
-            Err(DirectoryError::Running { pgdata: pgdata.to_owned(), file, reason })
+            Err(DirectoryError::Running { pgdata: pgdata.to_owned(), file, reason: Box::new(reason) })
         }
     }
 }

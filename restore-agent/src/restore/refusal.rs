@@ -77,7 +77,7 @@ impl Refusal {
         match self {
             Self::Unread(_) => anyhow!("{shown} could not be read: nothing was changed"),
             Self::Running { file, reason } => {
-                DirectoryError::Running { pgdata: pgdata.to_owned(), file, reason }.into()
+                DirectoryError::Running { pgdata: pgdata.to_owned(), file, reason: Box::new(reason) }.into()
             }
             Self::NotEmpty { example } => {
                 DirectoryError::NotEmpty { pgdata: pgdata.to_owned(), example }.into()

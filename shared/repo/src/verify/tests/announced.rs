@@ -231,7 +231,7 @@ async fn what_a_deleted_backup_shared_is_read_with_the_others() {
     let whole = std::fs::read(&gone).unwrap();
     std::fs::remove_file(&gone).unwrap();
     assert!(!run.backup(old, &first, &mut covered).await.unwrap());
-    std::fs::write(&gone, whole).unwrap();
+    std::io::Write::write_all(&mut std::fs::File::create_new(&gone).unwrap(), &whole).unwrap();
     for n in &shared {
         flip_block(&path(&bed, paths.pack(old, *n).as_str()));
     }
