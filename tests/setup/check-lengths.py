@@ -31,6 +31,10 @@ def functions(lines):
     for begin, line in enumerate(lines):
         found = FN.match(line)
         if found and not line.endswith((";", "}")):
+            # A trait's method without a body ends with its arguments.
+            close = next((line for line in lines[begin:] if line.startswith(found.group(1) + ")")), "")
+            if line.endswith("(") and close.endswith(";"):
+                continue
             end = lines.index(found.group(1) + "}", begin) if found.group(1) + "}" in lines[begin:] else begin
             yield found.group(2), begin + 1, end - begin + 1
 
