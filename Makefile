@@ -53,6 +53,9 @@ PROFILE ?= default
 unit test: export PROPTEST_RNG_SEED ?= 20261124
 unit test: export WALPOINT_MODEL_FIRST ?= 20261124
 
+# One build serves all tests, those in containers included.
+test soak: export RUSTC_WORKSPACE_WRAPPER ?= $(abspath tests/setup/static-link.sh)
+
 # For every change: nothing is installed, and no server is started.
 unit:
 ifeq ($(NEXTEST),yes)
@@ -66,7 +69,6 @@ endif
 test: test-bed
 	@rm -f $(NOT_RUN)
 	$(CARGO) build --workspace
-	tests/setup/static-programs.sh
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --profile $(PROFILE)
 else
@@ -83,7 +85,6 @@ not-run:
 soak: test-bed
 	@rm -f $(NOT_RUN)
 	$(CARGO) build --workspace
-	tests/setup/static-programs.sh
 ifeq ($(NEXTEST),yes)
 	WALPOINT_SOAK=1 $(CARGO) nextest run --workspace --profile soak --run-ignored all
 else

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use crate::compose::{After, Compose, Service};
 use crate::dir::TestDir;
 use crate::process::{self, Output};
-use crate::testbed;
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -264,32 +263,15 @@ pub fn testbed_busybox() -> PathBuf {
     path
 }
 
-/// The directory with the statically linked programs under test.
-#[track_caller]
-pub fn static_programs() -> PathBuf {
-    let profile = testbed::profile_dir();
-    let target = profile.parent().expect("a target directory");
-    let programs = target.join("static/debug");
-    let stale = |name: &str| {
-        let time = |dir: &Path| fs::metadata(dir.join(name)).and_then(|meta| meta.modified()).ok();
-        time(&programs) < time(&profile)
-    };
-    for name in ["archive-agent", "archive-push", "restore-agent", "restore-fetch"] {
-        assert!(
-            programs.join(name).exists() && !stale(name),
-            "{} is missing or older than the programs under test: run tests/setup/static-programs.sh (make test does)",
-            programs.join(name).display()
-        );
-    }
-    programs
-}
-
-/// Copies a program and the shared libraries it is linked with to the same places below `root`.
+/// Copies the shared libraries that a program is linked with to the same places below `root`: none for one that is linked statically.
 #[track_caller]
 pub fn copy_libraries(program: &Path, root: &Path) {
-    let output = process::run(Command::new("ldd").arg(program), LIMIT).expect_success().stdout;
-    let libraries =
-        output.split_whitespace().filter(|word| word.starts_with("/lib") || word.starts_with("/usr/lib"));
+    let output = process::run(Command::new("ldd").arg(program), LIMIT);
+    assert!(output.success() || output.stderr.contains("not a dynamic executable"), "{output:?}");
+    let libraries = output
+        .stdout
+        .split_whitespace()
+        .filter(|word| word.starts_with("/lib") || word.starts_with("/usr/lib"));
     for library in libraries {
         let to = root.join(library.trim_start_matches('/'));
         fs::create_dir_all(to.parent().expect("a directory")).expect("directories");

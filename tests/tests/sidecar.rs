@@ -39,8 +39,10 @@ fn build(engine: &Engine, compose: &Compose) {
     // Ours, from the Dockerfile and programs that were built before: only the compiler's stage is left out.
     let context = engine.dir().mkdir("context");
     let mut layout = Command::new(top().join("docker/root.sh"));
-    layout.arg(containers::static_programs()).arg(context.join("target/image"));
+    let agent = testbed::under_test("archive-agent");
+    layout.arg(agent.parent().expect("a directory")).arg(context.join("target/image"));
     process::run(&mut layout, LIMIT).expect_success();
+    containers::copy_libraries(&agent, &context.join("target/image/root"));
     fs::copy(top().join(".dockerignore"), context.join(".dockerignore")).expect("copy .dockerignore");
     engine.build(
         &compose.services["agent"].image,
@@ -69,6 +71,7 @@ fn build(engine: &Engine, compose: &Compose) {
     for program in ["postgres", "initdb", "pg_ctl", "psql", "pg_dump", "pg_isready"] {
         containers::copy_libraries(&installed.join("bin").join(program), &postgres);
     }
+    containers::copy_libraries(&testbed::under_test("archive-push"), &postgres);
     let mut copy = Command::new("cp");
     copy.arg("--archive").arg(&installed).arg(postgres.join("pg"));
     process::run(&mut copy, LIMIT).expect_success();
