@@ -304,6 +304,10 @@ fn tell(
         let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
         text += &format!("\nTo be looked at:\n\n{}", indented(&notes.join("\n")));
     }
+    if plan.by_hand.is_some() {
+        // What follows would be for the configuration as it is, which is another one than was asked for.
+        return output::text(&text);
+    }
     text += "\nFor postgresql.conf:\n\n";
     for setting in &advice.settings {
         text += &format!("    {}\n", setting.line());
