@@ -30,7 +30,7 @@ use self::content::{UnarchivedSegment, effects};
 use self::proof::{end_of, judge};
 use super::kept;
 use super::owners::{self, Owner};
-use super::stored::NotStored;
+use super::stored::{NotStored, Remains};
 use crate::plan::Planned;
 
 /// Segments that are kept beyond those that are replayed: recovery ends in the next one.
@@ -70,7 +70,16 @@ impl Unarchived {
     pub(super) async fn find(found: &NotStored, pgdata: &Path, planned: &Planned) -> anyhow::Result<Self> {
         // A run that was interrupted may have left less of a segment in pg_wal than an earlier one kept of it.
         let mut candidates: BTreeMap<SegmentName, Vec<PathBuf>> = BTreeMap::new();
+        let mut apart = None;
         for remains in found.earlier.iter().chain([&found.here]) {
+            // Another server's records may have the same lengths, and then nothing at the edge shows that they are its own.
+            if let Some(other) = went_apart(remains, planned) {
+                apart = Some(format!(
+                    "\"{other}\" in {} has other content in the archive, so what follows it there is another server's",
+                    remains.directory.display()
+                ));
+                continue;
+            }
             for name in &remains.files {
                 if let WalFileName::Segment(name) = name {
                     candidates.entry(*name).or_default().push(remains.directory.join(name.to_string()));
@@ -83,6 +92,7 @@ impl Unarchived {
         if !candidates.is_empty() {
             unarchived.continue_archive(found, pgdata, planned, &candidates).await?;
         }
+        unarchived.left = unarchived.left.or(apart);
         Ok(unarchived)
     }
 
@@ -272,6 +282,25 @@ impl Unarchived {
         }
         notes
     }
+}
+
+/// A segment that the plan reads and of which a directory has another content: its server went another way than the archive.
+fn went_apart(remains: &Remains, planned: &Planned) -> Option<SegmentName> {
+    let differing = remains.differ.iter().filter_map(|name| match name {
+        WalFileName::Segment(name) => Some(*name),
+        _ => None,
+    });
+    let is_read = |name: &SegmentName| {
+        let last = planned
+            .plan
+            .wal
+            .iter()
+            .filter(|range| range.timeline == name.timeline)
+            .map(|range| range.last)
+            .max();
+        name.number(planned.lineage.segment_size).zip(last).is_some_and(|(number, last)| number <= last)
+    };
+    differing.into_iter().find(is_read)
 }
 
 /// The last segment of the archive, which kept WAL of the timeline that is asked for can go on from. `None` where recovery ends elsewhere: in

@@ -165,6 +165,31 @@ fn wal_of_a_copy_that_does_not_archive_is_kept() {
     }
 }
 
+/// The same where its records have the lengths of the original's, and it wrote one segment more: nothing at the end of the archive shows
+/// that this one is another server's but the content of those before it.
+#[test]
+fn wal_of_a_copy_is_not_replayed_behind_the_archive_because_its_lengths_fit() {
+    let bed = bed();
+    let mut copy = copy_of(&bed.cluster, "off");
+    copy.start();
+    let write = |cluster: &Cluster, row: &str| {
+        cluster.psql(&format!("insert into t select {row} from generate_series(1, 12)"));
+        cluster.switch_wal()
+    };
+    let ours: Vec<String> = (0..3).map(|_| write(&bed.cluster, "-1")).collect();
+    ours.iter().for_each(|segment| bed.cluster.wait_archived(segment));
+    let theirs: Vec<String> = (0..5).map(|_| write(&copy, "-2")).collect();
+    assert!(ours.iter().all(|segment| theirs.contains(segment)), "{ours:?} {theirs:?}");
+    copy.crash();
+    let refused = delta(&bed, &copy, &[]).expect_status(1);
+    assert!(refused.stderr.contains("nothing was changed"), "{refused:#?}");
+    let forced = delta(&bed, &copy, &["--discard-unarchived-wal"]).expect_success();
+    assert!(forced.stdout.contains("another server's"), "{forced:#?}");
+    let restored = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), copy.pgdata());
+    restored.wait_promoted();
+    assert_eq!(restored.psql("select i, count(*) from t where i < 0 group by i"), "-1|36");
+}
+
 /// Of two standbys that were promoted at one place the archive has one: the other one's WAL and its history, if that differs, are
 /// kept.
 #[test]
