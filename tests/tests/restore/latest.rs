@@ -302,11 +302,22 @@ fn a_copy_that_archives_beside_production_is_told_wherever_latest_counts() {
     standby.wait_replayed(&bed.cluster);
     standby.promote();
     standby.wait_promoted();
+    let has_history =
+        || bed.back_door().list("clusters/main").iter().any(|key| key.ends_with("00000002.history"));
+    wait::until_true(wait::SOON, "the history of timeline 2 is archived", has_history);
+    // Of the copy nothing but its history is stored.
+    ledger.append_as(&bed.cluster, "a2");
+    bed.settle();
+    let early = plan(&bed.agent, &[]);
+    assert!(
+        early["notes"].to_string().contains("Timeline 1 continued after timeline 2 left it"),
+        "{early:#}"
+    );
     ledger.append_as(&standby, "b1");
     let segment = standby.switch_wal();
     standby.wait_archived(&segment);
     assert_eq!(daemon.stop(), 0);
-    for n in 2..5 {
+    for n in 3..6 {
         ledger.append_as(&bed.cluster, &format!("a{n}"));
         bed.settle();
     }

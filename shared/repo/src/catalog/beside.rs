@@ -25,36 +25,40 @@ pub struct Newer {
 }
 
 impl LineageCatalog {
-    /// The timelines on the path to `timeline` that went on for more than the segment in which the path leaves them, with
-    /// transactions that are later than the first ones of what left them. What a dead primary archived of its last moments is not
-    /// such a timeline: its transactions came before the promotion.
+    /// The timelines on the path to `timeline` that went on behind where the path leaves them, with transactions that are later than the
+    /// first ones of what left them. What a dead primary archived of its last moments is not such a timeline: its transactions
+    /// came before the promotion.
     pub async fn went_on(&mut self, timeline: TimelineId) -> Result<Vec<WentOn>> {
         let Some(history) = self.facts().graph.history(timeline).cloned() else { return Ok(Vec::new()) };
         let children = history.path().skip(1);
         let steps: Vec<_> =
             history.entries().iter().zip(children).map(|(e, c)| (e.parent, e.switch, c)).collect();
-        let mut found = Vec::new();
+        let (mut found, size) = (Vec::new(), self.lineage().segment_size);
         for (parent, left, left_by) in steps {
             if self.facts().abandoned.contains_key(&parent) {
                 continue;
             }
-            let Some((last, at)) = self.last_behind(parent, left).await? else { continue };
-            if self.first_behind(left_by, left).await?.is_none_or(|first| first < at) {
-                let last = last.name(parent, self.lineage().segment_size);
+            let of_it = SegmentNo::of(left, size);
+            let first = self.first_behind(left_by, left).await?;
+            // A whole segment in which nothing but a history left has its server's records from behind the fork, too.
+            let is_behind = first.is_none() || of_it.start(size) == left;
+            let behind = if is_behind { of_it } else { of_it.next() };
+            let Some((last, at)) = self.last_from(parent, behind).await? else { continue };
+            if first.is_none_or(|first| first < at) {
+                let last = last.name(parent, size);
                 found.push(WentOn { timeline: parent, left_by, left, last, at: at.to_time() });
             }
         }
         Ok(found)
     }
 
-    /// The last segment of a timeline behind that of a position, and the latest transaction in what leads there.
-    async fn last_behind(
+    /// The last segment of a timeline, if it has any from `behind` on, and the latest transaction in what leads there.
+    async fn last_from(
         &mut self,
         timeline: TimelineId,
-        left: Lsn,
+        behind: SegmentNo,
     ) -> Result<Option<(SegmentNo, PgTimestamp)>> {
         let size = self.lineage().segment_size;
-        let behind = SegmentNo::of(left, size).next();
         let run = self.ask(None, |facts| Ok(facts.wal(timeline)?.iter().next_back().copied())).await?;
         let Some(run) = run.filter(|run| run.last >= behind) else { return Ok(None) };
         let (first, until) = (run.first.max(behind), run.last.end(size));

@@ -271,8 +271,9 @@ async fn plan_in_lineage(
         None => {
             // Who names a timeline has chosen.
             if request.timeline == TargetTimeline::Latest {
-                let went_on = lineage.went_on(plan.timeline).await?;
-                let passed = went_on.iter().filter(|one| one.left < plan.until);
+                // Of a timeline that has nothing but its history recovery ends where it begins.
+                let went_on = lineage.went_on(plan.leaf).await?;
+                let passed = went_on.iter().filter(|one| one.left <= plan.until);
                 plan.notes.extend(passed.copied().map(Note::WentOn));
             }
             Ok(plan)
