@@ -3,6 +3,7 @@
 //!
 //! Each is an object that is created once, so a crash leaves some of them, and copying again adds the rest.
 
+use walpoint_base::{TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::AbandonedUntil;
 
@@ -26,6 +27,11 @@ impl WalArchive {
         }
         for (timeline, hash) in there.refused {
             let Some(content) = unless_damaged(from.refused_history(timeline, hash).await)? else { continue };
+            // What was refused there may be what this one has: of two servers each has its own, and neither is the other's to refuse.
+            let stored = async |archive: &Self| archive.stores_history(timeline, &content).await;
+            if stored(self).await? && !stored(from).await? {
+                continue;
+            }
             let own = self.sealer().content_hash(&content);
             let settled =
                 there.settled.contains(&(timeline, hash)) && !here.settled.contains(&(timeline, own));
@@ -40,6 +46,12 @@ impl WalArchive {
             }
         }
         Ok(taken)
+    }
+
+    /// Whether a timeline's history is stored, with that content.
+    async fn stores_history(&self, timeline: TimelineId, content: &[u8]) -> Result<bool> {
+        let stored = unless_damaged(self.get(WalFileName::History(timeline)).await)?;
+        Ok(stored.is_some_and(|stored| stored.content == content))
     }
 
     /// Whether the record that a timeline was abandoned is about the one that this repository has, or gets from the other one.

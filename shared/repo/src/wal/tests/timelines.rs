@@ -176,6 +176,26 @@ async fn verdicts_about_timelines_are_taken_over_with_each_repositorys_own_hashe
     }
 }
 
+/// Two sites were promoted, each into its own repository, and each refused the other's history: what each has stays its own.
+#[tokio::test]
+async fn a_repositorys_own_history_is_not_refused_in_it_because_another_one_refused_it() {
+    let two = TimelineId::new(2).unwrap();
+    for (here, there) in beds(16).await.into_iter().zip(beds(16).await.into_iter().rev()) {
+        let (here, there) = (&here.archive, &there.archive);
+        let [ours, theirs] = ["4", "5"].map(|at| format!("1\t0/{at}000000\tours\n").into_bytes());
+        for (archive, own, other) in [(here, &ours, &theirs), (there, &theirs, &ours)] {
+            archive.put_file(WalFileName::History(two), own.clone()).await.unwrap();
+            archive.put_refused_history(two, other.clone()).await.unwrap();
+        }
+        for (to, from, other) in [(here, there, &theirs), (there, here, &ours)] {
+            assert_eq!(to.take_verdicts(from).await.unwrap(), 0);
+            let refused = to.all_histories().await.unwrap().refused;
+            let [(_, hash)] = refused[..] else { panic!("{refused:?}") };
+            assert_eq!(to.refused_history(two, hash).await.unwrap().as_ref(), Some(other));
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_later_on_a_timeline_is_seen() {
     for Bed { archive, .. } in beds(1).await {
