@@ -85,7 +85,10 @@ mod tests {
         assert!(reply.problems[0].to_string().starts_with("main: look-ahead: no disk\n"));
         let many = HealthReply { problems: vec![problem(ProblemKind::Other, "x".repeat(20_000)); 9] };
         let read = HealthReply::decode(&many.encode().unwrap()[4..]).unwrap();
-        assert_eq!(read.problems.len(), 3, "as many as fit");
+        assert_eq!(read.problems.len(), 7, "as many as fit");
+        let long = HealthReply { problems: vec![problem(ProblemKind::Gap, "ä".repeat(100_000))] };
+        let read = HealthReply::decode(&long.encode().unwrap()[4..]).unwrap();
+        assert!(long.problems[0].text.starts_with(&read.problems[0].text), "a failing daemon is never well");
     }
 
     #[test]

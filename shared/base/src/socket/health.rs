@@ -5,6 +5,9 @@ use std::fmt;
 use super::message::{MAX_MESSAGE, Message, MessageInput, put_text};
 use crate::ClusterName;
 
+/// No problem's text is longer in a message: one that is cut is better than one that is left out.
+const LONGEST_TEXT: usize = 8 << 10;
+
 /// A client asks the daemon of `archive-push` how it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HealthRequest;
@@ -12,7 +15,7 @@ pub struct HealthRequest;
 /// The daemon answers, so it lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthReply {
-    /// Which of its tasks fail, and why; empty if none does. What does not fit into a message is left out.
+    /// Which of its tasks fail, and why; empty if none does. Long texts are cut, and what does not fit into a message is left out.
     pub problems: Vec<HealthProblem>,
 }
 
@@ -69,7 +72,7 @@ impl Message for HealthReply {
             }];
             put_text(&mut one, problem.cluster.as_str());
             put_text(&mut one, &problem.task);
-            put_text(&mut one, &problem.text);
+            put_text(&mut one, &problem.text[..problem.text.floor_char_boundary(LONGEST_TEXT)]);
             if out.len() + one.len() <= MAX_MESSAGE {
                 out.extend(one);
             }
