@@ -93,6 +93,10 @@ impl Checkpoints {
     }
 }
 
+/// How a data directory comes to hold another server's `pg_control`.
+const ANOTHER_WRITES: &str = "DETAIL: Another server writes to this data directory: PostgreSQL finds pg_control by the directory's \
+     path.\nHINT: See that no other server uses the same path, then run the backup again.";
+
 /// Refuses a label and a `pg_control` of two servers. A server writes `pg_control` by the path of its data directory: where that leads
 /// to another server's files meanwhile, it writes there. PostgreSQL would not start from such a backup, or from the wrong state.
 fn require_one_server(from_standby: bool, state: ClusterState) -> anyhow::Result<()> {
@@ -102,9 +106,7 @@ fn require_one_server(from_standby: bool, state: ClusterState) -> anyhow::Result
         _ => return Ok(()),
     };
     bail!(
-        "no backup was made: the server is a {label}, and the global/pg_control that was copied is that of a {control}\nDETAIL: Another \
-         server writes to this data directory: PostgreSQL finds pg_control by the directory's path.\nHINT: See that no other server \
-         uses the same path, then run the backup again."
+        "no backup was made: the server is a {label}, and the global/pg_control that was copied is that of a {control}\n{ANOTHER_WRITES}"
     )
 }
 
@@ -117,8 +119,7 @@ fn require_reached(begin: Lsn, checkpoint: Lsn, replayed: Option<Lsn>) -> anyhow
     }
     bail!(
         "no backup was made: the backup begins with the checkpoint at {begin}, and the global/pg_control that was copied has only reached \
-         {reached}\nDETAIL: Another server writes to this data directory: PostgreSQL finds pg_control by the directory's path.\nHINT: See \
-         that no other server uses the same path, then run the backup again."
+         {reached}\n{ANOTHER_WRITES}"
     )
 }
 

@@ -158,7 +158,11 @@ impl WalTarget {
                 }
                 Err(error.into())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                // Opening it does not show that all of it is there.
+                self.presence.state().seen = None;
+                Err(error.into())
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ const DETAIL: &str = "DETAIL: ";
 /// Begins the line of an instruction.
 const HINT: &str = "HINT: ";
 
-/// A text that somebody else chose, such as a name in WAL or in a repository, for a message: on one line, and without what could control a
+/// A text that another party chose, such as a name in WAL or in a repository, for a message: on one line, and without what could control a
 /// terminal. As it is, a line end and `HINT:` in it would be an instruction of ours.
 pub fn shown(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_somebody_else_chose_makes_no_parts() {
+    fn a_name_that_another_party_chose_makes_no_parts() {
         let name = shown("x\nHINT: run \u{1b}[2Jit\t\u{9b}");
         assert_eq!(name, "x\\nHINT: run \\u{1b}[2Jit\\t\\u{9b}");
         assert!(Diagnostic::new(format!("no \"{name}\"")).hints().is_empty());

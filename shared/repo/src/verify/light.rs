@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
 use walpoint_plan::reach::{WalNeed, WalRoots};
@@ -26,6 +26,9 @@ pub(super) struct NeededWal {
     pub(super) lineage: Lineage,
     pub(super) timelines: BTreeMap<TimelineId, Runs>,
 }
+
+/// Packs that are looked at at the same time.
+const AT_ONCE: usize = 8;
 
 impl Run<'_> {
     /// Looks at everything by name and size; the WAL that is to be read by whoever reads more.
@@ -246,9 +249,15 @@ impl Run<'_> {
             let of_it = self.packs.range((owner, 0)..=(owner, u32::MAX));
             let wrong = of_it.filter(|((_, n), (size, _))| there.get(n) != Some(&u64::from(*size)));
             let wrong: Vec<(u32, u64)> = wrong.map(|((_, n), (size, _))| (*n, u64::from(*size))).collect();
-            for (n, size) in wrong {
-                // A listing that leaves something out would cost backups their place.
-                let (kind, what) = match self.repository.store().head(&paths.pack(owner, n)).await? {
+            // A listing that leaves something out would cost backups their place.
+            let looking = wrong.into_iter().map(|(n, size)| {
+                let (store, key) = (self.repository.store().clone(), paths.pack(owner, n));
+                async move { store.head(&key).await.map(|there| (n, size, there)) }
+            });
+            let looking: Vec<_> = looking.collect();
+            let mut looked = stream::iter(looking).buffered(AT_ONCE);
+            while let Some((n, size, there)) = looked.try_next().await? {
+                let (kind, what) = match there {
                     None => (FindingKind::Missing, "it is not there".to_owned()),
                     Some(meta) if meta.size != size => {
                         let is = meta.size;

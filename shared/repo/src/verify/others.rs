@@ -77,9 +77,7 @@ impl Run<'_> {
         }
         Ok(())
     }
-}
 
-impl Run<'_> {
     /// Reads a segment that was announced as damaged with its parts and its records, which may be what is damaged of it.
     async fn read_announced(
         &self,

@@ -163,7 +163,7 @@ impl Run<'_> {
         Ok((last, place))
     }
 
-    /// Writes the next entry and deletes the one before. Whoever may only read begins at the beginning each time. An error says
+    /// Writes the next entry and deletes the one before. A run that may only read begins at the beginning each time. An error says
     /// that it was not written.
     async fn remember(&mut self, last: u64, place: &SamplePosition) -> Result<()> {
         let paths = ClusterPaths::new(self.cluster);
