@@ -8,23 +8,26 @@
 //! [`TEMPORARY_PREFIX`](durable::TEMPORARY_PREFIX); it is never listed.
 //!
 //! The root is remembered by device and inode: a filesystem that is unmounted, or mounted over it, is an error and never
-//! an empty store. Every call runs on a thread for blocking calls, of which one place has a share: a filesystem that hangs takes no
-//! more threads than that, and no more memory than one object of the largest size for what is being written to it.
+//! an empty store. Every call runs on a thread for blocking calls, of which one place has a [share](super::share): a filesystem that
+//! hangs takes no more threads than that, and what is mounted in its place has its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use tokio::sync::Semaphore;
 use walpoint_base::durable;
 
+use super::mounts;
+use super::share::{Share, Spot};
 use crate::layout::Key;
 use crate::object::MAX_OBJECT;
 use crate::store::buffers::Buffers;
@@ -41,6 +44,9 @@ pub const DIRECTORY_MODE: u32 = 0o750;
 /// Directories remembered as synced; then the memory is emptied and filled anew.
 const REMEMBERED: usize = 1024;
 
+/// A call that has waited so long for a thread looks whether its filesystem is still the one that is mounted.
+const WAITS: Duration = Duration::from_secs(1);
+
 /// A directory that holds a repository. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Local(Arc<Root>);
@@ -50,89 +56,19 @@ struct Root {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// The mount on which it lies, where that is known.
+    mount: Option<u64>,
     /// Directories below the root whose own names, up to the root, were synced by this process.
     synced: Mutex<HashSet<PathBuf>>,
     share: Arc<Share>,
-}
-
-/// What one place may take of this process, over all stores that are opened there. A call into a filesystem that hangs cannot
-/// be cancelled: the request may have timed out long ago, and it keeps its thread, and what it writes, until it returns.
-#[derive(Debug)]
-struct Share {
-    threads: Arc<Semaphore>,
-    /// Of these, what it has where other places have all that are [`SHARED`].
-    own: Arc<Semaphore>,
-    /// KiB that are being written.
-    writing: Arc<Semaphore>,
-}
-
-/// Threads that one place takes at the most.
-const THREADS: usize = 16;
-
-/// Of these, how many are its own. The others are taken from [`SHARED`]: many places that hang leave these two to each of the others.
-const OWN: usize = 2;
-
-/// Threads for all places together, beside what each has of its own: the runtime has some more.
-static SHARED: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(512)));
-
-/// KiB of what is being written to one place: one object of the largest size.
-const WRITING: u32 = 32 << 10;
-
-static SHARES: LazyLock<Mutex<HashMap<Spot, Arc<Share>>>> = LazyLock::new(Mutex::default);
-
-/// What has a share.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum Spot {
-    /// A path at which a directory is looked for.
-    Path(PathBuf),
-    /// A directory, by device and inode: what hangs in one takes nothing from another that is mounted in its place.
-    Directory(u64, u64),
-}
-
-impl Share {
-    fn of(spot: Spot) -> Arc<Self> {
-        let mut shares = SHARES.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Self {
-            threads: Arc::new(Semaphore::new(THREADS)),
-            own: Arc::new(Semaphore::new(OWN)),
-            writing: Arc::new(Semaphore::new(usize::try_from(WRITING).unwrap_or(usize::MAX))),
-        };
-        Arc::clone(shares.entry(spot).or_insert_with(|| Arc::new(new())))
-    }
-
-    /// Runs `work`, which writes so many bytes, on a thread for blocking calls once this place has one to spare.
-    async fn run<T: Send + 'static>(
-        &self,
-        bytes: usize,
-        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(WRITING).min(WRITING);
-        let closed = |_| Failure::new(FailureKind::Transient, "the process is ending");
-        let memory = Arc::clone(&self.writing).acquire_many_owned(kib).await.map_err(closed)?;
-        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(closed)?;
-        let of_all = tokio::select! {
-            biased;
-            shared = Arc::clone(&SHARED).acquire_owned() => shared,
-            own = Arc::clone(&self.own).acquire_owned() => own,
-        };
-        let of_all = of_all.map_err(closed)?;
-        let work = move || {
-            let done = work();
-            // Only now, whether or not the caller still waits.
-            drop((memory, thread, of_all));
-            done
-        };
-        let ended =
-            |_| Failure::new(FailureKind::Transient, "a worker thread ended before its work was done");
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(error)))
-    }
 }
 
 impl Local {
     /// The directory must exist: a store that creates its root would hide a lost mount.
     pub(in crate::store) async fn open(path: &Path) -> Result<Self, Failure> {
         let path = path.to_owned();
-        Share::of(Spot::Path(path.clone())).run(0, move || Self::look(&path)).await
+        let share = Share::of(Spot::Path(path.clone(), mounts::of(&path)));
+        share.take(0).await?.run(move || Self::look(&path)).await
     }
 
     fn look(path: &Path) -> Result<Self, Failure> {
@@ -147,10 +83,14 @@ impl Local {
         if !meta.is_dir() {
             return Err(no_store(format!("{} is not a directory", path.display())));
         }
-        let synced = Mutex::new(HashSet::new());
+        // Later the links on the way are not read again: what they lead to may hang.
+        if let Ok(real) = fs::canonicalize(path) {
+            mounts::leads_to(path, real);
+        }
+        let (synced, mount) = (Mutex::new(HashSet::new()), mounts::of(path));
         let (path, device, inode) = (path.to_owned(), meta.dev(), meta.ino());
-        let share = Share::of(Spot::Directory(device, inode));
-        Ok(Self(Arc::new(Root { path, device, inode, synced, share })))
+        let share = Share::of(Spot::Directory(device, inode, mount));
+        Ok(Self(Arc::new(Root { path, device, inode, mount, synced, share })))
     }
 
     /// Where a name lies.
@@ -259,7 +199,14 @@ impl Local {
                 done => done,
             }
         };
-        self.0.share.run(bytes, work).await
+        let mut taken = pin!(self.0.share.take(bytes));
+        loop {
+            match tokio::time::timeout(WAITS, taken.as_mut()).await {
+                Ok(turn) => return turn?.run(work).await,
+                // The calls that have all threads may never return, even if another filesystem answers at this path now.
+                Err(_) => self.0.check_mount()?,
+            }
+        }
     }
 }
 
@@ -270,16 +217,28 @@ enum Pending {
 
 impl Root {
     fn check(&self) -> Result<(), Failure> {
-        let gone = |what: &str| {
-            let what = format!("{} {what}\nHINT: Check that its filesystem is mounted.", self.path.display());
-            Err(Failure::new(FailureKind::NoStore, what))
-        };
         match fs::metadata(&self.path) {
             Ok(meta) if (meta.dev(), meta.ino()) == (self.device, self.inode) => Ok(()),
-            Ok(_) => gone("is another directory than when it was opened"),
-            Err(error) if error.kind() == ErrorKind::NotFound => gone("is gone"),
+            Ok(_) => Err(self.gone("is another directory than when it was opened")),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(self.gone("is gone")),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The same by the list of mounts alone, without a call into a filesystem that may hang. The same directory under another mount
+    /// counts as another one: it is opened anew.
+    fn check_mount(&self) -> Result<(), Failure> {
+        match mounts::of(&self.path) {
+            Some(now) if self.mount.is_some_and(|then| then != now) => {
+                Err(self.gone("lies on another mount than when it was opened"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn gone(&self, what: &str) -> Failure {
+        let what = format!("{} {what}\nHINT: Check that its filesystem is mounted.", self.path.display());
+        Failure::new(FailureKind::NoStore, what)
     }
 
     fn create(&self, path: &Path, pieces: &[Bytes]) -> Result<(), Failure> {

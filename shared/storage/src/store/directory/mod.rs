@@ -1,9 +1,11 @@
-//! A directory as a store: how its files are written and read, and what killed writes left in it.
+//! A directory as a store: how its files are written and read, how many threads its calls may take, and what killed writes left in it.
 
 mod leftovers;
 mod local;
+mod mounts;
 mod open;
 mod settings;
+mod share;
 
 pub(super) use self::local::Local;
 pub use self::local::{DIRECTORY_MODE, grant};
