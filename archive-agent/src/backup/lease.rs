@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::ClusterName;
-use walpoint_repo::lease::{HeldLease, Holder, LeaseAnswer, Leases, Renewed};
+use walpoint_repo::lease::{BACKUP, HeldLease, Holder, LeaseAnswer, Leases, Renewed};
 use walpoint_storage::error::error_chain;
 
 use crate::check::repository::Destination;
 
-/// What the lease is on.
-const TASK: &str = "backup";
 /// How long it holds without being renewed.
 const SECONDS: u32 = 900;
 /// How often it is renewed.
@@ -39,7 +37,7 @@ impl BackupLeases {
         let mut leases = Self { held: Vec::new(), stolen: false };
         for copy in copies {
             let asked =
-                Leases::of(&copy.repository, cluster, TASK).ask(&holder, SECONDS, steal, is_dead).await;
+                Leases::of(&copy.repository, cluster, BACKUP).ask(&holder, SECONDS, steal, is_dead).await;
             let asked = asked.with_context(|| format!("the lease on backups in repository {}", copy.name()));
             match asked {
                 Ok(LeaseAnswer::Held(held, before)) => {

@@ -14,6 +14,9 @@ use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, SealedObject, Sealer};
 use walpoint_storage::store::{NumberClaim, Store};
 
+/// The task of who backs a cluster up.
+pub const BACKUP: &str = "backup";
+
 /// No lease is longer.
 const MAX_LEASE: usize = 16 << 10;
 /// No lease holds longer than that without being renewed: what is older need not be read.
@@ -142,7 +145,7 @@ impl Leases {
         Self { store: store.clone(), sealer: sealer.clone(), paths, task: task.to_owned() }
     }
 
-    fn key(&self, n: u64) -> Result<Key> {
+    pub(crate) fn key(&self, n: u64) -> Result<Key> {
         self.paths.lease(&self.task, n).map_err(|e| RepoError::Internal(e.to_string()))
     }
 
@@ -210,6 +213,27 @@ impl Leases {
             }
         }
         Err(RepoError::Internal(format!("the lease on {} changes hands all the time", self.task)))
+    }
+
+    /// The leases that may be held at `now`, by the store's clock. One that cannot be read may be anybody's, since whenever.
+    pub async fn living(&self, now: Timestamp) -> Result<Vec<Lease>> {
+        let mut numbers = self.numbers().await?;
+        numbers.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut living, mut ended) = (Vec::new(), Vec::new());
+        for (n, stored) in numbers {
+            if now.duration_since(stored) > LONGEST {
+                continue;
+            }
+            match self.read(n).await {
+                Ok(Some(lease)) if lease.ended => ended.push(lease.holder),
+                Ok(Some(lease)) if lease.is_over(stored, now) || ended.contains(&lease.holder) => {}
+                Ok(Some(lease)) => living.push(lease),
+                Ok(None) => {}
+                Err(RepoError::Corrupt { .. }) => living.push(Lease::unknown(Timestamp::MIN, 0)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(living)
     }
 
     /// Every number below `own`, if nobody has the lease by another one. A number is free again once its holder renewed or
@@ -316,6 +340,17 @@ impl HeldLease {
 }
 
 #[cfg(test)]
+impl Leases {
+    /// Stores a lease under a number.
+    pub(crate) async fn put(&self, n: u64, lease: &Lease) -> Key {
+        let key = self.key(n).unwrap();
+        let object = lease.seal(&self.sealer, &key).unwrap();
+        assert_eq!(self.store.claim(&object).await.unwrap(), NumberClaim::Won);
+        key
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
@@ -335,6 +370,25 @@ mod tests {
             LeaseAnswer::Held(held, _) => *held,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_lease_lives_until_it_is_given_back_or_over() {
+        let store = Store::over("memory", Arc::new(InMemory::new()));
+        let leases = Leases::new(&store, &sealers().remove(0), &"main".parse().unwrap(), BACKUP);
+        let now = Timestamp::now;
+        assert!(leases.living(now()).await.unwrap().is_empty());
+        let mut first = held(leases.ask(&holder(1), 900, false, |_| false).await.unwrap());
+        first.renew().await.unwrap();
+        let living = leases.living(now()).await.unwrap();
+        assert_eq!(living.iter().map(|lease| &lease.holder).collect::<Vec<_>>(), [&holder(1)]);
+        assert!(leases.living(now() + SignedDuration::from_secs(960)).await.unwrap().is_empty());
+        first.release().await.unwrap();
+        assert!(leases.living(now()).await.unwrap().is_empty());
+        let key = leases.key(7).unwrap();
+        assert!(store.create_blindly(&key, bytes::Bytes::from_static(b"noise")).await.unwrap());
+        assert_eq!(leases.living(now()).await.unwrap().len(), 1, "it may be held");
+        assert!(leases.living(now() + SignedDuration::from_hours(25)).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -1,13 +1,17 @@
 //! Unfinished backups that no process will finish. They are aborted by a tombstone, which stands where the manifest would: if
-//! the backup is alive after all, the process that creates that object first decides.
+//! the backup is alive after all, the process that creates that object first decides. A backup of a large cluster in which little
+//! changes may store nothing for days: the lease that it renews shows that it lives.
 
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, ClusterName};
+use walpoint_plan::retention::CLOCK_LIMIT;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::gather::Gathered;
+use super::gather::{Gathered, Unfinished};
 use super::report::Expired;
+use crate::Repository;
 use crate::backup::Backups;
+use crate::lease::{BACKUP, Lease, Leases};
 
 /// One that stored nothing for so long is aborted if a later one was finished: that had its chance to take over what it stored.
 const OVERTAKEN: SignedDuration = SignedDuration::from_hours(24);
@@ -19,13 +23,29 @@ const SILENT: SignedDuration = SignedDuration::from_hours(7 * 24);
 pub(super) const SILENCE: &str = "it stored nothing for a long time; expire aborted it";
 
 /// Those that are to be aborted at `now`, by the store's clock.
-pub(super) fn of(gathered: &Gathered, now: Timestamp) -> Vec<BackupId> {
+pub(super) async fn of(
+    repository: &Repository,
+    cluster: &ClusterName,
+    gathered: &Gathered,
+    now: Timestamp,
+) -> Result<Vec<BackupId>> {
     let newest = gathered.facts.backups.iter().map(|backup| backup.id).max();
-    let silent_ones = gathered.unfinished.iter().filter(|unfinished| {
+    let is_silent = |unfinished: &&Unfinished| {
         let silent = now.duration_since(unfinished.seen);
         silent > SILENT || (silent > OVERTAKEN && newest.is_some_and(|newest| newest > unfinished.id))
-    });
-    silent_ones.map(|unfinished| unfinished.id).collect()
+    };
+    let mut silent: Vec<&Unfinished> = gathered.unfinished.iter().filter(is_silent).collect();
+    if !silent.is_empty() {
+        let living = Leases::of(repository, cluster, BACKUP).living(now).await?;
+        silent.retain(|unfinished| !living.iter().any(|lease| may_hold(lease, unfinished)));
+    }
+    Ok(silent.into_iter().map(|unfinished| unfinished.id).collect())
+}
+
+/// Whether a lease may be that of an unfinished backup: it was taken before the backup began. The id does not tell: its time is
+/// by the server's clock, which may have been wrong.
+fn may_hold(lease: &Lease, unfinished: &Unfinished) -> bool {
+    unfinished.begun.duration_since(lease.since) >= -CLOCK_LIMIT
 }
 
 /// Aborts one, for that reason. In a dry run nothing is stored.

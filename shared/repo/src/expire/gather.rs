@@ -73,6 +73,8 @@ pub(super) struct Unfinished {
     pub(super) id: BackupId,
     /// What it said when it began; `None` if that cannot be read.
     pub(super) intent: Option<Intent>,
+    /// When that was stored, by the store's clock.
+    pub(super) begun: Timestamp,
     /// When it last stored anything, by the store's clock.
     pub(super) seen: Timestamp,
 }
@@ -224,7 +226,7 @@ impl Gathered {
                 (ListedState::Unfinished, Some(begun)) => {
                     let intent = self.intent(backups, one.id).await?;
                     let seen = last_sign(backups, one.id, begun).await?;
-                    self.unfinished.push(Unfinished { id: one.id, intent, seen });
+                    self.unfinished.push(Unfinished { id: one.id, intent, begun, seen });
                 }
                 // Its intent is gone already: what is left of a backup that is being deleted.
                 (ListedState::Unfinished, None) => {}

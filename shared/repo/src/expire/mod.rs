@@ -159,7 +159,8 @@ async fn announce_and_delete(
         let now = store_now();
         request = Some(named::admit(cluster, &backups, &mut gathered, named, now, &mut report).await?);
     } else if policy.drops() {
-        for id in aborted::of(&gathered, store_now()) {
+        let silent = aborted::of(repository, cluster, &gathered, store_now()).await?;
+        for id in silent {
             aborted::abort_backup(&backups, &mut gathered, id, &mut report, aborted::SILENCE).await?;
         }
     }

@@ -22,6 +22,7 @@ use crate::catalog::Catalog;
 use crate::holds::{HeldOn, Holds, Placement};
 use crate::index::IndexWriter;
 use crate::index::tests::{Bed, bed, header};
+use crate::lease::{BACKUP, Holder, Lease, Leases};
 use crate::wal::WalHeader;
 
 const FIRST: TimelineId = TimelineId::FIRST;
@@ -398,6 +399,43 @@ async fn a_backup_under_way_keeps_what_it_builds_on() {
     run(&bed, &at_once(1)).await;
     assert!(!keys(&bed).await.contains(backups.paths().manifest(running).as_str()));
     assert_eq!(finished(&bed).await, [ids[4]]);
+}
+
+/// K3: a backup that renews its lease lives, however long it has stored nothing and whatever a wrong clock made of its id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_lease_lives_is_not_aborted() {
+    let (bed, ids) = world().await;
+    let repository = bed.archive.repository();
+    // Before the newest one, by the server's clock.
+    let quiet = begin(&bed, intent(&bed, id(16, 200), ago(200))).await.id();
+    let leases = Leases::of(repository, &cluster(), BACKUP);
+    let holder = Holder {
+        host: "db1".to_owned(),
+        agent: String::new(),
+        boot: String::new(),
+        process: 1,
+        process_start: 1,
+        pid_namespace: String::new(),
+    };
+    // It was taken before the backup began, and renewed since.
+    let since = ago(31);
+    let lease = Lease { holder, since, seconds: 900, renewal: 400, ended: false };
+    let key = leases.put(7, &lease).await;
+    for hours in [30, 24 * 8] {
+        age(&bed, &quiet.to_string(), hours).await;
+        if hours > 30 {
+            leases.put(8, &Lease { since: ago(24 * 9), ..lease.clone() }).await;
+        }
+        let report = run(&bed, &at_once(1)).await;
+        assert!(report.aborted_backups.is_empty(), "{hours}: {report:#?}");
+    }
+    // A lease that was taken after the backup began is another one's, and one that was not renewed is over.
+    std::fs::remove_file(path(&bed, leases.key(8).unwrap().as_str())).unwrap();
+    assert_eq!(run(&bed, &ExpireOptions { dry_run: true, ..at_once(1) }).await.aborted_backups, [quiet]);
+    age(&bed, &quiet.to_string(), 30).await;
+    age(&bed, key.as_str(), 1).await;
+    assert_eq!(run(&bed, &at_once(1)).await.aborted_backups, [quiet]);
+    assert_eq!(finished(&bed).await, ids[4..]);
 }
 
 /// K3: a backup that another one took over and that was finished after all is listed, and so it stays whole.
