@@ -1,6 +1,6 @@
 //! A share of the objects, or as many as a time allows. Objects are taken in a fixed order, packs before segments, and
 //! each run goes on behind the object with which the last one stopped, around the end to the beginning: so in some runs
-//! everything is read. What is read of an object is all of it, with every check it carries, and of a segment its records;
+//! everything is read. What is read of an object is all of it, with every check it carries, and of a segment its records, unless it is long;
 //! page checksums and the manifests' tables are the full verification's.
 //!
 //! The place is remembered in the repository, under `leases/verify/<n>`, so that it does not matter which machine goes on.
@@ -18,6 +18,7 @@ use walpoint_storage::store::NumberClaim;
 
 use super::light::NeededWal;
 use super::report::FindingKind;
+use super::wal::{LONGEST, hashed};
 use super::{Depth, Run};
 use crate::wal::WalArchive;
 
@@ -225,7 +226,7 @@ pub(super) async fn whole(sealer: Sealer, kind: ObjectKind, key: Key, bytes: byt
     .await?
 }
 
-/// Reads a segment and its records.
+/// Reads a segment and its records; a long one a part at a time, and by its hashes alone, as the full verification does.
 pub(super) async fn segment(
     archive: &WalArchive,
     name: SegmentName,
@@ -234,6 +235,11 @@ pub(super) async fn segment(
 ) -> Result<u64> {
     let missing =
         || RepoError::NotFound { key: key.clone(), store: archive.repository().store().name().to_owned() };
+    let size = archive.lineage().segment_size.bytes();
+    if size > LONGEST {
+        hashed(archive, name).await?.ok_or_else(missing)?;
+        return Ok(size);
+    }
     let file = archive.get(WalFileName::Segment(name)).await?.ok_or_else(missing)?;
     let key = key.clone();
     crate::cpu::run(move || {

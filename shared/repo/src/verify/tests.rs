@@ -3,6 +3,7 @@
 
 mod announced;
 mod content;
+mod large;
 
 use std::io::Write;
 use std::path::PathBuf;

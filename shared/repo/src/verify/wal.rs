@@ -17,7 +17,7 @@ use crate::wal::{FetchedWal, WalArchive};
 const AHEAD: usize = 2;
 
 /// Longer segments are only checked by their hashes: decoding wants them whole in memory.
-const LONGEST: u64 = 16 << 20;
+pub(super) const LONGEST: u64 = 16 << 20;
 
 impl Run<'_> {
     /// Reads what is needed of each lineage.
@@ -253,7 +253,7 @@ async fn is_behind_a_gap(archive: &WalArchive, name: SegmentName) -> Result<bool
 }
 
 /// Reads a long segment a part at a time.
-async fn hashed(archive: &WalArchive, name: SegmentName) -> Result<Option<FetchedWal>> {
+pub(super) async fn hashed(archive: &WalArchive, name: SegmentName) -> Result<Option<FetchedWal>> {
     let Some(mut reader) = archive.read(WalFileName::Segment(name)).await? else { return Ok(None) };
     let mut buffer = Vec::new();
     while !reader.is_done() {

@@ -1,0 +1,57 @@
+//! Segments that are stored in parts.
+
+use walpoint_base::SegmentSize;
+use walpoint_storage::layout::{Key, WalEntry};
+
+use super::{flip, keys, path};
+use crate::index::tests::Bed;
+use crate::verify::wal::LONGEST;
+use crate::verify::*;
+use crate::wal::tests::{facts_of_size, segment};
+use crate::wal::{WalArchive, WalFlags};
+
+const NAME: &str = "000000010000000000000001";
+
+fn size() -> SegmentSize {
+    SegmentSize::new(64 << 20).unwrap()
+}
+
+async fn bed() -> Bed {
+    let made = crate::wal::tests::bed(size(), None).await;
+    Bed { archive: made.archive, dir: made.dir }
+}
+
+async fn store(archive: &WalArchive, whole: bool) {
+    let facts = facts_of_size(NAME, whole, size());
+    archive.put_segment(&facts, segment(size(), 1), WalFlags::default()).await.unwrap();
+}
+
+/// Refuses what is longer than what is to be in memory as a whole.
+struct Short;
+
+impl WalCheck for Short {
+    fn segment(&mut self, _: SegmentName, content: &[u8]) -> Result<(), String> {
+        match content.len() as u64 > LONGEST {
+            true => Err("it is in memory as a whole".to_owned()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A segment may have a gigabyte, and several are read at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_reads_a_large_segment_in_parts() {
+    let bed = bed().await;
+    store(&bed.archive, true).await;
+    let name: SegmentName = NAME.parse().unwrap();
+    let key = bed.archive.paths().segment(name);
+    let read = async || sample::segment(&bed.archive, name, &key, Box::new(Short)).await;
+    assert_eq!(read().await.unwrap(), size().bytes());
+    let is_part = |key: &str| {
+        matches!(bed.archive.paths().parse(&key.parse::<Key>().unwrap()), Some(WalEntry::Part(_)))
+    };
+    let part = keys(&bed).await.into_iter().find(|key| is_part(key.as_str())).unwrap();
+    flip(&path(&bed, &part));
+    let error = read().await.unwrap_err();
+    assert!(matches!(error, walpoint_storage::RepoError::Corrupt { .. }), "{error}");
+}
