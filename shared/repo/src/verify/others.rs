@@ -1,5 +1,6 @@
-//! What else is stored of a cluster and read by no one: restore points, PostgreSQL's own files, segments that nothing needs,
-//! index objects, superseded generations too, and the small objects that backups leave. Each is read as a whole, with every check it carries.
+//! What else is stored of a cluster and read by no one: restore points, PostgreSQL's own files, segments that nothing needs or that
+//! end early, index objects, superseded generations too, and the small objects that backups leave. Each is read as a whole, with every
+//! check it carries, and a large file with its parts.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +8,13 @@ use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{LineageId, SegmentNo, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
-use walpoint_storage::object::ObjectKind;
+use walpoint_storage::object::{ObjectHeader, ObjectKind};
 
 use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::sample::whole;
 use super::{Run, Segment};
+use crate::wal::WalArchive;
 
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 4;
@@ -23,6 +25,8 @@ impl Run<'_> {
         let needed: BTreeMap<LineageId, &NeededWal> =
             needed.iter().map(|one| (one.lineage.id, one)).collect();
         let (store, sealer) = (self.repository.store().clone(), self.repository.sealer().clone());
+        let archives: BTreeMap<LineageId, WalArchive> =
+            needed.iter().map(|(id, one)| (*id, self.repository.wal(&one.lineage))).collect();
         let paths = ClusterPaths::new(self.cluster);
         let listing = store.list(&paths.all(), None).try_filter_map(|entry| {
             let chosen = paths.parse(&entry.key).and_then(|object| {
@@ -41,7 +45,14 @@ impl Run<'_> {
         let read = listing.map(|found| async {
             let (kind, object, key) = found?;
             let result = match store.get(&key).await {
-                Ok(bytes) => whole(sealer.clone(), kind, key.clone(), bytes).await,
+                Ok(bytes) => {
+                    let header = ObjectHeader::parse(&sealer, &key, &bytes);
+                    let large = header.is_ok_and(|(header, _)| header.in_parts);
+                    match whole(sealer.clone(), kind, key.clone(), bytes).await {
+                        Ok(_) if large => parts(&archives, &object, &key).await,
+                        read => read.map(drop),
+                    }
+                }
                 Err(error) => Err(error),
             };
             Ok::<_, RepoError>((object, key, result))
@@ -50,7 +61,7 @@ impl Run<'_> {
         while let Some(one) = read.next().await {
             let (object, key, result) = one?;
             match result {
-                Ok(_) => {
+                Ok(()) => {
                     self.report.read_object_count += 1;
                     if let Some(segment) = segment_of(&object, &needed).filter(|one| self.was_announced(*one))
                     {
@@ -93,6 +104,30 @@ impl Run<'_> {
     }
 }
 
+/// Reads the parts that the object of a large file names.
+async fn parts(archives: &BTreeMap<LineageId, WalArchive>, object: &ClusterObject, key: &Key) -> Result<()> {
+    let ClusterObject::Wal(lineage, entry) = *object else { return Ok(()) };
+    let Some(archive) = archives.get(&lineage) else { return Ok(()) };
+    let reader = match entry {
+        WalEntry::File(name) => archive.read(name).await,
+        WalEntry::Ended(name, end, hash) => archive.read_ended(name, end, hash).await,
+        WalEntry::Partial(name, hash) => archive.read_partial(name, hash).await,
+        _ => return Ok(()),
+    };
+    let Some(mut reader) = reader? else { return Ok(()) };
+    let mut buffer = Vec::new();
+    while !reader.is_done() {
+        buffer = match reader.next_part(buffer).await {
+            // Its parts are deleted with it.
+            Err(RepoError::Corrupt { .. }) if archive.repository().store().head(key).await?.is_none() => {
+                return Ok(());
+            }
+            read => read?,
+        };
+    }
+    Ok(())
+}
+
 /// The segment of a known lineage that an object holds, if it holds one.
 fn segment_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> Option<Segment> {
     let ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(name))) = object else { return None };
@@ -128,6 +163,7 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
         WalEntry::File(WalFileName::Backup(..)) => Some(ObjectKind::BackupHistory),
         WalEntry::File(WalFileName::History(_)) => Some(ObjectKind::History),
         WalEntry::Partial(..) => Some(ObjectKind::Partial),
+        WalEntry::Ended(..) => Some(ObjectKind::Ended),
         _ => None,
     }
 }
@@ -160,6 +196,9 @@ fn finding(
         }
         ClusterObject::Wal(_, WalEntry::File(WalFileName::Backup(..))) => {
             "Delete it: no restore needs PostgreSQL's note of a backup.".into()
+        }
+        ClusterObject::Wal(_, WalEntry::Ended(..)) => {
+            "Delete it if the whole segment is stored; else take a backup: it may be all that is left of its segment.".into()
         }
         // What needs it is not known where the facts of its lineage are not.
         ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(_)))

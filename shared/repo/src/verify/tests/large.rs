@@ -1,9 +1,9 @@
-//! Segments that are stored in parts.
+//! Segments that are stored in parts, and those that end early.
 
 use walpoint_base::SegmentSize;
 use walpoint_storage::layout::{Key, WalEntry};
 
-use super::{flip, keys, path};
+use super::{flip, keys, path, run};
 use crate::index::tests::Bed;
 use crate::verify::wal::LONGEST;
 use crate::verify::*;
@@ -24,6 +24,34 @@ async fn bed() -> Bed {
 async fn store(archive: &WalArchive, whole: bool) {
     let facts = facts_of_size(NAME, whole, size());
     archive.put_segment(&facts, segment(size(), 1), WalFlags::default()).await.unwrap();
+}
+
+/// K4: what no backup needs is read with its parts, and so is what ends early.
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_that_end_early_and_parts_that_nothing_needs_are_read() {
+    let bed = bed().await;
+    store(&bed.archive, false).await;
+    store(&bed.archive, true).await;
+    let paths = bed.archive.paths();
+    let entry = |key: &str| paths.parse(&key.parse::<Key>().unwrap());
+    let all = keys(&bed).await;
+    let ended = all.iter().find(|key| matches!(entry(key.as_str()), Some(WalEntry::Ended(..)))).unwrap();
+    let parts: Vec<&String> =
+        all.iter().filter(|key| matches!(entry(key.as_str()), Some(WalEntry::Part(_)))).collect();
+    assert_eq!(parts.len(), 8, "{all:?}");
+    // Sorted, the two files' parts lie one behind the other.
+    for damaged in [ended, parts[0], parts[7]] {
+        let named = |report: &Verified| {
+            report.findings.iter().any(|finding| {
+                finding.kind == FindingKind::Damaged && finding.what.contains(damaged.as_str())
+            })
+        };
+        assert!(!named(&run(&bed, Depth::Full).await), "{damaged}");
+        flip(&path(&bed, damaged));
+        let report = run(&bed, Depth::Full).await;
+        assert!(named(&report), "{damaged}: {report:#?}");
+        flip(&path(&bed, damaged));
+    }
 }
 
 /// Refuses what is longer than what is to be in memory as a whole.
