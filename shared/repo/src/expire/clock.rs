@@ -2,11 +2,12 @@
 //! may be deleted while they disagree.
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use jiff::{SignedDuration, Timestamp};
-
+use walpoint_base::ClusterName;
 use walpoint_plan::retention::CLOCK_LIMIT;
 use walpoint_storage::error::Result;
-use walpoint_storage::layout;
+use walpoint_storage::layout::{self, ClusterPaths};
 use walpoint_storage::store::Store;
 
 /// How far the store's clock is ahead, to about a second: an object is created, looked at and deleted. `None` where the
@@ -31,14 +32,37 @@ pub async fn clock_ahead(store: &Store) -> Result<Option<SignedDuration>> {
 /// The difference, or why nothing may be deleted.
 pub(super) async fn compare(store: &Store) -> Result<Option<SignedDuration>> {
     let ahead = clock_ahead(store).await?;
-    match ahead {
-        Some(ahead) if ahead.abs() > CLOCK_LIMIT => Err(super::refuse(format!(
-            "{} is {} s {} this machine's clock: more than 5 minutes apart\nDETAIL: The age of objects is unknown, so nothing \
-             is deleted.\nHINT: Set the clocks right (NTP) and run it again.",
-            store.name(),
-            ahead.as_secs().abs(),
-            if ahead.is_negative() { "behind" } else { "ahead of" },
-        ))),
-        ahead => Ok(ahead),
+    ahead.map_or(Ok(()), |ahead| admit(store, ahead))?;
+    Ok(ahead)
+}
+
+/// How far the clock of a full filesystem is taken to be ahead: an empty file tells, for which there may be room. Otherwise it is as
+/// late there as when the newest object was stored, at least: so nothing is taken to be older than it is.
+pub(super) async fn of_full(store: &Store, cluster: &ClusterName) -> Result<SignedDuration> {
+    let before = Timestamp::now();
+    if let Some(time) = store.filesystem_time().await {
+        let between = before + Timestamp::now().duration_since(before) / 2;
+        let ahead = time.duration_since(between);
+        return admit(store, ahead).map(|()| ahead);
     }
+    let mut newest = None;
+    let mut listing = store.list(&ClusterPaths::new(cluster).all(), None);
+    while let Some(entry) = listing.try_next().await? {
+        newest = newest.max(Some(entry.modified));
+    }
+    let ahead = newest.map_or(SignedDuration::ZERO, |newest| newest.duration_since(Timestamp::now()));
+    Ok(ahead.min(SignedDuration::ZERO))
+}
+
+fn admit(store: &Store, ahead: SignedDuration) -> Result<()> {
+    if ahead.abs() <= CLOCK_LIMIT {
+        return Ok(());
+    }
+    Err(super::refuse(format!(
+        "{} is {} s {} this machine's clock: more than 5 minutes apart\nDETAIL: The age of objects is unknown, so nothing is \
+         deleted.\nHINT: Set the clocks right (NTP) and run it again.",
+        store.name(),
+        ahead.as_secs().abs(),
+        if ahead.is_negative() { "behind" } else { "ahead of" },
+    )))
 }

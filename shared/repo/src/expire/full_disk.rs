@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use walpoint_base::ClusterName;
 use walpoint_plan::retention::Policy;
 use walpoint_storage::error::{RepoError, Result};
@@ -13,10 +13,26 @@ use walpoint_storage::error::{RepoError, Result};
 use super::announcements::KnownAnnouncements;
 use super::report::Expired;
 use super::scan::Tally;
-use super::{ExpireOptions, LEFTOVER, delete_announced};
+use super::{ExpireOptions, LEFTOVER, clock, delete_announced};
 use crate::Repository;
 use crate::backup::Backups;
 use crate::reach::Class;
+
+/// What is known of the store's clock, and what was deleted to make room.
+pub(super) struct Room {
+    /// How far the store's clock is ahead, if it was compared.
+    pub(super) ahead: Option<SignedDuration>,
+    /// How far it is taken to be ahead.
+    pub(super) assumed: SignedDuration,
+    pub(super) deleted: BTreeMap<Class, Tally>,
+}
+
+impl Room {
+    /// There was room to compare the clocks.
+    pub(super) fn without_need(ahead: Option<SignedDuration>) -> Self {
+        Self { ahead, assumed: ahead.unwrap_or_default(), deleted: BTreeMap::new() }
+    }
+}
 
 /// Whether a directory's filesystem had no room for what was to be written.
 pub(super) fn is_lacking(error: &RepoError) -> bool {
@@ -32,17 +48,27 @@ pub(super) fn is_lacking(error: &RepoError) -> bool {
     false
 }
 
-/// Deletes what was announced for the grace period and is still not needed, and what killed writes left; what that was.
+/// Deletes what was announced for the grace period and is still not needed, and what killed writes left. The filesystem may be another
+/// machine's, with a clock of its own: that is compared without writing, and once more when there is room.
 pub(super) async fn make(
     repository: &Repository,
     cluster: &ClusterName,
     options: &ExpireOptions,
     report: &mut Expired,
-) -> Result<BTreeMap<Class, Tally>> {
-    report.temporary_file_count = repository.store().remove_leftovers(cluster, LEFTOVER).await?;
+) -> Result<Room> {
+    let store = repository.store();
+    let assumed = clock::of_full(store, cluster).await?;
+    report.temporary_file_count = store.remove_leftovers(cluster, LEFTOVER).await?;
     let policy = if options.named.is_some() { &Policy::default() } else { &options.policy };
     let announced = KnownAnnouncements::read(&Backups::of(repository, cluster)).await?;
-    delete_announced(repository, cluster, policy, (&announced, options.grace, Timestamp::now()), report).await
+    let announced = (&announced, options.grace, Timestamp::now() + assumed);
+    let deleted = delete_announced(repository, cluster, policy, announced, report).await?;
+    match clock::compare(store).await {
+        Ok(Some(ahead)) => Ok(Room { ahead: Some(ahead), assumed: ahead, deleted }),
+        Ok(None) => Ok(Room { ahead: None, assumed, deleted }),
+        Err(error) if is_lacking(&error) => Ok(Room { ahead: None, assumed, deleted }),
+        Err(error) => Err(error),
+    }
 }
 
 /// The error, with the way out if there was no room even then.

@@ -47,6 +47,7 @@ use walpoint_storage::layout::Key;
 use self::announcements::KnownAnnouncements;
 pub use self::clock::clock_ahead;
 use self::delete::Deleter;
+use self::full_disk::Room;
 use self::gather::Gathered;
 pub use self::named::NamedBackup;
 pub use self::report::{BackupDecision, ClassReport, DecisionReport, Expired};
@@ -110,31 +111,27 @@ pub async fn expire(
 ) -> Result<Expired> {
     let mut report = Expired::new(repository, cluster, options);
     let compared = if options.dry_run { Ok(None) } else { clock::compare(repository.store()).await };
-    let (ahead, made) = match compared {
-        Ok(ahead) => (ahead, None),
-        // A directory's clock is this machine's.
+    let room = match compared {
+        Ok(ahead) => Room::without_need(ahead),
         Err(error) if full_disk::is_lacking(&error) => {
             report.notes.push(
                 "the filesystem is full: what had been announced long enough ago was deleted before anything was written"
                     .to_owned(),
             );
-            (
-                None,
-                Some(
-                    full_disk::make(repository, cluster, options, &mut report)
-                        .await
-                        .map_err(full_disk::explain)?,
-                ),
-            )
+            full_disk::make(repository, cluster, options, &mut report).await.map_err(full_disk::explain)?
         }
         Err(error) => return Err(error),
     };
-    report.clock_ahead_seconds = ahead.map(|ahead| ahead.as_secs());
+    report.clock_ahead_seconds = room.ahead.map(|ahead| ahead.as_secs());
     // Stores tell whole seconds: less than two are no difference.
-    let ahead = ahead.filter(|ahead| ahead.abs() >= SignedDuration::from_secs(2)).unwrap_or_default();
+    let ahead = if room.assumed.abs() < SignedDuration::from_secs(2) {
+        SignedDuration::ZERO
+    } else {
+        room.assumed
+    };
     let report = announce_and_delete(repository, cluster, options, ahead, report).await;
     let mut report = report.map_err(full_disk::explain)?;
-    report.deleted(&made.unwrap_or_default());
+    report.deleted(&room.deleted);
     Ok(report)
 }
 

@@ -248,6 +248,31 @@ async fn a_full_filesystem_is_expired() {
     all_is_well(&bed, &ids[3..]).await;
 }
 
+/// K1: where a full filesystem is another machine's, whose clock is behind, nothing goes before its time by that clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_filesystem_is_expired_by_its_own_clock() {
+    let (bed, ids) = world().await;
+    run(&bed, &keep(2)).await;
+    // Two hours behind: what was stored now was stored at that time there, and what was announced 25 hours ago, 23 hours ago.
+    let behind = Duration::from_secs(2 * 3600);
+    for key in keys(&bed).await {
+        let file = File::open(path(&bed, &key)).unwrap();
+        let then = SystemTime::now() - behind;
+        if file.metadata().unwrap().modified().unwrap() > then {
+            file.set_modified(then).unwrap();
+        }
+    }
+    age(&bed, "announcements/", 25).await;
+    let crashing = CrashingStore::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", crashing.store(), None).await.unwrap();
+    crashing.fill(5);
+    let early = expire(&repository, &cluster(), &keep(2)).await;
+    assert_eq!(finished(&bed).await, ids, "{early:#?}");
+    age(&bed, "announcements/", 27).await;
+    expire(&repository, &cluster(), &keep(2)).await.unwrap();
+    assert_eq!(finished(&bed).await, ids[3..]);
+}
+
 /// K1, K2, K3: nothing goes before its time, then exactly what is not needed, and a dry run changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn announced_first_and_deleted_after_the_grace_period() {

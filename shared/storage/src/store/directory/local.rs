@@ -126,6 +126,18 @@ impl Local {
         self.run_writing(bytes, move |root| root.create(&path, &pieces)).await
     }
 
+    /// What time it is by the filesystem's clock: an empty file is created and removed. A crash leaves a temporary file.
+    pub(in crate::store) async fn time(&self) -> Result<jiff::Timestamp, Failure> {
+        self.run(|root| {
+            let path = durable::temporary_beside(&root.path.join("time"));
+            let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+            let meta = file.metadata();
+            fs::remove_file(&path).ok();
+            Ok(modified(&meta?))
+        })
+        .await
+    }
+
     pub(in crate::store) async fn sync(&self, name: &str) -> Result<(), Failure> {
         let path = self.0.path.join(name);
         self.run(move |root| root.sync(&path)).await

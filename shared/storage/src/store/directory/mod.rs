@@ -1,5 +1,6 @@
 //! A directory as a store: how its files are written and read, how many threads its calls may take, and what killed writes left in it.
 
+mod clock;
 mod leftovers;
 mod local;
 mod mounts;
