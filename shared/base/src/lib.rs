@@ -13,10 +13,12 @@
 //! | [`chain`] | whether one segment continues another |
 //! | [`crossing`] | what two segments know together of the record between them |
 //! | [`durable`] | files that survive a power cut |
+//! | [`mounts`] | on which mount a path lies, though its filesystem hangs |
 //! | [`nearest`] | the known word that was meant by one that is not known |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
 //! | [`span`] | spans of time, as a person writes them |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
+//! | [`small_file`] | secrets and certificates in files, on filesystems that may hang |
 //! | [`table`] | settings that come from a table of the configuration |
 //! | [`tablespace`] | what lies where replay creates tablespaces |
 //! | [`json`] | how all that appears in the JSON that commands print |
@@ -38,11 +40,14 @@ pub mod ids;
 #[cfg(feature = "json")]
 pub mod json;
 pub mod lsn;
+pub mod mounts;
 pub mod nearest;
 pub mod place;
 #[cfg(feature = "secret")]
 pub mod secret;
 pub mod segment;
+#[cfg(feature = "secret")]
+pub mod small_file;
 pub mod socket;
 #[cfg(feature = "time")]
 pub mod span;

@@ -4,10 +4,11 @@
 mod command;
 
 use std::fmt;
-use std::io::Read;
 use std::path::PathBuf;
 
 use zeroize::Zeroizing;
+
+use crate::small_file;
 
 /// A secret longer than this is a mistake.
 const MAX_LENGTH: u64 = 64 << 10;
@@ -101,11 +102,13 @@ impl SecretSource {
         }
     }
 
-    /// Reads the secret. Blocks, for a command up to 30 seconds, and as long again where the same one is under way.
+    /// Reads the secret. Blocks: for a file up to 10 seconds, for a command up to 30, and as long again where the same one is
+    /// under way.
     pub fn read(&self) -> Result<Secret, SecretError> {
         let bytes = match self {
             Self::File(path) => {
-                let file = std::fs::File::open(path).and_then(read_bounded);
+                // One byte more than allowed at the most, which tells.
+                let file = small_file::read(path, MAX_LENGTH + 1);
                 file.map_err(|source| SecretError::File { path: path.clone(), source })?
             }
             Self::Command(command) => run(command, None)?,
@@ -136,13 +139,6 @@ impl fmt::Display for SecretSource {
             Self::Environment(name) => write!(f, "environment variable {name}"),
         }
     }
-}
-
-/// Reads one byte more than allowed at the most, so that the caller can tell.
-fn read_bounded(from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    from.take(MAX_LENGTH + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// What a shell command prints after reading `input`, of at most 64 KiB, as bytes: for commands that turn one secret into

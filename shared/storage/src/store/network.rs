@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 use walpoint_base::secret::{Secret, SecretError, SecretSource};
+use walpoint_base::small_file;
 
 use super::limits::LimitSettings;
 use super::table::{Keys, StoreTable, keys};
@@ -13,6 +14,9 @@ use crate::error::{RepoError, Result};
 
 /// Where clouds tell a machine who it is; the same address at all three.
 const METADATA: &str = "169.254.169.254:80";
+
+/// A file of certificates that is longer is a mistake.
+const MAX_CERTIFICATES: u64 = 16 << 20;
 
 /// The address of a store, and whom to trust there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +48,7 @@ impl NetworkSettings {
     }
 
     /// Timeouts of whole requests and of answers are set per request (`limits`): the client's own would cut slow uploads.
-    pub(super) fn client_options(&self, limits: &LimitSettings) -> Result<ClientOptions> {
+    pub(super) async fn client_options(&self, limits: &LimitSettings) -> Result<ClientOptions> {
         let mut options = ClientOptions::new()
             .with_timeout_disabled()
             .with_read_timeout_disabled()
@@ -52,7 +56,14 @@ impl NetworkSettings {
             .with_allow_http(self.allow_http);
         if let Some(path) = &self.ca_file {
             let wrong = |what: String| RepoError::settings("ca_file", format!("{}: {what}", path.display()));
-            let pem = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+            let file = path.clone();
+            let read =
+                tokio::task::spawn_blocking(move || small_file::read(&file, MAX_CERTIFICATES + 1)).await;
+            let pem = read.map_err(|e| RepoError::Internal(e.to_string()))?;
+            let pem = pem.map_err(|e| wrong(e.to_string()))?;
+            if pem.len() as u64 > MAX_CERTIFICATES {
+                return Err(wrong("is too long".to_owned()));
+            }
             let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| wrong(e.to_string()))?;
             if certificates.is_empty() {
                 return Err(wrong("holds no certificate".to_owned()));

@@ -22,9 +22,10 @@ pub(in crate::store) fn contradictions(settings: &AzureSettings) -> Vec<RepoErro
 pub(in crate::store) async fn open(settings: &AzureSettings, limits: &LimitSettings) -> Result<Remote> {
     let AzureSettings { container, network, .. } = settings;
     network.uses_http()?;
+    let client = network.client_options(limits).await?;
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(&container.name)
-        .with_client_options(network.client_options(limits)?)
+        .with_client_options(client)
         .with_retry(no_retries());
     if let Some(account) = &settings.account {
         builder = builder.with_account(account);

@@ -4,15 +4,22 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
 use super::settings::GoogleSettings;
 use crate::error::{RepoError, Result};
-use crate::store::network::{has_metadata, no_credentials};
+use crate::store::network::{has_metadata, no_credentials, secret};
 
 pub(super) async fn add(
     builder: GoogleCloudStorageBuilder,
     settings: &GoogleSettings,
 ) -> Result<GoogleCloudStorageBuilder> {
     if let Some(path) = &settings.service_account_file {
-        let path = path.to_str().ok_or_else(|| RepoError::settings("service_account_file", "is not text"))?;
-        return Ok(builder.with_service_account_path(path));
+        // Beside a path, which the environment may name, the library takes no key: another path alone replaces it.
+        if builder.get_config_value(&GoogleConfigKey::ServiceAccount).is_some() {
+            let path =
+                path.to_str().ok_or_else(|| RepoError::settings("service_account_file", "is not text"))?;
+            return Ok(builder.with_service_account_path(path));
+        }
+        if let Some(key) = secret("service_account_file", &Some(path.clone()), &None).await? {
+            return Ok(builder.with_service_account_key(key.expose()));
+        }
     }
     if settings.network.endpoint.is_some() && settings.network.allow_http {
         // An emulator, which knows no credentials; without any the library would ask the machine for them.

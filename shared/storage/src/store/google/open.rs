@@ -19,9 +19,10 @@ pub(in crate::store) fn contradictions(settings: &GoogleSettings) -> Vec<RepoErr
 pub(in crate::store) async fn open(settings: &GoogleSettings, limits: &LimitSettings) -> Result<Remote> {
     let GoogleSettings { bucket, network, .. } = settings;
     network.uses_http()?;
+    let client = network.client_options(limits).await?;
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(&bucket.name)
-        .with_client_options(network.client_options(limits)?)
+        .with_client_options(client)
         .with_retry(no_retries());
     if let Some(endpoint) = network.endpoint() {
         builder = builder.with_base_url(endpoint);

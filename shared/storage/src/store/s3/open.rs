@@ -14,9 +14,10 @@ use crate::store::remote::Remote;
 pub(in crate::store) async fn open(settings: &S3Settings, limits: &LimitSettings) -> Result<Remote> {
     let S3Settings { bucket, network, .. } = settings;
     let plain_http = network.uses_http()?;
+    let client = network.client_options(limits).await?;
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&bucket.name)
-        .with_client_options(network.client_options(limits)?)
+        .with_client_options(client)
         .with_retry(no_retries());
     if let Some(endpoint) = network.endpoint() {
         builder = builder.with_endpoint(endpoint);
