@@ -229,3 +229,6 @@ pub(super) async fn look(targets: &[&WalTarget]) -> Result<(), UploadError> {
         |error: TargetError| UploadError { permanent: !error.is_transient(), text: error_chain(&error) };
     looked.into_iter().collect::<Result<(), TargetError>>().map_err(failed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,11 +124,8 @@ pub async fn expire(
     };
     report.clock_ahead_seconds = room.ahead.map(|ahead| ahead.as_secs());
     // Stores tell whole seconds: less than two are no difference.
-    let ahead = if room.assumed.abs() < SignedDuration::from_secs(2) {
-        SignedDuration::ZERO
-    } else {
-        room.assumed
-    };
+    let ahead =
+        if room.assumed.abs() < SignedDuration::from_secs(2) { SignedDuration::ZERO } else { room.assumed };
     let report = announce_and_delete(repository, cluster, options, ahead, report).await;
     let mut report = report.map_err(full_disk::explain)?;
     report.deleted(&room.deleted);

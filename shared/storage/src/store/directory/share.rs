@@ -13,7 +13,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use crate::store::failure::{Failure, FailureKind};
 
 /// Threads that one place takes at the most.
-pub(super) const THREADS: usize = 16;
+const THREADS: usize = 16;
 
 /// Of these, how many are its own. The others are taken from [`SHARED`]: many places that hang leave these two to each of the others.
 const OWN: usize = 2;
@@ -39,7 +39,7 @@ pub(super) enum Spot {
 /// What one place may take of this process, over all stores that are opened there.
 #[derive(Debug)]
 pub(super) struct Share {
-    pub(super) threads: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
     /// Of these, what it has where other places have all that are [`SHARED`].
     own: Arc<Semaphore>,
     /// KiB that are being written.
