@@ -1,6 +1,7 @@
 //! Leases: who is at a task of a cluster, so that two do not begin the same work (`FORMAT.md`, chapter "Announcements and leases").
 //!
-//! Advisory. Nothing depends on a lease being right: two backups at once cost time and space, and both are whole. A lease is
+//! Advisory. Nothing depends on a lease being right: two backups at once cost time and space, and both are whole; one that is
+//! wrong makes `expire` abort an unfinished backup later. A lease is
 //! the highest number of its sequence; who creates the next number has it from then on. It ends when its holder deletes it, or,
 //! without the right to delete, creates a next number that says so,
 //! when it was not renewed in time (by the store's clock against this machine's, so a clock that is wrong makes it end early
