@@ -6,31 +6,93 @@
 //! switch point, with zeros behind it, and not at all where the path has left that timeline before it.
 //!
 //! Which path recovery follows is known from what PostgreSQL asks for: in one pass it asks for the younger timelines' files of the
-//! same number first. A standby may have had that answer from elsewhere, so there the newest history that it was given and the
-//! setting `recovery_target_timeline` count too. They never do in archive recovery, which would end at the cut.
+//! same number first ([`Pass`](super::pass::Pass)). A standby may have had that answer from elsewhere, so there the newest history
+//! that it was given or received and the setting `recovery_target_timeline` count too. They never do in archive recovery, which would
+//! end at the cut.
+//!
+//! A history that came by streaming lies in `pg_wal` only, as does every one that PostgreSQL took from the archive to go by it. Those
+//! are read to cut, and for nothing else: they prove nothing of the archive.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use walpoint_base::{
     Diagnostic, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalDirectory,
+    WalFileName,
 };
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::wal::{PageHeader, RecordHeader};
 
 use crate::settings;
-use crate::wal::archive::{FetchResult, Landed};
+use crate::wal::archive::{ClusterArchive, FetchResult, Landed};
 use crate::wal::histories::HistoryCache;
 
-/// PostgreSQL asks for an older timeline's file at once after the answer for the younger one.
-const ONE_PASS: Duration = Duration::from_secs(10);
+/// The history of a path is mostly known, and a standby waits for its answer.
+const HISTORY: Duration = Duration::from_millis(300);
+
+/// As long a recovery waits for it that would stop without it.
+const HISTORY_OF_RECOVERY: Duration = Duration::from_secs(10);
+
+/// A segment that PostgreSQL asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AskedSegment {
+    pub(crate) name: SegmentName,
+    /// The youngest timeline that it did not get this segment of in the same pass.
+    pub(crate) pass: Option<TimelineId>,
+    /// Whether a standby asks.
+    pub(crate) standby: bool,
+}
+
+/// The outcome for a segment that has landed: what belongs to the path that recovery follows. `cut` cuts the file.
+pub(crate) async fn on_the_path(
+    archive: &ClusterArchive,
+    place: &WalDirectory,
+    asked: AskedSegment,
+    landed: Landed,
+    cut: impl FnOnce(Lsn) -> io::Result<()>,
+) -> FetchResult {
+    match portion_of_path(archive, place, asked).await {
+        Ok(portion) => apply(asked.name, portion, landed, cut),
+        Err(why) => FetchResult::Uncertain(format!(
+            "how much of \"{}\" belongs to the path that recovery follows is not known: {why}",
+            asked.name
+        )),
+    }
+}
+
+/// How much of a segment belongs to the path that recovery follows; the error says why that cannot be found out.
+async fn portion_of_path(
+    archive: &ClusterArchive,
+    place: &WalDirectory,
+    AskedSegment { name, pass, standby }: AskedSegment,
+) -> Result<Portion, String> {
+    let Some(size) = archive.segment_size() else { return Ok(Portion::Whole) };
+    if let Some(youngest) = pass {
+        // PostgreSQL has read it before it asked for that timeline's segments, and kept what it read.
+        let asked = match own_history(&place.wal, youngest) {
+            Some(own) => Some(own),
+            None => {
+                let limit = if standby { HISTORY } else { HISTORY_OF_RECOVERY };
+                let history = tokio::time::timeout(limit, archive.history(youngest)).await;
+                let in_time = history
+                    .map_err(|_| format!("no repository gave the history of timeline {youngest} in time"))?;
+                in_time.map_err(|error| walpoint_words::format_chain(&error))?
+            }
+        };
+        if let Some(history) = asked {
+            return Ok(portion(&history, name, size));
+        }
+    }
+    let followed = standby.then(|| followed_by_standby(place, name.timeline)).flatten();
+    Ok(followed.map_or(Portion::Whole, |history| portion(&history, name, size)))
+}
 
 /// How much of a timeline's segment belongs to the path that recovery follows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Portion {
+enum Portion {
     /// As much as there is.
     Whole,
     /// What lies before this position inside the segment.
@@ -40,7 +102,7 @@ pub(crate) enum Portion {
 }
 
 /// How much of segment `name` belongs to the path of `history`. A timeline that is not on the path is none of its business.
-pub(crate) fn portion(history: &TimelineHistory, name: SegmentName, size: SegmentSize) -> Portion {
+fn portion(history: &TimelineHistory, name: SegmentName, size: SegmentSize) -> Portion {
     let Some(number) = name.number(size) else { return Portion::Whole };
     if history.timeline() == name.timeline || !history.contains(name.timeline) {
         return Portion::Whole;
@@ -52,54 +114,52 @@ pub(crate) fn portion(history: &TimelineHistory, name: SegmentName, size: Segmen
     }
 }
 
-/// The files of one segment that PostgreSQL did not get in this pass.
-#[derive(Debug, Default)]
-pub(crate) struct Pass {
-    refused: Option<(SegmentName, Instant)>,
-}
-
-impl Pass {
-    /// Another question: what was refused before only counts for an older file of the same number.
-    pub(crate) fn ask(&mut self, name: Option<SegmentName>, now: Instant) -> Option<TimelineId> {
-        let refused = self.refused.filter(|(refused, at)| {
-            name.is_some_and(|name| {
-                (name.log, name.segment) == (refused.log, refused.segment) && name.timeline < refused.timeline
-            }) && now.saturating_duration_since(*at) < ONE_PASS
-        });
-        self.refused = refused;
-        refused.map(|(refused, _)| refused.timeline)
-    }
-
-    /// The answer was not the file. The youngest timeline counts: its path has all others of the pass.
-    pub(crate) fn refuse(&mut self, name: SegmentName, now: Instant) {
-        let youngest = self.refused.map_or(name, |(refused, _)| refused);
-        self.refused = Some((youngest, now));
-    }
-}
-
-/// What a standby follows, by the histories that it was given and by its settings: `None` if that is not known, or if it has
-/// replayed behind the position at which that path leaves `timeline`, and cannot follow it.
-pub(crate) fn followed_by_standby(place: &WalDirectory, timeline: TimelineId) -> Option<TimelineHistory> {
-    let cache = HistoryCache::in_wal(&place.wal);
+/// What a standby follows, by the histories that it was given or received and by its settings: `None` if that is not known, or if it
+/// has replayed behind the position at which that path leaves `timeline`, and cannot follow it.
+fn followed_by_standby(place: &WalDirectory, timeline: TimelineId) -> Option<TimelineHistory> {
     let read = |name: &str| std::fs::read_to_string(place.pgdata.join(name)).unwrap_or_default();
     // The later one counts.
     let text = [read("postgresql.conf"), read("postgresql.auto.conf")].join("\n");
     let settings = settings::targets(&text);
     let wanted = settings.get("recovery_target_timeline").map(|value| value.trim_matches('\''));
-    let history = match wanted {
-        None | Some("latest") => cache.newest(place.recovery),
-        Some(number) => {
-            let id = TimelineId::new(number.parse().ok()?)?;
-            let content = cache.get(place.recovery, id)?;
-            TimelineHistory::parse(id, &content).ok()
-        }
-    }?;
-    let left = history.end_of(timeline)?;
     let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok()?;
     let control = ControlFile::parse(&control).ok()?;
+    let history = followed(place, wanted, control.newest_timeline()?)?;
+    let left = history.end_of(timeline)?;
     let sizes = (control.wal_segment_size, u64::from(control.wal_block_size));
     let passed = control.min_recovery_point > left && control.min_recovery_point_timeline == Some(timeline);
     (!passed && !goes_on(&place.wal, timeline, left, sizes)).then_some(history)
+}
+
+/// The history of the timeline that a standby follows that has reached timeline `reached`, by its setting `recovery_target_timeline`.
+fn followed(place: &WalDirectory, setting: Option<&str>, reached: TimelineId) -> Option<TimelineHistory> {
+    let cache = HistoryCache::in_wal(&place.wal);
+    let history = |timeline: TimelineId| {
+        let given = cache.get(place.recovery, timeline);
+        let given = given.and_then(|content| TimelineHistory::parse(timeline, &content).ok());
+        given.or_else(|| own_history(&place.wal, timeline))
+    };
+    match setting {
+        None | Some("latest") => {}
+        Some("current") => return history(reached),
+        Some(number) => return history(TimelineId::new(number.parse().ok()?)?),
+    }
+    // As PostgreSQL looks for it: one id after the other until one has no history (`findNewestTimeLine`). Those that it was given, it
+    // has looked for so.
+    let given = cache.newest(place.recovery).map(|given| given.timeline());
+    let mut newest = given.map_or(reached, |given| given.max(reached));
+    while let Some(next) = newest.next().filter(|next| history(*next).is_some()) {
+        newest = next;
+    }
+    // One that leaves the path before what was reached is another server's.
+    let ids = (reached.get()..=newest.get()).rev().filter_map(TimelineId::new);
+    ids.filter_map(history).find(|history| history.contains(reached))
+}
+
+/// A history in `pg_wal`, which PostgreSQL received or took to go by it. To cut by it, and for nothing else.
+fn own_history(wal: &Path, timeline: TimelineId) -> Option<TimelineHistory> {
+    let content = std::fs::read(wal.join(WalFileName::History(timeline).to_string())).ok()?;
+    TimelineHistory::parse(timeline, &content).ok()
 }
 
 /// Whether a directory of WAL has records of a timeline behind the position at which another one left it: the server was given
@@ -140,7 +200,7 @@ pub(crate) fn cut(path: &Path, until: Lsn, size: SegmentSize) -> io::Result<()> 
 }
 
 /// The outcome for a segment that has landed, of which recovery may have `portion`. `cut` cuts the file.
-pub(crate) fn apply(
+fn apply(
     name: SegmentName,
     portion: Portion,
     mut landed: Landed,
@@ -195,27 +255,34 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_ends_with_another_question() {
-        let now = Instant::now();
-        let (parent, child, grandchild) = (
-            name("000000010000000000000005"),
-            name("000000020000000000000005"),
-            name("000000030000000000000005"),
-        );
-        let mut pass = Pass::default();
-        assert_eq!(pass.ask(Some(grandchild), now), None);
-        pass.refuse(grandchild, now);
-        assert_eq!(pass.ask(Some(child), now), Some(grandchild.timeline));
-        pass.refuse(child, now);
-        assert_eq!(pass.ask(Some(parent), now), Some(grandchild.timeline));
-        assert_eq!(pass.ask(Some(child), now + ONE_PASS), None, "much later");
-        pass.refuse(child, now);
-        assert_eq!(pass.ask(None, now), None, "a history");
-        assert_eq!(pass.ask(Some(parent), now), None);
-        pass.refuse(parent, now);
-        assert_eq!(pass.ask(Some(child), now), None, "a younger one is another pass");
-        pass.refuse(child, now);
-        assert_eq!(pass.ask(Some(name("000000010000000000000006")), now), None, "another segment");
+    fn a_history_that_came_by_streaming_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("pg_wal");
+        for directory in [dir.path().join("global"), wal.clone()] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        durable::create(&dir.path().join(CONTROL_FILE), &7u64.to_ne_bytes()).unwrap();
+        durable::create(&dir.path().join("standby.signal"), b"").unwrap();
+        let place = WalDirectory::of(dir.path()).unwrap();
+        let timeline = |id: u32| TimelineId::new(id).unwrap();
+        let received = |id: u32, content: &[u8]| {
+            durable::create(&wal.join(WalFileName::History(timeline(id)).to_string()), content).unwrap();
+        };
+        let followed = |setting, reached| {
+            followed(&place, setting, timeline(reached)).map(|history| history.timeline().get())
+        };
+        assert_eq!(followed(None, 1), None);
+        received(2, b"1\t0/5000100\tx\n");
+        assert_eq!(followed(None, 1), Some(2));
+        assert_eq!(followed(Some("latest"), 2), Some(2), "its end is not known, but where it begins");
+        assert_eq!((followed(Some("current"), 1), followed(Some("2"), 1)), (None, Some(2)));
+        received(3, b"1\t0/4000100\tx\n");
+        assert_eq!(followed(None, 1), Some(3));
+        assert_eq!(followed(None, 2), Some(2), "timeline 3 is not forked from it");
+        received(5, b"1\t0/5000100\tx\n2\t0/6000100\tx\n");
+        assert_eq!(followed(None, 2), Some(2), "PostgreSQL looks no further than timeline 4");
+        received(4, b"damaged");
+        assert_eq!(followed(None, 2), Some(2));
     }
 
     #[test]

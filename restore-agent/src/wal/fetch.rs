@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use jiff::SignedDuration;
 use walpoint_base::{
-    Diagnostic, RECOVERY_ORIGIN, SegmentName, WalDirectory, WalFileName, durable, tablespace,
+    Diagnostic, RECOVERY_ORIGIN, TimelineId, WalDirectory, WalFileName, durable, tablespace,
 };
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{self, HistoryOutage};
@@ -18,8 +18,9 @@ use walpoint_words::format_chain;
 
 use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
 use crate::wal::atomic_file::{self, Durability};
-use crate::wal::branch::{self, Portion};
+use crate::wal::branch::{self, AskedSegment};
 use crate::wal::histories::HistoryCache;
+use crate::wal::pass::Pass;
 use crate::wal::refusal::Remedy;
 use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
 use crate::wal::{creates, parents};
@@ -61,6 +62,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     let place = WalDirectory::around(&args.path);
     let standby = place.as_ref().is_some_and(WalDirectory::is_standby);
     let own = place.as_ref().is_some_and(|place| place.has_own_history(name));
+    // Whatever becomes of it: what was refused before counts for this question or for none.
+    let server = place.as_ref().filter(|place| place.server);
+    let pass = server.and_then(|place| Pass::in_wal(&place.wal).ask(name));
     let leaving = place.as_ref().filter(|place| own || (place.leaves_recovery() && name.is_never_written()));
     // The recovery is over: what it began with binds no later one.
     if let Some(place) = leaving
@@ -93,7 +97,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     match common.select_to_read::<StoreSettings>() {
         Ok(selection) => {
             let policy = selection.settings.standby_history_outage;
-            let outcome = attempts(selection, name, place.as_ref(), args).await;
+            let outcome = attempts(selection, name, (place.as_ref(), pass), args).await;
             if let (Some(place), FetchResult::Landed(landed)) = (&place, &outcome)
                 && let Err(refusal) = permit(place, landed)
             {
@@ -127,7 +131,7 @@ fn permit(place: &WalDirectory, landed: &Landed) -> Result<(), String> {
 async fn attempts(
     selection: Selection<StoreSettings>,
     name: WalFileName,
-    place: Option<&WalDirectory>,
+    (place, pass): (Option<&WalDirectory>, Option<TimelineId>),
     args: &FetchArgs,
 ) -> FetchResult {
     let budget = config::duration(selection.settings.fetch_timeout);
@@ -135,6 +139,7 @@ async fn attempts(
     // PostgreSQL syncs what it restores itself.
     let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };
     let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
+    let server = place.filter(|place| place.server);
     let standby = place.filter(|place| place.is_standby());
     let outcome = if standby.is_some() {
         let within = args.within.map_or(STANDBY_ATTEMPT, config::duration);
@@ -143,15 +148,17 @@ async fn attempts(
         let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
         retry_budget::until_certain(budget, attempt, tell).await
     };
-    let outcome = match (outcome, name, standby) {
+    let outcome = match (outcome, name, server) {
         (FetchResult::Landed(landed), WalFileName::Segment(segment), Some(place)) => {
-            on_the_path(&archive, place, segment, &args.path, landed)
+            let asked = AskedSegment { name: segment, pass, standby: standby.is_some() };
+            on_the_path(&archive, place, asked, &args.path, landed).await
         }
         (outcome, ..) => outcome,
     };
-    if let (Some(place), FetchResult::Landed(_), WalFileName::Segment(segment)) =
-        (place.filter(|place| place.server), &outcome, name)
-    {
+    if let (Some(place), false) = (server, matches!(outcome, FetchResult::Landed(_))) {
+        Pass::in_wal(&place.wal).refuse(name, pass);
+    }
+    if let (Some(place), FetchResult::Landed(_), WalFileName::Segment(segment)) = (server, &outcome, name) {
         parents::put(&archive, place, segment, &args.path).await;
     }
     let Some(place) = standby else { return outcome };
@@ -165,23 +172,23 @@ async fn attempts(
     outcome
 }
 
-/// What a standby may have of a segment: what belongs to the path that it follows.
-fn on_the_path(
+/// What a server may have of a segment: what belongs to the path that it follows. Nothing else stays at `path`.
+async fn on_the_path(
     archive: &ClusterArchive,
     place: &WalDirectory,
-    name: SegmentName,
+    asked: AskedSegment,
     path: &Path,
     landed: Landed,
 ) -> FetchResult {
-    let Some(size) = archive.segment_size() else { return FetchResult::Landed(landed) };
-    let history = branch::followed_by_standby(place, name.timeline);
-    let portion = history.map_or(Portion::Whole, |history| branch::portion(&history, name, size));
-    if portion == Portion::Nothing
+    let size = archive.segment_size();
+    let cut = |until| size.map_or(Ok(()), |size| branch::cut(path, until, size));
+    let outcome = branch::on_the_path(archive, place, asked, landed, cut).await;
+    if !matches!(outcome, FetchResult::Landed(_))
         && let Err(error) = durable::remove(path)
     {
         tracing::debug!("{} stays: {error}", path.display());
     }
-    branch::apply(name, portion, landed, |until| branch::cut(path, until, size))
+    outcome
 }
 
 /// A history that need not be asked for.

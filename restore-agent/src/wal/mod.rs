@@ -13,7 +13,7 @@
 //! | [`origin_file`], [`origin_keeper`] | how that is written down; reading and noting it while WAL is fetched |
 //! | [`atomic_file`] | files that appear whole |
 //! | [`build`], [`cut`] | a segment that a restore planned to build; a segment as its timeline left it |
-//! | [`branch`] | how much of a parent's segment belongs to the path |
+//! | [`branch`], [`pass`] | how much of a parent's segment belongs to the path; which timelines' files PostgreSQL did not get |
 //! | [`creates`] | tablespaces that replay of a segment creates |
 //! | [`histories`] | histories that a standby keeps |
 //! | `lost_history` | histories that no repository can give any more |
@@ -48,6 +48,7 @@ mod origin_file;
 mod origin_keeper;
 pub(crate) mod own;
 pub(crate) mod parents;
+pub(crate) mod pass;
 pub(crate) mod prefetch;
 pub(crate) mod prove;
 pub(crate) mod refusal;

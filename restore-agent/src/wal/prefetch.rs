@@ -19,8 +19,9 @@ use walpoint_runtime::config::ClusterSettings;
 
 use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
 use crate::wal::atomic_file::Durability;
-use crate::wal::branch::{self, Pass, Portion};
+use crate::wal::branch;
 use crate::wal::note::TargetNote;
+use crate::wal::pass::Pass;
 use crate::wal::route::{Route, Step};
 use crate::wal::spool::Spool;
 
@@ -44,6 +45,8 @@ pub(crate) struct Prefetcher {
     spool: Spool,
     place: WalDirectory,
     note: Option<TargetNote>,
+    /// What PostgreSQL asked for just now.
+    pass: Pass,
     ahead_bytes: u64,
     transfers: usize,
     memory: Arc<Semaphore>,
@@ -63,8 +66,6 @@ struct State {
     goal: Option<TimelineHistory>,
     /// Nothing is fetched ahead at or beyond this segment until then.
     pause: Option<(SegmentNo, Instant)>,
-    /// What PostgreSQL asked for just now.
-    pass: Pass,
     /// The data directory was bound to another lineage, and transfers of the old one are under way.
     rebound: bool,
 }
@@ -92,6 +93,7 @@ impl Prefetcher {
         Arc::new(Self {
             archive,
             spool,
+            pass: Pass::in_wal(&place.wal),
             place,
             note,
             ahead_bytes: settings.prefetch_max.as_u64(),
@@ -360,18 +362,6 @@ impl Prefetcher {
         self.spool.close(recovery_is_over)
     }
 
-    /// How much of a segment that PostgreSQL asks for belongs to the path that it follows, by what it asked for before. `None`:
-    /// by that there is no path yet.
-    pub(crate) async fn portion(
-        &self,
-        name: SegmentName,
-        pass: Option<TimelineId>,
-    ) -> anyhow::Result<Option<Portion>> {
-        let (Some(youngest), Some(size)) = (pass, self.archive.segment_size()) else { return Ok(None) };
-        let history = self.archive.history(youngest).await?;
-        Ok(history.map(|history| branch::portion(&history, name, size)))
-    }
-
     /// Leaves of a file in the spool what lies before `until`. The next one who asks gets another.
     pub(crate) fn cut(&self, name: SegmentName, until: Lsn) -> std::io::Result<()> {
         let Some(size) = self.archive.segment_size() else { return Ok(()) };
@@ -380,17 +370,9 @@ impl Prefetcher {
         branch::cut(&self.spool.path(name), until, size)
     }
 
-    /// The pass over the timelines in which PostgreSQL asks: the youngest that it did not get this segment of.
-    pub(crate) fn ask(&self, name: WalFileName) -> Option<TimelineId> {
-        let segment = if let WalFileName::Segment(segment) = name { Some(segment) } else { None };
-        self.state().pass.ask(segment, Instant::now())
-    }
-
-    /// PostgreSQL does not get the file.
-    pub(crate) fn refuse(&self, name: WalFileName) {
-        if let WalFileName::Segment(segment) = name {
-            self.state().pass.refuse(segment, Instant::now());
-        }
+    /// The pass over the timelines in which PostgreSQL asks.
+    pub(crate) fn pass(&self) -> &Pass {
+        &self.pass
     }
 
     /// Puts a small file into the spool whose content is known already.

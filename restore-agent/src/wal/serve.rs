@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use walpoint_base::socket::{self, FetchOutcome, FetchReply, FetchRequest, Message};
-use walpoint_base::{Recovery, SegmentName, TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
 use walpoint_runtime::config::{self, ClusterSettings, HistoryOutage};
 
 use crate::wal::archive::{FetchResult, Landed};
 use crate::wal::atomic_file::{self, Durability};
-use crate::wal::branch::{self, Portion};
+use crate::wal::branch::{self, AskedSegment};
 use crate::wal::histories::HistoryCache;
 use crate::wal::prefetch::Prefetcher;
 use crate::wal::refusal::Remedy;
@@ -28,9 +28,6 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a client hears that its request is being worked on.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-
-/// The history of a path is mostly known: PostgreSQL was given it.
-const HISTORY: Duration = Duration::from_millis(300);
 
 /// Answers requests with what a prefetcher has.
 #[derive(Debug)]
@@ -124,7 +121,7 @@ impl PrefetchServer {
         let recovery = Recovery::of(&place.pgdata);
         let standby = recovery == Recovery::Standby && request.ahead;
         let cached = if request.ahead { self.cached(recovery, name).await } else { None };
-        let pass = if request.ahead { self.prefetcher.ask(name) } else { None };
+        let pass = if request.ahead { self.prefetcher.pass().ask(name) } else { None };
         let demand = || async {
             self.prefetcher.follow_binding().await;
             if let (WalFileName::Segment(segment), true) = (name, request.ahead) {
@@ -142,12 +139,14 @@ impl PrefetchServer {
         };
         let outcome = match (outcome, name) {
             (FetchResult::Landed(landed), WalFileName::Segment(segment)) if request.ahead => {
-                self.on_the_path(segment, pass, standby, landed).await
+                let asked = AskedSegment { name: segment, pass, standby };
+                let cut = |until| self.prefetcher.cut(segment, until);
+                branch::on_the_path(self.prefetcher.archive(), place, asked, landed, cut).await
             }
             (outcome, _) => outcome,
         };
         if request.ahead && !matches!(outcome, FetchResult::Landed(_)) {
-            self.prefetcher.refuse(name);
+            self.prefetcher.pass().refuse(name, pass);
         }
         match outcome {
             FetchResult::Landed(Landed { size, note, creates }) => {
@@ -200,30 +199,6 @@ impl PrefetchServer {
         })
     }
 
-    /// What recovery may have of a segment that is in the spool: what belongs to the path that it follows.
-    async fn on_the_path(
-        &self,
-        name: SegmentName,
-        pass: Option<TimelineId>,
-        standby: bool,
-        landed: Landed,
-    ) -> FetchResult {
-        let place = self.prefetcher.place();
-        let asked = match tokio::time::timeout(HISTORY, self.prefetcher.portion(name, pass)).await {
-            Ok(Ok(portion)) => portion,
-            Ok(Err(error)) => return unknown_path(name, &error.to_string()),
-            Err(_) => {
-                return unknown_path(name, "no repository gave the history of the younger timeline in time");
-            }
-        };
-        let followed = || branch::followed_by_standby(place, name.timeline).filter(|_| standby);
-        let size = self.prefetcher.archive().segment_size();
-        let portion = asked.or_else(|| Some(branch::portion(&followed()?, name, size?)));
-        branch::apply(name, portion.unwrap_or(Portion::Whole), landed, |until| {
-            self.prefetcher.cut(name, until)
-        })
-    }
-
     /// A history that need not be asked for, put into the spool.
     async fn cached(&self, recovery: Recovery, name: WalFileName) -> Option<FetchResult> {
         let WalFileName::History(timeline) = name else { return None };
@@ -250,12 +225,6 @@ impl PrefetchServer {
             }
         }
     }
-}
-
-fn unknown_path(name: SegmentName, why: &str) -> FetchResult {
-    FetchResult::Uncertain(format!(
-        "how much of \"{name}\" belongs to the path that recovery follows is not known: {why}"
-    ))
 }
 
 fn reply(outcome: FetchOutcome, message: String) -> FetchReply {

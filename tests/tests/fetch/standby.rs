@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
+use walpoint_base::{Lsn, SegmentName, SegmentSize};
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
@@ -140,4 +141,31 @@ fn a_typo_in_the_configuration_does_not_stop_a_standby() {
         assert_eq!(output.status, 1, "{output:#?}");
         assert!(output.stderr.contains("look_ahed"), "{}", output.stderr);
     }
+}
+
+/// F1: a history that came by streaming lies in `pg_wal` only. A standby gets nothing of the parent behind the position at which that
+/// history leaves it, with and without a prefetcher.
+#[test]
+fn a_parents_segment_ends_where_a_history_that_was_streamed_leaves_it() {
+    let (wal, store) = (waldata::promotion(17), Store::local());
+    let archive = Archive::create(wal.pg_wal.parent().unwrap(), &[("main", &store)]);
+    archive.put_all(&wal.archive, |name| name.starts_with("00000001") && name.len() == 24);
+    let target = Target::like(wal.pg_wal.parent().unwrap()).standby();
+    let target = target.configure(|agent| agent.repository("main", &store));
+    let paths = wal.segments();
+    let path = paths.iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("00000001"));
+    let name = path.unwrap().file_name().unwrap().to_str().unwrap();
+    let mut expected = std::fs::read(path.unwrap()).unwrap();
+    let keep = 0x8000;
+    let size = SegmentSize::new(expected.len() as u64).unwrap();
+    let start = name.parse::<SegmentName>().unwrap().number(size).unwrap().start(size);
+    let history = format!("1\t{}\tno recovery target specified\n", Lsn(start.0 + keep));
+    std::fs::write(target.pgdata.join("pg_wal").join(HISTORY), history).unwrap();
+    expected[usize::try_from(keep).unwrap()..].fill(0);
+    for output in [target.fetch_directly(name), target.fetch(name)] {
+        assert_eq!(output.status, 0, "{output:#?}");
+        assert!(output.stderr.contains("leaves its timeline"), "{output:#?}");
+    }
+    assert_eq!(target.file(), Some(expected));
+    assert_eq!(target.fetch_directly(HISTORY).status, 1, "what lies in pg_wal is not in the archive");
 }

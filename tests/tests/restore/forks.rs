@@ -349,10 +349,45 @@ fn does_not_end_at_the_fork(bed: &mut Archived, ledger: &mut Ledger) {
     assert_eq!(ledger.labels(&again), "a1 b1");
 }
 
+/// Promise 4: recovery was sent along timeline 2, of which the archive has nothing but the history, and takes the fork's segment of
+/// timeline 1 instead. Of that it gets what lies before the fork, with and without a prefetcher.
+#[test]
+fn archive_recovery_replays_nothing_that_its_path_left_behind() {
+    let (mut bed, mut ledger) = bed(17);
+    let first = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+    ledger.append_as(&bed.cluster, "a2");
+    lose_and_restore(&mut bed, "lost1", &["--target-xid", &first], None);
+    let has_history =
+        || bed.back_door().list("clusters/main").iter().any(|key| key.ends_with("00000002.history"));
+    wait::until_true(wait::SOON, "the history of timeline 2 is archived", has_history);
+    for direct in [false, true] {
+        let place = bed.restore("again", &[]);
+        if direct {
+            fetch_directly(&bed, &place);
+        }
+        append(&place, "recovery_target_timeline = '2'");
+        let server = Cluster::start_restored(bed.cluster.dir(), 17, &place);
+        server.wait_promoted();
+        let log = server.log();
+        assert_eq!(ledger.labels(&server), "a1", "direct: {direct}\n{log}");
+        assert!(log.contains("leaves its timeline"), "direct: {direct}\n{log}");
+        assert!(!server.wal_dir().join("walpoint-pass").exists(), "recovery is over");
+        drop(server);
+        fs::remove_dir_all(place).unwrap();
+    }
+}
+
 /// Lets a restored directory fetch without a prefetcher.
 fn fetch_directly(bed: &Archived, place: &Path) {
-    let mut settings = fs::OpenOptions::new().append(true).open(place.join("postgresql.auto.conf")).unwrap();
     let (program, config) = (testbed::under_test("restore-agent"), bed.agent.config());
-    let command = format!("{} --config {} fetch %f %p", program.display(), config.display());
-    writeln!(settings, "restore_command = '{command}'").unwrap();
+    append(
+        place,
+        &format!("restore_command = '{} --config {} fetch %f %p'", program.display(), config.display()),
+    );
+}
+
+/// Adds a setting to a restored directory.
+fn append(place: &Path, setting: &str) {
+    let mut settings = fs::OpenOptions::new().append(true).open(place.join("postgresql.auto.conf")).unwrap();
+    writeln!(settings, "{setting}").unwrap();
 }
