@@ -31,21 +31,21 @@ pub(crate) struct TargetArgs {
     target_immediate: bool,
     /// Follow this timeline to the target: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
-    target_timeline: TargetTimeline,
+    pub(crate) target_timeline: TargetTimeline,
     /// Recover in this lineage; needed if a diverged copy has the target too. "restore-agent list" shows them.
     #[arg(long, value_name = "LINEAGE")]
-    lineage: Option<LineageId>,
+    pub(crate) lineage: Option<LineageId>,
     /// Stop just before the target [default: include it].
     #[arg(long, requires = "target")]
-    target_exclusive: bool,
+    pub(crate) target_exclusive: bool,
     /// Start from this backup [default: the newest one before the target].
     #[arg(long, value_name = "ID")]
-    backup: Option<BackupId>,
+    pub(crate) backup: Option<BackupId>,
     /// Recover to the end of a timeline that ends in the middle of a segment.
     ///
     /// After a failover the archive has that segment only as .partial, or as the first one of the next timeline. Only without a target.
     #[arg(long, conflicts_with = "target")]
-    use_partial: bool,
+    pub(crate) use_partial: bool,
 }
 
 /// What PostgreSQL does when it has reached the target.

@@ -213,8 +213,10 @@ mod tests {
         Marker {
             repository: "r".into(),
             cluster: "c".into(),
+            lineage: "7-1".into(),
             backup: "b".into(),
             target: "latest".into(),
+            requested: None,
             relative: None,
             directories: vec!["/fast".into()],
             delta: false,

@@ -23,6 +23,7 @@
 //! | [`crate::settings`], [`command`] | the recovery settings |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
+//! | [`finished`] | a restore of which only the marker is left |
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
 //! | [`stored`] | which files of a `pg_wal` no archive has |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
@@ -49,6 +50,7 @@ mod existing;
 mod failure;
 mod files;
 mod finish;
+mod finished;
 mod forks;
 mod free_space;
 mod gather;
@@ -228,7 +230,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     let resolved = resolved_before(&args.target, &decided.contents);
     let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
     if let ([Step::EndFinished(marker)], false) = (decided.steps(), args.dry_run) {
-        return Ok(end_finished(args, &request.target, &pgdata, marker)?);
+        return finished::end(common, args, &request.target, &pgdata, marker);
     }
     let mut planned = match plan::make(common, &request).await {
         Ok(planned) => planned,
@@ -312,28 +314,6 @@ fn resolved_before(target: &TargetArgs, contents: &Contents) -> Option<PgTimesta
         before.text
     );
     Some(meant)
-}
-
-/// Ends a restore that was killed between its last file and the removal of its marker.
-fn end_finished(
-    args: &RestoreArgs,
-    target: &RecoveryTarget,
-    pgdata: &Path,
-    marker: &Marker,
-) -> anyhow::Result<()> {
-    let shown = pgdata.display();
-    let wanted = target.to_string();
-    if marker.target != wanted {
-        bail!(
-            "{shown} holds a finished restore of backup {} that recovers to {}, not to {wanted}: nothing was changed\nHINT: \
-             Start it, or give an empty directory.",
-            marker.backup,
-            marker.target
-        );
-    }
-    directory::release(pgdata, marker, reach::owner_of(pgdata))?;
-    tracing::info!("{shown} holds the finished restore of backup {}; nothing was left to do", marker.backup);
-    hook("--post-command", args.post_command.as_deref(), pgdata)
 }
 
 /// A restore that was found possible.

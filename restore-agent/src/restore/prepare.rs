@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use walpoint_base::{RecoveryTarget, SecretSource};
+use walpoint_repo::Lineage;
 use walpoint_repo::backup::{BackupReader, BackupSummary, Backups};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::keys::KeySource;
@@ -14,6 +15,7 @@ use super::created::{Created, FoundLocations, LocationStates};
 use super::decided::{self, Decided, DecidedOutside};
 use super::directory::{Marker, RelativeTime};
 use super::existing::Existing;
+use super::finished::RequestedRecovery;
 use super::layout::Layout;
 use super::named::{self, Named};
 use super::owners::{self, Owner, Owners};
@@ -211,8 +213,10 @@ fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, decided: &Deci
     Marker {
         repository: planned.repository.id().to_string(),
         cluster: planned.cluster.to_string(),
+        lineage: lineage(planned),
         backup: planned.plan.backup.id.to_string(),
         target: planned.plan.target.to_string(),
+        requested: Some(RequestedRecovery::of(args, &planned.plan.target)),
         relative: match (args.target.relative(), &planned.plan.target) {
             (Some(text), RecoveryTarget::Time(meant)) => {
                 Some(RelativeTime { text: text.to_owned(), meant: meant.0 })
@@ -222,6 +226,16 @@ fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, decided: &Deci
         directories: layout.others(),
         delta: matches!(decided.mode, RestoreMode::Delta { .. }),
         claiming: false,
+    }
+}
+
+/// What is the same of the plan's lineage in each repository that has it ([`Lineage::is_same_life`]).
+fn lineage(planned: &Planned) -> String {
+    let Lineage { id, parent, .. } = &planned.lineage;
+    match parent.map(|parent| parent.life) {
+        None => id.to_string(),
+        Some(Some(life)) => format!("{id} {life}"),
+        Some(None) => format!("{id} {}", planned.repository.id()),
     }
 }
 

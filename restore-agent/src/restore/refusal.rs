@@ -92,7 +92,7 @@ impl Refusal {
             ),
             Self::OtherRestore { cluster } => anyhow!(
                 "{shown} contains another unfinished restore, of cluster {cluster}: nothing was changed\nDETAIL: That restore is \
-                 of another cluster or from another repository.\nHINT: Empty the directory first, or give another one."
+                 of another cluster or of another lineage.\nHINT: Empty the directory first, or give another one."
             ),
             Self::OtherCluster { found, wanted } => anyhow!(
                 "{shown} is the data directory of another cluster: nothing was changed\nDETAIL: Its system identifier is {found}; \

@@ -47,7 +47,7 @@ pub(super) enum Which {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// Removes the marker of a restore that ended: nothing else was left to do.
-    EndFinished(Marker),
+    EndFinished(Box<Marker>),
     /// Takes what the links of a data directory lead to for its own.
     FollowLinks(Which),
     /// Refuses a data directory that is not the plan's cluster's.
@@ -85,7 +85,7 @@ pub(super) fn decide(state: &TargetState, mode: RestoreMode) -> Result<Vec<Step>
     }
     let contents = state.contents.as_ref().map_err(|_| Refusal::Unread(Unread::Contents))?;
     match (contents, mode) {
-        (Contents::Finished(marker), _) => Ok(vec![Step::EndFinished(marker.clone())]),
+        (Contents::Finished(marker), _) => Ok(vec![Step::EndFinished(Box::new(marker.clone()))]),
         (Contents::Occupied(example), RestoreMode::New) => {
             Err(Refusal::NotEmpty { example: example.clone() })
         }
@@ -202,15 +202,17 @@ fn replace_again(state: &TargetState, contents: &Contents, discard_wal: bool) ->
     Ok(steps)
 }
 
-/// Refuses what an interrupted restore left that wanted something of another repository or cluster.
+/// Refuses what an interrupted restore left that wanted something of another lineage or cluster. The same lineage counts in whatever
+/// repository: the plan may be another one's by now, and another backup of it stands in for a damaged one.
 pub(super) fn same_restore(contents: &Contents, wanted: &Marker) -> Result<(), Refusal> {
-    match contents {
-        Contents::Unfinished(earlier)
-            if (&earlier.repository, &earlier.cluster) != (&wanted.repository, &wanted.cluster) =>
-        {
-            Err(Refusal::OtherRestore { cluster: earlier.cluster.clone() })
-        }
-        _ => Ok(()),
+    let Contents::Unfinished(earlier) = contents else { return Ok(()) };
+    let is_same = match earlier.lineage.as_str() {
+        "" => earlier.repository == wanted.repository,
+        lineage => lineage == wanted.lineage,
+    };
+    match is_same && earlier.cluster == wanted.cluster {
+        true => Ok(()),
+        false => Err(Refusal::OtherRestore { cluster: earlier.cluster.clone() }),
     }
 }
 

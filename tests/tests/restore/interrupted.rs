@@ -207,6 +207,34 @@ fn a_finished_restore_is_never_begun_anew() {
     Contents::of(&restored).assert_equal(&contents);
 }
 
+/// R5: a restore that was killed before it could remove its marker is finished by the same command. To another one it is another restore,
+/// even to the same target.
+#[test]
+fn a_finished_restore_answers_for_no_other_command() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let (first, second) = (bed.backup(), bed.backup());
+    bed.settle();
+    let pgdata = bed.place("target");
+    let marker = pgdata.join("walpoint-restore.json");
+    let command = bed.agent.command("restore-agent", ["restore", "--pgdata", pgdata.to_str().unwrap()]);
+    process::run(&mut faults::inject(&command, &["unlink:signal=SIGKILL:when=1"], &[&marker]), wait::SOON);
+    assert!(marker.exists() && pgdata.join("global/pg_control").exists(), "it was not killed in time");
+    let before = tree::snapshot(&pgdata);
+    for (options, says) in [
+        (&["--standby"][..], "--standby is on, not off"),
+        (&["--resume-archiving"], "--resume-archiving is on, not off"),
+        (&["--target-timeline", "1"], "--target-timeline is 1, not latest"),
+        (&["--target-immediate"], "the target is"),
+        (&["--backup", &first], "--backup is"),
+    ] {
+        let output = bed.try_restore("target", options).expect_status(1);
+        assert!(output.stderr.contains(says) && output.stderr.contains("nothing was changed"), "{output:#?}");
+        assert_eq!(tree::snapshot(&pgdata), before, "{options:?}");
+    }
+    bed.try_restore("target", &["--backup", &second]).expect_success();
+    assert!(!marker.exists(), "who names the backup that was chosen asks for the same");
+}
+
 /// R5: an unfinished restore of something else is not taken for one's own.
 #[test]
 fn an_unfinished_restore_of_another_cluster_is_left_alone() {

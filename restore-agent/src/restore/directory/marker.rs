@@ -14,6 +14,7 @@ use walpoint_base::durable;
 
 use super::{DirectoryError, error_at};
 use crate::restore::beneath::Anchor;
+use crate::restore::finished::RequestedRecovery;
 use crate::restore::owners::Owner;
 use crate::restore::reach;
 
@@ -27,10 +28,16 @@ pub(crate) struct Marker {
     pub(crate) repository: String,
     /// The cluster's name.
     pub(crate) cluster: String,
+    /// What is the same of the lineage in each repository that has it; empty in the marker of an older program.
+    #[serde(default)]
+    pub(crate) lineage: String,
     /// The backup that is written.
     pub(crate) backup: String,
     /// The target, as a person reads it.
     pub(crate) target: String,
+    /// How recovery was asked for; `None` in the marker of an older program.
+    #[serde(default)]
+    pub(crate) requested: Option<RequestedRecovery>,
     /// A target time that is another moment each time it is read ("5 minutes ago"), and the moment it meant.
     #[serde(default)]
     pub(crate) relative: Option<RelativeTime>,

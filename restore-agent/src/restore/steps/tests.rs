@@ -78,8 +78,10 @@ fn marker(delta: bool) -> Marker {
     Marker {
         repository: "r".into(),
         cluster: "c".into(),
+        lineage: "7-1".into(),
         backup: "b".into(),
         target: "latest".into(),
+        requested: None,
         relative: None,
         directories: claimed(),
         delta,
@@ -142,7 +144,7 @@ fn always() -> Vec<Row> {
     let row = |contents, is| Row { contents, modes: MODES, data: DATA, moved: MOVED, is };
     vec![
         row(&[In::Unreadable], Err(Refusal::Unread(Unread::Contents))),
-        row(&[In::Finished], Ok(vec![Step::EndFinished(marker(false))])),
+        row(&[In::Finished], Ok(vec![Step::EndFinished(Box::new(marker(false)))])),
     ]
 }
 
@@ -441,17 +443,26 @@ fn a_refusal_says_why_what_it_needs_could_not_be_read() {
 }
 
 #[test]
-fn an_interrupted_restore_of_another_repository_or_cluster_is_not_gone_over() {
-    let other = |cluster: &str, repository: &str| Marker {
+fn an_interrupted_restore_of_another_lineage_or_cluster_is_not_gone_over() {
+    let wanted = |cluster: &str, lineage: &str, repository: &str| Marker {
         cluster: cluster.into(),
+        lineage: lineage.into(),
         repository: repository.into(),
         backup: "another".into(),
         ..marker(false)
     };
-    for (wanted, is_refused) in [(other("c", "r"), false), (other("d", "r"), true), (other("c", "s"), true)] {
-        let refused = same_restore(&Contents::Unfinished(marker(false)), &wanted);
+    let older = Marker { lineage: String::new(), ..marker(false) };
+    for (earlier, wanted, is_refused) in [
+        (marker(false), wanted("c", "7-1", "r"), false),
+        (marker(false), wanted("c", "7-1", "s"), false),
+        (marker(false), wanted("c", "7-2", "r"), true),
+        (marker(false), wanted("d", "7-1", "r"), true),
+        (older.clone(), wanted("c", "7-2", "r"), false),
+        (older, wanted("c", "7-1", "s"), true),
+    ] {
+        let refused = same_restore(&Contents::Unfinished(earlier), &wanted);
         let is = if is_refused { Err(Refusal::OtherRestore { cluster: "c".into() }) } else { Ok(()) };
-        assert_eq!(refused, is);
+        assert_eq!(refused, is, "{wanted:?}");
         for contents in [Contents::Empty, Contents::Finished(marker(false)), Contents::Occupied("x".into())] {
             assert_eq!(same_restore(&contents, &wanted), Ok(()));
         }
