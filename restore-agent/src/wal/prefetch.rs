@@ -23,7 +23,7 @@ use crate::wal::branch;
 use crate::wal::note::TargetNote;
 use crate::wal::pass::Pass;
 use crate::wal::route::{Route, Step};
-use crate::wal::spool::Spool;
+use crate::wal::spool::{self, Spool};
 
 /// Bytes of objects in memory at the same time, over all transfers.
 const MEMORY: u64 = 40 << 20;
@@ -89,7 +89,8 @@ impl Prefetcher {
         place: WalDirectory,
         settings: &ClusterSettings,
     ) -> Arc<Self> {
-        let note = TargetNote::read(spool.root());
+        // There a restore leaves it, and whoever fetches one file reads it, wherever the spool lies.
+        let note = TargetNote::read(&place.wal.join(spool::DIRECTORY));
         Arc::new(Self {
             archive,
             spool,

@@ -28,7 +28,8 @@ use crate::wal::origin::{OriginKeeper, ServedSegment};
 use crate::wal::own::{self, Offered, Own};
 use crate::wal::refusal::LastingError;
 
-/// So many of the segments that were given are remembered: more than are fetched ahead at the same time.
+/// So many of the segments that were given are remembered, and all that were not passed yet: what was fetched ahead is judged once more
+/// when it is handed over, however far ahead that was.
 const REMEMBERED: usize = 256;
 
 /// How long two repositories may take to be compared. A standby waits little longer.
@@ -68,6 +69,21 @@ struct State {
     agreed: HashMap<(RepositoryId, RepositoryId), SegmentName>,
     /// The segment that this process handed to the server last. Of one that handed over none nothing is known.
     handed: Option<SegmentName>,
+}
+
+impl State {
+    /// Remembers a segment that was given, in the place of one that the server has passed.
+    fn remember(&mut self, name: SegmentName, given: Given) {
+        self.recent.insert(name, given);
+        let Some(handed) = self.handed.filter(|_| self.recent.len() > REMEMBERED) else { return };
+        // On whatever timeline: one that was left lies behind all others.
+        let is_passed = |name: &&SegmentName| (name.log, name.segment) < (handed.log, handed.segment);
+        let passed =
+            self.recent.keys().filter(is_passed).min_by_key(|name| (name.log, name.segment)).copied();
+        if let Some(passed) = passed {
+            self.recent.remove(&passed);
+        }
+    }
 }
 
 impl Served {
@@ -265,10 +281,7 @@ impl Served {
             return;
         }
         let mut state = self.state();
-        state.recent.insert(name, given);
-        if state.recent.len() > REMEMBERED {
-            state.recent.pop_first();
-        }
+        state.remember(name, given);
         let newest = state.recent.keys().next_back().is_some_and(|newest| *newest == name);
         if !newest {
             return;
@@ -329,4 +342,36 @@ fn another(what: &str, other: &str) -> anyhow::Error {
          {what}\nHINT: Leave only the repository of the server that you mean in the configuration."
     ))
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::TimelineId;
+
+    use super::*;
+
+    #[test]
+    fn what_was_fetched_ahead_is_remembered_until_it_was_passed() {
+        let name = |number: u64| SegmentNo(number).name(TimelineId::FIRST, SegmentSize::DEFAULT);
+        let given = Given {
+            repository: RepositoryId([1; 16]),
+            hash: ContentHash([7; 32]),
+            content_len: 9,
+            chain: None,
+            keyed: None,
+        };
+        let mut state = State::default();
+        let ahead = 2 * REMEMBERED as u64;
+        (1..=ahead).for_each(|number| state.remember(name(number), given));
+        assert_eq!(state.recent.len(), 2 * REMEMBERED, "none was handed over");
+        for number in ahead + 1..=2 * ahead {
+            state.handed = Some(name(number - ahead));
+            state.remember(name(number), given);
+            assert!(
+                (number - ahead..=number).all(|number| state.recent.contains_key(&name(number))),
+                "{number}"
+            );
+        }
+        assert_eq!(state.recent.len(), 2 * REMEMBERED + 1, "one goes for each that comes");
+    }
 }

@@ -23,6 +23,7 @@ use walpoint_storage::store::StoreSettings;
 
 use crate::wal::archive::ClusterArchive;
 use crate::wal::histories::HistoryCache;
+use crate::wal::note::TargetNote;
 use crate::wal::prefetch::Prefetcher;
 use crate::wal::serve::PrefetchServer;
 use crate::wal::spool::{self, Spool};
@@ -172,9 +173,24 @@ async fn serve(
     if over {
         durable::remove(&place.wal.join(RECOVERY_ORIGIN))
             .context("what the recovery began with cannot be forgotten")?;
+        forget_note(&place.wal, &root).context("the recovery target cannot be forgotten")?;
     }
     prefetcher.close(over).with_context(|| format!("the spool {} is not cleaned up", root.display()))?;
     Ok(end)
+}
+
+/// Removes the note of a recovery that is over from `pg_wal`, where a restore leaves it; a spool that lies there is removed with it.
+fn forget_note(wal: &Path, spool: &Path) -> io::Result<()> {
+    let left = wal.join(spool::DIRECTORY);
+    if left == spool || !left.is_dir() {
+        return Ok(());
+    }
+    TargetNote::remove(&left)?;
+    match fs::remove_dir(&left) {
+        // The histories of a standby stay.
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes in the background what killed processes left: there may be thousands of files.

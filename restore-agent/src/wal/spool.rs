@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock       locked by the prefetcher that owns the spool
-//! target     the note that `restore` left
+//! target     the note that `restore` left, here also if the spool lies elsewhere
 //! ready/     verified files under the names that PostgreSQL asks for
 //! history/   what a standby keeps of the histories it has seen
 //! ```
@@ -56,11 +56,6 @@ impl Spool {
             }
         }
         durable::remove_abandoned(root).map(drop)
-    }
-
-    /// The directory.
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
     }
 
     /// Where a verified file waits.

@@ -65,22 +65,29 @@ fn the_next_segments_wait_also_across_timelines() {
     wait::until_true(wait::SOON, "nothing old waits", || target.ready().iter().all(|name| *name > second[2]));
 }
 
-/// F4: nothing is fetched beyond the target that `restore` left.
+/// F4: nothing is fetched beyond the target that `restore` left, wherever the spool lies.
 #[test]
 fn it_stops_at_the_target() {
     let bed = Bed::new();
-    let target = bed.target();
     let second = names(&bed.wal, 2);
-    let spool = target.spool();
-    fs::create_dir(&spool).unwrap();
-    let note = format!(r#"{{"timeline":2,"last":"{}"}}"#, second[2]);
-    fs::write(spool.join("target"), note).unwrap();
-    user::give_tree(&spool);
-    bed.check(&target, &second[0]);
-    wait::until_true(wait::SOON, "the target waits", || target.ready().contains(&second[2]));
-    wait::holds_for(Duration::from_millis(500), "nothing behind it", || !target.ready().contains(&second[3]));
-    // What PostgreSQL asks for it gets all the same.
-    bed.check(&target, &second[4]);
+    for elsewhere in [false, true] {
+        let mut target = bed.target();
+        let (left, mut spool) = (target.spool(), target.spool());
+        fs::create_dir(&left).unwrap();
+        let note = format!(r#"{{"timeline":2,"last":"{}"}}"#, second[2]);
+        fs::write(left.join("target"), note).unwrap();
+        user::give_tree(&left);
+        if elsewhere {
+            spool = target.pgdata.join("elsewhere");
+            target = target.configure(|agent| agent.cluster_line(&format!("spool = {spool:?}")));
+        }
+        let waits = |name: &str| spool.join("ready").join(name).exists();
+        bed.check(&target, &second[0]);
+        wait::until_true(wait::SOON, "the target waits", || waits(&second[2]));
+        wait::holds_for(Duration::from_millis(500), "nothing behind it", || !waits(&second[3]));
+        // What PostgreSQL asks for it gets all the same.
+        bed.check(&target, &second[4]);
+    }
 }
 
 /// F4: what a killed prefetcher left, or anybody put there, is not believed.
