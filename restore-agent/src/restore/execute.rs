@@ -53,7 +53,8 @@ impl Restore {
         let _held = self.take_place(&pgdata)?;
         let kept = if self.decided.does(&Step::Keep) {
             let now = Timestamp::now();
-            Kept::keep(&pgdata, &self.unarchived.names, &self.found.paths(), now, self.owner)?
+            let wal = (&self.unarchived.names[..], self.unarchived.apart.as_deref());
+            Kept::keep(&pgdata, wal, &self.found.paths(), now, self.owner)?
         } else {
             None
         };

@@ -48,14 +48,18 @@ pub(crate) struct Kept {
     pub(crate) waiting: Vec<String>,
     /// Directories that were renamed: their names before and now.
     pub(crate) renamed: Vec<(PathBuf, PathBuf)>,
+    /// What showed that they are another server's than the archive's, if anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) apart: Option<String>,
 }
 
 impl Kept {
     /// Keeps files of `pg_wal` of a data directory, and notes directories that [`Kept::rename`] will rename. `None` if there
-    /// is nothing to keep. Nothing is changed in the data directory. `user`: for whom root acts.
+    /// is nothing to keep. Nothing is changed in the data directory. `apart`: what shows that the files are another server's; `user`: for
+    /// whom root acts.
     pub(crate) fn keep(
         pgdata: &Path,
-        wal: &[String],
+        (wal, apart): (&[String], Option<&str>),
         directories: &[PathBuf],
         now: Timestamp,
         user: Option<Owner>,
@@ -85,6 +89,7 @@ impl Kept {
             wal: wal.to_vec(),
             waiting: wal.iter().filter(|name| waits(name)).cloned().collect(),
             renamed: directories.iter().map(|d| (d.clone(), beside(d, previous::SUFFIX, &name))).collect(),
+            apart: apart.map(str::to_owned),
         };
         for (from, _) in &kept.renamed {
             reach::parent(from, true, user)
@@ -241,10 +246,11 @@ mod tests {
         fs::create_dir_all(pgdata.join("pg_wal")).unwrap();
         fs::create_dir_all(&space).unwrap();
         durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
-        assert_eq!(Kept::keep(&pgdata, &[], &[], Timestamp::now(), None).unwrap(), None);
+        assert_eq!(Kept::keep(&pgdata, (&[], None), &[], Timestamp::now(), None).unwrap(), None);
         let now = Timestamp::now();
-        let kept =
-            Kept::keep(&pgdata, &["a".into()], std::slice::from_ref(&space), now, None).unwrap().unwrap();
+        let kept = Kept::keep(&pgdata, (&["a".into()], Some("why")), std::slice::from_ref(&space), now, None)
+            .unwrap()
+            .unwrap();
         assert!(space.exists(), "it is not renamed yet");
         kept.rename(None).unwrap();
         fs::remove_dir_all(&pgdata).unwrap();
@@ -262,7 +268,7 @@ mod tests {
         let pgdata = dir.path().join("data");
         fs::create_dir_all(pgdata.join("pg_wal")).unwrap();
         durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
-        let kept = Kept::keep(&pgdata, &["a".into()], &[], Timestamp::now(), None).unwrap().unwrap();
+        let kept = Kept::keep(&pgdata, (&["a".into()], None), &[], Timestamp::now(), None).unwrap().unwrap();
         let record = kept.directory.join(RECORD);
         durable::replace(&record, b"", 0o600).unwrap();
         let damaged = format!("{:#}", all(&pgdata).unwrap_err());

@@ -25,7 +25,7 @@
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`finished`] | a restore of which only the marker is left |
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
-//! | [`stored`] | which files of a `pg_wal` no archive has |
+//! | [`stored`], [`apart`] | which files of a `pg_wal` no archive has; whether they are another server's |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
 //! | [`behind`] | what of them recovery would leave out |
 //! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
@@ -36,6 +36,7 @@
 //! Until the last step the directory has no `pg_control`, so a crash anywhere leaves something that PostgreSQL refuses to
 //! start; the same command begins anew and finishes.
 
+mod apart;
 mod behind;
 mod beneath;
 mod command;

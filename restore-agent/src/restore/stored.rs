@@ -25,7 +25,7 @@ use walpoint_storage::object::{ContentHash, Sealer};
 use super::decided::{Decided, OldWal};
 use super::directory::MARKER;
 use super::unarchived::inspect;
-use super::{elsewhere, reach};
+use super::{apart, elsewhere, reach};
 use crate::plan::Planned;
 use crate::wal::spool;
 
@@ -64,6 +64,8 @@ pub(super) struct Remains {
     pub(super) damaged: BTreeSet<WalFileName>,
     /// Those that waited to be archived.
     pub(super) waiting: BTreeSet<WalFileName>,
+    /// What shows that they are another server's than the archive's, if anything does.
+    pub(super) apart: Option<String>,
 }
 
 /// How a file compares with what an archive has under its name.
@@ -125,13 +127,16 @@ impl NotStored {
     pub(super) async fn look_back(&mut self, decided: &Decided, planned: &Planned) -> anyhow::Result<()> {
         let told = |error| anyhow!(walpoint_runtime::exit::format_chain(error));
         let (kept, asides) = (decided.kept.as_ref().map_err(told)?, decided.asides.as_ref().map_err(told)?);
-        let mut places: Vec<(PathBuf, Vec<String>, bool)> =
-            kept.iter().map(|kept| (kept.directory.clone(), kept.waiting.clone(), false)).collect();
-        let asides = asides.iter().map(|record| (record.wal(), Vec::new(), had_a_server(&record.aside)));
-        places.extend(asides.filter(|(wal, ..)| *wal != self.here.directory));
-        for (directory, waiting, must_be_there) in places {
-            let mut remains = self.remains(&directory, Whose::Own, must_be_there, planned).await?;
-            remains.waiting.extend(waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
+        for kept in kept {
+            let mut remains = self.remains(&kept.directory, Whose::Own, false, planned).await?;
+            remains.waiting.extend(kept.waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
+            // What showed it then was perhaps not kept, because another lineage has it.
+            remains.apart = remains.apart.or_else(|| kept.apart.clone());
+            self.earlier.push(remains);
+        }
+        for record in asides.iter().filter(|record| record.wal() != self.here.directory) {
+            let must_be_there = had_a_server(&record.aside);
+            let remains = self.remains(&record.wal(), Whose::Own, must_be_there, planned).await?;
             self.earlier.push(remains);
         }
         Ok(())
@@ -158,6 +163,7 @@ impl NotStored {
         let mut left: Vec<WalFileName> =
             present.iter().filter(|(_, id)| is_own(id)).map(|(name, _)| *name).collect();
         let (mut differ, mut damaged) = (BTreeSet::new(), BTreeSet::new());
+        let (mut other, copies) = (BTreeSet::new(), self.copies.archives().len());
         for (at, archive) in self.copies.archives().iter().chain(&self.others).enumerate() {
             let compared = match compare_all(archive, wal, &left, whose).await {
                 Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
@@ -175,9 +181,12 @@ impl NotStored {
                 if comparison == Comparison::Damaged {
                     damaged.insert(name);
                 }
-                if comparison == Comparison::Other && at < self.copies.archives().len() {
+                if comparison == Comparison::Other && at < copies {
                     differ.insert(name);
                 }
+            }
+            if at < copies {
+                other = differ.iter().copied().filter(|name| left.contains(name)).collect();
             }
         }
         let files = present.iter().filter(|(name, id)| !is_own(id) || left.contains(name));
@@ -185,7 +194,9 @@ impl NotStored {
         differ.retain(|name| files.contains(name));
         damaged.retain(|name| files.contains(name));
         let waiting = files.iter().copied().filter(|name| waits(wal, *name)).collect();
-        Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting })
+        let has_segments = files.iter().any(|name| matches!(name, WalFileName::Segment(_)));
+        let apart = if has_segments { apart::shown(&self.copies, wal, &other, planned).await? } else { None };
+        Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting, apart })
     }
 
     /// Those of the files that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.
@@ -294,11 +305,14 @@ async fn is_stored_whole(archive: &WalArchive, wal: &Path, name: WalFileName) ->
 }
 
 /// What an archive says about a segment. What is damaged there is as good as missing.
-async fn header(archive: &WalArchive, name: SegmentName) -> anyhow::Result<Option<WalHeader>> {
+pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> anyhow::Result<Option<WalHeader>> {
     sound(archive, archive.header(name).await)
 }
 
-fn sound<T>(archive: &WalArchive, read: Result<Option<T>, RepoError>) -> anyhow::Result<Option<T>> {
+pub(super) fn sound<T>(
+    archive: &WalArchive,
+    read: Result<Option<T>, RepoError>,
+) -> anyhow::Result<Option<T>> {
     match read {
         Err(error @ RepoError::Corrupt { .. }) => {
             tracing::warn!("repository \"{}\": {error}", archive.repository().name());
@@ -365,7 +379,7 @@ async fn compare_partial(
 }
 
 /// The hash of the first bytes of a file, as an archive makes it.
-async fn hash(archive: &WalArchive, path: &Path, length: u64) -> anyhow::Result<ContentHash> {
+pub(super) async fn hash(archive: &WalArchive, path: &Path, length: u64) -> anyhow::Result<ContentHash> {
     let (sealer, file) = (archive.repository().sealer().clone(), path.to_owned());
     let hashed = tokio::task::spawn_blocking(move || hash_file(&sealer, &file, length)).await?;
     hashed.with_context(|| format!("could not read \"{}\"", path.display()))

@@ -13,7 +13,7 @@
 mod content;
 mod proof;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,11 +26,11 @@ use walpoint_base::{
 use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal};
 
 pub(super) use self::content::inspect;
-use self::content::{UnarchivedSegment, effects};
+use self::content::{UnarchivedSegment, effects, same_beginning, start};
 use self::proof::{end_of, judge};
 use super::kept;
 use super::owners::{self, Owner};
-use super::stored::{NotStored, Remains};
+use super::stored::NotStored;
 use crate::plan::Planned;
 
 /// Segments that are kept beyond those that are replayed: recovery ends in the next one.
@@ -51,6 +51,8 @@ pub(super) struct Unarchived {
     pub(super) required: RequiredSettings,
     /// Why others are not replayed.
     pub(super) left: Option<String>,
+    /// What shows that those in `pg_wal` are another server's than the archive's, if anything does.
+    pub(super) apart: Option<String>,
 }
 
 /// A segment that recovery will replay from `pg_wal`.
@@ -72,12 +74,8 @@ impl Unarchived {
         let mut candidates: BTreeMap<SegmentName, Vec<PathBuf>> = BTreeMap::new();
         let mut apart = None;
         for remains in found.earlier.iter().chain([&found.here]) {
-            // Another server's records may have the same lengths, and then nothing at the edge shows that they are its own.
-            if let Some(other) = went_apart(remains, planned) {
-                apart = Some(format!(
-                    "\"{other}\" in {} has other content in the archive, so what follows it there is another server's",
-                    remains.directory.display()
-                ));
+            if remains.apart.is_some() {
+                apart.clone_from(&remains.apart);
                 continue;
             }
             for name in &remains.files {
@@ -88,7 +86,7 @@ impl Unarchived {
         }
         let names = found.here.files.iter().map(ToString::to_string).collect();
         let damaged = found.here.damaged.iter().map(ToString::to_string).collect();
-        let mut unarchived = Self { names, damaged, ..Self::default() };
+        let mut unarchived = Self { names, damaged, apart: found.here.apart.clone(), ..Self::default() };
         if !candidates.is_empty() {
             unarchived.continue_archive(found, pgdata, planned, &candidates).await?;
         }
@@ -117,36 +115,40 @@ impl Unarchived {
         let history = found.copies.history(plan.timeline).await?;
         let mut end = end_of(&found.copies, range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
+        // Directories of servers that wrote other segments than those that are replayed.
+        let mut astray: BTreeSet<&Path> = BTreeSet::new();
         while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
-            let mut best: Option<(SegmentFacts, Option<String>, &PathBuf)> = None;
-            for path in paths {
+            let mut fitting: Vec<FittingSegment<'_>> = Vec::new();
+            for path in paths.iter().filter(|path| !is_in(path, &astray)) {
                 match judge(&found.copies, planned, name, path, history.as_ref(), &end).await? {
-                    Ok((facts, damage)) => {
-                        let further = |(found, ..): &(SegmentFacts, _, _)| {
-                            (found.whole, found.end) >= (facts.whole, facts.end)
-                        };
-                        if !best.as_ref().is_some_and(further) {
-                            best = Some((facts, damage, path));
-                        }
-                    }
+                    Ok((facts, damage)) => fitting.push(FittingSegment { facts, damage, path }),
                     Err(why) => self.left = Some(why),
                 }
             }
-            match best {
-                Some((facts, damage, path)) => {
-                    self.left = damage;
-                    end = end.after(&facts.chain);
-                    number = number.next();
-                    let kept = Some(path).filter(|path| !path.starts_with(pgdata)).cloned();
-                    self.replayed.push(ReplayedSegment { name, end: facts.end, whole: facts.whole, kept });
-                    let ended = !facts.whole;
-                    content.push(UnarchivedSegment { facts, path: path.clone() });
-                    if ended {
-                        break;
-                    }
+            // The first of those that reach furthest.
+            let Some(best) = fitting.iter().rev().max_by_key(|one| (one.facts.whole, one.facts.end)) else {
+                if paths.iter().all(|path| is_in(path, &astray)) {
+                    self.left = Some(format!(
+                        "\"{name}\" follows another copy of the segment before than the one that recovery replays"
+                    ));
                 }
-                None => break,
+                break;
+            };
+            for path in paths.iter().filter(|path| *path != best.path) {
+                if !agrees(&fitting, path, best, start(name, size)).await? {
+                    astray.extend(path.parent());
+                }
+            }
+            self.left.clone_from(&best.damage);
+            end = end.after(&best.facts.chain);
+            number = number.next();
+            let (path, whole) = (best.path.to_owned(), best.facts.whole);
+            let kept = Some(path.clone()).filter(|path| !path.starts_with(pgdata));
+            self.replayed.push(ReplayedSegment { name, end: best.facts.end, whole, kept });
+            content.push(UnarchivedSegment { facts: best.facts.clone(), path });
+            if !whole {
+                break;
             }
         }
         (self.creates, self.required) = effects(&found.copies, range, content).await?;
@@ -284,23 +286,30 @@ impl Unarchived {
     }
 }
 
-/// A segment that the plan reads and of which a directory has another content: its server went another way than the archive.
-fn went_apart(remains: &Remains, planned: &Planned) -> Option<SegmentName> {
-    let differing = remains.differ.iter().filter_map(|name| match name {
-        WalFileName::Segment(name) => Some(*name),
-        _ => None,
-    });
-    let is_read = |name: &SegmentName| {
-        let last = planned
-            .plan
-            .wal
-            .iter()
-            .filter(|range| range.timeline == name.timeline)
-            .map(|range| range.last)
-            .max();
-        name.number(planned.lineage.segment_size).zip(last).is_some_and(|(number, last)| number <= last)
-    };
-    differing.into_iter().find(is_read)
+/// A copy of a segment that continues what is replayed before it.
+struct FittingSegment<'a> {
+    facts: SegmentFacts,
+    /// What is wrong behind its last valid record.
+    damage: Option<String>,
+    path: &'a Path,
+}
+
+/// Whether a file lies in one of these directories.
+fn is_in(path: &Path, directories: &BTreeSet<&Path>) -> bool {
+    path.parent().is_some_and(|directory| directories.contains(directory))
+}
+
+/// Whether a copy of a segment, which begins at `start`, is the same server's as the one that is replayed: it fits too, and has the same
+/// bytes as far as both have records. What a directory has behind another one continues that.
+async fn agrees(
+    fitting: &[FittingSegment<'_>],
+    path: &Path,
+    replayed: &FittingSegment<'_>,
+    start: Lsn,
+) -> anyhow::Result<bool> {
+    let Some(other) = fitting.iter().find(|one| one.path == path) else { return Ok(false) };
+    let length = other.facts.end.min(replayed.facts.end).since(start);
+    same_beginning(path, replayed.path, length).await
 }
 
 /// The last segment of the archive, which kept WAL of the timeline that is asked for can go on from. `None` where recovery ends elsewhere: in

@@ -190,6 +190,70 @@ fn wal_of_a_copy_is_not_replayed_behind_the_archive_because_its_lengths_fit() {
     assert_eq!(restored.psql("select i, count(*) from t where i < 0 group by i"), "-1|36");
 }
 
+/// Writes rows of one value and switches, three times; the segments.
+fn equal_segments(cluster: &Cluster, row: i32) -> Vec<String> {
+    let one = |_| {
+        cluster.psql(&format!("insert into t select {row} from generate_series(1, 12)"));
+        cluster.switch_wal()
+    };
+    (0..3).map(one).collect()
+}
+
+/// The same where the segments of the copy that differ were recycled: what they held is still there, under later names.
+#[test]
+fn wal_of_a_copy_is_not_replayed_though_what_differs_was_recycled() {
+    let bed = bed();
+    let mut copy = copy_of(&bed.cluster, "off");
+    copy.set("min_wal_size", "32MB");
+    copy.set("wal_keep_size", "0");
+    copy.start();
+    let ours = equal_segments(&bed.cluster, -1);
+    ours.iter().for_each(|segment| bed.cluster.wait_archived(segment));
+    let theirs = equal_segments(&copy, -2);
+    assert_eq!(ours.last(), theirs.last());
+    copy.psql("checkpoint");
+    copy.psql("insert into t select -2 from generate_series(1, 12)");
+    assert!(theirs.iter().all(|segment| !copy.wal_dir().join(segment).exists()), "they were recycled");
+    copy.crash();
+    let forced = delta(&bed, &copy, &["--discard-unarchived-wal"]).expect_success();
+    assert!(forced.stdout.contains("another server's"), "{forced:#?}");
+    let restored = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), copy.pgdata());
+    restored.wait_promoted();
+    assert_eq!(restored.psql("select i, count(*) from t where i < 0 group by i"), "-1|36");
+}
+
+/// The same where a lineage of the copy's own has the segments that differ, so that they are not kept: what was kept of it is not
+/// replayed by the next repair either.
+#[test]
+fn wal_of_a_copy_is_not_replayed_though_its_own_lineage_has_what_differs() {
+    let bed = bed();
+    let mut copy = copy_of(&bed.cluster, "on");
+    let agent = Agent::with(&copy, &bed.store);
+    agent.init(&["--new-lineage"]).expect_success();
+    agent.archive_from(&copy);
+    let daemon = agent.daemon();
+    copy.start();
+    let ours = equal_segments(&bed.cluster, -1);
+    ours.iter().for_each(|segment| bed.cluster.wait_archived(segment));
+    let theirs = equal_segments(&copy, -2);
+    theirs.iter().for_each(|segment| copy.wait_archived(segment));
+    copy.psql("insert into t select -2 from generate_series(1, 12)");
+    let open = copy.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    copy.crash();
+    assert_eq!(daemon.stop(), 0);
+    let lineage = bed.back_door().list("clusters/main/lineages");
+    let lineage = lineage.iter().find_map(|key| key.strip_suffix("-1")?.rsplit('/').next());
+    let lineage = format!("{}-1", lineage.unwrap());
+    for repair in ["the first", "the next"] {
+        let output = delta(&bed, &copy, &["--lineage", &lineage]).expect_success();
+        assert!(output.stdout.contains("another server's"), "{repair}: {output:#?}");
+    }
+    assert_eq!(files_kept(&copy), [open]);
+    let restored = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), copy.pgdata());
+    restored.wait_promoted();
+    assert_eq!(restored.psql("select i, count(*) from t where i < 0 group by i"), "-1|36");
+}
+
 /// Of two standbys that were promoted at one place the archive has one: the other one's WAL and its history, if that differs, are
 /// kept.
 #[test]

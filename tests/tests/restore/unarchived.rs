@@ -258,6 +258,24 @@ fn what_does_not_continue_the_archive_is_not_replayed() {
     assert_eq!(rows_after_recovery(&mut bed), "1000");
 }
 
+/// R4: a segment that the archive has is damaged in the directory that is repaired. It is no other server's for that: what follows it is
+/// replayed.
+#[test]
+fn what_follows_a_damaged_segment_that_the_archive_has_is_replayed() {
+    let (mut bed, open) = crashed(17);
+    let wal = bed.cluster.pgdata().join("pg_wal");
+    let entries = fs::read_dir(&wal).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let archived = entries.filter(|name| name.len() == 24 && *name < open).max().unwrap();
+    let mut content = fs::read(wal.join(&archived)).unwrap();
+    // In the body of its first record.
+    let total = u32::from_le_bytes(content[40..44].try_into().unwrap()) as usize;
+    content[40 + total - 1] ^= 1;
+    fs::write(wal.join(&archived), &content).unwrap();
+    let restored = repair(&bed, &[]);
+    assert!(restored.stdout.contains("recovery replays WAL that no archive has"), "{restored:#?}");
+    assert_eq!(rows_after_recovery(&mut bed), "2000");
+}
+
 /// CRC-32C, a bit at a time; `before`: of what precedes.
 fn crc32c(bytes: &[u8], before: u32) -> u32 {
     let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0x82F6_3B78 } else { crc >> 1 };

@@ -75,6 +75,26 @@ fn read(
     }
 }
 
+/// Whether two files have the same first bytes, so many.
+pub(super) async fn same_beginning(one: &Path, other: &Path, length: u64) -> anyhow::Result<bool> {
+    let (paths, context) = ([one.to_owned(), other.to_owned()], one.display().to_string());
+    let compared = tokio::task::spawn_blocking(move || -> io::Result<bool> {
+        let [one, other] = paths;
+        let (mut one, mut other) = (reach::plain(&one)?.take(length), reach::plain(&other)?.take(length));
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        loop {
+            ours.clear();
+            theirs.clear();
+            one.by_ref().take(PIECE as u64).read_to_end(&mut ours)?;
+            other.by_ref().take(PIECE as u64).read_to_end(&mut theirs)?;
+            if ours != theirs || ours.is_empty() {
+                return Ok(ours == theirs);
+            }
+        }
+    });
+    compared.await?.with_context(|| format!("could not compare \"{context}\""))
+}
+
 /// Tablespaces that replay of these segments creates, which follow the archive's last one, and the settings that it needs.
 pub(super) async fn effects(
     copies: &WalCopies,
@@ -114,4 +134,31 @@ pub(super) async fn effects(
         Ok((found, required))
     };
     tokio::task::spawn_blocking(work).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::durable;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn files_are_compared_as_far_as_both_have_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = dir.path().join(name);
+            durable::create(&path, content).unwrap();
+            path
+        };
+        let (mut long, length) = (vec![7; 2 * PIECE + 100], 2 * PIECE as u64 + 50);
+        let whole = file("whole", &long);
+        long[2 * PIECE + 50..].fill(0);
+        let cut = file("cut", &long);
+        long[2 * PIECE + 49] = 8;
+        let other = file("other", &long);
+        assert!(same_beginning(&whole, &cut, length).await.unwrap());
+        assert!(!same_beginning(&whole, &cut, length + 1).await.unwrap());
+        assert!(!same_beginning(&whole, &other, length).await.unwrap());
+        assert!(!same_beginning(&file("short", b"7"), &whole, length).await.unwrap());
+    }
 }
