@@ -20,7 +20,7 @@ use super::created::LocationStates;
 use super::decided::DecidedOutside;
 use super::directory::{self, Contents, DirectoryLock};
 use super::finish::{Finish, UNFINISHED_CONTROL};
-use super::kept::Kept;
+use super::kept::{Apart, Kept};
 use super::owners::Owner;
 use super::prune::{self, Removed};
 use super::report::RestoreReport;
@@ -53,7 +53,9 @@ impl Restore {
         let _held = self.take_place(&pgdata)?;
         let kept = if self.decided.does(&Step::Keep) {
             let now = Timestamp::now();
-            let wal = (&self.unarchived.names[..], self.unarchived.apart.as_deref());
+            let lineage = self.planned.lineage.id.to_string();
+            let apart = self.unarchived.apart.clone().map(|why| Apart { lineage, why });
+            let wal = (&self.unarchived.names[..], apart);
             Kept::keep(&pgdata, wal, &self.found.paths(), now, self.owner)?
         } else {
             None

@@ -48,9 +48,18 @@ pub(crate) struct Kept {
     pub(crate) waiting: Vec<String>,
     /// Directories that were renamed: their names before and now.
     pub(crate) renamed: Vec<(PathBuf, PathBuf)>,
-    /// What showed that they are another server's than the archive's, if anything did.
+    /// What showed that they are another server's, if anything did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) apart: Option<String>,
+    pub(crate) apart: Option<Apart>,
+}
+
+/// What shows that files of WAL are another server's than that of a lineage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Apart {
+    /// The lineage. They may be of another one, and are replayed behind that.
+    pub(crate) lineage: String,
+    /// In words.
+    pub(crate) why: String,
 }
 
 impl Kept {
@@ -59,7 +68,7 @@ impl Kept {
     /// whom root acts.
     pub(crate) fn keep(
         pgdata: &Path,
-        (wal, apart): (&[String], Option<&str>),
+        (wal, apart): (&[String], Option<Apart>),
         directories: &[PathBuf],
         now: Timestamp,
         user: Option<Owner>,
@@ -89,7 +98,7 @@ impl Kept {
             wal: wal.to_vec(),
             waiting: wal.iter().filter(|name| waits(name)).cloned().collect(),
             renamed: directories.iter().map(|d| (d.clone(), beside(d, previous::SUFFIX, &name))).collect(),
-            apart: apart.map(str::to_owned),
+            apart,
         };
         for (from, _) in &kept.renamed {
             reach::parent(from, true, user)
@@ -248,7 +257,8 @@ mod tests {
         durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
         assert_eq!(Kept::keep(&pgdata, (&[], None), &[], Timestamp::now(), None).unwrap(), None);
         let now = Timestamp::now();
-        let kept = Kept::keep(&pgdata, (&["a".into()], Some("why")), std::slice::from_ref(&space), now, None)
+        let apart = Some(Apart { lineage: "7-1".into(), why: "it differs".into() });
+        let kept = Kept::keep(&pgdata, (&["a".into()], apart), std::slice::from_ref(&space), now, None)
             .unwrap()
             .unwrap();
         assert!(space.exists(), "it is not renamed yet");

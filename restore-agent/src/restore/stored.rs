@@ -131,7 +131,8 @@ impl NotStored {
             let mut remains = self.remains(&kept.directory, Whose::Own, false, planned).await?;
             remains.waiting.extend(kept.waiting.iter().filter_map(|name| name.parse::<WalFileName>().ok()));
             // What showed it then was perhaps not kept, because another lineage has it.
-            remains.apart = remains.apart.or_else(|| kept.apart.clone());
+            let noted = kept.apart.iter().find(|noted| noted.lineage == planned.lineage.id.to_string());
+            remains.apart = remains.apart.or_else(|| noted.map(|noted| noted.why.clone()));
             self.earlier.push(remains);
         }
         for record in asides.iter().filter(|record| record.wal() != self.here.directory) {
