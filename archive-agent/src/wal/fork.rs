@@ -262,6 +262,10 @@ impl ForkSide<'_> {
     async fn judge_fork(&self, fork: &Fork) -> Result<bool, TargetError> {
         let Comparison::Other(what) = fork.differs(&fork.parent.to_string()) else { return Ok(false) };
         if self.is_of_another_server(fork).await? {
+            if self.is_settled(fork).await? {
+                self.note(fork, ForkComparison::Compared);
+                return Ok(false);
+            }
             let split = dispute(self.archive, fork, what.clone()).await?;
             tracing::error!(repository = self.target.name(), "{split}");
             let lineage = self.archive.lineage().id;
@@ -275,6 +279,20 @@ impl ForkSide<'_> {
             return Err(SplitBrain::new(self.archive, self.name.timeline, what).into());
         }
         Ok(false)
+    }
+
+    /// Whether a person has decided that the stored history of the timeline counts, whatever the WAL before it shows. Each process
+    /// that begins knows nothing of the forks, and would dispute them again.
+    async fn is_settled(&self, fork: &Fork) -> Result<bool, RepoError> {
+        let (child, lineage) = (fork.child(), self.archive.lineage().id);
+        let found = self.target.known(lineage, |known| known.forks.found.get(&child).map(|found| found.0));
+        let Some(hash) = found else { return Ok(false) };
+        match self.archive.settlement(child, hash).await {
+            Ok(settlement) => Ok(settlement.is_some()),
+            // A listing counts it by its name, too.
+            Err(RepoError::Corrupt { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     fn note(&self, fork: &Fork, progress: ForkComparison) {
@@ -436,4 +454,47 @@ pub(super) async fn is_disputed(
         return Ok(None);
     }
     disputed_of(archive, &[(timeline, hash)], &[]).await.map(|mut found| found.pop())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Bed, switch_in};
+    use super::*;
+
+    /// A timeline whose first segment does not continue its parent's WAL, and the next segment of it.
+    async fn forked() -> (Bed, Vec<u8>, SegmentName) {
+        let bed = Bed::new().await;
+        let history = switch_in("000000010000000000000003", 0x800);
+        bed.put_history(2, history.clone()).await;
+        for (name, seed) in [
+            ("000000010000000000000002", 1),
+            ("000000010000000000000003", 1),
+            ("000000020000000000000003", 2),
+        ] {
+            bed.put(name, seed).await;
+        }
+        (bed, history, "000000020000000000000004".parse().unwrap())
+    }
+
+    /// What a process finds that knows nothing of the forks yet.
+    async fn judged(bed: &Bed, name: SegmentName) -> Result<bool, TargetError> {
+        let path = bed.pgdata().join("pg_wal").join(name.to_string());
+        let target = bed.target(true);
+        let side = ForkSide { target: &target, archive: &bed.archive, name, path: &path, chain: None };
+        side.judge().await
+    }
+
+    #[tokio::test]
+    async fn a_settled_timeline_is_disputed_by_no_later_process() {
+        let (bed, history, next) = forked().await;
+        for _ in 0..2 {
+            let told = judged(&bed, next).await.unwrap_err();
+            assert!(matches!(told, TargetError::SplitBrain(_)), "{told}");
+        }
+        assert_eq!(disputed(&bed.archive).await.unwrap().len(), 1);
+        let hash = bed.archive.repository().sealer().content_hash(&history);
+        bed.archive.settle_history(next.timeline, hash, "the other one was a test", "dba").await.unwrap();
+        assert!(!judged(&bed, next).await.unwrap());
+        assert!(disputed(&bed.archive).await.unwrap().is_empty());
+    }
 }

@@ -19,6 +19,7 @@
 //! | [`look_back`] | whether it continues what is stored before it |
 //! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
 //! | [`fork`] | whether a timeline begins with what its parent's server wrote |
+//! | `fixtures` | repositories with WAL for the tests of all of these, without a server |
 //! | [`known`] | what this process knows of a lineage |
 //! | [`control`] | who a server is and what it writes |
 //! | [`lineage`] | which lineage an unbound data directory archives to |
@@ -52,6 +53,8 @@ pub(crate) mod control;
 pub(crate) mod disk;
 pub(crate) mod dropped;
 mod elsewhere;
+#[cfg(test)]
+mod fixtures;
 mod fork;
 mod history;
 pub(crate) mod identity;

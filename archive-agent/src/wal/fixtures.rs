@@ -1,0 +1,160 @@
+//! Repositories with WAL in them for the unit tests of this directory. No server takes part.
+//!
+//! Segments have facts and content, and are no WAL: what reads records out of them is tested elsewhere.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
+use walpoint_base::crossing::{CrossingFacts, RecordPiece};
+use walpoint_base::facts::SegmentMarks;
+use walpoint_base::{
+    ClusterName, Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId, TimelineId, WalFileName,
+};
+use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::Repository;
+use walpoint_repo::repository::NewLineage;
+use walpoint_repo::wal::{WalArchive, WalFlags};
+use walpoint_storage::object::Level;
+use walpoint_storage::store::StoreSettings;
+
+use super::target::WalTarget;
+
+const SYSTEM: SystemId = SystemId(7400000000000000001);
+
+/// By how many bytes the last records of two servers' segments lie apart.
+const SEED_SPAN: u64 = 8;
+
+/// A repository that a cluster is registered in, and an empty data directory.
+pub(super) struct Bed {
+    pub(super) archive: WalArchive,
+    settings: StoreSettings,
+    name: String,
+    dir: tempfile::TempDir,
+}
+
+/// The segments of all beds.
+pub(super) fn size() -> SegmentSize {
+    SegmentSize::new(1 << 20).unwrap()
+}
+
+/// The cluster's, as all beds have it.
+pub(super) fn identity() -> WalIdentity {
+    WalIdentity { system_id: SYSTEM, major: PgMajor::new(17).unwrap(), segment_size: size() }
+}
+
+fn cluster() -> ClusterName {
+    "main".parse().unwrap()
+}
+
+/// The history of the timeline that begins in the middle of this segment, so many bytes behind its start.
+pub(super) fn switch_in(name: &str, offset: u64) -> Vec<u8> {
+    let name: SegmentName = name.parse().unwrap();
+    let switch = name.number(size()).unwrap().start(size()) + offset;
+    format!("{}\t{switch}\tno recovery target specified\n", name.timeline).into_bytes()
+}
+
+/// Where the last record of a segment starts, by the server that wrote it.
+fn last(start: Lsn, seed: u8) -> Lsn {
+    start + (size().bytes() - 4096 + u64::from(seed) * SEED_SPAN)
+}
+
+impl Bed {
+    /// With the repository `main`.
+    pub(super) async fn new() -> Self {
+        Self::named("main").await
+    }
+
+    /// With a repository of that name.
+    pub(super) async fn named(name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("pgdata/pg_wal/archive_status")).unwrap();
+        let settings = StoreSettings::at(dir.path().join("repository").to_str().unwrap());
+        std::fs::create_dir(dir.path().join("repository")).unwrap();
+        let repository = Repository::init(name, &settings, None).await.unwrap().repository;
+        let new = NewLineage {
+            system_id: SYSTEM,
+            major: PgMajor::new(17).unwrap(),
+            segment_size: size(),
+            wal_block_size: 8192,
+            block_size: 8192,
+            relation_segment_blocks: 131_072,
+            ack: vec![],
+        };
+        let lineage = repository.create_lineage(&cluster(), new).await.unwrap();
+        Self { archive: repository.wal(&lineage), settings, name: name.to_owned(), dir }
+    }
+
+    /// The data directory.
+    pub(super) fn pgdata(&self) -> PathBuf {
+        self.dir.path().join("pgdata")
+    }
+
+    /// Where the repository lies.
+    pub(super) fn settings(&self) -> StoreSettings {
+        self.settings.clone()
+    }
+
+    /// The repository as a process knows it that has just begun.
+    pub(super) fn target(&self, acknowledges: bool) -> WalTarget {
+        let pgdata = self.pgdata();
+        let settings = self.settings.clone();
+        WalTarget::new(&self.name, (&cluster(), &pgdata), settings, Level::nearest(1), acknowledges)
+    }
+
+    /// Stores the whole segment of that name. Segments of one seed continue each other, and those of others do not.
+    pub(super) async fn put(&self, name: &str, seed: u8) {
+        let facts = facts(name.parse().unwrap(), seed);
+        let mut content = vec![seed; size().as_usize()];
+        content[..8].copy_from_slice(&facts.last_record.unwrap().0.to_le_bytes());
+        self.archive.put_segment(&facts, Bytes::from(content), WalFlags::default()).await.unwrap();
+    }
+
+    /// Whether a segment of that name is stored.
+    pub(super) async fn has(&self, name: &str) -> bool {
+        self.archive.header(name.parse().unwrap()).await.unwrap().is_some()
+    }
+
+    /// Stores the history of a timeline.
+    pub(super) async fn put_history(&self, timeline: u32, content: Vec<u8>) {
+        let name = WalFileName::History(TimelineId::new(timeline).unwrap());
+        self.archive.put_file(name, content).await.unwrap();
+    }
+}
+
+/// What the WAL reader says of a segment.
+fn facts(name: SegmentName, seed: u8) -> SegmentFacts {
+    let size = size();
+    let start = name.number(size).unwrap().start(size);
+    let end = start + size.bytes();
+    let (before, last) = (Lsn(start.0 - size.bytes()), last(start, seed));
+    SegmentFacts {
+        name,
+        system_id: SYSTEM,
+        major: PgMajor::new(17).unwrap(),
+        size,
+        block_size: 8192,
+        first_page_timeline: name.timeline,
+        content_len: size.bytes(),
+        first_record: Some(start + 40),
+        last_record: Some(last),
+        end,
+        whole: true,
+        switched: false,
+        records: 12,
+        transactions: None,
+        crossing: CrossingFacts { open: None, rest: RecordPiece::of(b"") },
+        chain: ChainFacts {
+            begin: ChainBegin {
+                previous: Some(self::last(before, seed)),
+                carried: 0,
+                overwritten: false,
+                rest: None,
+            },
+            end: ChainEnd { last: Some(last), complete: Some(last), carried: Some(0), due: None },
+        },
+        marks: SegmentMarks::default(),
+        restore_points: Vec::new(),
+        further_points: 0,
+    }
+}
