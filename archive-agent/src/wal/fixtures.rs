@@ -11,14 +11,16 @@ use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     ClusterName, Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId, TimelineId, WalFileName,
 };
-use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::Repository;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::{WalArchive, WalFlags};
+use walpoint_runtime::args::Selection;
+use walpoint_runtime::config::ClusterSettings;
 use walpoint_storage::object::Level;
 use walpoint_storage::store::StoreSettings;
 
 use super::target::WalTarget;
+use super::upload::Uploader;
 
 const SYSTEM: SystemId = SystemId(7400000000000000001);
 
@@ -38,11 +40,6 @@ pub(super) fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
 }
 
-/// The cluster's, as all beds have it.
-pub(super) fn identity() -> WalIdentity {
-    WalIdentity { system_id: SYSTEM, major: PgMajor::new(17).unwrap(), segment_size: size() }
-}
-
 fn cluster() -> ClusterName {
     "main".parse().unwrap()
 }
@@ -52,6 +49,21 @@ pub(super) fn switch_in(name: &str, offset: u64) -> Vec<u8> {
     let name: SegmentName = name.parse().unwrap();
     let switch = name.number(size()).unwrap().start(size()) + offset;
     format!("{}\t{switch}\tno recovery target specified\n", name.timeline).into_bytes()
+}
+
+/// What stores in the repositories of these beds, out of the data directory of the first one. Those of `ack` have to acknowledge.
+pub(super) fn uploader(beds: &[&Bed], ack: &[&str]) -> Uploader {
+    let names = beds.iter().map(|bed| bed.name.clone()).collect();
+    let mut settings = ClusterSettings::with_repositories(names);
+    settings.ack = Some(ack.iter().map(|name| (*name).to_owned()).collect());
+    let selection = Selection {
+        cluster: cluster(),
+        settings,
+        repositories: beds.iter().map(|bed| (bed.name.clone(), bed.settings.clone())).collect(),
+        chosen: false,
+        config: None,
+    };
+    Uploader::new(&selection, &beds[0].pgdata())
 }
 
 /// Where the last record of a segment starts, by the server that wrote it.
@@ -90,11 +102,6 @@ impl Bed {
         self.dir.path().join("pgdata")
     }
 
-    /// Where the repository lies.
-    pub(super) fn settings(&self) -> StoreSettings {
-        self.settings.clone()
-    }
-
     /// The repository as a process knows it that has just begun.
     pub(super) fn target(&self, acknowledges: bool) -> WalTarget {
         let pgdata = self.pgdata();
@@ -108,11 +115,6 @@ impl Bed {
         let mut content = vec![seed; size().as_usize()];
         content[..8].copy_from_slice(&facts.last_record.unwrap().0.to_le_bytes());
         self.archive.put_segment(&facts, Bytes::from(content), WalFlags::default()).await.unwrap();
-    }
-
-    /// Whether a segment of that name is stored.
-    pub(super) async fn has(&self, name: &str) -> bool {
-        self.archive.header(name.parse().unwrap()).await.unwrap().is_some()
     }
 
     /// Stores the history of a timeline.

@@ -30,6 +30,7 @@
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
 //! | [`resting`] | which of those failed a moment ago, for the next command |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
+//! | [`unfinished`] | what could not be copied to one so far, and when that is tried again |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
@@ -84,6 +85,7 @@ pub(crate) mod split_brain;
 pub(crate) mod stored;
 pub(crate) mod target;
 mod target_error;
+mod unfinished;
 pub(crate) mod unwritten;
 pub(crate) mod upload;
 mod writes;

@@ -27,6 +27,7 @@ use super::points;
 use super::presence::Presence;
 use super::split_brain::SplitBrain;
 pub(crate) use super::target_error::TargetError;
+use super::unfinished::Unfinished;
 use super::writes::Writes;
 
 /// A repository that has not answered a write for so long rests.
@@ -74,6 +75,8 @@ pub(crate) struct WalTarget {
     missed: std::sync::Mutex<Missed>,
     /// What waits for it, if it does not have to acknowledge.
     pub(super) beside: Beside,
+    /// What could not be copied there.
+    pub(super) unfinished: Unfinished,
     known: std::sync::Mutex<Known>,
     /// The newest segments that were stored there, and what `pg_wal` has to remember of them.
     unremembered: std::sync::Mutex<VecDeque<(SegmentName, String)>>,
@@ -118,6 +121,7 @@ impl WalTarget {
             resting: std::sync::Mutex::default(),
             missed: std::sync::Mutex::default(),
             beside: Beside::default(),
+            unfinished: Unfinished::default(),
             known: std::sync::Mutex::default(),
             unremembered: std::sync::Mutex::default(),
             landed: Notify::new(),
@@ -332,6 +336,7 @@ impl WalTarget {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).forget();
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.missed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.unfinished.forget();
         self.lineages_left.fetch_add(1, Ordering::AcqRel);
         // Another one has missed all that was stored before.
         self.beside.falls_behind();

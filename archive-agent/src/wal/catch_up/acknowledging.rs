@@ -15,7 +15,8 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
-use super::{CaughtUp, Copy, Done, Ranges, catch_up, say};
+use super::copy::Copy;
+use super::{CaughtUp, Ranges, catch_up, say};
 use crate::wal::archiver::Archiver;
 use crate::wal::split_brain::SplitBrain;
 use crate::wal::target::Missed;
@@ -41,7 +42,7 @@ pub(crate) async fn keep_acknowledging(
         let now = target.lineages_left();
         if complete != Some(now) {
             let caught_up = catch_up(uploader, target, &Missed::new(), false).await;
-            let CaughtUp { files, left, away } = caught_up
+            let CaughtUp { files, left, away, .. } = caught_up
                 .with_context(|| format!("repository {} is not compared with the others", target.name()))?;
             say(target, files);
             if let Some(problem) = left {
@@ -103,13 +104,14 @@ impl Copy<'_> {
         Ok(false)
     }
 
-    /// What is left where another server wrote in one of the two: which of them is right is told where the servers' own WAL is compared.
-    pub(super) fn leaves(&self, done: Done<'_>, split: &SplitBrain) -> anyhow::Result<Option<anyhow::Error>> {
+    /// A timeline is left where another server wrote in one of the two: which of them is right is told where the servers' own WAL is
+    /// compared.
+    pub(super) fn leaves(&self, split: &SplitBrain) {
         tracing::warn!(
             repository = self.target.name(),
-            "nothing more is copied from repository {}, which holds other WAL: {split}",
+            "nothing more of timeline {} is copied from repository {}, which holds other WAL: {split}",
+            split.timeline(),
             self.source
         );
-        Ok(done.left())
     }
 }
