@@ -10,6 +10,7 @@ use walpoint_words::format_chain;
 
 use super::health::Health;
 use crate::wal::dropped::Gap;
+use crate::wal::reach::UnreachedIn;
 use crate::wal::split_brain::SplitBrains;
 use crate::wal::target::TargetError;
 
@@ -52,7 +53,7 @@ fn kind_of(error: &anyhow::Error) -> ProblemKind {
         cause.is::<SplitBrains>()
             || matches!(cause.downcast_ref::<TargetError>(), Some(TargetError::SplitBrain(_)))
     };
-    let gap = |cause: &(dyn Error + 'static)| cause.is::<Gap>();
+    let gap = |cause: &(dyn Error + 'static)| cause.is::<Gap>() || cause.is::<UnreachedIn>();
     if error.chain().any(split) {
         ProblemKind::SplitBrain
     } else if error.chain().any(gap) {
@@ -103,5 +104,7 @@ mod tests {
         let error = anyhow::Error::from(split).context("comparing");
         assert_eq!(kind_of(&error), ProblemKind::SplitBrain);
         assert_eq!(kind_of(&anyhow::anyhow!("split brain: lineage x")), ProblemKind::Other);
+        let gap = UnreachedIn::of("000000010000000000000003", "000000010000000000000009");
+        assert_eq!(kind_of(&anyhow::Error::from(gap).context("queue")), ProblemKind::Gap);
     }
 }

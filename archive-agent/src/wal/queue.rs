@@ -266,7 +266,7 @@ async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
         }
     }
     match get() {
-        Some(unreached) => bail!("{unreached}"),
+        Some(unreached) => Err(unreached.into()),
         None => Ok(false),
     }
 }
@@ -351,6 +351,9 @@ mod tests {
         let other: fn(u32) -> Looked = |last| found("1F", last);
         let moved = looked(&known, vec![other]).await.unwrap_err();
         assert!(moved.contains("segment 00000001000000000000001F"), "{moved}");
+        let same = || async { Ok(other(1)) };
+        let error = is_reached(&known, same).await.unwrap_err();
+        assert!(error.is::<UnreachedIn>(), "its kind shows, too");
         let nothing: fn(u32) -> Looked = |_| Looked::Nothing;
         assert!(looked(&known, vec![nothing]).await.unwrap());
         assert!(looked(&known, vec![overtaken, nothing]).await.unwrap());

@@ -65,6 +65,8 @@ impl fmt::Display for UnreachedIn {
     }
 }
 
+impl std::error::Error for UnreachedIn {}
+
 /// What became of a look.
 #[derive(Debug)]
 pub(crate) enum Looked {
