@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use tokio::sync::Notify;
-use walpoint_base::dropped::DropReason;
+use walpoint_base::dropped::{DropReason, Dropped};
 use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_runtime::human;
 
@@ -34,6 +34,10 @@ const NO_HOPE: Duration = Duration::from_secs(1);
 /// A process that stands in for the daemon goes by what the one before it dropped at most so many seconds ago: after three failures
 /// PostgreSQL rests for a minute.
 const LATELY: i64 = 120;
+
+/// Where each file has a process of its own, one after so many that were dropped in a row is tried as long as the first one: the store
+/// may be back, and take longer than that to be opened and to store a file.
+const HOPES_AFTER: usize = 8;
 
 /// A file that is stored at once is not worth a look at the queue.
 pub(crate) const AT_ONCE: Duration = Duration::from_millis(100);
@@ -155,6 +159,8 @@ impl Queue {
         if newest.reason == DropReason::QueueMax
             && (0..=LATELY).contains(&age)
             && comes_next(newest.name, name, size)
+            && !in_a_row(&walpoint_base::dropped::read(&self.wal).unwrap_or_default())
+                .is_multiple_of(HOPES_AFTER)
         {
             self.dropping.store(true, Ordering::Relaxed);
         }
@@ -176,6 +182,14 @@ impl Queue {
         tracing::error!(file = %name, "{message}");
         message
     }
+}
+
+/// How many files at the end of the record were dropped one soon after the other.
+fn in_a_row(record: &[Dropped]) -> usize {
+    let of_queue = record.iter().rev().take_while(|dropped| dropped.reason == DropReason::QueueMax);
+    let times: Vec<i64> = of_queue.map(|dropped| dropped.at).collect();
+    let soon = times.windows(2).take_while(|pair| matches!(pair, [later, at] if later - at <= LATELY));
+    usize::from(!times.is_empty()) + soon.count()
 }
 
 /// Whether a file belongs to the segment of another one or to the next.
@@ -311,6 +325,33 @@ mod tests {
         let old = format!("000000010000000100000001 {}\n", jiff::Timestamp::now().as_second() - LATELY - 1);
         walpoint_base::durable::replace(&path, old.as_bytes(), 0o600).unwrap();
         assert_eq!(retry_budget("000000010000000100000002"), long, "long ago");
+    }
+
+    #[test]
+    fn a_store_that_is_back_is_not_tried_for_a_second_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let overflow = Overflow { files: 99, bytes: 99 << 24, max: 1 };
+        let name = |n: usize| format!("0000000100000000{n:08X}").parse::<WalFileName>().unwrap();
+        let tried_long = (0..2 * HOPES_AFTER + 1).filter(|n| {
+            let queue = Queue::new(dir.path(), Some(1));
+            queue.take_over(name(*n), SegmentSize::new(16 << 20).unwrap());
+            let long = queue.retry_budget(16 << 20, Some(&overflow)) > NO_HOPE;
+            record(dir.path(), name(*n), DropReason::QueueMax).unwrap();
+            long
+        });
+        assert_eq!(tried_long.collect::<Vec<_>>(), [0, HOPES_AFTER, 2 * HOPES_AFTER]);
+    }
+
+    #[test]
+    fn only_files_that_were_dropped_one_soon_after_the_other_are_a_row() {
+        let row = |times: &[(i64, DropReason)]| {
+            let name = "000000010000000000000005".parse().unwrap();
+            in_a_row(&times.iter().map(|&(at, reason)| Dropped { name, at, reason }).collect::<Vec<_>>())
+        };
+        let (full, skipped) = (DropReason::QueueMax, DropReason::Skipped);
+        assert_eq!((row(&[]), row(&[(7, skipped)]), row(&[(7, full)])), (0, 0, 1));
+        assert_eq!(row(&[(0, full), (LATELY + 1, full), (LATELY + 2, full)]), 2);
+        assert_eq!(row(&[(1, full), (2, skipped), (3, full), (4, full)]), 2);
     }
 
     fn found(missing: &str, last: u32) -> Looked {
