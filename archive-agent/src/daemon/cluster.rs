@@ -187,6 +187,7 @@ impl ClusterTasks {
             () = begin => {}
             () = stop.cancelled() => return,
         }
+        health.begins();
         keep_running(&health, stop, || {
             let (work, stop) = (start(Arc::clone(&self.archiver), Arc::clone(&health)), stop.clone());
             async move {

@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use walpoint_base::socket::{HealthProblem, ProblemKind};
 use walpoint_base::{ClusterName, Diagnostic};
 
 use crate::health::PUSH_SOCKET;
+
+/// A task that has not begun after so long is a problem: those that it replaces end within their drain, mostly at once.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -39,6 +44,10 @@ impl TaskState {
     }
 }
 
+/// Why a task has not begun.
+const LATE: &str = "the data directory was not found, or the tasks that this one replaces have not ended\nHINT: If the daemon's log \
+     does not say what they wait for, restart the daemon.";
+
 /// Whose task it is, and which.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TaskName {
@@ -52,9 +61,25 @@ impl fmt::Display for TaskName {
     }
 }
 
+/// What the board says of a task.
+#[derive(Debug)]
+struct Entry {
+    state: TaskState,
+    /// Since when it waits for its begin, by two clocks; `None` once it began.
+    waits: Option<(Timestamp, Instant)>,
+}
+
+impl Entry {
+    /// Since when it has not begun, if it should have.
+    fn is_late(&self) -> Option<Timestamp> {
+        let (since, waits) = self.waits.filter(|_| self.state == TaskState::Starting)?;
+        (waits.elapsed() > BEGINS_WITHIN).then_some(since)
+    }
+}
+
 /// The states of all tasks, by name; shared by all of them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Board(Arc<Mutex<BTreeMap<TaskName, TaskState>>>);
+pub(crate) struct Board(Arc<Mutex<BTreeMap<TaskName, Entry>>>);
 
 /// One task's entry on the board. The entry goes when this is dropped.
 #[derive(Debug)]
@@ -69,13 +94,14 @@ impl Board {
     /// Adds a task of a cluster.
     pub(crate) fn add(&self, cluster: &ClusterName, task: String) -> Health {
         let name = TaskName { cluster: cluster.clone(), task };
-        self.lock().insert(name.clone(), TaskState::Starting);
+        let waits = Some((Timestamp::now(), Instant::now()));
+        self.lock().insert(name.clone(), Entry { state: TaskState::Starting, waits });
         Health { board: self.clone(), shown: name.to_string(), name }
     }
 
     /// All tasks and their states.
     pub(crate) fn all(&self) -> BTreeMap<TaskName, TaskState> {
-        self.lock().clone()
+        self.lock().iter().map(|(name, entry)| (name.clone(), entry.state.clone())).collect()
     }
 
     /// The tasks that answer `archive-push`, and their states.
@@ -84,20 +110,31 @@ impl Board {
         sockets.map(|(name, state)| (name.to_string(), state))
     }
 
-    /// What fails.
+    /// What fails, and what has not begun though it should have. A cluster whose push socket fails has one problem for all its tasks that
+    /// wait.
     pub(crate) fn problems(&self) -> Vec<HealthProblem> {
-        let failing = self.all().into_iter().filter_map(|(name, state)| match state {
-            TaskState::Failing { since, kind, problem } => {
-                let found = Diagnostic::new(format!("failing since {since:.0}: {problem}"));
-                let text = found.lines().collect::<Vec<_>>().join("\n");
-                Some(HealthProblem { cluster: name.cluster, task: name.task, kind, text })
-            }
-            _ => None,
+        let entries = self.lock();
+        let waits_for_directory = |cluster: &ClusterName| {
+            let push = TaskName { cluster: cluster.clone(), task: PUSH_SOCKET.to_owned() };
+            entries.get(&push).is_some_and(|push| matches!(push.state, TaskState::Failing { .. }))
+        };
+        let found = entries.iter().filter_map(|(name, entry)| {
+            let (kind, text) = match (&entry.state, entry.is_late()) {
+                (TaskState::Failing { since, kind, problem }, _) => {
+                    (*kind, format!("failing since {since:.0}: {problem}"))
+                }
+                (_, Some(since)) if !waits_for_directory(&name.cluster) => {
+                    (ProblemKind::Other, format!("not begun since {since:.0}: {LATE}"))
+                }
+                _ => return None,
+            };
+            let text = Diagnostic::new(text).lines().collect::<Vec<_>>().join("\n");
+            Some(HealthProblem { cluster: name.cluster.clone(), task: name.task.clone(), kind, text })
         });
-        failing.collect()
+        found.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskName, TaskState>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskName, Entry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -106,6 +143,13 @@ impl Health {
     /// The task's name.
     pub(crate) fn name(&self) -> &str {
         &self.shown
+    }
+
+    /// It has what it waited for, and begins.
+    pub(crate) fn begins(&self) {
+        if let Some(entry) = self.board.lock().get_mut(&self.name) {
+            entry.waits = None;
+        }
     }
 
     /// It does its work. Logged when it did not before.
@@ -126,12 +170,12 @@ impl Health {
     /// It failed and will be tried again. Logged when the problem is another than before.
     pub(crate) fn failing(&self, kind: ProblemKind, problem: &str) {
         let mut states = self.board.lock();
-        let (since, known) = match states.get(&self.name) {
+        let (since, known) = match states.get(&self.name).map(|entry| &entry.state) {
             Some(TaskState::Failing { since, problem: before, .. }) => (*since, before == problem),
             _ => (Timestamp::now(), false),
         };
         let state = TaskState::Failing { since, kind, problem: problem.to_owned() };
-        states.insert(self.name.clone(), state);
+        states.insert(self.name.clone(), Entry { state, waits: None });
         drop(states);
         if !known {
             tracing::error!(task = self.shown, "{problem}");
@@ -139,7 +183,8 @@ impl Health {
     }
 
     fn set(&self, state: TaskState) -> Option<TaskState> {
-        self.board.lock().insert(self.name.clone(), state)
+        let before = self.board.lock().insert(self.name.clone(), Entry { state, waits: None });
+        before.map(|entry| entry.state)
     }
 }
 
@@ -182,5 +227,23 @@ mod tests {
         assert_eq!((state(), board.problems()), (TaskState::Working, Vec::new()));
         drop(health);
         assert!(board.all().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_begin_is_a_problem() {
+        let (board, main) = (Board::default(), "main".parse().unwrap());
+        let (push, index) = (board.add(&main, PUSH_SOCKET.to_owned()), board.add(&main, "index".to_owned()));
+        let told = || board.problems().into_iter().map(|problem| problem.task).collect::<Vec<_>>();
+        tokio::time::advance(BEGINS_WITHIN).await;
+        assert!(told().is_empty(), "it has time");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(told(), ["index", PUSH_SOCKET]);
+        push.failing(ProblemKind::Other, "no data directory");
+        assert_eq!(told(), [PUSH_SOCKET], "the others wait for that");
+        push.working();
+        let text = board.problems().remove(0).text;
+        assert!(text.starts_with("not begun since 2") && text.contains("\nHINT: "), "{text}");
+        index.begins();
+        assert!(told().is_empty(), "a first look may take long");
     }
 }
