@@ -1,6 +1,7 @@
 //! The end of a backup: its WAL has arrived, then its manifest is created, in each repository by itself. One that fails has no
 //! copy; the others have theirs all the same.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -129,8 +130,9 @@ impl Publishing<'_> {
         let (histories, pgdata) = (self.origin.histories(settings), self.origin.pgdata());
         let stored = self.needed.stored();
         let arrived = async {
-            for timeline in [stored.first.timeline, stored.last.timeline] {
-                histories.store(&archive, timeline).await?;
+            let mut lacking = Vec::new();
+            for timeline in BTreeSet::from([stored.first.timeline, stored.last.timeline]) {
+                lacking.extend(histories.lacking(&archive, timeline).await?);
             }
             let copied = self.needed.wait(&archive, limit, self.origin.server(), pgdata).await?;
             // What arrived under these names may be another server's.
@@ -138,6 +140,10 @@ impl Publishing<'_> {
             database_copies::refuse(&archive, self.needed, &copied, self.checkpoints.range()).await?;
             if let Some(pgdata) = pgdata {
                 refuse_split_brain(&archive, pgdata, self.needed).await?;
+            }
+            // Not before: a backup of another server would leave its history here.
+            for history in lacking {
+                history.store(&archive).await?;
             }
             anyhow::Ok(archive.repository().read_descriptor_again().await?)
         };

@@ -1,4 +1,4 @@
-//! Repositories with WAL in them for the unit tests of this directory. No server takes part.
+//! Repositories with WAL in them for unit tests. No server takes part.
 //!
 //! Segments have facts and content, and are no WAL: what reads records out of them is tested elsewhere.
 
@@ -28,8 +28,8 @@ const SYSTEM: SystemId = SystemId(7400000000000000001);
 const SEED_SPAN: u64 = 8;
 
 /// A repository that a cluster is registered in, and an empty data directory.
-pub(super) struct Bed {
-    pub(super) archive: WalArchive,
+pub(crate) struct Bed {
+    pub(crate) archive: WalArchive,
     settings: StoreSettings,
     name: String,
     dir: tempfile::TempDir,
@@ -45,7 +45,7 @@ fn cluster() -> ClusterName {
 }
 
 /// The history of the timeline that begins in the middle of this segment, so many bytes behind its start.
-pub(super) fn switch_in(name: &str, offset: u64) -> Vec<u8> {
+pub(crate) fn switch_in(name: &str, offset: u64) -> Vec<u8> {
     let name: SegmentName = name.parse().unwrap();
     let switch = name.number(size()).unwrap().start(size()) + offset;
     format!("{}\t{switch}\tno recovery target specified\n", name.timeline).into_bytes()
@@ -73,12 +73,12 @@ fn last(start: Lsn, seed: u8) -> Lsn {
 
 impl Bed {
     /// With the repository `main`.
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::named("main").await
     }
 
     /// With a repository of that name.
-    pub(super) async fn named(name: &str) -> Self {
+    pub(crate) async fn named(name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("pgdata/pg_wal/archive_status")).unwrap();
         let settings = StoreSettings::at(dir.path().join("repository").to_str().unwrap());
@@ -110,7 +110,7 @@ impl Bed {
     }
 
     /// Stores the whole segment of that name. Segments of one seed continue each other, and those of others do not.
-    pub(super) async fn put(&self, name: &str, seed: u8) {
+    pub(crate) async fn put(&self, name: &str, seed: u8) {
         let facts = facts(name.parse().unwrap(), seed);
         let mut content = vec![seed; size().as_usize()];
         content[..8].copy_from_slice(&facts.last_record.unwrap().0.to_le_bytes());
@@ -118,7 +118,7 @@ impl Bed {
     }
 
     /// Stores the history of a timeline.
-    pub(super) async fn put_history(&self, timeline: u32, content: Vec<u8>) {
+    pub(crate) async fn put_history(&self, timeline: u32, content: Vec<u8>) {
         let name = WalFileName::History(TimelineId::new(timeline).unwrap());
         self.archive.put_file(name, content).await.unwrap();
     }

@@ -55,7 +55,7 @@ pub(crate) mod disk;
 pub(crate) mod dropped;
 mod elsewhere;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod fork;
 mod history;
 pub(crate) mod identity;

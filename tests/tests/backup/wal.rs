@@ -138,3 +138,22 @@ fn the_history_of_a_timeline_that_began_unarchived_is_stored() {
     let id = bed.repository().finished()[0];
     source.assert_equal(&walpoint_tests::oracle::Contents::of(&bed.recover(&id.to_string())));
 }
+
+/// B6: the history of a timeline whose WAL does not arrive is not stored either: nothing has proven that this archive is the server's.
+#[test]
+fn a_backup_whose_wal_does_not_arrive_stores_no_history() {
+    let bed = Bed::local(Cluster::builder());
+    let mut promoted = bed.cluster.standby();
+    promoted.set("archive_command", "/bin/true");
+    promoted.start();
+    promoted.wait_replayed(&bed.cluster);
+    promoted.promote();
+    let standby = promoted.streaming_standby();
+    standby.wait_replayed(&promoted);
+    let agent =
+        walpoint_tests::agent::Agent::with(&standby, &bed.store).cluster_line("backup_wal_timeout = \"4s\"");
+    let output = agent.run(&["backup"]).expect_status(1);
+    assert!(output.stderr.contains("not in repository main"), "{}", output.stderr);
+    let keys = bed.store.back_door().list("clusters/main");
+    assert!(!keys.iter().any(|key| key.contains("/00000002.history")), "{keys:#?}");
+}
