@@ -1,5 +1,6 @@
 //! Making repositories and registering the cluster in them.
 
+mod behind_fork;
 mod elsewhere;
 mod numbered;
 mod split_off;
@@ -90,6 +91,9 @@ pub(crate) async fn register(
     let joined = registration.join_all(report, &opened).await?;
     let registered = registration.registered(report, &joined).await?;
     registration.bind(report, &joined)?;
+    if registration.begun.is_some() {
+        behind_fork::archive(report, plan, control, &joined).await?;
+    }
     Ok(registered)
 }
 

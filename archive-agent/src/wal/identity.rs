@@ -125,6 +125,30 @@ pub(crate) async fn fork(
     Ok(fork)
 }
 
+/// The segments of a directory behind a fork on the path to a timeline that PostgreSQL does not hand over any more: it marked them as
+/// archived, or received them so. The oldest first.
+pub(crate) async fn done_behind(
+    wal: &Path,
+    timeline: TimelineId,
+    fork: LineageFork,
+    size: SegmentSize,
+) -> Result<Vec<SegmentName>, RepoError> {
+    let directory = wal.to_owned();
+    let own = disk::look(wal, move || history_in(&directory, timeline)).await?;
+    let history = own.map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
+    let (mut found, first) = (on_path(wal, history, size).await?, SegmentNo::of(fork.lsn, size));
+    found.reverse();
+    let status = wal.join("archive_status");
+    let marked = move || {
+        let done = |name: &SegmentName| {
+            name.number(size) >= Some(first) && status.join(format!("{name}.done")).exists()
+        };
+        found.retain(done);
+        found
+    };
+    Ok(disk::look(wal, marked).await?)
+}
+
 /// What shows that a history is another server's.
 pub(crate) fn other_history(
     archive: &WalArchive,
@@ -197,4 +221,38 @@ pub(super) fn places_of_history(file: &Path, name: WalFileName, wal: &Path) -> V
     }
     let beside = file.parent().map(|directory| directory.join(history.to_string()));
     beside.into_iter().chain([wal.join(history.to_string())]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::durable;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_postgresql_does_not_hand_over_again_is_found_behind_a_fork() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("archive_status")).unwrap();
+        let size = SegmentSize::new(1 << 20).unwrap();
+        for (name, mark) in [
+            ("000000010000000000000003", "done"),
+            ("000000010000000000000004", "done"),
+            ("000000010000000000000005", "done"),
+            ("000000010000000000000006", "ready"),
+            ("000000010000000000000007", ""),
+            ("000000020000000000000005", "done"),
+        ] {
+            let segment: SegmentName = name.parse().unwrap();
+            let mut page = [0; 16];
+            page[8..].copy_from_slice(&segment.number(size).unwrap().start(size).0.to_le_bytes());
+            durable::replace(&dir.path().join(name), &page, 0o600).unwrap();
+            if !mark.is_empty() {
+                std::fs::File::create(dir.path().join(format!("archive_status/{name}.{mark}"))).unwrap();
+            }
+        }
+        let fork = LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(0x40_0000) };
+        let found = done_behind(dir.path(), TimelineId::FIRST, fork, size).await.unwrap();
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["000000010000000000000004", "000000010000000000000005"]);
+    }
 }

@@ -214,16 +214,38 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<FileIdentity, UploadError> {
+        let epoch = self.epoch();
         let file = UploadSource { by_hand: accept_damaged, ..self.source(name, path, accept_damaged).await? };
         let (required, others): (Vec<&WalTarget>, Vec<&WalTarget>) =
             self.targets.iter().partition(|t| t.acknowledges);
         let stored = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
+        self.is_bound_as_before(&file, &required, epoch).await?;
         match stored.as_it_is {
             true => self.beside(file, stored.identity, others).await,
             // Nothing damaged goes anywhere else: they get it from those that have it.
             false => self.miss(file, stored.identity, others),
         }
         Ok(stored.identity)
+    }
+
+    /// Makes sure that a file was stored in the lineage that its data directory is bound to now. One that was begun meanwhile does not
+    /// have it, and PostgreSQL hands it over only once.
+    async fn is_bound_as_before(
+        &self,
+        file: &UploadSource,
+        required: &[&WalTarget],
+        epoch: u64,
+    ) -> Result<(), UploadError> {
+        for target in required {
+            let now = target.archive_at(&file.cluster, file.name.timeline()).await;
+            now.map_err(|error| upload_error(target, &error))?;
+        }
+        if self.epoch() == epoch {
+            return Ok(());
+        }
+        let text = "another lineage began, or another repository took the place of one, during the upload"
+            .to_owned();
+        Err(UploadError { text, permanent: false })
     }
 
     /// Makes a file that lies anywhere durable in one repository, for which no acknowledgement waits; one attempt.

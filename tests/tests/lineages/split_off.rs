@@ -315,3 +315,32 @@ fn damaged_facts_of_a_copys_lineage_stop_nothing_of_productions() {
     let (_, restored) = two.restored("beside-damage", &["--lineage", &own]);
     assert!(rows(&restored).contains("production"), "{}", rows(&restored));
 }
+
+/// Segments that are acknowledged while a lineage begins are in the new one or before its fork: nothing is missing in between.
+#[test]
+fn a_lineage_that_begins_under_load_has_no_gap_at_its_fork() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.set("wal_keep_size", "512MB");
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.cluster.psql("create table t (who text)");
+    bed.agent.run(&["backup"]).expect_success();
+    for n in 2..6 {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    segment(&bed.cluster, "load");
+                }
+            });
+            let begun = bed.agent.init(&["--new-lineage", "--even-if-bound"]);
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            begun.expect_success();
+        });
+        let lsn = bed.cluster.lsn();
+        archived(&bed.cluster, &segment(&bed.cluster, "after"));
+        let lineage = format!("{}-{n}", bed.cluster.system_id());
+        bed.agent.restore(&["plan", "--lineage", &lineage, "--target-lsn", &lsn]).expect_success();
+    }
+    assert_eq!(daemon.stop(), 0);
+}
