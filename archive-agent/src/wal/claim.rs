@@ -35,6 +35,34 @@ pub(super) fn line(archive: &WalArchive, claim: SegmentClaim) -> String {
     archived::line(&place(archive), claim.segment, &claim.hash.to_string())
 }
 
+/// A lineage that was deleted and registered again has the same number, and nothing of what was stored before.
 fn place(archive: &WalArchive) -> String {
-    format!("{} {}", archive.repository().id(), archive.lineage().id)
+    let lineage = archive.lineage();
+    format!("{} {} {}", archive.repository().id(), lineage.id, lineage.uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_repo::Lineage;
+    use walpoint_repo::lineage::LineageUid;
+
+    use super::super::fixtures::Bed;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lineage_of_the_same_number_has_no_claims_of_the_one_before() {
+        let bed = Bed::new().await;
+        let wal = bed.pgdata().join("pg_wal");
+        let segment: SegmentName = "000000010000000000000005".parse().unwrap();
+        let claim = SegmentClaim { segment, hash: ContentHash([7; 32]) };
+        note(&wal, &bed.archive, claim).unwrap();
+        assert_eq!(read(&wal, &bed.archive, segment.timeline), Some(claim));
+
+        let again = Lineage { uid: LineageUid::random(), ..bed.archive.lineage().clone() };
+        let again = bed.archive.repository().wal(&again);
+        assert_eq!(read(&wal, &again, segment.timeline), None);
+        let claim = SegmentClaim { segment, hash: ContentHash([8; 32]) };
+        note(&wal, &again, claim).unwrap();
+        assert_eq!(read(&wal, &again, segment.timeline), Some(claim));
+    }
 }

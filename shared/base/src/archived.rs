@@ -4,7 +4,7 @@
 //! archive for a while still can show that what is stored is its own. The daemon writes it, or, where that may only read the
 //! directory, the command that PostgreSQL runs.
 //!
-//! A line for each repository, lineage and timeline: `<repository> <lineage> <segment> <hash>`. It is synced before an
+//! A line for each repository, lineage and timeline: `<repository> <lineage> <uid of the lineage> <segment> <hash>`. It is synced before an
 //! acknowledgement: after a crash of the machine the newest segment that was stored may be gone from `pg_wal`, and nothing else
 //! shows whose it is. A line is replaced in its place, so that a write that is torn leaves the others. What is no line, whatever its
 //! bytes are, says nothing and goes with the next note; a file that cannot be read, or is none, is replaced by that.
