@@ -5,6 +5,7 @@
 //! between leaves the record in WAL, where it is archived like any other.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -12,12 +13,15 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::facts::PointRef;
-use walpoint_base::{ClusterName, Diagnostic, Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{
+    ClusterName, Diagnostic, Lsn, PgTimestamp, SegmentName, SegmentNo, SystemId, TimelineId,
+};
+use walpoint_pg::control::ClusterState;
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::wal::FoundPoints;
 use walpoint_runtime::args::{self, CommonArgs, Selection};
-use walpoint_runtime::config::DEFAULT_PATH;
+use walpoint_runtime::config::{ClusterSettings, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::{help, human, output, sibling};
@@ -25,7 +29,7 @@ use walpoint_storage::store::StoreSettings;
 
 use crate::check::report::{CheckReport, Grade};
 use crate::check::repository::{self, Destination};
-use crate::check::{archiving, remote, source};
+use crate::check::{archiving, source, whose_files};
 
 /// PostgreSQL's limit for a name, in bytes.
 const MAX_NAME: usize = 63;
@@ -111,8 +115,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
     let began = Instant::now();
     let selection = common.select::<StoreSettings>()?;
     let (mut server, identity) = primary(&selection).await?;
-    // It only explains better what does not arrive.
-    let pgdata = remote::own_directory(&mut server, &selection.settings).await;
+    let pgdata = directory(&mut server, &identity, &selection.settings).await?;
     let pgdata = pgdata.as_deref();
     let destinations = repository::required(&selection, (&identity).into()).await?;
     let created = create(&mut server, &identity, &args.name).await?;
@@ -180,6 +183,62 @@ async fn primary(selection: &Selection<StoreSettings>) -> anyhow::Result<(Server
     }
     report.diagnostics(Grade::Warning).iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok((server, identity))
+}
+
+/// The data directory, if it is visible here and that of the server: it explains better what does not arrive. One that another server
+/// writes is refused, because that server's WAL is what the configuration archives. That of a standby is not: its primary is named.
+async fn directory(
+    server: &mut Server,
+    identity: &ServerIdentity,
+    settings: &ClusterSettings,
+) -> anyhow::Result<Option<PathBuf>> {
+    let Some(pgdata) = settings.pgdata.clone().filter(|pgdata| pgdata.exists()) else { return Ok(None) };
+    let control = match source::read_control(&pgdata) {
+        Ok((_, control)) => control,
+        Err(error) => {
+            tracing::debug!("{} is left alone: {}", pgdata.display(), walpoint_words::format_chain(&error));
+            return Ok(None);
+        }
+    };
+    let host = server.connection().host().to_owned();
+    same_system((identity.system_id, &host), (control.system_id, &pgdata))?;
+    match whose_files::examine(server, &pgdata).await {
+        Ok(Some(_)) => Ok(Some(pgdata)),
+        Ok(None) if follows(&pgdata, control.state) => {
+            tracing::info!("{} is a standby's data directory, and is left alone", pgdata.display());
+            Ok(None)
+        }
+        Ok(None) => bail!(
+            "cannot create a restore point: the server on {host} is not that of {} (pgdata), which has the same system \
+             identifier and is no standby\nDETAIL: The server that answers calls its data directory {}.\nHINT: Set conninfo to \
+             the server of that directory.",
+            pgdata.display(),
+            identity.data_directory.display()
+        ),
+        Err(error) => {
+            tracing::debug!("{} is left alone: {}", pgdata.display(), walpoint_words::format_chain(&error));
+            Ok(None)
+        }
+    }
+}
+
+/// Refuses a server of another cluster than the data directory's.
+fn same_system(server: (SystemId, &str), directory: (SystemId, &Path)) -> anyhow::Result<()> {
+    let ((answers, host), (own, pgdata)) = (server, directory);
+    if answers == own {
+        return Ok(());
+    }
+    bail!(
+        "cannot create a restore point: the server on {host} has the system identifier {answers}, but {} is of {own}\nDETAIL: \
+         conninfo or pgdata leads to another cluster.",
+        pgdata.display()
+    )
+}
+
+/// Whether the server of a data directory follows another one, or did last.
+fn follows(pgdata: &Path, state: ClusterState) -> bool {
+    matches!(state, ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery)
+        || pgdata.join("standby.signal").exists()
 }
 
 /// Creates it and completes the segment that holds it.
@@ -324,7 +383,6 @@ impl RestorePointReport {
 #[cfg(test)]
 mod tests {
     use walpoint_base::SegmentSize;
-    use walpoint_runtime::config::ClusterSettings;
 
     use super::*;
 
@@ -334,6 +392,19 @@ mod tests {
         assert!(name(&"n".repeat(63)).is_ok());
         assert!(name(&"é".repeat(32)).unwrap_err().contains("64"));
         assert!(name("").is_err() && name("a\nHINT: b").is_err());
+    }
+
+    #[test]
+    fn a_server_of_another_cluster_is_refused_and_the_primary_of_a_standby_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (SystemId(7), SystemId(8));
+        assert!(same_system((one, "db"), (one, dir.path())).is_ok());
+        let told = same_system((one, "db"), (other, dir.path())).unwrap_err().to_string();
+        assert!(told.contains("system identifier 7, but ") && told.contains(" is of 8"), "{told}");
+        assert!(follows(dir.path(), ClusterState::InArchiveRecovery));
+        assert!(!follows(dir.path(), ClusterState::InProduction));
+        std::fs::File::create(dir.path().join("standby.signal")).unwrap();
+        assert!(follows(dir.path(), ClusterState::ShutDown));
     }
 
     #[test]

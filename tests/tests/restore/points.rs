@@ -174,3 +174,29 @@ fn a_server_that_archives_nothing_gets_no_restore_point() {
         cluster.psql(&format!("select pg_current_wal_insert_lsn() - '{}' < 1048576", before.trim()));
     assert_eq!(unchanged.trim(), "t", "no segment was switched");
 }
+
+/// What another server writes is not what the configuration archives, whatever its system identifier.
+#[test]
+fn no_restore_point_is_created_on_another_server_than_the_data_directorys() {
+    let bed = Archived::start(builder(), Store::local());
+    bed.backup();
+    let other = {
+        let mut standby = bed.cluster.standby();
+        standby.start();
+        standby.wait_replayed(&bed.cluster);
+        standby.promote();
+        standby
+    };
+    let mixed =
+        Agent::at(other.dir(), bed.cluster.pgdata(), &other.conninfo()).repository("main", &bed.store);
+    mixed.write();
+    let refused = mixed.run(&["restore-point", "x"]).expect_status(1);
+    assert!(refused.stderr.contains("is not that of "), "{refused:#?}");
+
+    let foreign = Cluster::builder().segment_size_mb(1).start();
+    let mixed =
+        Agent::at(foreign.dir(), bed.cluster.pgdata(), &foreign.conninfo()).repository("main", &bed.store);
+    mixed.write();
+    let refused = mixed.run(&["restore-point", "x"]).expect_status(1);
+    assert!(refused.stderr.contains("cannot create a restore point"), "{refused:#?}");
+}
