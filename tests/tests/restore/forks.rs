@@ -365,7 +365,7 @@ fn archive_recovery_replays_nothing_that_its_path_left_behind() {
         if direct {
             fetch_directly(&bed, &place);
         }
-        append(&place, "recovery_target_timeline = '2'");
+        append(&place, "recovery_target_timeline = '2'\nrecovery_target_lsn = ''");
         let server = Cluster::start_restored(bed.cluster.dir(), 17, &place);
         server.wait_promoted();
         let log = server.log();
