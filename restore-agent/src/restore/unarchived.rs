@@ -151,6 +151,7 @@ impl Unarchived {
                 break;
             }
         }
+        self.end_with_a_record(&mut content);
         (self.creates, self.required) = effects(&found.copies, range, content).await?;
         let replayed = |name: &SegmentName| self.replayed.iter().any(|one| one.name == *name);
         if self.left.is_none()
@@ -159,6 +160,14 @@ impl Unarchived {
             self.left = Some(does_not_follow(*other, found, range.last.name(range.timeline, size), plan));
         }
         Ok(())
+    }
+
+    /// Leaves the segments at the end that have nothing but a part of a record, whose end is nowhere.
+    fn end_with_a_record(&mut self, content: &mut Vec<UnarchivedSegment>) {
+        while content.pop_if(|last| last.facts.chain.is_passed_through()).is_some() {
+            let Some(ReplayedSegment { name, .. }) = self.replayed.pop() else { return };
+            self.left = Some(format!("no record ends in \"{name}\""));
+        }
     }
 
     /// Replays none of it after all.

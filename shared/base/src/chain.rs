@@ -211,7 +211,7 @@ impl ChainEnd {
 
 impl ChainFacts {
     /// Whether one record fills the segment, beginning before it and ending behind it.
-    fn is_passed_through(&self) -> bool {
+    pub fn is_passed_through(&self) -> bool {
         self.begin.carried > 0 && self.end.last.is_none() && self.end.carried.is_some_and(|left| left > 0)
     }
 }

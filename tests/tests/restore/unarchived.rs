@@ -86,6 +86,28 @@ fn the_last_segment_of_a_directory_that_is_replaced_is_replayed() {
     assert_eq!(fs::read(old.join("pg_wal").join(&open)).unwrap(), content);
 }
 
+/// Rows behind a record that is longer than a segment: the segments that it fills are replayed. A part of a record, whose end is
+/// nowhere, is not.
+#[test]
+fn rows_behind_a_record_of_several_segments_are_replayed() {
+    for ends in [true, false] {
+        let (mut bed, _) = crashed(17);
+        bed.cluster.start();
+        bed.cluster.set("archive_command", "false");
+        bed.cluster.reload();
+        bed.cluster.psql("select pg_logical_emit_message(true, 'x', repeat('x', 3700000)) is null");
+        bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+        let open = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+        bed.cluster.crash();
+        if !ends {
+            fs::remove_file(bed.cluster.wal_dir().join(&open)).unwrap();
+        }
+        let restored = bed.try_restore("data", &["--replace", "--server-is-down"]).expect_success().stdout;
+        assert_eq!(restored.contains("no record ends in"), !ends, "{restored}");
+        assert_eq!(rows_after_recovery(&mut bed), if ends { "3000" } else { "2000" });
+    }
+}
+
 /// What of it is not replayed is named, with where it lies and how it is archived.
 #[test]
 fn what_is_not_replayed_of_a_directory_that_is_replaced_is_named() {

@@ -76,7 +76,11 @@ pub(super) async fn judge(
     Ok(match end.link(&facts.chain) {
         Link::Broken(fault) => Err(format!("\"{name}\" does not continue the archive: {fault}")),
         Link::Reset => Err(format!("\"{name}\" was written by pg_resetwal")),
-        Link::Continues if facts.end == start(name, lineage.segment_size) => {
+        // A record that is longer than a segment ends in a later one.
+        Link::Continues
+            if facts.end == start(name, lineage.segment_size)
+                && !(facts.whole && facts.chain.is_passed_through()) =>
+        {
             Err(format!("no record ends in \"{name}\""))
         }
         Link::Continues if !is_proven(end, &facts.chain) => {
