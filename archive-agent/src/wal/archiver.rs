@@ -257,13 +257,14 @@ impl<U: Upload> Archiver<U> {
         }
     }
 
-    /// Whether this very file is known to be stored, in repositories that are still there.
+    /// Whether this very file is known to be stored, in repositories that are still there, and in the lineages that the data directory
+    /// is bound to now: PostgreSQL hands over no file twice, so memory answers for no other.
     async fn is_stored(&self, name: WalFileName, wanted: &FileIdentity) -> Result<bool, NotStored> {
         if !self.remembered().holds(name, wanted) {
             return Ok(false);
         }
-        match self.uploader.are_still_there().await {
-            // What another repository had was forgotten meanwhile.
+        match self.uploader.are_still_there(name).await {
+            // What another repository, or lineage, had was forgotten meanwhile.
             Ok(()) => Ok(self.remembered().holds(name, wanted)),
             Err(UploadError { text, permanent: true }) => Err(NotStored::Failed(text)),
             // Storing it once more tries until the store answers.

@@ -18,6 +18,7 @@ use walpoint_storage::RepoError;
 
 use super::control::ServerMoment;
 use super::lineage::Choice;
+use super::presence::LineageChange;
 use super::target::{TargetError, WalTarget};
 use super::{disk, lineage};
 use crate::binding;
@@ -198,15 +199,18 @@ impl WalTarget {
                 (format!("{:?}", lineage.segment_size), format!("{:?}", cluster.segment_size));
             return Err(differs("segments of", theirs, ours));
         }
-        if self.presence.archives_into(&lineage) {
-            tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");
-            self.forget_stored();
+        match self.presence.archives_into(&lineage) {
+            LineageChange::None => {}
+            LineageChange::Other => {
+                tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
+                self.lineages_left.fetch_add(1, Ordering::AcqRel);
+            }
+            LineageChange::Anew => {
+                tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");
+                self.forget_stored();
+            }
         }
         let archive = open.repository.wal(&lineage);
-        if open.archive.as_ref().is_some_and(|(_, _, before)| before.lineage().id != lineage.id) {
-            tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
-            self.lineages_left.fetch_add(1, Ordering::AcqRel);
-        }
         open.archive = Some((*cluster, by, archive.clone()));
         Ok(archive)
     }

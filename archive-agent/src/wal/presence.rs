@@ -39,6 +39,17 @@ struct State {
     changes: u64,
 }
 
+/// What became of the lineage that is archived into, since it was read before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LineageChange {
+    /// Nothing, or it is the first one.
+    None,
+    /// It is another one.
+    Other,
+    /// It was forgotten, and registered again.
+    Anew,
+}
+
 impl Presence {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -64,13 +75,17 @@ impl Presence {
         other
     }
 
-    /// What is archived into from now on was read. Whether it was forgotten and registered again since it was read before.
-    pub(super) fn archives_into(&self, lineage: &Lineage) -> bool {
+    /// What is archived into from now on was read, however often the repository was opened since it was read before.
+    pub(super) fn archives_into(&self, lineage: &Lineage) -> LineageChange {
         let mut state = self.state();
-        let anew = state.lineage.replace(lineage.clone());
-        let anew = anew.is_some_and(|before| before.id == lineage.id && before != *lineage);
-        state.changes += u64::from(anew);
-        anew
+        match state.lineage.replace(lineage.clone()) {
+            Some(before) if before.id != lineage.id => LineageChange::Other,
+            Some(before) if before != *lineage => {
+                state.changes += 1;
+                LineageChange::Anew
+            }
+            _ => LineageChange::None,
+        }
     }
 
     /// The repository to look at, unless there is none, or it was seen a moment ago.

@@ -102,10 +102,26 @@ impl Uploader {
         self.targets.iter().map(WalTarget::lineages_left).sum()
     }
 
-    /// Makes sure that the repositories that have to acknowledge are those that were opened.
-    pub(crate) async fn are_still_there(&self) -> Result<(), UploadError> {
+    /// Makes sure that the repositories that have to acknowledge are those that were opened, and then looks whether a file of that name
+    /// would go into the same lineages as before: if not, the epoch changes. The last step before an acknowledgement from memory.
+    pub(crate) async fn are_still_there(&self, name: WalFileName) -> Result<(), UploadError> {
         let required: Vec<&WalTarget> = self.targets.iter().filter(|target| target.acknowledges).collect();
-        presence::look(&required).await
+        presence::look(&required).await?;
+        self.look_at_lineages(&self.identity().await?, name, &required).await
+    }
+
+    /// Looks which lineages the files of a server go into: if they are others than before, the epoch changes.
+    async fn look_at_lineages(
+        &self,
+        cluster: &WalIdentity,
+        name: WalFileName,
+        targets: &[&WalTarget],
+    ) -> Result<(), UploadError> {
+        for target in targets {
+            let now = target.archive_at(cluster, name.timeline()).await;
+            now.map_err(|error| upload_error(target, &error))?;
+        }
+        Ok(())
     }
 
     /// What an upload waits for that is not done, as far as it shows: repositories and directories that do not answer, and memory.
@@ -219,12 +235,14 @@ impl Uploader {
         let (required, others): (Vec<&WalTarget>, Vec<&WalTarget>) =
             self.targets.iter().partition(|t| t.acknowledges);
         let stored = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
-        self.is_bound_as_before(&file, &required, epoch).await?;
+        let cluster = file.cluster;
         match stored.as_it_is {
             true => self.beside(file, stored.identity, others).await,
             // Nothing damaged goes anywhere else: they get it from those that have it.
             false => self.miss(file, stored.identity, others),
         }
+        // Last: a command has waited for the others, and a lineage may have begun meanwhile.
+        self.is_bound_as_before(&cluster, name, &required, epoch).await?;
         Ok(stored.identity)
     }
 
@@ -232,14 +250,12 @@ impl Uploader {
     /// have it, and PostgreSQL hands it over only once.
     async fn is_bound_as_before(
         &self,
-        file: &UploadSource,
+        cluster: &WalIdentity,
+        name: WalFileName,
         required: &[&WalTarget],
         epoch: u64,
     ) -> Result<(), UploadError> {
-        for target in required {
-            let now = target.archive_at(&file.cluster, file.name.timeline()).await;
-            now.map_err(|error| upload_error(target, &error))?;
-        }
+        self.look_at_lineages(cluster, name, required).await?;
         if self.epoch() == epoch {
             return Ok(());
         }

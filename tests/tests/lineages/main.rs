@@ -2,6 +2,7 @@
 
 #[path = "../archive_bed/mod.rs"]
 mod archive_bed;
+mod begun;
 mod copies;
 mod repositories;
 mod split_off;

@@ -32,7 +32,7 @@ pub(crate) trait Upload: Send + Sync + 'static {
     fn identity(&self) -> impl Future<Output = Result<WalIdentity, UploadError>> + Send;
 
     /// [`Uploader::are_still_there`].
-    fn are_still_there(&self) -> impl Future<Output = Result<(), UploadError>> + Send;
+    fn are_still_there(&self, name: WalFileName) -> impl Future<Output = Result<(), UploadError>> + Send;
 
     /// [`Uploader::look`].
     fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send;
@@ -66,8 +66,8 @@ impl Upload for Uploader {
         self.identity()
     }
 
-    fn are_still_there(&self) -> impl Future<Output = Result<(), UploadError>> + Send {
-        self.are_still_there()
+    fn are_still_there(&self, name: WalFileName) -> impl Future<Output = Result<(), UploadError>> + Send {
+        self.are_still_there(name)
     }
 
     fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send {

@@ -158,7 +158,7 @@ impl Upload for Script {
         Ok(WalIdentity { system_id, major, segment_size: SegmentSize::new(SEGMENT).unwrap() })
     }
 
-    async fn are_still_there(&self) -> Result<(), UploadError> {
+    async fn are_still_there(&self, _name: WalFileName) -> Result<(), UploadError> {
         match lock(&self.state).missing {
             Some(permanent) => Err(UploadError { text: "the repository is not there".to_owned(), permanent }),
             None => Ok(()),
