@@ -125,28 +125,46 @@ pub(crate) async fn fork(
     Ok(fork)
 }
 
+/// The segments of a directory behind a fork.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BehindFork {
+    /// Those that PostgreSQL does not hand over any more, or may be about to mark so. The oldest first.
+    pub(crate) handed_over: Vec<SegmentName>,
+    /// The first one behind the fork, if it is no longer there and later ones are.
+    pub(crate) removed: Option<SegmentName>,
+}
+
 /// The segments of a directory behind a fork on the path to a timeline that PostgreSQL does not hand over any more: it marked them as
-/// archived, or received them so. The oldest first.
-pub(crate) async fn done_behind(
+/// archived, or received them so. Or it may be about to: those that wait and are stored in one of `parents`, where they were archived so
+/// far, may have been acknowledged.
+pub(crate) async fn handed_over_behind(
+    parents: &[WalArchive],
     wal: &Path,
     timeline: TimelineId,
     fork: LineageFork,
     size: SegmentSize,
-) -> Result<Vec<SegmentName>, RepoError> {
+) -> Result<BehindFork, RepoError> {
     let directory = wal.to_owned();
     let own = disk::look(wal, move || history_in(&directory, timeline)).await?;
     let history = own.map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
     let (mut found, first) = (on_path(wal, history, size).await?, SegmentNo::of(fork.lsn, size));
-    found.reverse();
+    found.retain(|name| name.number(size) >= Some(first));
+    let removed = found.last().is_some_and(|oldest| oldest.number(size) > Some(first));
     let status = wal.join("archive_status");
-    let marked = move || {
-        let done = |name: &SegmentName| {
-            name.number(size) >= Some(first) && status.join(format!("{name}.done")).exists()
-        };
-        found.retain(done);
-        found
+    let marks = move || {
+        let marked = |name: &SegmentName, mark: &str| status.join(format!("{name}.{mark}")).exists();
+        // In this order: PostgreSQL renames the one to the other.
+        let (ready, rest): (Vec<SegmentName>, Vec<SegmentName>) =
+            found.into_iter().partition(|name| marked(name, "ready"));
+        (ready, rest.into_iter().filter(|name| marked(name, "done")).collect::<BTreeSet<_>>())
     };
-    Ok(disk::look(wal, marked).await?)
+    let (ready, mut handed_over) = disk::look(wal, marks).await?;
+    for parent in parents {
+        handed_over.extend(in_both(parent, ready.clone()).await?);
+    }
+    let mut handed_over: Vec<SegmentName> = handed_over.into_iter().collect();
+    handed_over.sort_unstable_by_key(|name| (name.number(size), *name));
+    Ok(BehindFork { handed_over, removed: removed.then(|| first.name(fork.timeline, size)) })
 }
 
 /// What shows that a history is another server's.
@@ -227,32 +245,42 @@ pub(super) fn places_of_history(file: &Path, name: WalFileName, wal: &Path) -> V
 mod tests {
     use walpoint_base::durable;
 
+    use super::super::fixtures::Bed;
     use super::*;
 
     #[tokio::test]
     async fn what_postgresql_does_not_hand_over_again_is_found_behind_a_fork() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("archive_status")).unwrap();
-        let size = SegmentSize::new(1 << 20).unwrap();
+        let bed = Bed::new().await;
+        let (wal, size) = (bed.pgdata().join("pg_wal"), SegmentSize::new(1 << 20).unwrap());
+        // Acknowledged, and not yet marked.
+        bed.put("000000010000000000000006", 1).await;
         for (name, mark) in [
             ("000000010000000000000003", "done"),
             ("000000010000000000000004", "done"),
             ("000000010000000000000005", "done"),
             ("000000010000000000000006", "ready"),
-            ("000000010000000000000007", ""),
+            ("000000010000000000000007", "ready"),
+            ("000000010000000000000008", ""),
             ("000000020000000000000005", "done"),
         ] {
             let segment: SegmentName = name.parse().unwrap();
             let mut page = [0; 16];
             page[8..].copy_from_slice(&segment.number(size).unwrap().start(size).0.to_le_bytes());
-            durable::replace(&dir.path().join(name), &page, 0o600).unwrap();
+            durable::replace(&wal.join(name), &page, 0o600).unwrap();
             if !mark.is_empty() {
-                std::fs::File::create(dir.path().join(format!("archive_status/{name}.{mark}"))).unwrap();
+                std::fs::File::create(wal.join(format!("archive_status/{name}.{mark}"))).unwrap();
             }
         }
-        let fork = LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(0x40_0000) };
-        let found = done_behind(dir.path(), TimelineId::FIRST, fork, size).await.unwrap();
-        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["000000010000000000000004", "000000010000000000000005"]);
+        let parents = [bed.archive.clone()];
+        let found = async |lsn| {
+            let fork = LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(lsn) };
+            let found = handed_over_behind(&parents, &wal, TimelineId::FIRST, fork, size).await.unwrap();
+            let names: Vec<String> = found.handed_over.iter().map(ToString::to_string).collect();
+            (names, found.removed.map(|removed| removed.to_string()))
+        };
+        let four_on = ["000000010000000000000004", "000000010000000000000005", "000000010000000000000006"];
+        assert_eq!(found(0x40_0000).await, (four_on.map(str::to_owned).to_vec(), None));
+        // PostgreSQL removed the second segment.
+        assert_eq!(found(0x20_0000).await.1.as_deref(), Some("000000010000000000000002"));
     }
 }
