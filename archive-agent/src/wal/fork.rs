@@ -1,40 +1,45 @@
 //! Whether a timeline begins with what its parent's server wrote.
 //!
 //! PostgreSQL begins a timeline with a copy of what its parent's segment has before the switch point (`XLogInitNewTimeline` in
-//! src/backend/access/transam/xlog.c). So where both segments are at hand, they show whether one server wrote both. Each fork is
+//! src/backend/access/transam/xlog.c). So where both segments are at hand, they show whether one server wrote both. A timeline that
+//! begins between two segments has nothing of its parent's: its first record has to follow the parent's last one. Each fork is
 //! compared once: whole segments are read for it. A timeline that turns out to be another server's stays where it is, and its
 //! own history is kept beside it as refused, so that no reader takes it for the latest. A crash leaves that or not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use walpoint_base::chain::{ChainFacts, Link};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
-use walpoint_repo::wal::{WalArchive, WalReader};
+use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
 
-use super::comparison::{Comparison, begun};
-use super::disk;
+use super::beginning::{Beginning, stored};
+use super::comparison::{self, Comparison, begun};
 use super::elsewhere;
 use super::neighbors::{self, StoredNeighbor};
 use super::split_brain::SplitBrain;
 use super::target::{TargetError, WalTarget};
 
-/// How often to look for forks that others stored, if segments come that often.
+/// How often to look for forks that others stored, if segments come that often for long.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Where a timeline begins in the middle of a segment.
+/// So many looks follow each other without a pause. The segment that completes a fork may be the last one for hours, and came soon
+/// after another.
+const IN_A_ROW: u32 = 4;
+
+/// Where a timeline begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fork {
     /// Its first segment.
     first: SegmentName,
-    /// The segment of that position on the timeline that it left.
+    /// The segment of that position on the timeline that it left, or the one before it if the timeline begins between the two.
     parent: SegmentName,
     switch: Lsn,
-    /// Bytes that both have.
+    /// Bytes that both have; 0 if it begins between two segments.
     shared: u64,
 }
 
@@ -45,8 +50,8 @@ impl Fork {
         let switch = history.begin_of(child).filter(|switch| switch.is_valid())?;
         let number = SegmentNo::of(switch, size);
         let shared = switch.since(number.start(size));
-        let parent = number.name(history.timeline_at(switch - 1), size);
-        (shared > 0).then_some(Self { first: number.name(child, size), parent, switch, shared })
+        let parent = SegmentNo::of(switch - 1, size).name(history.timeline_at(switch - 1), size);
+        Some(Self { first: number.name(child, size), parent, switch, shared })
     }
 
     fn child(&self) -> TimelineId {
@@ -54,7 +59,13 @@ impl Fork {
     }
 
     fn differs(&self, parent: &str) -> Comparison {
-        let Self { first, switch, .. } = self;
+        let Self { first, switch, shared, .. } = self;
+        if *shared == 0 {
+            let child = self.child();
+            return Comparison::Other(format!(
+                "segment {first} does not continue {parent}, after which timeline {child} begins at {switch}"
+            ));
+        }
         Comparison::Other(format!(
             "segment {first} does not begin with what {parent} has before {switch}, where timeline {} begins",
             self.child()
@@ -62,59 +73,9 @@ impl Fork {
     }
 }
 
-/// The beginning of a segment, without the zeros that it ends with.
-struct Beginning {
-    hasher: blake3::Hasher,
-    given: u64,
-    filled: u64,
-    /// Bytes from here on are not looked at.
-    limit: u64,
-}
-
-impl Beginning {
-    fn new(limit: u64) -> Self {
-        Self { hasher: blake3::Hasher::new(), given: 0, filled: 0, limit }
-    }
-
-    async fn of_stored(reader: WalReader, limit: u64) -> Result<Self, RepoError> {
-        Ok(reader.write_to(Self::new(limit)).await?.0)
-    }
-
-    /// Of a file; `None` if it cannot be read.
-    async fn of_file(path: &Path, limit: u64) -> Option<Self> {
-        let (directory, path) = (path.parent().unwrap_or(path), path.to_owned());
-        let read = move || {
-            let mut beginning = Self::new(limit);
-            io::copy(&mut std::fs::File::open(path)?.take(limit), &mut beginning).map(|_| beginning)
-        };
-        disk::run(directory, read).await.ok()?.ok()
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        (self.filled, self.hasher.finalize()) == (other.filled, other.hasher.finalize())
-    }
-}
-
-impl Write for Beginning {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.limit.saturating_sub(self.given)).unwrap_or(usize::MAX);
-        let looked_at = buffer.get(..wanted).unwrap_or(buffer);
-        if let Some(last) = looked_at.iter().rposition(|byte| *byte != 0) {
-            io::copy(&mut Read::take(io::repeat(0), self.given - self.filled), &mut self.hasher)?;
-            self.hasher.update(looked_at.get(..=last).unwrap_or(looked_at));
-            self.filled = self.given + last as u64 + 1;
-        }
-        self.given += buffer.len() as u64;
-        Ok(buffer.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Compares the segment that a timeline begins in, as a directory has it, with its parent's as an archive has it: the whole one, or
-/// else the valid part of its `.partial` files, of which one that agrees is enough.
+/// else the valid part of its `.partial` files, of which one that agrees is enough. Of a timeline that begins between two segments
+/// its parent's last one is compared, and whether the first one continues it.
 pub(super) async fn in_directory(
     archive: &WalArchive,
     history: &TimelineHistory,
@@ -122,6 +83,9 @@ pub(super) async fn in_directory(
     size: SegmentSize,
 ) -> Result<Comparison, RepoError> {
     let Some(fork) = Fork::of(history, size) else { return Ok(Comparison::Unknown) };
+    if fork.shared == 0 {
+        return between_segments(archive, &fork, wal).await;
+    }
     let path = wal.join(fork.first.to_string());
     if !begun(wal, fork.first, size).await? {
         return Ok(Comparison::Unknown);
@@ -155,25 +119,49 @@ pub(super) async fn in_directory(
     Ok(compared)
 }
 
-/// The beginning of a segment that is stored; `None` if it is not, or is damaged and proves nothing.
-async fn stored(archive: &WalArchive, name: SegmentName, limit: u64) -> Result<Option<Beginning>, RepoError> {
-    let StoredNeighbor::Sound(_) = neighbors::header(archive, name).await? else { return Ok(None) };
-    let read = async {
-        match archive.read(WalFileName::Segment(name)).await? {
-            Some(reader) => Ok(Some(Beginning::of_stored(reader, limit).await?)),
-            None => Ok(None),
-        }
+/// [`in_directory`] for a timeline that begins between two segments.
+async fn between_segments(archive: &WalArchive, fork: &Fork, wal: &Path) -> Result<Comparison, RepoError> {
+    let StoredNeighbor::Sound(parent) = neighbors::header(archive, fork.parent).await? else {
+        return Ok(Comparison::Unknown);
     };
-    match read.await {
-        Err(RepoError::Corrupt { .. }) => Ok(None),
-        read => read,
+    if let Some(what) = comparison::another(archive, wal, fork.parent).await? {
+        return Ok(Comparison::Other(what));
+    }
+    let lineage = archive.lineage();
+    let (system_id, major) = (lineage.system_id(), lineage.major);
+    let cluster = WalIdentity { system_id, major, segment_size: lineage.segment_size };
+    Ok(match comparison::edges(wal, fork.first, &cluster).await {
+        None => Comparison::Unknown,
+        Some(first) if matches!(parent.chain.end.link(&first), Link::Broken(_)) => {
+            fork.differs(&format!("{}, which is stored,", fork.parent))
+        }
+        Some(_) => Comparison::Same,
+    })
+}
+
+/// When to look for forks that others stored: at each of a few segments, and in a torrent of them now and then.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the next look would be due if they were evenly spread.
+    next: Option<Instant>,
+}
+
+impl Pace {
+    /// Whether to look now, which counts as done then.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let next = self.next.map_or(now, |next| next.max(now));
+        let due = next.duration_since(now) <= INTERVAL * (IN_A_ROW - 1);
+        if due {
+            self.next = Some(next + INTERVAL);
+        }
+        due
     }
 }
 
 /// What is known of the forks in an archive.
 #[derive(Debug, Default)]
 pub(super) struct Forks {
-    looked: Option<Instant>,
+    pace: Pace,
     /// By the timeline that begins there: the hash of its history, and the fork.
     found: BTreeMap<TimelineId, (ContentHash, Option<Fork>, ForkComparison)>,
     disputed: Vec<SplitBrain>,
@@ -250,10 +238,12 @@ impl ForkSide<'_> {
     async fn differs(&self, fork: &Fork) -> Result<bool, RepoError> {
         // What is stored meanwhile does not read them as well.
         self.note(fork, ForkComparison::Waits);
-        let (progress, differs) = match self.beginnings(fork).await? {
-            Some((parent, first)) => (ForkComparison::Compared, !parent.is(&first)),
-            None => (ForkComparison::Waits, false),
+        let differs = match fork.shared {
+            0 => self.is_broken(fork).await?,
+            _ => self.beginnings(fork).await?.map(|(parent, first)| !parent.is(&first)),
         };
+        let progress = if differs.is_some() { ForkComparison::Compared } else { ForkComparison::Waits };
+        let differs = differs.unwrap_or(false);
         self.note(fork, progress);
         Ok(differs)
     }
@@ -314,6 +304,24 @@ impl ForkSide<'_> {
         Ok(parent.zip(self.beginning(fork.first, fork).await?))
     }
 
+    /// Whether a timeline that begins between two segments does not continue its parent's last one; `None` if one is missing.
+    async fn is_broken(&self, fork: &Fork) -> Result<Option<bool>, RepoError> {
+        let parent = self.edges(fork.parent).await?;
+        let broken = |first| parent.map(|parent| matches!(parent.end.link(&first), Link::Broken(_)));
+        Ok(self.edges(fork.first).await?.and_then(broken))
+    }
+
+    /// The edges of the segment itself, or of a stored one.
+    async fn edges(&self, name: SegmentName) -> Result<Option<ChainFacts>, RepoError> {
+        if name == self.name {
+            return Ok(self.chain);
+        }
+        Ok(match neighbors::header(self.archive, name).await? {
+            StoredNeighbor::Sound(header) => Some(header.chain),
+            StoredNeighbor::Absent | StoredNeighbor::Damaged => None,
+        })
+    }
+
     async fn beginning(&self, name: SegmentName, fork: &Fork) -> Result<Option<Beginning>, RepoError> {
         match name == self.name {
             true => Ok(Beginning::of_file(self.path, fork.shared).await),
@@ -325,18 +333,16 @@ impl ForkSide<'_> {
     /// not continue that, or this server is on the parent's timeline and stored that itself.
     async fn is_of_another_server(&self, fork: &Fork) -> Result<bool, RepoError> {
         let size = self.archive.lineage().segment_size;
-        let Some(before) = neighbors::before(fork.parent, None, size) else { return Ok(false) };
+        // What is being stored just now proves nothing yet.
+        let is_stored = fork.shared == 0 && fork.parent != self.name;
+        let before = if is_stored { Some(fork.parent) } else { neighbors::before(fork.parent, None, size) };
+        let Some(before) = before else { return Ok(false) };
         let StoredNeighbor::Sound(header) = neighbors::header(self.archive, before).await? else {
             return Ok(false);
         };
-        let chain = match fork.first == self.name {
-            true => self.chain,
-            false => match neighbors::header(self.archive, fork.first).await? {
-                StoredNeighbor::Sound(first) => Some(first.chain),
-                StoredNeighbor::Absent | StoredNeighbor::Damaged => None,
-            },
-        };
-        if chain.is_some_and(|chain| matches!(header.chain.end.link(&chain), Link::Broken(_))) {
+        let adjoins = fork.shared > 0 || is_stored;
+        let first = if adjoins { self.edges(fork.first).await? } else { None };
+        if first.is_some_and(|first| matches!(header.chain.end.link(&first), Link::Broken(_))) {
             return Ok(true);
         }
         let timeline = fork.parent.timeline;
@@ -354,19 +360,13 @@ impl ForkSide<'_> {
 /// ago: one listing, and one request for each history that is new.
 async fn look(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoError> {
     let lineage = archive.lineage().id;
-    let due = target.known(lineage, |known| {
-        let due = known.forks.looked.is_none_or(|looked| looked.elapsed() > INTERVAL);
-        if due {
-            known.forks.looked = Some(Instant::now());
-        }
-        due
-    });
+    let due = target.known(lineage, |known| known.forks.pace.is_due(Instant::now()));
     if !due {
         return Ok(());
     }
     let looked = look_now(target, archive).await;
     if looked.is_err() {
-        target.known(lineage, |known| known.forks.looked = None);
+        target.known(lineage, |known| known.forks.pace = Pace::default());
     }
     looked
 }
@@ -457,44 +457,4 @@ pub(super) async fn is_disputed(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fixtures::{Bed, switch_in};
-    use super::*;
-
-    /// A timeline whose first segment does not continue its parent's WAL, and the next segment of it.
-    async fn forked() -> (Bed, Vec<u8>, SegmentName) {
-        let bed = Bed::new().await;
-        let history = switch_in("000000010000000000000003", 0x800);
-        bed.put_history(2, history.clone()).await;
-        for (name, seed) in [
-            ("000000010000000000000002", 1),
-            ("000000010000000000000003", 1),
-            ("000000020000000000000003", 2),
-        ] {
-            bed.put(name, seed).await;
-        }
-        (bed, history, "000000020000000000000004".parse().unwrap())
-    }
-
-    /// What a process finds that knows nothing of the forks yet.
-    async fn judged(bed: &Bed, name: SegmentName) -> Result<bool, TargetError> {
-        let path = bed.pgdata().join("pg_wal").join(name.to_string());
-        let target = bed.target(true);
-        let side = ForkSide { target: &target, archive: &bed.archive, name, path: &path, chain: None };
-        side.judge().await
-    }
-
-    #[tokio::test]
-    async fn a_settled_timeline_is_disputed_by_no_later_process() {
-        let (bed, history, next) = forked().await;
-        for _ in 0..2 {
-            let told = judged(&bed, next).await.unwrap_err();
-            assert!(matches!(told, TargetError::SplitBrain(_)), "{told}");
-        }
-        assert_eq!(disputed(&bed.archive).await.unwrap().len(), 1);
-        let hash = bed.archive.repository().sealer().content_hash(&history);
-        bed.archive.settle_history(next.timeline, hash, "the other one was a test", "dba").await.unwrap();
-        assert!(!judged(&bed, next).await.unwrap());
-        assert!(disputed(&bed.archive).await.unwrap().is_empty());
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
 //! | [`look_back`] | whether it continues what is stored before it |
 //! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
-//! | [`fork`] | whether a timeline begins with what its parent's server wrote |
+//! | [`fork`], [`beginning`] | whether a timeline begins with what its parent's server wrote; reading what a segment begins with |
 //! | `fixtures` | repositories with WAL for the tests of all of these, without a server |
 //! | [`known`] | what this process knows of a lineage |
 //! | [`control`] | who a server is and what it writes |
@@ -45,6 +45,7 @@ pub(crate) mod archiver;
 pub(crate) mod asking;
 pub(crate) mod backfill;
 mod base;
+mod beginning;
 pub(crate) mod beside;
 pub(crate) mod catch_up;
 pub(crate) mod check;

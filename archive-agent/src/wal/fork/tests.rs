@@ -1,0 +1,77 @@
+//! Forks in an archive of segments that are no WAL: each seed is a server.
+
+use super::super::fixtures::{Bed, switch_in};
+use super::*;
+
+/// A timeline whose first segment does not continue its parent's WAL, and the next segment of it.
+async fn forked() -> (Bed, Vec<u8>, SegmentName) {
+    let bed = Bed::new().await;
+    let history = switch_in("000000010000000000000003", 0x800);
+    bed.put_history(2, history.clone()).await;
+    for (name, seed) in
+        [("000000010000000000000002", 1), ("000000010000000000000003", 1), ("000000020000000000000003", 2)]
+    {
+        bed.put(name, seed).await;
+    }
+    (bed, history, "000000020000000000000004".parse().unwrap())
+}
+
+/// What a process finds that knows nothing of the forks yet.
+async fn judged(bed: &Bed, name: SegmentName) -> Result<bool, TargetError> {
+    let path = bed.pgdata().join("pg_wal").join(name.to_string());
+    let target = bed.target(true);
+    let side = ForkSide { target: &target, archive: &bed.archive, name, path: &path, chain: None };
+    side.judge().await
+}
+
+#[tokio::test]
+async fn a_settled_timeline_is_disputed_by_no_later_process() {
+    let (bed, history, next) = forked().await;
+    for _ in 0..2 {
+        let told = judged(&bed, next).await.unwrap_err();
+        assert!(matches!(told, TargetError::SplitBrain(_)), "{told}");
+    }
+    assert_eq!(disputed(&bed.archive).await.unwrap().len(), 1);
+    let hash = bed.archive.repository().sealer().content_hash(&history);
+    bed.archive.settle_history(next.timeline, hash, "the other one was a test", "dba").await.unwrap();
+    assert!(!judged(&bed, next).await.unwrap());
+    assert!(disputed(&bed.archive).await.unwrap().is_empty());
+}
+
+/// A timeline that begins between two segments, the first of which is that of a server, and the second that of another or the same.
+async fn forked_between(first: u8, second: u8) -> Bed {
+    let bed = Bed::new().await;
+    bed.put_history(2, switch_in("000000010000000000000003", 0)).await;
+    bed.put("000000010000000000000002", first).await;
+    bed.put("000000020000000000000003", second).await;
+    bed
+}
+
+#[tokio::test]
+async fn a_timeline_that_begins_between_two_segments_has_to_continue_its_parents_last_one() {
+    let [productions, copys] =
+        ["000000010000000000000003", "000000020000000000000004"].map(|name| name.parse().unwrap());
+    for name in [productions, copys] {
+        let bed = forked_between(1, 1).await;
+        assert!(!judged(&bed, name).await.unwrap(), "{name}");
+        assert!(disputed(&bed.archive).await.unwrap().is_empty(), "{name}");
+    }
+    let bed = forked_between(1, 2).await;
+    assert!(judged(&bed, productions).await.unwrap());
+    assert_eq!(disputed(&bed.archive).await.unwrap().len(), 1);
+    let told = judged(&forked_between(1, 2).await, copys).await.unwrap_err();
+    assert!(matches!(told, TargetError::SplitBrain(_)), "{told}");
+}
+
+/// What completes a fork soon after a look is compared all the same, unless segments come in a torrent.
+#[test]
+fn a_few_segments_in_a_row_are_each_looked_for() {
+    let (mut pace, begun) = (Pace::default(), Instant::now());
+    let mut looks = |from: u64, to: u64| {
+        (from..to).filter(|second| pace.is_due(begun + Duration::from_secs(*second))).count()
+    };
+    assert_eq!(looks(0, 4), 4);
+    let hour = looks(4, 3600);
+    assert!((3600 / 15 - 4..=3600 / 15).contains(&hour), "{hour}");
+    assert_eq!(looks(3700, 3703), 3);
+}
