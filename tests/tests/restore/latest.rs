@@ -41,6 +41,7 @@ fn an_older_lineage_is_not_taken_for_the_latest_while_the_newest_has_no_backup()
     let mut ledger = Ledger::create(&bed.cluster, "rows");
     let first = bed.backup();
     let early = ledger.append(&bed.cluster);
+    bed.cluster.psql("select pg_create_restore_point('of the first life')");
     ledger.append(&bed.cluster);
     bed.settle();
     // When a lineage began is known to the second.
@@ -84,6 +85,10 @@ fn an_older_lineage_is_not_taken_for_the_latest_while_the_newest_has_no_backup()
     }
     agent.run(&["backup"]).expect_success();
     assert_eq!(plan(&agent, &[])["lineage"], newest.as_str());
+    // It has a backup now, and only a name of the older one is not in it.
+    let named = plan(&agent, &["--target-name", "of the first life"]);
+    assert_eq!(named["lineage"], old.as_str(), "{named:#}");
+    assert!(!named["notes"].to_string().contains("no complete backup"), "{named:#}");
     assert_eq!(daemon.stop(), 0);
 }
 

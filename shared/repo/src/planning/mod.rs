@@ -108,13 +108,13 @@ async fn plan_in_readable(
     now: Timestamp,
 ) -> Result<Verdict> {
     let mut refusal: Option<Box<Unreachable>> = None;
-    let mut skipped: Vec<Vec<usize>> = Vec::new();
+    let mut skipped: Vec<(Vec<usize>, Box<Unreachable>)> = Vec::new();
     let mut families = families(catalog, request.lineage).into_iter();
     while let Some(family) = families.next() {
         match plan_in_family(catalog, &family, request, decoder, now).await? {
             Some(Ok(plan)) => {
                 let older: Vec<Vec<usize>> = families.collect();
-                return match older::unless_newer_is_meant(catalog, request, &skipped, plan).await? {
+                return match older::unless_newer_is_meant(catalog, request, skipped, plan).await? {
                     Ok(plan) => {
                         unless_older_is_in_use(catalog, (&family, &older), request, plan, decoder, now).await
                     }
@@ -122,13 +122,11 @@ async fn plan_in_readable(
                 };
             }
             Some(Err(unreachable)) => {
-                let final_word = !may_be_older(&unreachable.why);
-                let unreachable = refusal.take().unwrap_or(unreachable);
-                if final_word {
-                    return Ok(Err(unreachable));
+                if !may_be_older(&unreachable.why) {
+                    return Ok(Err(refusal.take().unwrap_or(unreachable)));
                 }
-                refusal = Some(unreachable);
-                skipped.push(family);
+                refusal.get_or_insert_with(|| unreachable.clone());
+                skipped.push((family, unreachable));
             }
             None => {}
         }

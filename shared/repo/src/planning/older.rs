@@ -20,25 +20,47 @@ use walpoint_storage::error::Result;
 use crate::catalog::{Catalog, LineageCatalog};
 
 /// A plan in an older lineage, or the refusal because a newer one may be meant. `skipped` are the families that have no plan, the
-/// newest first.
+/// newest first, each with why.
 pub(super) async fn unless_newer_is_meant(
     catalog: &mut Catalog,
     request: &RestoreRequest,
-    skipped: &[Vec<usize>],
+    skipped: Vec<(Vec<usize>, Box<Unreachable>)>,
     mut plan: RestorePlan,
 ) -> Result<Verdict> {
     if request.backup.is_some() {
         return Ok(Ok(plan));
     }
-    for at in skipped.iter().flatten().rev() {
-        let Some(lineage) = catalog.lineages_mut().get_mut(*at) else { continue };
-        let Some(newest) = last_wal(lineage, request.timeline).await? else { continue };
-        if may_have(lineage, &newest, &request.target).await? {
-            return Ok(Err(Box::new(newest_without_backup(lineage, request, newest, &plan))));
+    for (family, mut refused) in skipped.into_iter().rev() {
+        for at in family.into_iter().rev() {
+            let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
+            let Some(newest) = last_wal(lineage, request.timeline).await? else { continue };
+            let has_backup = lineage.ask(None, any_complete_backup).await?;
+            match (may_have(lineage, &newest, &request.target).await?, has_backup) {
+                (true, false) => {
+                    return Ok(Err(Box::new(newest_without_backup(lineage, request, newest, &plan))));
+                }
+                // It has backups, and none of them leads there: its own refusal says more.
+                (true, true) => {
+                    refused.hints.push(Hint::OlderLineage { older: plan.lineage, newest: newest.lineage });
+                    return Ok(Err(refused));
+                }
+                (false, false) => plan.notes.push(Note::NewerWithoutBackup { newest, older: plan.lineage }),
+                // What it does not have, the older one may have: nothing of that is strange.
+                (false, true) => {}
+            }
         }
-        plan.notes.push(Note::NewerWithoutBackup { newest, older: plan.lineage });
     }
     Ok(Ok(plan))
+}
+
+/// Whether anything of a lineage can be restored.
+fn any_complete_backup(facts: &Facts) -> Asking<bool> {
+    for &id in facts.backups.iter().rev() {
+        if facts.complete_backup(id)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The lineage of a family in which a transaction ended, by the clock of its server, after a later family was registered; `None` if
