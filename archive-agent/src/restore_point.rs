@@ -20,7 +20,7 @@ use walpoint_pg::control::ClusterState;
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::wal::FoundPoints;
-use walpoint_runtime::args::{self, CommonArgs, Selection};
+use walpoint_runtime::args::{self, CommonArgs, RepoArgument, Selection};
 use walpoint_runtime::config::{ClusterSettings, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
@@ -347,7 +347,8 @@ async fn unreached(destinations: &[Destination], created: &Created) -> Vec<Strin
     warnings
 }
 
-/// The command that restores to the target, with what selects the same cluster and repositories.
+/// The command that restores to the target, with what selects the same cluster, and all repositories without which recovery does not
+/// end.
 fn command(common: &CommonArgs, selection: &Selection<StoreSettings>, target: &[String]) -> String {
     let mut words = vec!["restore-agent".to_owned(), "restore".to_owned()];
     let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
@@ -356,7 +357,9 @@ fn command(common: &CommonArgs, selection: &Selection<StoreSettings>, target: &[
     if let Some(config) = config.filter(|path| path.as_os_str() != DEFAULT_PATH) {
         option("--config", config.to_string_lossy().into_owned());
     }
-    for repo in &common.repo {
+    // Recovery goes on past the target, or ends there, only on the word of every repository that acknowledges.
+    let by_name = common.repo.iter().all(|repo| matches!(repo, RepoArgument::Name(_)));
+    for repo in common.repo.iter().filter(|_| !by_name || selection.settings.ack_set().len() < 2) {
         option("--repo", repo.to_string());
     }
     if common.cluster.is_some() {
@@ -440,5 +443,9 @@ mod tests {
             of(&common, &selection),
             "restore-agent restore --config '/my etc/w.toml' --repo far --cluster main --target-name 'a b' --pgdata DIR"
         );
+        selection.settings = ClusterSettings::with_repositories(vec!["near".to_owned(), "far".to_owned()]);
+        assert!(!of(&common, &selection).contains("--repo"), "recovery would not end without near");
+        common.repo = vec!["file:///far".parse().unwrap()];
+        assert!(of(&common, &selection).contains("--repo file:///far"));
     }
 }

@@ -83,7 +83,10 @@ fn of_unread(lineage: LineageId, names: &[String], why: Unread, is_standby: bool
     // A standby asks again.
     let at_the_end = match is_standby {
         true => "",
-        false => ", and at the end of the archive recovery stops (exit status 255) instead of ending",
+        false => {
+            ". At the end of the archive recovery stops (exit status 255) instead of ending, and at a target a promotion, or \
+             pg_wal_replay_resume(), waits for it"
+        }
     };
     format!(
         "WAL of lineage {lineage} is acknowledged by {} too, which {lacks}: what only that has is not in this plan{at_the_end}.\n\
@@ -164,7 +167,7 @@ mod tests {
             for is_standby in [false, true] {
                 let text = of_unread(lineage, &names, why, is_standby);
                 assert!(text.contains("acknowledged by \"far\" too") && text.contains(advice), "{text}");
-                assert_eq!(text.contains("255"), !is_standby, "{text}");
+                assert_eq!(text.contains("255") && text.contains("promotion"), !is_standby, "{text}");
             }
         }
     }
