@@ -16,7 +16,7 @@ use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::{DIRECTORY_MODE, StoreSettings, grant};
 
-use super::{InitArgs, StoreArgs};
+use super::{InitArgs, StoreArgs, paths};
 use crate::key::args::SecretArgs;
 
 const HEADER: &str =
@@ -67,6 +67,7 @@ impl Change {
 pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<ConfigurationPlan, Failure> {
     let path = common.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     let path = std::path::absolute(&path).context("--config")?;
+    let args = &paths::absolute(args)?;
     let existing = match path.exists() {
         true => Some(Config::<StoreSettings>::read(&path).map_err(Failure::usage)?),
         false => None,
@@ -184,8 +185,7 @@ fn differences(settings: &ClusterSettings, args: &InitArgs) -> Vec<(String, toml
         }
     };
     let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
-    let absolute = args.pgdata.as_ref().and_then(|path| std::path::absolute(path).ok());
-    differs("pgdata", text(&absolute), text(&settings.pgdata));
+    differs("pgdata", text(&args.pgdata), text(&settings.pgdata));
     differs("conninfo", args.conninfo.clone(), settings.conninfo.clone());
     differs("push_socket", text(&args.push_socket), text(&settings.push_socket));
     keys
@@ -198,22 +198,20 @@ fn cluster_keys(repository: &str, args: &InitArgs) -> Result<Vec<(String, toml::
                                                --pgdata DIR."
         ))
     })?;
-    let pgdata = std::path::absolute(pgdata).context("--pgdata")?;
     let mut keys = vec![
         ("repositories".to_owned(), toml::Value::from(vec![repository.to_owned()])),
-        ("pgdata".to_owned(), toml::Value::from(utf8(&pgdata)?)),
+        ("pgdata".to_owned(), toml::Value::from(utf8(pgdata)?)),
     ];
     if let Some(conninfo) = &args.conninfo {
         keys.push(("conninfo".to_owned(), toml::Value::from(conninfo.as_str())));
     }
     if let Some(socket) = &args.push_socket {
-        let socket = std::path::absolute(socket).context("--push-socket")?;
-        keys.push(("push_socket".to_owned(), toml::Value::from(utf8(&socket)?)));
+        keys.push(("push_socket".to_owned(), toml::Value::from(utf8(socket)?)));
     }
     Ok(keys)
 }
 
-fn utf8(path: &Path) -> Result<&str, Failure> {
+pub(super) fn utf8(path: &Path) -> Result<&str, Failure> {
     path.to_str().ok_or_else(|| {
         Failure::usage(anyhow!("{} is not UTF-8, which a TOML file has to be", path.display()))
     })
@@ -430,6 +428,27 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
         let taken = plan(&common(&path, Some("file:///other"), "c"), &args("/c")).unwrap_err();
         assert!(taken.to_string().contains("--repo-name"), "{taken}");
+    }
+
+    #[test]
+    fn paths_are_absolute_in_what_is_printed_and_in_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walpoint.toml");
+        let mut relative = args("data");
+        relative.push_socket = Some("x.push".into());
+        relative.store.ca_file = Some("ca.pem".to_owned());
+        relative.store.options = vec!["session_token_file=token".to_owned()];
+        let first = plan(&common(&path, Some("s3://bucket"), "a"), &relative).unwrap();
+        first.write().unwrap();
+        let here = std::env::current_dir().unwrap();
+        let written = common(&path, None, "a").select::<StoreSettings>().unwrap();
+        for settings in [&first.settings, &written.settings] {
+            assert_eq!(settings.push_socket.as_deref(), Some(&*here.join("x.push")));
+            assert_eq!(settings.pgdata.as_deref(), Some(&*here.join("data")));
+        }
+        assert_eq!(first.repositories, written.repositories);
+        let again = plan(&common(&path, Some("s3://bucket"), "a"), &relative).unwrap();
+        assert_eq!((again.write().unwrap(), again.by_hand), (Change::Unchanged, None));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! running it again. The configuration file is written last.
 
 mod config;
+mod paths;
 mod postgresql;
 mod register;
 
