@@ -8,8 +8,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::table::WrongKey;
 use walpoint_base::{ClusterName, Diagnostic};
+use walpoint_pg::connect::{ConnInfo, Environment, SettingsError};
 use walpoint_runtime::args::CommonArgs;
-use walpoint_runtime::config::{Config, DEFAULT_PATH, Problem};
+use walpoint_runtime::config::{ClusterSettings, Config, DEFAULT_PATH, Problem};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, human, output};
 use walpoint_storage::RepoError;
@@ -88,7 +89,10 @@ pub(crate) fn run(common: &CommonArgs, command: &ConfigCommand) -> Result<(), Fa
     let ConfigCommand::Check = command;
     common.without_repo("config check")?;
     let path = common.config_path().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
-    let (config, problems) = Config::examine(&path, contradictions).map_err(Failure::usage)?;
+    let (config, problems) = Config::examine(&path, contradictions, unusable).map_err(Failure::usage)?;
+    if let (Some(config), Some(name)) = (&config, &common.cluster) {
+        known_cluster(config, name)?;
+    }
     let report = ConfigReport::of(&path, config.as_ref(), problems, common.cluster.as_ref());
     match common.json {
         true => output::json(&report)?,
@@ -114,6 +118,36 @@ fn contradictions(settings: &StoreSettings) -> Vec<WrongKey> {
         other => WrongKey { key: "url", what: other.to_string(), hint: String::new() },
     };
     store.chain(KeySource::of(&settings.encryption).err()).map(wrong).collect()
+}
+
+/// What is wrong with the settings of a cluster that would show only when its server is asked.
+fn unusable(settings: &ClusterSettings) -> Vec<WrongKey> {
+    // What the environment adds is not the file's: the service here is another one than the daemon's.
+    let environment = Environment::empty().with_os_user("walpoint");
+    let parsed = settings.conninfo.as_deref().map(|text| ConnInfo::parse_in(text, &environment));
+    match parsed {
+        Some(Err(
+            error @ (SettingsError::Syntax { .. }
+            | SettingsError::Keyword { .. }
+            | SettingsError::Value { .. }
+            | SettingsError::Unsupported { .. }),
+        )) => {
+            vec![WrongKey { key: "conninfo", what: format!("\"conninfo\": {error}"), hint: String::new() }]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Fails if the file does not have the cluster that was asked for, as every other command does.
+fn known_cluster(config: &Config<StoreSettings>, name: &ClusterName) -> Result<(), Failure> {
+    if config.cluster.contains_key(name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = config.cluster.keys().map(ClusterName::as_str).collect();
+    Err(Failure::usage(anyhow!(
+        "the configuration has no [cluster.{name}]\nDETAIL: It has: {}.",
+        known.join(", ")
+    )))
 }
 
 /// Why the daemon, which reads the data directory of each of these clusters, would refuse the file.
@@ -219,7 +253,7 @@ mod tests {
         let cluster: Option<ClusterName> = cluster.map(|name| name.parse().unwrap());
         let file = tempfile::NamedTempFile::new().unwrap();
         walpoint_base::durable::replace(file.path(), text.as_bytes(), 0o600).unwrap();
-        let (config, problems) = Config::examine(file.path(), contradictions).unwrap();
+        let (config, problems) = Config::examine(file.path(), contradictions, unusable).unwrap();
         ConfigReport::of(Path::new("w.toml"), config.as_ref(), problems, cluster.as_ref())
     }
 
@@ -262,6 +296,23 @@ mod tests {
         assert!(examined_for(&mixed, Some("y")).is_usable(), "a file for restores");
         let wrong = examined(&format!("{GOOD}pgdata = \"x\"\n"));
         assert!(wrong.errors.len() == 1 && wrong.daemon_error.is_none(), "{}", wrong.text());
+    }
+
+    #[test]
+    fn what_every_other_command_would_refuse_is_refused() {
+        for conninfo in ["host='x", "hots=x", "sslmode=maybe"] {
+            let text = examined(&format!("{GOOD}conninfo = \"{conninfo}\"\n")).text();
+            assert!(text.starts_with("w.toml:7: [cluster.x]: \"conninfo\": "), "{conninfo}: {text}");
+        }
+        assert!(examined(&format!("{GOOD}conninfo = \"host=db\"\n")).errors.is_empty());
+        let twice = GOOD.replace("s3://b", "file:///a");
+        assert!(examined(&twice).text().contains("which are one place"), "{}", examined(&twice).text());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        walpoint_base::durable::replace(file.path(), GOOD.as_bytes(), 0o600).unwrap();
+        let config = Config::<StoreSettings>::read(file.path()).unwrap();
+        assert!(known_cluster(&config, &"x".parse().unwrap()).is_ok());
+        let refused = known_cluster(&config, &"nope".parse().unwrap()).unwrap_err();
+        assert!(refused.status == 2 && refused.to_string().contains("no [cluster.nope]"), "{refused}");
     }
 
     #[test]

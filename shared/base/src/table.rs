@@ -10,6 +10,11 @@ pub trait FromTable: Sized {
 
     /// The settings, or the key that does not go with the others.
     fn from_table(table: Self::Table) -> Result<Self, WrongKey>;
+
+    /// The place that the settings lead to, as far as they alone show it: two tables with the same one are one. `None` if they do not.
+    fn place(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A key that does not go with the others of its table.

@@ -275,19 +275,21 @@ pub fn duration(span: SignedDuration) -> Duration {
 impl<R: FromTable<Table: DeserializeOwned>> Config<R> {
     /// Reads and checks a file. An error names everything that is wrong with it.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let (config, problems) = Self::examine(path, |_| Vec::new())?;
+        let (config, problems) = Self::examine(path, |_| Vec::new(), |_| Vec::new())?;
         config.ok_or_else(|| ConfigError::Content { path: path.to_owned(), problems: Problems(problems) })
     }
 
     /// Reads a file: what it says, unless something is wrong with it, and everything that is wrong, in the order of the lines. `closer`
-    /// looks at the settings of each repository for what an error of [`Config::read`] does not name.
+    /// looks at the settings of each repository, and `closer_cluster` at those of each cluster, for what an error of [`Config::read`]
+    /// does not name.
     pub fn examine(
         path: &Path,
         closer: impl Fn(&R) -> Vec<WrongKey>,
+        closer_cluster: impl Fn(&ClusterSettings) -> Vec<WrongKey>,
     ) -> Result<(Option<Self>, Vec<Problem>), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Ok(examine::examine(&text, closer))
+        Ok(examine::examine(&text, closer, closer_cluster))
     }
 }
 
@@ -312,6 +314,15 @@ impl ClusterSettings {
                     "names \"{unknown}\", but there is no [repository.{unknown}]\nDETAIL: There is: {known}."
                 ),
             );
+        }
+        let (ack, lost) = (self.ack.as_deref().unwrap_or_default(), &self.lost_repositories);
+        for (key, names) in
+            [("repositories", &self.repositories[..]), ("ack", ack), ("lost_repositories", lost)]
+        {
+            if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name))
+            {
+                refuse(key, format!("names \"{twice}\" twice"));
+            }
         }
         for stray in self.ack.iter().flatten().filter(|name| !self.repositories.contains(name)) {
             refuse("ack", format!("names \"{stray}\", which is not in \"repositories\""));
@@ -342,11 +353,6 @@ impl ClusterSettings {
                 );
             }
         }
-        for (key, path) in [("pgdata", &self.pgdata), ("spool", &self.spool)] {
-            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
-                refuse(key, "must be an absolute path".to_owned());
-            }
-        }
         let same_socket = |(other, c): &(&ClusterName, &Self)| {
             *other != name && c.push_socket(other) == self.push_socket(name)
         };
@@ -356,12 +362,34 @@ impl ClusterSettings {
                 format!("is shared with cluster \"{other}\"\nHINT: Give each cluster a socket of its own."),
             );
         }
+        found.extend(self.relative_paths());
         found.extend(not_above_zero(&[
             ("push_timeout", self.push_timeout),
             ("fetch_timeout", self.fetch_timeout),
             ("prefetch_idle_timeout", self.prefetch_idle_timeout),
             ("backup_wal_timeout", self.backup_wal_timeout),
         ]));
+        found
+    }
+}
+
+impl ClusterSettings {
+    /// Paths that mean another place wherever a program is started, as contradictions are.
+    fn relative_paths(&self) -> Vec<(&'static str, String)> {
+        let paths = [
+            ("pgdata", &self.pgdata),
+            ("spool", &self.spool),
+            ("push_socket", &self.push_socket),
+            ("fetch_socket", &self.fetch_socket),
+        ];
+        let relative =
+            paths.into_iter().filter(|(_, path)| path.as_ref().is_some_and(|path| !path.is_absolute()));
+        let mut found: Vec<_> =
+            relative.map(|(key, _)| (key, format!("\"{key}\" must be an absolute path"))).collect();
+        if let Some(path) = self.extra_paths.iter().find(|path| !path.is_absolute()) {
+            let what = format!("\"extra_paths\" must be absolute paths, and \"{}\" is none", path.display());
+            found.push(("extra_paths", what));
+        }
         found
     }
 }

@@ -18,10 +18,11 @@ use crate::args::repository_name;
 use crate::retention::{LabelSettings, RetentionSettings};
 
 /// What the text says, unless something is wrong with it, and everything that is, in the order of its lines. `closer` looks at the
-/// settings of a repository.
+/// settings of a repository, `closer_cluster` at those of a cluster.
 pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
     text: &str,
     closer: impl Fn(&R) -> Vec<WrongKey>,
+    closer_cluster: impl Fn(&ClusterSettings) -> Vec<WrongKey>,
 ) -> (Option<Config<R>>, Vec<Problem>) {
     let (root, errors) = DeTable::parse_recoverable(text);
     let root = root.get_ref();
@@ -51,6 +52,12 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
         for (key, what) in settings.contradictions(name, &names, &cluster) {
             found.add(&["cluster", name.as_str()], Some(key), what);
         }
+        if let Some(what) = one_place_twice(settings, &repository) {
+            found.add(&["cluster", name.as_str()], Some("repositories"), what);
+        }
+        for wrong in closer_cluster(settings) {
+            found.add_wrong(&["cluster", name.as_str()], wrong);
+        }
         for (label, key, what) in settings.retention.iter().flat_map(RetentionSettings::contradictions) {
             let tables = ["cluster", name.as_str(), "retention", "label", label.unwrap_or_default()];
             let tables = if label.is_some() { &tables[..] } else { &tables[..3] };
@@ -61,6 +68,24 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
     problems.sort_by_key(|problem| problem.line_number);
     let config = Config { repository, cluster, daemon: daemon.unwrap_or_default() };
     (problems.is_empty().then_some(config), problems)
+}
+
+/// Two repositories of a cluster that are one: what is stored there would count as stored twice.
+fn one_place_twice<R: FromTable>(
+    settings: &ClusterSettings,
+    repositories: &BTreeMap<String, R>,
+) -> Option<String> {
+    let mut places: BTreeMap<String, &String> = BTreeMap::new();
+    for name in &settings.repositories {
+        let Some(place) = repositories.get(name).and_then(R::place) else { continue };
+        if let Some(other) = places.insert(place, name).filter(|other| *other != name) {
+            return Some(format!(
+                "\"repositories\" names \"{other}\" and \"{name}\", which are one place: their tables lead to the same \
+                 store\nHINT: Remove one of the two, or correct its \"url\"."
+            ));
+        }
+    }
+    None
 }
 
 /// What was found so far.

@@ -25,10 +25,14 @@ impl FromTable for Store {
             None => Ok(table),
         }
     }
+
+    fn place(&self) -> Option<String> {
+        Some(self.url.clone())
+    }
 }
 
 fn parse(text: &str) -> Result<Config<Store>, String> {
-    let (config, problems) = examine::examine(text, |_| Vec::new());
+    let (config, problems) = examine::examine(text, |_| Vec::new(), |_| Vec::new());
     config.ok_or_else(|| Problems(problems).to_string())
 }
 
@@ -80,6 +84,15 @@ fn contradictions_are_refused() {
         ("prefetch_max = 256", "with its unit"),
         ("pgdata = \"data\"", "absolute"),
         ("spool = \"spool\"", "absolute"),
+        ("push_socket = \"s\"", "line 5, [cluster.prod]: \"push_socket\" must be an absolute path"),
+        ("fetch_socket = \"s\"", "\"fetch_socket\" must be an absolute path"),
+        ("extra_paths = [\"/x\", \"etc\"]", "\"extra_paths\" must be absolute paths, and \"etc\" is none"),
+        ("ack = [\"main\", \"main\"]", "\"ack\" names \"main\" twice"),
+        ("[cluster.b]\nrepositories = [\"main\", \"main\"]", "\"repositories\" names \"main\" twice"),
+        (
+            "[repository.far]\nurl = \"file:///backup\"\n[cluster.b]\nrepositories = [\"main\", \"far\"]",
+            "\"main\" and \"far\", which are one place",
+        ),
         ("push_timeout = \"0s\"", "\"push_timeout\" must be a span of time above zero"),
         (
             "fetch_timeout = \"-5m\"",
@@ -171,7 +184,7 @@ fn a_repository_is_looked_at_more_closely_on_request() {
         let what = format!("\"url\" {} leads nowhere", store.url);
         vec![WrongKey { key: "url", what, hint: String::new() }]
     };
-    let (config, problems) = examine::examine::<Store>(GOOD, wrong);
+    let (config, problems) = examine::examine::<Store>(GOOD, wrong, |_| Vec::new());
     assert!(config.is_none());
     assert_eq!(
         Problems(problems).to_string(),

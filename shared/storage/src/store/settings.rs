@@ -64,6 +64,7 @@ impl TryFrom<StoreTable> for StoreSettings {
         if let Ok(location) = &location {
             foreign::refuse(&table, location.kind())?;
         }
+        relative(&table).map_or(Ok(()), Err)?;
         Ok(Self::sorted(location, table))
     }
 }
@@ -74,6 +75,48 @@ impl FromTable for StoreSettings {
     fn from_table(table: StoreTable) -> Result<Self, WrongKey> {
         table.try_into()
     }
+
+    fn place(&self) -> Option<String> {
+        let remote = |bucket: &Bucket, network: &NetworkSettings, account: Option<&str>| {
+            let endpoint = network.endpoint.as_deref().unwrap_or_default().trim_end_matches('/');
+            let (name, prefix) = (&bucket.name, bucket.prefix.trim_matches('/'));
+            format!("{endpoint} {} {name}/{prefix}", account.unwrap_or_default())
+        };
+        Some(match self.provider.as_ref().ok()? {
+            Provider::Directory(settings) => {
+                settings.path.components().collect::<PathBuf>().display().to_string()
+            }
+            Provider::S3(settings) => format!("s3 {}", remote(&settings.bucket, &settings.network, None)),
+            Provider::Google(settings) => format!("gs {}", remote(&settings.bucket, &settings.network, None)),
+            Provider::Azure(settings) => {
+                format!("az {}", remote(&settings.container, &settings.network, settings.account.as_deref()))
+            }
+        })
+    }
+}
+
+/// A file that is named by a relative path: which one that is would depend on the directory in which a program is started.
+fn relative(table: &StoreTable) -> Option<WrongKey> {
+    let files = [
+        ("ca_file", &table.ca_file),
+        ("access_key_id_file", &table.access_key_id_file),
+        ("secret_access_key_file", &table.secret_access_key_file),
+        ("session_token_file", &table.session_token_file),
+        ("service_account_file", &table.service_account_file),
+        ("account_key_file", &table.account_key_file),
+        ("sas_token_file", &table.sas_token_file),
+        ("client_secret_file", &table.client_secret_file),
+        ("key_file", &table.key_file),
+        ("passphrase_file", &table.passphrase_file),
+    ];
+    let (key, path) = files
+        .into_iter()
+        .find_map(|(key, path)| path.as_deref().filter(|path| !path.is_absolute()).map(|path| (key, path)))?;
+    Some(WrongKey {
+        key,
+        what: format!("\"{key}\" must be an absolute path"),
+        hint: format!("Write the whole path of {}, from / on.", path.display()),
+    })
 }
 
 impl StoreSettings {
@@ -146,6 +189,29 @@ mod tests {
         let settings = StoreSettings::at("ftp://x/y");
         assert!(matches!(settings.provider(), Err(RepoError::Settings { setting: "url", .. })));
         assert_eq!(settings.directory(), None);
+    }
+
+    #[test]
+    fn one_place_has_one_name_and_files_are_named_wherever_a_program_starts() {
+        let json = |text: &str| serde_json::from_str::<StoreSettings>(text);
+        let place = |text: &str| json(text).unwrap().place();
+        assert_eq!(StoreSettings::at("/r").place(), StoreSettings::at("file:///r/").place());
+        assert_eq!(StoreSettings::at("s3://b/p").place(), StoreSettings::at("s3://b/p/").place());
+        assert_ne!(StoreSettings::at("s3://b/p").place(), StoreSettings::at("gs://b/p").place());
+        let elsewhere = place(r#"{"url": "s3://b/p", "endpoint": "http://x"}"#);
+        assert_ne!(elsewhere, StoreSettings::at("s3://b/p").place());
+        assert_eq!(StoreSettings::at("ftp://b").place(), None);
+        for (key, url) in [
+            ("key_file", "/r"),
+            ("ca_file", "s3://b"),
+            ("service_account_file", "gs://b"),
+            ("sas_token_file", "az://b"),
+        ] {
+            let text = |file: &str| format!(r#"{{"url": "{url}", "{key}": "{file}"}}"#);
+            let wrong = json(&text("x.key")).unwrap_err().to_string();
+            assert!(wrong.contains(&format!("\"{key}\" must be an absolute path")), "{wrong}");
+            assert!(json(&text("/x.key")).is_ok(), "{key}");
+        }
     }
 
     #[test]
