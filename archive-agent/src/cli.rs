@@ -67,8 +67,6 @@ const PUSH: &[(&str, &str)] = &[
 #[command(
     name = "archive-agent",
     version = env!("WALPOINT_VERSION"),
-    about,
-    long_about = None,
     max_term_width = help::WIDTH,
     after_long_help = help::examples(EXAMPLES)
 )]
@@ -199,5 +197,28 @@ mod tests {
     fn the_command_line_is_consistent_and_described() {
         Cli::command().debug_assert();
         assert_eq!(help::lint(Cli::command()), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_kept_for_people_holds_no_control_character() {
+        for line in [
+            &["backup", "--label", "*"][..],
+            &["hold", "add", "--until=never", "--reason=r", "--label", "*"],
+            &["hold", "add", "--until=never", "--label=l", "--reason", "*"],
+            &["hold", "add", "--until=never", "--label=l", "--reason=r", "--who", "*"],
+            &["hold", "remove", "1", "--who", "*"],
+            &["key", "add", "--key-file=/k", "--comment", "*"],
+            &["lineage", "settle", "--timeline=2", "--reason", "*"],
+        ] {
+            let parse = |text: &str| {
+                let words = line.iter().map(|word| if *word == "*" { text } else { word });
+                Cli::try_parse_from(std::iter::once("archive-agent").chain(words))
+            };
+            assert!(parse("größer 'a'").is_ok(), "{line:?}");
+            for text in ["a\nHINT: b", "\u{1b}[2J", "\u{9b}2J"] {
+                let refused = parse(text).unwrap_err().to_string();
+                assert!(refused.contains("control character"), "{line:?}: {refused}");
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use walpoint_base::{ClusterName, Diagnostic, LineageId, SegmentName, TimelineId};
 use walpoint_repo::Repository;
 use walpoint_repo::lineage::DamagedLineage;
-use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::args::{self, CommonArgs};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
 use walpoint_storage::object::ContentHash;
@@ -45,10 +45,10 @@ pub(crate) struct SettleArgs {
     #[arg(long, value_name = "N")]
     timeline: TimelineId,
     /// Record why the stored history counts, or why the timeline is not needed.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = args::line)]
     reason: String,
     /// Record who decided this [default: the user that runs the command].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = args::line)]
     who: Option<String>,
     /// Settle it in this lineage [default: in the only one that has the timeline].
     #[arg(long, value_name = "ID")]

@@ -1,5 +1,7 @@
 //! Words of the shell's language, for command lines that an operator or PostgreSQL runs.
 
+use walpoint_runtime::sibling;
+
 /// A word quoted so that a shell reads it as it is.
 pub(crate) fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@+,%".contains(c);
@@ -9,9 +11,9 @@ pub(crate) fn word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A command line, or a part of one.
+/// A command line, or a part of one, that a person copies: names in it are others', and control no terminal.
 pub(crate) fn line(words: &[String]) -> String {
-    words.iter().map(|one| word(one)).collect::<Vec<String>>().join(" ")
+    words.iter().map(|one| sibling::quoted(one)).collect::<Vec<String>>().join(" ")
 }
 
 #[cfg(test)]
@@ -27,5 +29,6 @@ mod tests {
             line(&["--target-name".to_owned(), "before upgrade".to_owned()]),
             "--target-name 'before upgrade'"
         );
+        assert_eq!(line(&["a\nHINT: b".to_owned()]), "$'a\\012HINT: b'");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::ClusterName;
+use walpoint_base::diagnostic::shown;
 use walpoint_repo::lease::{BACKUP, HeldLease, Holder, LeaseAnswer, Leases, Renewed};
 use walpoint_storage::error::error_chain;
 
@@ -47,6 +48,7 @@ impl BackupLeases {
                 Ok(LeaseAnswer::Busy(lease)) => {
                     leases.release().await;
                     let Holder { host, process, .. } = &lease.holder;
+                    let host = shown(host);
                     bail!(
                         "no backup was begun: process {process} on {host} has been at a backup of cluster {cluster} into \
                          repository {} since {}\nHINT: Wait for it. If it is known to be dead, use --steal-lease, or wait \

@@ -42,7 +42,7 @@ use anyhow::anyhow;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::Diagnostic;
-use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::args::{self, CommonArgs};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output, shutdown};
 use walpoint_storage::store::StoreSettings;
@@ -71,7 +71,7 @@ const EXAMPLES: &[(&str, &str)] = &[
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct BackupArgs {
     /// Label the backup with this line of text, by which retention and holds can select it.
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "TEXT", value_parser = args::line, default_value = "", hide_default_value = true)]
     label: String,
     /// Store every block, even those that an earlier backup already holds.
     ///

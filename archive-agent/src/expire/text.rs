@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use walpoint_base::diagnostic::shown;
 use walpoint_repo::expire::{BackupDecision, ClassReport, Expired};
 use walpoint_runtime::human;
 
@@ -18,7 +19,8 @@ pub(super) fn of(expired: &Expired) -> String {
             BackupDecision::Expire => "expire",
             BackupDecision::Keep | BackupDecision::KeepStandalone => "keep",
         };
-        let label = if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", backup.label) };
+        let label =
+            if backup.label.is_empty() { String::new() } else { format!(" \"{}\"", shown(&backup.label)) };
         writeln!(text, "  {decision:<6}  {}{label}: {}", backup.id, backup.reason).ok();
         if let Some(damage) = &backup.damage {
             writeln!(text, "          DAMAGED: {damage}").ok();

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_repo::holds::{HeldOn, Hold};
 
@@ -102,15 +103,16 @@ impl HoldDocument {
     pub(crate) fn line(&self) -> String {
         let on = match (&self.backup, &self.label) {
             (Some(id), _) => format!("backup {id}"),
-            (None, label) => format!("label \"{}\"", label.as_deref().unwrap_or_default()),
+            (None, label) => format!("label \"{}\"", shown(label.as_deref().unwrap_or_default())),
         };
         let until = self.end_time.map_or("until it is removed".to_owned(), |until| format!("until {until}"));
         let state = match (self.state, &self.removed_by, self.removal_time) {
-            (HoldState::Removed, Some(who), Some(at)) => format!("; removed by {who} at {at}"),
+            (HoldState::Removed, Some(who), Some(at)) => format!("; removed by {} at {at}", shown(who)),
             (HoldState::Ended, ..) => "; it has run out".to_owned(),
             _ => String::new(),
         };
-        format!("{:>4}  {on}, {until}, by {}: {}{state}", self.number, self.placed_by, self.reason)
+        let (who, reason) = (shown(&self.placed_by), shown(&self.reason));
+        format!("{:>4}  {on}, {until}, by {who}: {reason}{state}", self.number)
     }
 }
 

@@ -11,12 +11,13 @@ use clap::{Args, Subcommand};
 use futures_util::{StreamExt, stream};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
+use walpoint_base::diagnostic::shown;
 use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{AnnouncedSet, AnnouncementReason, Backups, ManifestState};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
 use walpoint_storage::RepoError;
@@ -75,16 +76,16 @@ pub(crate) struct AddArgs {
     #[arg(long, value_name = "ID", required_unless_present = "label", conflicts_with = "label", help_heading = HELD)]
     backup: Option<BackupId>,
     /// Hold every backup with this label, including future ones.
-    #[arg(long, value_name = "TEXT", help_heading = HELD)]
+    #[arg(long, value_name = "TEXT", value_parser = args::line, help_heading = HELD)]
     label: Option<String>,
     /// Record this reason, for the next person who finds the hold.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = args::line)]
     reason: String,
     /// End the hold then: a date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
     #[arg(long, value_name = "TIME")]
     until: String,
     /// Record who asked for it [default: the user that runs the command].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = args::line)]
     who: Option<String>,
 }
 
@@ -96,7 +97,7 @@ pub(crate) struct RemoveArgs {
     /// NAME, the number is the one in that repository, and the hold is removed only there.
     number: u64,
     /// Record who removes it [default: the user that runs the command].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = args::line)]
     who: Option<String>,
 }
 
@@ -341,7 +342,7 @@ pub(crate) fn user() -> String {
     let name = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     let name = name.filter(|name| !name.is_empty());
     let name = name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    format!("{name}@{}", rustix::system::uname().nodename().to_string_lossy())
+    shown(&format!("{name}@{}", rustix::system::uname().nodename().to_string_lossy()))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::Diagnostic;
+use walpoint_base::diagnostic::shown;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::output;
@@ -122,7 +123,7 @@ impl KeySlotsDocument<'_> {
                 (Some(false), None) => "does not open with it".to_owned(),
                 (None, None) => String::new(),
             };
-            let comment = slot.comment.as_deref().unwrap_or_default();
+            let comment = shown(slot.comment.as_deref().unwrap_or_default());
             let kind = match slot.kind {
                 Some(SecretKind::Key) => "key",
                 Some(SecretKind::Passphrase) => "passphrase",

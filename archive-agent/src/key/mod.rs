@@ -21,7 +21,7 @@ use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_repo::Repository;
-use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::args::{CommonArgs, Selection, line};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
 use walpoint_storage::keys::{KeySlots, KeySource};
@@ -75,7 +75,7 @@ pub(crate) struct New {
     #[command(flatten)]
     secret: SecretArgs,
     /// Store this note with the slot, such as where its secret is kept. The note itself is not secret.
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "TEXT", value_parser = line, default_value = "", hide_default_value = true)]
     comment: String,
 }
 

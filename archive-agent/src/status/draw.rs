@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, SegmentSize};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::catalog::status::{BackupDetails, ClusterStatus, LineageStatus, TimelineStatus};
@@ -41,7 +42,7 @@ fn details(status: &LineageStatus, size: SegmentSize) -> String {
     }
     for point in &status.restore_points {
         let made = point.time.map_or_else(|| "time unknown".to_owned(), |time| time.to_time().to_string());
-        writeln!(text, "    {}  {made}  timeline {}, {}", point.name, point.timeline, point.lsn).ok();
+        writeln!(text, "    {}  {made}  timeline {}, {}", shown(&point.name), point.timeline, point.lsn).ok();
     }
     for error in &status.errors {
         writeln!(text, "{}", human::hanging("  error     ", error)).ok();
@@ -123,7 +124,7 @@ fn details_of(details: &BackupDetails) -> String {
     let mut text = format!(", {kind}, {size} ({new} of it new, {stored} stored), {took}");
     // Writing to a String cannot fail.
     if !label.is_empty() {
-        write!(text, ", \"{label}\"").ok();
+        write!(text, ", \"{}\"", shown(label)).ok();
     }
     if let Some(damage) = damage {
         write!(text, ", DAMAGED: {damage}").ok();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, Lsn, PgTimestamp, SegmentName, SystemId, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
@@ -153,14 +154,14 @@ impl ServerState {
         if self.failing {
             let since =
                 self.last_failed_time.map(|t| format!(", {}", ago(t.to_time(), now))).unwrap_or_default();
-            let wal = self.last_failed_wal.as_deref().unwrap_or("a file");
+            let wal = shown(self.last_failed_wal.as_deref().unwrap_or("a file"));
             parts.push(format!(
                 "FAILING: {wal} was refused{since} (failure {})\nHINT: Look up the reason in the server's log.",
                 self.failed_count
             ));
         }
         parts.push(match (&self.last_archived_wal, self.last_archived_time) {
-            (Some(wal), Some(time)) => format!("{wal} was archived {}", ago(time.to_time(), now)),
+            (Some(wal), Some(time)) => format!("{} was archived {}", shown(wal), ago(time.to_time(), now)),
             _ => "nothing was archived so far".to_owned(),
         });
         parts.extend(self.unarchived_bytes.map(|bytes| format!("{} of WAL since", human::size(bytes))));

@@ -215,3 +215,14 @@ fn a_moment_of_a_named_lineage_is_reached_with_its_name() {
     let options = options::of_moment(&refusal.nearest[0]);
     assert_eq!(options, ["--lineage", "7-1", "--target-timeline", "1", "--target-lsn", "0/480000"]);
 }
+
+#[test]
+fn a_name_of_another_party_is_one_word_and_controls_no_terminal() {
+    let (world, _) = world();
+    let mut plan = world.plan(&on(1, RecoveryTarget::Name("early".into()))).unwrap();
+    plan.target = RecoveryTarget::Name("-x\nHINT: run \u{1b}[2Jit".to_owned());
+    assert_eq!(options::of_plan(&plan)[0], "--target-name=-x\nHINT: run \u{1b}[2Jit");
+    let text = text::plan(&plan, &[], size());
+    assert!(!text.contains('\u{1b}') && !text.contains("\nHINT"), "{text}");
+    assert!(text.contains("restore point \"-x\\nHINT"), "{text}");
+}

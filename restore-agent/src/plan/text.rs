@@ -51,7 +51,7 @@ pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> S
     text.row("Takes", &format!("about {}", human::span(e.duration)));
     text.row("Settings", &format!("{}, and in postgresql.auto.conf:", plan.signal.file_name()));
     for setting in &plan.settings {
-        text.row("", &setting.line());
+        text.row("", &shown(&setting.line()));
     }
     text.row("Again by", &shell::line(&options::of_plan(plan)));
     for note in notes {

@@ -8,6 +8,7 @@ use jiff::fmt::temporal::DateTimeParser;
 use jiff::tz::{Disambiguation, TimeZone};
 use jiff::{SignedDuration, Span, Timestamp, Zoned};
 
+use crate::diagnostic::shown;
 use crate::{Lsn, ParseError, PgTimestamp, TimelineId};
 
 /// The moment to recover to.
@@ -38,7 +39,7 @@ impl fmt::Display for RecoveryTarget {
             Self::Lsn(lsn) => write!(f, "LSN {lsn}"),
             Self::Xid(xid) => write!(f, "transaction {xid}"),
             Self::FullXid(full) => write!(f, "transaction {}", FullXid(*full)),
-            Self::Name(name) => write!(f, "restore point \"{name}\""),
+            Self::Name(name) => write!(f, "restore point \"{}\"", shown(name)),
         }
     }
 }

@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId};
 use walpoint_storage::error::{Obstacle, Override, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
@@ -181,7 +182,8 @@ async fn protect(
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;
         for hold in holds.iter().filter(|hold| hold.is_in_force(now)) {
             let (number, placed) = (hold.number, &hold.placed);
-            let what = format!("hold {number} by {} is in force: {}", placed.who, placed.reason);
+            let what =
+                format!("hold {number} by {} is in force: {}", shown(&placed.who), shown(&placed.reason));
             obstacles.push(Obstacle { what, remedy: None, overridden_by: Override::Held });
         }
         for damaged in damaged {

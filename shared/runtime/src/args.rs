@@ -87,6 +87,14 @@ pub fn span(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A line of text that is kept for people, such as a label or a reason: without what could control a terminal.
+pub fn line(text: &str) -> Result<String, String> {
+    match text.chars().any(char::is_control) {
+        true => Err("it holds a control character, such as the end of a line".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 /// The name of a repository in the configuration, which `--repo` has to tell from a URL.
 pub fn repository_name(text: &str) -> Result<String, String> {
     match text.parse()? {

@@ -17,6 +17,8 @@ pub(in crate::plan) fn of_plan(plan: &RestorePlan) -> Vec<String> {
             vec!["--target-xid".to_owned(), full.map_or(xid.to_string(), |full| full.to_string())]
         }
         RecoveryTarget::FullXid(full) => vec!["--target-xid".to_owned(), FullXid(*full).to_string()],
+        // Apart from the option it would be taken for one itself.
+        RecoveryTarget::Name(name) if name.starts_with('-') => vec![format!("--target-name={name}")],
         RecoveryTarget::Name(name) => vec!["--target-name".to_owned(), name.clone()],
     };
     let exact = StopRule::of(&plan.target, plan.inclusive).is_some()

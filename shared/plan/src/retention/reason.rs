@@ -3,6 +3,7 @@
 use std::fmt;
 
 use jiff::{Span, Timestamp};
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{LineageId, TimelineId};
 
 /// A calendar period.
@@ -116,6 +117,7 @@ impl fmt::Display for RetentionReason {
             Self::Minimum(1) => write!(f, "the last backup is never dropped (minimum = 1)"),
             Self::Minimum(n) => write!(f, "the newest {n} are never dropped (minimum = {n})"),
             Self::Hold(number, reason, who, until) => {
+                let (reason, who) = (shown(reason), shown(who));
                 write!(f, "hold {number} by {who} keeps it ")?;
                 match until {
                     Some(until) => write!(f, "until {until}: {reason}"),
@@ -136,8 +138,8 @@ impl fmt::Display for RetentionReason {
             Self::Path(timeline) => {
                 write!(f, "it is the newest one that leads to timeline {timeline}, the newest")
             }
-            Self::Label(label, reason) => write!(f, "label \"{label}\": {reason}"),
-            Self::Requested(who, at) => write!(f, "{who} asked for its deletion at {at}"),
+            Self::Label(label, reason) => write!(f, "label \"{}\": {reason}", shown(label)),
+            Self::Requested(who, at) => write!(f, "{} asked for its deletion at {at}", shown(who)),
             Self::Unwanted => write!(f, "no rule keeps it"),
             Self::TooOld(span) => write!(f, "it is older than {span:#} (max_age)"),
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, LineageId, TimelineId};
 
 use super::facts::{Candidate, HoldFacts, RetentionFacts};
@@ -53,6 +54,7 @@ impl fmt::Display for Protection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hold(number, reason, who, until) => {
+                let (reason, who) = (shown(reason), shown(who));
                 write!(f, "hold {number} by {who} keeps it ")?;
                 match until {
                     Some(until) => write!(f, "until {until}: {reason}"),

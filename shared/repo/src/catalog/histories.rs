@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use walpoint_base::TimelineId;
+use walpoint_base::diagnostic::shown;
 use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::restore::{Answer, BackupState, Doubt, Facts, Question};
 use walpoint_storage::error::{RepoError, Result};
@@ -115,7 +116,9 @@ async fn unsettled(
                 Ok(Some(found)) => {
                     settled.push(format!(
                         "timeline {timeline}: the history {history} was refused; settled by {} on {}: {}",
-                        found.who, found.settled, found.reason
+                        shown(&found.who),
+                        found.settled,
+                        shown(&found.reason)
                     ));
                     continue;
                 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{Lsn, SegmentName, TimelineHistory, TimelineId};
 use walpoint_storage::descriptor::now;
 use walpoint_storage::document::{self, as_text};
@@ -42,6 +43,7 @@ pub struct Abandonment {
 impl std::fmt::Display for Abandonment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { timeline, until, reason, who, settled, .. } = self;
+        let (reason, who) = (shown(reason), shown(who));
         write!(f, "timeline {timeline}: abandoned up to {until}; settled by {who} on {settled}: {reason}")
     }
 }
