@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::diagnostic::shown;
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::holds::{HeldOn, Hold};
+use walpoint_runtime::human;
 
 /// What `archive-agent hold add`, `hold list` and `hold remove` print with `--json`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -27,6 +28,10 @@ struct RepositoryHolds {
     repository: String,
     /// The holds, oldest first. Of `hold add` and `hold remove`: the hold that was placed or removed.
     holds: Vec<HoldDocument>,
+    /// Of `hold list`: why it could not be read. Absent if it could.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
+    error: Option<String>,
 }
 
 /// A hold.
@@ -124,15 +129,30 @@ impl HoldsDocument {
 
     /// Adds a repository's.
     pub(super) fn add(&mut self, repository: &str, holds: Vec<HoldDocument>) {
-        self.repositories.push(RepositoryHolds { repository: repository.to_owned(), holds });
+        self.repositories.push(RepositoryHolds { repository: repository.to_owned(), holds, error: None });
+    }
+
+    /// Adds a repository that could not be read.
+    pub(super) fn add_unread(&mut self, repository: &str, error: String) {
+        let repository = repository.to_owned();
+        self.repositories.push(RepositoryHolds { repository, holds: Vec::new(), error: Some(error) });
+    }
+
+    /// Whether any repository could be read.
+    pub(super) fn has_read(&self) -> bool {
+        self.repositories.iter().any(|repository| repository.error.is_none())
     }
 
     /// For a person.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        for RepositoryHolds { repository, holds } in &self.repositories {
+        for RepositoryHolds { repository, holds, error } in &self.repositories {
             // Writing to a String cannot fail.
             writeln!(text, "Holds of cluster {} in {repository}", self.cluster).ok();
+            if let Some(error) = error {
+                writeln!(text, "{}", human::hanging("  could not be read: ", error)).ok();
+                continue;
+            }
             if holds.is_empty() {
                 text.push_str("  none\n");
             }
@@ -141,5 +161,39 @@ impl HoldsDocument {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_that_does_not_answer_hides_no_other() {
+        let mut document = HoldsDocument::new(&"main".parse().unwrap());
+        document.add_unread("far", "no answer\nHINT: Wait.".to_owned());
+        assert!(!document.has_read());
+        document.add("near", Vec::new());
+        assert!(document.has_read());
+        let text = document.text();
+        assert!(text.contains("in far\n  could not be read: no answer\n"), "{text}");
+        assert!(text.ends_with("in near\n  none\n"), "{text}");
+    }
+
+    #[test]
+    fn what_others_wrote_is_one_line_and_controls_no_terminal() {
+        let hold = HoldDocument {
+            number: 1,
+            backup: None,
+            label: Some("a\u{1b}[2J".to_owned()),
+            reason: "r\nHINT: Run it.".to_owned(),
+            start_time: Timestamp::UNIX_EPOCH,
+            placed_by: "w\r".to_owned(),
+            end_time: None,
+            state: HoldState::Removed,
+            removal_time: Some(Timestamp::UNIX_EPOCH),
+            removed_by: Some("x\u{9b}".to_owned()),
+        };
+        assert!(!hold.line().contains(char::is_control), "{:?}", hold.line());
     }
 }

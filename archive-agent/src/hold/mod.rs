@@ -226,10 +226,17 @@ async fn labelled(
 async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {
     let now = Timestamp::now();
     let mut document = HoldsDocument::new(&selection.cluster);
-    let mut unreadable = Vec::new();
+    let (mut unreadable, mut unread) = (Vec::new(), Vec::new());
     for (name, settings) in &selection.repositories {
-        let repository = Repository::open(name, settings).await?;
-        let Holdings { holds, damaged } = Holds::of(&repository, &selection.cluster).look().await?;
+        let Holdings { holds, damaged } = match look(selection, name, settings).await {
+            Ok(holdings) => holdings,
+            Err(error) => {
+                let error = walpoint_words::error(&error).to_string();
+                unread.push(format!("repository {name}: {error}"));
+                document.add_unread(name, error);
+                continue;
+            }
+        };
         let shown = holds.iter().filter(|hold| all || hold.is_in_force(now));
         document.add(name, shown.map(|hold| HoldDocument::of(hold, now)).collect());
         unreadable.extend(
@@ -240,9 +247,20 @@ async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bo
     }
     print(common, &document)?;
     match unreadable.is_empty() {
+        true if !document.has_read() => Err(Diagnostic::gather("no repository could be read", unread).into()),
         true => Ok(()),
         false => Err(Diagnostic::gather("", unreadable).into()),
     }
+}
+
+async fn look(
+    selection: &Selection<StoreSettings>,
+    name: &str,
+    settings: &StoreSettings,
+) -> Result<Holdings, RepoError> {
+    // A repository that does not answer is waited for only as long as a person would.
+    let repository = Repository::open(name, &settings.impatient()).await?;
+    Holds::of(&repository, &selection.cluster).look().await
 }
 
 async fn remove(
