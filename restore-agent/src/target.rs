@@ -35,8 +35,8 @@ pub(crate) struct TargetArgs {
     /// Recover in this lineage; needed if a diverged copy has the target too. "restore-agent list" shows them.
     #[arg(long, value_name = "LINEAGE")]
     pub(crate) lineage: Option<LineageId>,
-    /// Stop just before the target [default: include it].
-    #[arg(long, requires = "target")]
+    /// Stop just before the target: a time, a position or a transaction [default: include it].
+    #[arg(long, requires = "target", conflicts_with_all = ["target_name", "target_immediate"])]
     pub(crate) target_exclusive: bool,
     /// Start from this backup [default: the newest one before the target].
     #[arg(long, value_name = "ID")]
@@ -178,6 +178,8 @@ mod tests {
             (["--target-timeline", "newest"], "latest, current or a number"),
             (["--backup", "yesterday"], "backup id"),
             (["--target-exclusive", "--target-timeline=2"], "--target-time <TIME>"),
+            (["--target-exclusive", "--target-name=x"], "cannot be used with '--target-name"),
+            (["--target-exclusive", "--target-immediate"], "cannot be used with '--target-immediate"),
         ] {
             let error = request(&line).unwrap_err();
             assert!(error.contains(told), "{line:?}: {error}");

@@ -114,6 +114,7 @@ fn a_backup_goes_by_name_unless_something_protects_it() {
         let had = segments(&bed);
         let refused = bed.agent.run(&["expire", "--backup", &last]).expect_status(1);
         assert!(refused.stderr.contains("add --even-if-last."), "{refused:#?}");
+        assert!(!refused.stderr.contains("Run it again"), "the same would be refused again: {refused:#?}");
         bed.agent.run(&["expire", "--backup", &last, "--even-if-last"]).expect_success();
         assert_eq!(bed.backups(), Vec::<String>::new());
         assert_eq!(segments(&bed), had, "WAL waits for the next backup");

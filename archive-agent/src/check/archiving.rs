@@ -15,6 +15,10 @@ use crate::wal::comparison;
 /// PostgreSQL tries a failed file again at least this often.
 const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
 
+/// What turns archiving on, also in a restored copy, where "on" in postgresql.conf would change nothing.
+const ARCHIVE: &str = "Run \"alter system set archive_mode = on\", which also wins over the off that a restore writes into \
+                       postgresql.auto.conf, and restart PostgreSQL.";
+
 /// A segment that arrives sooner is not worth a word.
 const QUIET: Duration = Duration::from_secs(3);
 
@@ -41,7 +45,7 @@ pub(crate) async fn settings(
         return false;
     }
     if settings.archive_mode == "off" {
-        report.failed(what, "archive_mode is off", "Set archive_mode = on and restart PostgreSQL.");
+        report.failed(what, "archive_mode is off", ARCHIVE);
         return false;
     }
     if settings.archive_command.is_empty() && settings.archive_library.is_empty() {

@@ -18,6 +18,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::retention::RetentionSettings;
 use walpoint_runtime::{help, output};
+use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
@@ -75,6 +76,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     let options = options(&selection, args);
     let mut document =
         ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
+    // Whether all that failed was refused.
+    let mut refused = true;
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
@@ -82,7 +85,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
         waiting.end();
         match expired {
             Ok(expired) => document.repositories.push(expired),
-            Err(error) => document.failed.push(format!("repository {name}: {}", format_chain(&error))),
+            Err(error) => {
+                refused &= matches!(error.downcast_ref(), Some(RepoError::Protected { .. }));
+                document.failed.push(format!("repository {name}: {}", format_chain(&error)));
+            }
         }
     }
     if common.json {
@@ -92,9 +98,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
             output::text(&text::of(expired))?;
         }
     }
-    match document.failed.is_empty() {
-        true => Ok(()),
-        false => Err(Diagnostic::gather("expire did not finish", &document.failed)
+    match (document.failed.is_empty(), refused) {
+        (true, _) => Ok(()),
+        // The same command would be refused again: what overrides the refusal is in its own hints.
+        (false, true) => Err(Diagnostic::gather("expire did not finish", &document.failed).into()),
+        (false, false) => Err(Diagnostic::gather("expire did not finish", &document.failed)
             .hint("Run it again to continue.")
             .into()),
     }

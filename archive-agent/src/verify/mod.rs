@@ -19,7 +19,7 @@ use walpoint_repo::verify::{Depth, Verified, VerifyOptions, verify};
 use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::progress::ByteProgress;
-use walpoint_runtime::{help, output};
+use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
@@ -96,9 +96,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
     let found: u64 = all.iter().map(|verified| verified.finding_count).sum();
     match (failed.is_empty(), found) {
         (true, 0) => Ok(()),
-        (true, found) => {
-            Err(Failure { status: FINDINGS, error: anyhow!("verify found {found} things that are wrong") })
-        }
+        (true, found) => Err(Failure {
+            status: FINDINGS,
+            error: anyhow!("verify found {}", human::count(found, "problem")),
+        }),
         (false, _) => Err(Diagnostic::gather("verify could not finish", &failed).into()),
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use walpoint_base::diagnostic::shown as printable;
 use walpoint_repo::verify::Verified;
 use walpoint_runtime::human;
 
@@ -48,11 +49,11 @@ pub(super) fn of(verified: &Verified) -> String {
     }
     line("took", human::span(Duration::try_from_secs_f64(verified.seconds).unwrap_or_default()));
     match verified.finding_count {
-        0 => line("found", "nothing that is wrong".to_owned()),
-        n => line("FOUND", format!("{n} things that are wrong")),
+        0 => line("found", "no problems".to_owned()),
+        n => line("FOUND", human::count(n, "problem")),
     }
     for finding in verified.findings.iter().take(NAMED) {
-        writeln!(text, "\n  {}: {}", finding.kind, finding.object).ok();
+        writeln!(text, "\n  {}: {}", finding.kind, printable(&finding.object)).ok();
         let explained = explained(finding);
         writeln!(text, "    {}", explained.message()).ok();
         if !finding.backups.is_empty() {

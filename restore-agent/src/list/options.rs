@@ -26,6 +26,8 @@ impl PlanOptions {
         let mut selection = Vec::new();
         let mut option = |name: &str, value: String| selection.extend([name.to_owned(), value]);
         if let Some(config) = &common.config {
+            // The command line is run elsewhere.
+            let config = std::path::absolute(config).unwrap_or_else(|_| config.clone());
             option("--config", config.display().to_string());
         }
         common.repo.iter().for_each(|repo| option("--repo", repo.to_string()));

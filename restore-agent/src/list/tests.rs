@@ -211,6 +211,9 @@ fn what_is_asked_for_alone_is_listed_whole() {
 
 #[test]
 fn where_there_are_several_the_options_choose_lineage_and_timeline() {
+    let relative = CommonArgs { config: Some("w.toml".into()), ..CommonArgs::default() };
+    let here = std::env::current_dir().unwrap().join("w.toml");
+    assert_eq!(PlanOptions::of(&relative, &[]).selection, ["--config", here.to_str().unwrap()]);
     let common = CommonArgs::default();
     let two = [listed(vec![lineage("7-1", &[1, 2], vec![]), lineage("8-1", &[1], vec![])], vec![])];
     let options = PlanOptions::of(&common, &two);

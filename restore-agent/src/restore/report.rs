@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::diagnostic::shown;
 use walpoint_base::{BackupId, ClusterName, Diagnostic, SecretSource, SegmentName, TimelineId};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
@@ -109,8 +110,9 @@ impl Restore {
         let files = settings::configuration(self.layout.pgdata());
         if let Some(names) = settings::synchronous_standbys(&files).filter(|_| !args.standby) {
             notes.push(format!(
-                "synchronous_standby_names is \"{names}\", as on the original: once this server is promoted, commits wait for \
-                 these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload."
+                "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
+                 these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
+                shown(names)
             ));
         }
         // An interrupted run may have moved it.
@@ -125,7 +127,7 @@ impl Restore {
                 "what was there lies in {}\nHINT: \"restore-agent rollback --pgdata {}\" puts it back. Delete it when it is \
                  no longer needed.",
                 record.places(),
-                self.layout.pgdata().display()
+                shell::word(&self.layout.pgdata().to_string_lossy())
             ));
             notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
@@ -221,7 +223,7 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
     );
     if report.reused_bytes > 0 || report.removed_count > 0 {
         text.push_str(&format!(
-            "{} were right already; removed: {}\n",
+            "{} already up to date; removed: {}\n",
             human::size(report.reused_bytes),
             report.removed_count
         ));

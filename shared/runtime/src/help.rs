@@ -61,7 +61,10 @@ fn lint_command(command: &mut Command, problems: &mut Vec<String>) {
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let verb = about.split(' ').next().unwrap_or_default();
-    if !verb.starts_with(char::is_uppercase) || (verb.ends_with('s') && !verb.ends_with("ss")) {
+    if ["A", "An", "The", "Everything"].contains(&verb)
+        || !verb.starts_with(char::is_uppercase)
+        || (verb.ends_with('s') && !verb.ends_with("ss"))
+    {
         problems.push(format!("{name}: \"{about}\" does not begin with a verb in the imperative"));
     }
     if command.has_subcommands() {

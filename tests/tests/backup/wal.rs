@@ -77,7 +77,7 @@ fn settings_that_archive_nothing_are_told() {
     cluster.start();
     let output = agent.run(&["backup"]).expect_status(1);
     assert!(
-        output.stderr.contains("archive_mode is off") && output.stderr.contains("restart"),
+        output.stderr.contains("archive_mode is off") && output.stderr.contains("alter system"),
         "{}",
         output.stderr
     );
