@@ -76,7 +76,11 @@ pub fn start(args: &CommonArgs, process: Process) {
         (LogFormat::Text, false, Process::Command) => Form::Lines,
         (LogFormat::Text, false, Process::Daemon) => Form::OneLine,
     };
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // What cannot be written is lost. Told on the same stream, it would be a panic.
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .log_internal_errors(false);
     let format = RecordFormat { form, targets: args.verbose > 0 };
     let started = builder.with_ansi(form == Form::Terminal).event_format(format).try_init();
     // A second subscriber is refused; the first one goes on.
