@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::bail;
 use walpoint_pg::files;
+use walpoint_pg::label::TablespaceMap;
 use walpoint_pg::server::{DEFAULT_TABLESPACE, TablespaceDirectory};
 
 use super::directory::OpenDirectory;
@@ -18,6 +19,8 @@ pub(crate) struct Entered {
     databases: BTreeSet<(u32, u32)>,
     /// Tablespaces in which there is the directory of this version.
     tablespaces: BTreeSet<u32>,
+    /// Tablespaces that were reached through their link.
+    links: BTreeSet<u32>,
     /// Directories of [`NEEDED`] in which there is anything.
     needed: BTreeSet<&'static str>,
 }
@@ -43,6 +46,24 @@ impl Entered {
             ),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a tablespace that the walk met and that is not in the backup's map: replay creates it, and cannot where it is filled
+    /// already.
+    pub(crate) fn require_mapped(&self, map: &TablespaceMap) -> anyhow::Result<()> {
+        let is_mapped = |oid: &u32| map.tablespaces.iter().any(|mapped| mapped.oid == *oid);
+        match self.links.iter().find(|oid| !is_mapped(oid)) {
+            Some(oid) => bail!(
+                "no backup was made: tablespace {oid} was created just when the backup began\nHINT: Run the backup again."
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes the link to a tablespace that was followed.
+    pub(super) fn note_link(&mut self, path: &Path) {
+        let oid: Option<u32> = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        self.links.extend(oid);
     }
 
     /// Notes a directory that was opened.

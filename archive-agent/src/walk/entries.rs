@@ -3,7 +3,6 @@
 //! A directory is visited before what is in it. One of a tablespace that is reached in two ways is visited once. What vanishes
 //! between two looks is left out.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +14,7 @@ use walpoint_pg::files::{self, Action, Unlogged};
 use walpoint_repo::backup::TablePath;
 
 use super::directory::{OpenDirectory, SeenEntry, present};
-use super::{BackupRoots, Entered, FoundFile, FoundKind};
+use super::{BackupRoots, Entered, FoundFile, FoundKind, SpacesThere};
 
 /// Deeper nesting can only be links that lead in a circle.
 const MAX_DEPTH: usize = 100;
@@ -23,7 +22,7 @@ const MAX_DEPTH: usize = 100;
 pub(super) struct Walk<'a> {
     pub(super) roots: &'a BackupRoots,
     pub(super) visit: &'a mut dyn FnMut(FoundFile) -> anyhow::Result<()>,
-    pub(super) spaces: HashSet<(u64, u64)>,
+    pub(super) spaces: SpacesThere,
     pub(super) entered: Entered,
 }
 
@@ -92,7 +91,7 @@ impl Walk<'_> {
         depth: usize,
     ) -> anyhow::Result<()> {
         let relative = path.path.as_path();
-        if self.spaces.contains(&seen.identity) {
+        if self.spaces.directories.contains(&seen.identity) {
             return Ok(());
         }
         match files::directory(relative) {
@@ -120,6 +119,11 @@ impl Walk<'_> {
         depth: usize,
     ) -> anyhow::Result<()> {
         let relative = path.path.as_path();
+        let is_space = relative.parent() == Some(Path::new("pg_tblspc"));
+        if is_space && relative.file_name().is_none_or(|name| !self.spaces.links.contains(name)) {
+            // Created since. Replay creates it once more, and cannot where it is filled already.
+            return Ok(());
+        }
         let Some(target) = present(fs::read_link(place), place)? else { return Ok(()) };
         let target = target.as_os_str().as_bytes().to_vec();
         let action = files::directory(relative);
@@ -144,6 +148,9 @@ impl Walk<'_> {
         if action == Action::KeepEmpty && relative != Path::new("pg_wal") {
             // As BASE_BACKUP does: what is empty needs no place elsewhere.
             return self.visit(path, place, FoundKind::Directory, &behind);
+        }
+        if is_space {
+            self.entered.note_link(relative);
         }
         self.visit(path, place, FoundKind::LinkedDirectory(target), &behind)?;
         if action == Action::Keep { self.data_directory(path, place, depth + 1) } else { Ok(()) }

@@ -10,6 +10,7 @@ mod entered;
 mod entries;
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +56,15 @@ pub(crate) struct BackupRoots {
     extra_paths: Vec<PathBuf>,
     /// The directory of this version in a tablespace.
     version_directory: String,
+}
+
+/// The tablespaces outside the data directory that are there when a walk begins.
+#[derive(Debug, Default)]
+struct SpacesThere {
+    /// Their directories, by device and inode. One that lies inside the data directory is seen once only.
+    directories: HashSet<(u64, u64)>,
+    /// The names of the links that lead to them.
+    links: HashSet<OsString>,
 }
 
 /// What a walk adds up to.
@@ -141,16 +151,17 @@ impl BackupRoots {
         Ok((measure, entered))
     }
 
-    /// The directories of tablespaces, by device and inode. One that lies inside the data directory is seen once only.
-    fn spaces(&self) -> anyhow::Result<HashSet<(u64, u64)>> {
-        let mut spaces = HashSet::new();
+    fn spaces(&self) -> anyhow::Result<SpacesThere> {
+        let mut spaces = SpacesThere::default();
         let directory = self.pgdata.join("pg_tblspc");
         for entry in fs::read_dir(&directory).with_context(|| cannot_read(&directory))? {
-            let path = entry.with_context(|| cannot_read(&directory))?.path();
-            if path.is_symlink()
-                && let Ok(meta) = fs::metadata(&path)
-            {
-                spaces.insert(SeenEntry::from(&meta).identity);
+            let entry = entry.with_context(|| cannot_read(&directory))?;
+            let path = entry.path();
+            if path.is_symlink() {
+                spaces.links.insert(entry.file_name());
+                if let Ok(meta) = fs::metadata(&path) {
+                    spaces.directories.insert(SeenEntry::from(&meta).identity);
+                }
             }
         }
         Ok(spaces)
@@ -166,6 +177,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::symlink;
+
+    use walpoint_pg::label::TablespaceMap;
 
     use super::*;
 
@@ -229,6 +242,38 @@ mod tests {
         assert!(error.starts_with("pg_multixact is missing or empty"), "{error}");
         file(&data.join("pg_multixact/offsets/0000"));
         roots.measure().unwrap().1.check().unwrap();
+    }
+
+    /// Replay of what was created after the backup began creates it again: it is no part of the backup. What was created just before
+    /// the walk may be in the map or not.
+    #[test]
+    fn a_tablespace_that_is_created_during_the_walk_is_left_to_replay() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        file(&data.join("base/5/PG_VERSION"));
+        fs::create_dir(data.join("pg_tblspc")).unwrap();
+        let create = |oid: &str| {
+            let space = dir.path().join(format!("space{oid}"));
+            file(&space.join(VERSION).join("5/16400"));
+            symlink(&space, data.join("pg_tblspc").join(oid)).unwrap();
+        };
+        create("16399");
+        let mut all = Vec::new();
+        let entered = roots(&data, &[]).walk(&mut |found| {
+            if found.path.to_string() == "base" {
+                create("16400");
+            }
+            all.push(found.path.to_string());
+            Ok(())
+        });
+        let entered = entered.unwrap();
+        assert!(all.iter().any(|path| path.starts_with("pg_tblspc/16399/")), "{all:?}");
+        assert!(!all.iter().any(|path| path.starts_with("pg_tblspc/16400")), "{all:?}");
+        let major = walpoint_base::PgMajor::new(17).unwrap();
+        let map = |text: &str| TablespaceMap::parse(text.as_bytes(), major).unwrap();
+        entered.require_mapped(&map("16399 /space\n")).unwrap();
+        let refused = entered.require_mapped(&map("")).unwrap_err().to_string();
+        assert!(refused.starts_with("no backup was made: tablespace 16399 was created"), "{refused}");
     }
 
     #[test]

@@ -64,6 +64,26 @@ fn files_that_vanish_or_shrink_while_they_are_copied() {
     assert!(matches!(&entry.content, EntryContent::File(file) if file.length == 4), "{entry:?}");
 }
 
+/// B2, B3: a tablespace that is created while files are copied is made by replay, which cannot make it where it is filled already.
+#[test]
+fn a_tablespace_that_is_created_during_a_backup_is_restored_by_replay() {
+    needs_root!();
+    let bed = Bed::new(Cluster::builder(), walpoint_tests::store::Store::local(), |agent| {
+        agent.cluster_line("workers = 1")
+    });
+    let file = bed.cluster.pgdata().join("base/held");
+    fs::write(&file, "0123456789").unwrap();
+    user::give_tree(&file);
+    let (mut backup, _) = held(&bed, &[file]);
+    bed.cluster.create_tablespace("late");
+    bed.cluster.psql("create table t tablespace late as select generate_series(1, 1000) i");
+    assert_eq!(backup.wait(Duration::from_secs(60)), 0, "{}", backup.log());
+    let id = printed(&backup.log())["backup"].as_str().unwrap().to_owned();
+    let entries = bed.repository().entries(&id);
+    let spaces: Vec<_> = entries.iter().filter(|(path, _)| path.starts_with("pg_tblspc/")).collect();
+    assert!(spaces.is_empty(), "{spaces:?}");
+}
+
 /// B2: what is appended after a file was opened is not chased: a log that is written all the time ends somewhere.
 #[test]
 fn a_file_that_grows_is_taken_as_long_as_it_was() {

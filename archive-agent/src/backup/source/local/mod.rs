@@ -20,6 +20,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use walpoint_base::{TimelineHistory, TimelineId};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
+use walpoint_pg::label::TablespaceMap;
 use walpoint_pg::server::{BackupSession, BackupStart, BackupStop, Server, TablespaceDirectory};
 use walpoint_repo::backup::{BackupWriter, Method, TablePath};
 use walpoint_runtime::progress::ByteProgress;
@@ -114,6 +115,9 @@ impl Started for LocalBackup {
         let Stopped { stop, ended, server } = stopped;
         let LocalSource { pgdata, identity, destinations, .. } = source;
         let origin = BackupOrigin::new(server, destinations, Some(pgdata.clone()));
+        let map = stop.tablespace_map.as_deref().unwrap_or_default();
+        let map = TablespaceMap::parse(map, identity.major).context("PostgreSQL's tablespace map")?;
+        entered.require_mapped(&map)?;
         let timeline = label(&stop.label, &begun)?.timeline;
         let history = history(&start, &stop, timeline, &origin, request).await?;
         let facts = ServerFacts {
