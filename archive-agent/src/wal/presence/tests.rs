@@ -95,20 +95,43 @@ fn answer(mut connection: &TcpStream, directory: &Path, secret: &Mutex<String>) 
 async fn register(directory: &Path, pgdata: &Path) -> (ClusterName, WalIdentity) {
     let settings = StoreSettings::at(directory.to_str().unwrap());
     let repository = Repository::init("main", &settings, None).await.unwrap().repository;
-    let (major, segment_size) = (PgMajor::new(17).unwrap(), SegmentSize::DEFAULT);
-    let facts = NewLineage {
+    let cluster: ClusterName = "main".parse().unwrap();
+    let lineage = repository.create_lineage(&cluster, facts()).await.unwrap();
+    binding::add(pgdata, &cluster, repository.id(), lineage.id).unwrap();
+    let NewLineage { major, segment_size, .. } = facts();
+    (cluster, WalIdentity { system_id: SYSTEM, major, segment_size })
+}
+
+fn facts() -> NewLineage {
+    NewLineage {
         system_id: SYSTEM,
-        major,
-        segment_size,
+        major: PgMajor::new(17).unwrap(),
+        segment_size: SegmentSize::DEFAULT,
         wal_block_size: 8192,
         block_size: 8192,
         relation_segment_blocks: 131_072,
         ack: vec![],
-    };
-    let cluster: ClusterName = "main".parse().unwrap();
-    let lineage = repository.create_lineage(&cluster, facts).await.unwrap();
-    binding::add(pgdata, &cluster, repository.id(), lineage.id).unwrap();
-    (cluster, WalIdentity { system_id: SYSTEM, major, segment_size })
+    }
+}
+
+/// What was stored in the lineage that was left counts no more, also where the repository was opened again in between.
+#[tokio::test]
+async fn a_lineage_is_left_across_an_opening() {
+    let (stored, pgdata) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (cluster, identity) = register(stored.path(), pgdata.path()).await;
+    let settings = StoreSettings::at(stored.path().to_str().unwrap());
+    let target = WalTarget::new("main", (&cluster, pgdata.path()), settings, Level::default(), true);
+    let repository = target.archive(&identity).await.unwrap().repository().clone();
+    let before = target.lineages_left();
+    *target.opened.lock().await = None;
+    target.archive(&identity).await.unwrap();
+    assert_eq!(target.lineages_left(), before, "the same lineage");
+
+    let other = repository.create_lineage_as(&cluster, facts(), None, 2).await.unwrap();
+    *target.opened.lock().await = None;
+    binding::add(pgdata.path(), &cluster, repository.id(), other.id).unwrap();
+    assert_eq!(target.archive(&identity).await.unwrap().lineage().id, other.id);
+    assert_ne!(target.lineages_left(), before);
 }
 
 /// A9: the secret of a bucket is renewed: the old one is refused, and the new one is read where it lies, without a restart.
