@@ -173,7 +173,14 @@ fn new_repository(
     settings.repositories = vec![name.clone()];
     settings.ack = None;
     let by_hand = Some(by_hand).filter(|text| !text.is_empty());
-    Ok(ConfigurationPlan { path, cluster, settings, repositories: vec![(name, store)], addition, by_hand })
+    let repositories = vec![(name, store)];
+    let plan = ConfigurationPlan { path, cluster, settings, repositories, addition, by_hand };
+    // Before anything is registered: a command that fails later would leave a repository that no configuration names.
+    if !plan.addition.is_empty() {
+        let old = if existing.is_some() { Some(std::fs::read_to_string(&plan.path)?) } else { None };
+        plan.text(old).map_err(Failure::usage)?;
+    }
+    Ok(plan)
 }
 
 /// Keys of the cluster's table that the arguments want otherwise.
@@ -333,8 +340,7 @@ impl ConfigurationPlan {
             if let Some(directory) = self.path.parent() {
                 durable::create_directories(directory).with_context(failed)?;
             }
-            let text = format!("{HEADER}{}", self.addition);
-            parse(&text)?;
+            let text = self.text(None)?;
             return match durable::create(&self.path, text.as_bytes()).with_context(failed)? {
                 Created::New => Ok(Change::Written),
                 Created::Exists => {
@@ -345,20 +351,22 @@ impl ConfigurationPlan {
         // A link leads to the file that is meant.
         let path = self.path.canonicalize().with_context(failed)?;
         let mode = std::fs::metadata(&path).with_context(failed)?.permissions().mode() & 0o7777;
-        let mut text = std::fs::read_to_string(&path).with_context(failed)?;
+        let text = self.text(Some(std::fs::read_to_string(&path).with_context(failed)?))?;
+        durable::replace(&path, text.as_bytes(), mode).with_context(failed)?;
+        Ok(Change::Extended)
+    }
+
+    /// What the file is to hold, with the text that it holds so far. It is checked as every program checks what it reads.
+    fn text(&self, old: Option<String>) -> anyhow::Result<String> {
+        let mut text = old.unwrap_or_else(|| HEADER.to_owned());
         if !text.ends_with('\n') {
             text.push('\n');
         }
         text += &self.addition;
-        parse(&text)?;
-        durable::replace(&path, text.as_bytes(), mode).with_context(failed)?;
-        Ok(Change::Extended)
+        Config::<StoreSettings>::check(&self.path, &text)
+            .context("nothing was changed: with the tables that init adds, every program would refuse the configuration")?;
+        Ok(text)
     }
-}
-
-/// Proves that a text is a configuration before it is written.
-fn parse(text: &str) -> anyhow::Result<()> {
-    toml::from_str::<Config<StoreSettings>>(text).map(drop).context("the configuration would not be readable")
 }
 
 #[cfg(test)]
@@ -449,6 +457,20 @@ mod tests {
         assert_eq!(first.repositories, written.repositories);
         let again = plan(&common(&path, Some("s3://bucket"), "a"), &relative).unwrap();
         assert_eq!((again.write().unwrap(), again.by_hand), (Change::Unchanged, None));
+    }
+
+    #[test]
+    fn tables_that_every_program_would_refuse_are_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("walpoint.toml");
+        let first = plan(&common(&path, Some("file:///r"), "a"), &args("/data")).unwrap();
+        assert_eq!(first.write().unwrap(), Change::Written);
+        let before = std::fs::read_to_string(&path).unwrap();
+        let refused = plan(&common(&path, Some("file:///r"), "b"), &args("/data2")).unwrap_err();
+        assert_eq!(refused.status, 2);
+        let text = refused.to_string();
+        assert!(text.contains("nothing was changed") && text.contains("shared with cluster \"a\""), "{text}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
     }
 
     #[test]

@@ -275,7 +275,13 @@ pub fn duration(span: SignedDuration) -> Duration {
 impl<R: FromTable<Table: DeserializeOwned>> Config<R> {
     /// Reads and checks a file. An error names everything that is wrong with it.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let (config, problems) = Self::examine(path, |_| Vec::new(), |_| Vec::new())?;
+        let text = Self::text(path)?;
+        Self::check(path, &text)
+    }
+
+    /// Checks a text as [`Config::read`] would if the file held it: for what is about to be written.
+    pub fn check(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let (config, problems) = examine::examine(text, |_| Vec::new(), |_| Vec::new());
         config.ok_or_else(|| ConfigError::Content { path: path.to_owned(), problems: Problems(problems) })
     }
 
@@ -287,9 +293,11 @@ impl<R: FromTable<Table: DeserializeOwned>> Config<R> {
         closer: impl Fn(&R) -> Vec<WrongKey>,
         closer_cluster: impl Fn(&ClusterSettings) -> Vec<WrongKey>,
     ) -> Result<(Option<Self>, Vec<Problem>), ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Ok(examine::examine(&text, closer, closer_cluster))
+        Ok(examine::examine(&Self::text(path)?, closer, closer_cluster))
+    }
+
+    fn text(path: &Path) -> Result<String, ConfigError> {
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
     }
 }
 
