@@ -101,9 +101,14 @@ pub(crate) fn targets(text: &str) -> BTreeMap<String, String> {
 /// and `postgresql.auto.conf` at the end. What cannot be read is left out. Source of the rules: `guc-file.l` and
 /// `conffiles.c` of PostgreSQL.
 pub(crate) fn configuration(pgdata: &Path) -> String {
+    configuration_of(&pgdata.join("postgresql.conf"), pgdata)
+}
+
+/// The same where `postgresql.conf` lies elsewhere.
+pub(crate) fn configuration_of(main: &Path, pgdata: &Path) -> String {
     let (mut text, mut left) = (String::new(), LONGEST);
-    for name in ["postgresql.conf", "postgresql.auto.conf"] {
-        include(&pgdata.join(name), 0, &mut left, &mut text);
+    for file in [main, &pgdata.join("postgresql.auto.conf")] {
+        include(file, 0, &mut left, &mut text);
     }
     text
 }
@@ -153,7 +158,7 @@ fn include(path: &Path, depth: usize, left: &mut u64, text: &mut String) {
 }
 
 /// The last value that a configuration file gives a parameter, without its quotes.
-fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let line = text.lines().rfind(|line| parameter(line).is_some_and(|n| n.eq_ignore_ascii_case(name)))?;
     let value = line.trim_start().get(name.len()..)?.trim_start();
     let value = value.strip_prefix('=').unwrap_or(value).trim_start();

@@ -143,6 +143,19 @@ impl Layout {
         self.extra.join(OsStr::from_bytes(&side))
     }
 
+    /// What was backed up from outside PGDATA: the original path of each, and where it lies now.
+    pub(crate) fn extras(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+        (0..).zip(&self.extra_paths).map(|(n, original)| (original.clone(), self.extra_root(n)))
+    }
+
+    /// Where something of an extra path lies now, by its original path.
+    pub(crate) fn restored_extra(&self, original: &Path) -> Option<PathBuf> {
+        self.extras().find_map(|(from, to)| {
+            let below = original.strip_prefix(from).ok()?;
+            Some(if below.as_os_str().is_empty() { to } else { to.join(below) })
+        })
+    }
+
     /// Where a directory of the backup goes.
     pub(crate) fn spot(&self, path: &TablePath) -> Spot {
         if path.root != Root::Data {

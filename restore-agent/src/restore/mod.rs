@@ -74,6 +74,7 @@ mod required;
 pub(crate) mod rollback;
 mod running;
 mod stand_in;
+mod start;
 mod steps;
 mod stored;
 mod sync;

@@ -1,5 +1,8 @@
 //! What a restore reports when it is done.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -11,11 +14,11 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 
+use super::start::ConfigurationFiles;
 use super::steps::RestoreMode;
-use super::{Done, Restore, RestoreArgs, owners, required};
+use super::{Done, Restore, RestoreArgs, required};
 use crate::plan::{self, PlanReport};
 use crate::settings;
-use crate::shell;
 
 /// What `restore-agent restore --json` prints.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -71,8 +74,8 @@ pub(super) struct RestoreReport {
     #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     notes: Vec<String>,
-    #[serde(skip)]
-    start: String,
+    /// The command that starts the server.
+    start_command: String,
     /// Whether recovery pauses at the target.
     #[serde(skip)]
     pauses: bool,
@@ -107,8 +110,12 @@ impl Restore {
         notes.extend(done.kept.iter().filter_map(|kept| self.unarchived.cure(&kept.directory)));
         notes.extend(self.unarchived.notes(self.resumes));
         notes.extend(required::note(&done.raised));
-        let files = settings::configuration(self.layout.pgdata());
-        if let Some(names) = settings::synchronous_standbys(&files).filter(|_| !args.standby) {
+        let pgdata = self.layout.pgdata();
+        let files = self.configuration_files();
+        let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
+        if let Some(names) = settings::synchronous_standbys(&settings::configuration_of(&main, pgdata))
+            .filter(|_| !args.standby)
+        {
             notes.push(format!(
                 "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
                  these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
@@ -141,8 +148,8 @@ impl Restore {
                  WAL."
             ));
         }
-        if !self.layout.pgdata().join("postgresql.conf").exists() {
-            notes.push(self.configuration_elsewhere());
+        if !pgdata.join("postgresql.conf").exists() {
+            notes.push(self.configuration_elsewhere(&files));
         }
         RestoreReport {
             result: RestoreResult::Restored,
@@ -161,7 +168,7 @@ impl Restore {
             archiving: args.resume_archiving,
             unarchived_segments: self.unarchived.replayed.iter().map(|one| one.name).collect(),
             notes,
-            start: self.start_command(),
+            start_command: files.command(pgdata, self.owner),
             pauses: args.pauses_at(&plan.target),
         }
     }
@@ -183,26 +190,29 @@ fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
 }
 
 impl Restore {
-    /// How to start the server. `pg_ctl` refuses to run as root.
-    fn start_command(&self) -> String {
-        let pgdata = self.layout.pgdata().to_string_lossy();
-        let command = format!("pg_ctl -D {} start", shell::word(&pgdata));
-        let Some(owner) = self.owner else { return command };
-        match owners::name_of_user(owner.uid) {
-            Some(name) => format!("runuser -u {name} -- {command}"),
-            None => format!("{command}, as uid {}", owner.uid),
-        }
+    /// The configuration files that PostgreSQL does not find by itself.
+    fn configuration_files(&self) -> ConfigurationFiles {
+        let facts = &self.reader.manifest().summary.facts;
+        let original = Path::new(OsStr::from_bytes(&facts.pgdata.0));
+        ConfigurationFiles::find(&self.layout, original, facts.major.get())
     }
 
     /// What to do about a configuration that lay outside the data directory, as Debian's does.
-    fn configuration_elsewhere(&self) -> String {
+    fn configuration_elsewhere(&self, files: &ConfigurationFiles) -> String {
+        if let Some(main) = &files.main {
+            let main = main.display();
+            return format!(
+                "the data directory has no postgresql.conf: the configuration lay elsewhere, and was restored as {main}\nHINT: \
+                 Look into it for paths of the original machine. The command that starts the server names it."
+            );
+        }
         let found = match self.layout.extra() {
-            Some(extra) => format!("what was backed up with it lies in {}", extra.display()),
+            Some(extra) => format!("none, or more than one, was found in {}", extra.display()),
             None => "the backup took no extra_paths along".to_owned(),
         };
         format!(
-            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found})\nHINT: Start with -c \
-             config_file=… -c hba_file=… -c data_directory={}",
+            "the data directory has no postgresql.conf: the configuration lay elsewhere ({found})\nHINT: Name the files on \
+             pg_ctl's command line, with -o \"-c config_file=FILE -c hba_file=FILE -c ident_file=FILE -c data_directory={}\".",
             self.layout.pgdata().display()
         )
     }
@@ -232,7 +242,7 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
     for note in &report.notes {
         text.push_str(&format!("{}\n", human::hanging("note: ", note)));
     }
-    text.push_str(&format!("start it: {}\n", report.start));
+    text.push_str(&format!("start it: {}\n", report.start_command));
     if !report.archiving {
         text.push_str("          beside the original, on another port: -o \"-p PORT\"\n");
     }

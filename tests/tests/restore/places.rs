@@ -6,7 +6,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::oracle::Contents;
 use walpoint_tests::store::Store;
-use walpoint_tests::{oracle, user};
+use walpoint_tests::{oracle, process, user, wait};
 
 use crate::tree::modes;
 
@@ -219,4 +219,40 @@ fn wal_directory_extra_paths_and_modes() {
     restored.wait_promoted();
     assert!(wal.join(restored.current_segment()).exists());
     Contents::of(&restored).assert_equal(&contents);
+}
+
+/// R6: where the configuration lay outside the data directory, as Debian's does, the command that a restore names starts the server.
+#[test]
+fn a_configuration_from_elsewhere_starts_by_the_command_that_is_named() {
+    let dir = std::sync::Arc::new(walpoint_tests::dir::TestDir::new());
+    let conf = dir.mkdir("etc pg");
+    let extra = format!("extra_paths = [\"{}\"]", conf.display());
+    let bed =
+        Archived::start_with(builder().in_dir(&dir), Store::local(), |agent| agent.cluster_line(&extra));
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let (from, to) = (bed.cluster.pgdata().join(name), conf.join(name));
+        std::fs::copy(&from, &to).unwrap();
+        user::give(&to);
+        std::fs::remove_file(&from).unwrap();
+    }
+    bed.backup();
+    bed.settle();
+    let pgdata = bed.place("copy");
+    let told = bed.try_restore("copy", &["--json"]).expect_success();
+    let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    let start = document["start_command"].as_str().unwrap();
+
+    let pg_ctl = bed.cluster.tool("pg_ctl");
+    let bin = Path::new(pg_ctl.get_program()).parent().unwrap().display();
+    let (sockets, log) = (dir.mkdir("sockets"), dir.join("copy.log"));
+    let line = format!(
+        "PATH={bin}:$PATH; {start} -w -t 60 -l {} -o '-k {} -c listen_addresses='",
+        log.display(),
+        sockets.display()
+    );
+    let mut shell = std::process::Command::new("sh");
+    process::run(user::become_user(shell.arg("-c").arg(line)), wait::SOON).expect_success();
+    let mut stop = bed.cluster.tool("pg_ctl");
+    stop.args(["stop", "-m", "immediate", "-D"]).arg(&pgdata);
+    process::run(&mut stop, wait::SOON).expect_success();
 }
