@@ -3,9 +3,9 @@
 //! The work is done by [`walpoint_repo::forget`]; here are the confirmation and what is printed.
 
 use std::fmt::Write as _;
-use std::io::BufRead as _;
+use std::io::{self, BufRead as _};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -167,9 +167,12 @@ fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, S
 
 /// Has the cluster's name typed.
 fn confirm(cluster: &ClusterName, document: &ForgetDocument) -> anyhow::Result<()> {
-    eprint!("{}Type {cluster} to delete all of this for good: ", document.text());
+    // Who does not see what is to be deleted types no name.
+    let question = format!("{}Type {cluster} to delete all of this for good: ", document.text());
+    io::Write::write_all(&mut io::stderr(), question.as_bytes())
+        .context("nothing was deleted: the question could not be asked")?;
     let mut typed = String::new();
-    std::io::stdin().lock().read_line(&mut typed)?;
+    io::stdin().lock().read_line(&mut typed)?;
     match typed.trim() {
         typed if typed == cluster.as_str() => Ok(()),
         "" => bail!("nothing was deleted: the name was not typed\nHINT: --yes skips the question."),

@@ -141,3 +141,39 @@ fn logs_are_text_or_json_as_asked() {
         }
     }
 }
+
+/// A log that cannot be written is lost: its disk is full, and the status is that of the work.
+#[test]
+fn a_full_standard_error_changes_no_exit_status() {
+    let dir = TestDir::new();
+    let text = "[repository.near]\nurl = \"file:///missing/repo\"\n\n[cluster.main]\nrepositories = [\"near\"]\n\
+                pgdata = \"/missing/data\"\nconninfo = \"host=/missing\"\n";
+    let path = config(&dir, text);
+    let fetched = dir.join("fetched").display().to_string();
+    let (segment, history) = ("000000010000000000000001", "00000002.history");
+    for (program, arguments) in [
+        ("archive-agent", &["status"][..]),
+        ("archive-agent", &["run", "--once"]),
+        ("archive-agent", &["backup"]),
+        ("archive-agent", &["push", "/missing/data/pg_wal/000000010000000000000001"]),
+        ("archive-push", &["/missing/data/pg_wal/000000010000000000000001"]),
+        ("restore-agent", &["plan"]),
+        ("restore-agent", &["fetch", segment, &fetched]),
+        ("restore-fetch", &[history, &fetched]),
+    ] {
+        let started = || {
+            let mut command = Command::new(testbed::under_test(program));
+            command.args(arguments).env("WALPOINT_CONFIG", &path).current_dir("/");
+            user::become_user(&mut command);
+            command
+        };
+        let status = |mut command: Command, errors: fs::File| {
+            command.stdout(std::process::Stdio::null()).stderr(errors).status().expect("a process").code()
+        };
+        let null = fs::File::options().write(true).open("/dev/null").expect("a device");
+        let full = fs::File::options().write(true).open("/dev/full").expect("a device");
+        let expected = status(started(), null);
+        assert_ne!(expected, Some(0), "{program} {arguments:?} logs nothing");
+        assert_eq!(status(started(), full), expected, "{program} {arguments:?}");
+    }
+}

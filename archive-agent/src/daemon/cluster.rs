@@ -27,6 +27,9 @@ use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
 use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, split_brain};
 
+/// What health calls all tasks of a cluster.
+const ALL_TASKS: &str = "all tasks";
+
 /// How often to look whether another daemon is gone, or the data directory there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -65,17 +68,34 @@ impl ClusterTasks {
         }
     }
 
-    /// Runs until `stop`, then finishes the pushes under way within the drain.
-    ///
-    /// `before` are the tasks that these replace. Pushes are answered beside them, and everything else begins when they have
-    /// ended: what they still store, or miss, has to be there when the repositories are compared, which is done once.
-    pub(super) async fn run(
+    /// Runs until `stop`. A panic that none of the tasks keeps to itself is a problem of its own, and all of them are started anew.
+    pub(super) async fn keep_all(
         self,
         board: Board,
         sockets: Sockets,
         stop: CancellationToken,
         before: TaskTracker,
     ) {
+        let health = Arc::new(board.add(&self.cluster, ALL_TASKS.to_owned()));
+        let all = Arc::new(self);
+        keep_running(&health, &stop, || {
+            let (all, health) = (Arc::clone(&all), Arc::clone(&health));
+            let (board, sockets, stop, before) =
+                (board.clone(), sockets.clone(), stop.clone(), before.clone());
+            async move {
+                health.working();
+                all.run(board, sockets, stop, before).await;
+                Ok(())
+            }
+        })
+        .await;
+    }
+
+    /// Runs until `stop`, then finishes the pushes under way within the drain.
+    ///
+    /// `before` are the tasks that these replace. Pushes are answered beside them, and everything else begins when they have
+    /// ended: what they still store, or miss, has to be there when the repositories are compared, which is done once.
+    async fn run(&self, board: Board, sockets: Sockets, stop: CancellationToken, before: TaskTracker) {
         self.archiver.uploader().stores_beside_later();
         let last = CancellationToken::new();
         let push = Arc::new(board.add(&self.cluster, PUSH_SOCKET.to_owned()));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ struct Entry {
     state: TaskState,
     /// Since when it waits for its begin, by two clocks; `None` once it began.
     waits: Option<(Timestamp, Instant)>,
+    /// Whose entry it is ([`Health::number`]).
+    number: u64,
 }
 
 impl Entry {
@@ -81,10 +84,14 @@ impl Entry {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Board(Arc<Mutex<BTreeMap<TaskName, Entry>>>);
 
-/// One task's entry on the board. The entry goes when this is dropped.
+/// How many entries there were.
+static ENTRIES: AtomicU64 = AtomicU64::new(0);
+
+/// One task's entry on the board. The entry goes when this is dropped, unless a task of the same name has taken its place.
 #[derive(Debug)]
 pub(crate) struct Health {
     board: Board,
+    number: u64,
     name: TaskName,
     /// The name as logs have it.
     shown: String,
@@ -95,8 +102,9 @@ impl Board {
     pub(crate) fn add(&self, cluster: &ClusterName, task: String) -> Health {
         let name = TaskName { cluster: cluster.clone(), task };
         let waits = Some((Timestamp::now(), Instant::now()));
-        self.lock().insert(name.clone(), Entry { state: TaskState::Starting, waits });
-        Health { board: self.clone(), shown: name.to_string(), name }
+        let number = ENTRIES.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(name.clone(), Entry { state: TaskState::Starting, waits, number });
+        Health { board: self.clone(), number, shown: name.to_string(), name }
     }
 
     /// All tasks and their states.
@@ -147,7 +155,7 @@ impl Health {
 
     /// It has what it waited for, and begins.
     pub(crate) fn begins(&self) {
-        if let Some(entry) = self.board.lock().get_mut(&self.name) {
+        if let Some(entry) = self.entry(&mut self.board.lock()) {
             entry.waits = None;
         }
     }
@@ -169,28 +177,44 @@ impl Health {
 
     /// It failed and will be tried again. Logged when the problem is another than before.
     pub(crate) fn failing(&self, kind: ProblemKind, problem: &str) {
-        let mut states = self.board.lock();
-        let (since, known) = match states.get(&self.name).map(|entry| &entry.state) {
-            Some(TaskState::Failing { since, problem: before, .. }) => (*since, before == problem),
-            _ => (Timestamp::now(), false),
-        };
-        let state = TaskState::Failing { since, kind, problem: problem.to_owned() };
-        states.insert(self.name.clone(), Entry { state, waits: None });
-        drop(states);
+        let mut entries = self.board.lock();
+        let mut known = false;
+        if let Some(entry) = self.entry(&mut entries) {
+            let since = match &entry.state {
+                TaskState::Failing { since, problem: before, .. } => {
+                    known = before == problem;
+                    *since
+                }
+                _ => Timestamp::now(),
+            };
+            entry.state = TaskState::Failing { since, kind, problem: problem.to_owned() };
+            entry.waits = None;
+        }
+        drop(entries);
         if !known {
             tracing::error!(task = self.shown, "{problem}");
         }
     }
 
     fn set(&self, state: TaskState) -> Option<TaskState> {
-        let before = self.board.lock().insert(self.name.clone(), Entry { state, waits: None });
-        before.map(|entry| entry.state)
+        let mut entries = self.board.lock();
+        let entry = self.entry(&mut entries)?;
+        entry.waits = None;
+        Some(std::mem::replace(&mut entry.state, state))
+    }
+
+    /// Its entry, unless another task has taken its place.
+    fn entry<'a>(&self, entries: &'a mut BTreeMap<TaskName, Entry>) -> Option<&'a mut Entry> {
+        entries.get_mut(&self.name).filter(|entry| entry.number == self.number)
     }
 }
 
 impl Drop for Health {
     fn drop(&mut self) {
-        self.board.lock().remove(&self.name);
+        let mut entries = self.board.lock();
+        if self.entry(&mut entries).is_some() {
+            entries.remove(&self.name);
+        }
     }
 }
 
@@ -225,7 +249,12 @@ mod tests {
         );
         health.working();
         assert_eq!((state(), board.problems()), (TaskState::Working, Vec::new()));
+        let next = board.add(&"main".parse().unwrap(), "push".to_owned());
+        next.failing(ProblemKind::Other, "a bug");
+        health.working();
         drop(health);
+        assert_eq!(board.problems().len(), 1, "the entry is that of the task that took its place");
+        drop(next);
         assert!(board.all().is_empty());
     }
 

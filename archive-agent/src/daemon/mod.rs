@@ -107,7 +107,7 @@ impl Generation {
         self.stop.cancel();
         for cluster in tasks {
             let before = self.clusters.clone();
-            let run = cluster.run(next.board.clone(), sockets.clone(), next.stop.clone(), before);
+            let run = cluster.keep_all(next.board.clone(), sockets.clone(), next.stop.clone(), before);
             next.clusters.spawn(run);
         }
         next.clusters.close();

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::socket::ProblemKind;
 use walpoint_words::format_chain;
@@ -21,7 +22,7 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const WELL: Duration = Duration::from_secs(60);
 
 /// Runs what `start` makes until `stop`, over and over. The future is expected to end soon after `stop`, and to report its
-/// own good health.
+/// own good health. It is aborted when this is dropped: what is started in its place does not run beside it.
 pub(crate) async fn keep_running<F>(health: &Health, stop: &CancellationToken, mut start: impl FnMut() -> F)
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -29,7 +30,10 @@ where
     let mut wait = WAITS.0;
     while !stop.is_cancelled() {
         let begun = tokio::time::Instant::now();
-        let (kind, problem) = match tokio::spawn(start()).await {
+        let mut task = JoinSet::new();
+        task.spawn(start());
+        let Some(ended) = task.join_next().await else { return };
+        let (kind, problem) = match ended {
             Ok(Ok(())) if stop.is_cancelled() => return,
             Ok(Ok(())) => (ProblemKind::Other, "it ended by itself".to_owned()),
             Ok(Err(error)) => (kind_of(&error), format_chain(&error)),
@@ -96,6 +100,46 @@ mod tests {
         .await;
         assert_eq!(starts.load(Ordering::SeqCst), 4);
         assert_eq!(board.all().into_values().collect::<Vec<_>>(), [TaskState::Working]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_around_tasks_ends_them_is_reported_and_starts_all_anew() {
+        let (board, stop) = (Board::default(), CancellationToken::new());
+        let outer = board.add(&"main".parse().unwrap(), "tasks".to_owned());
+        let (starts, running) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
+        let (tell, told) = std::sync::mpsc::channel();
+        keep_running(&outer, &stop, || {
+            let (n, running) = (starts.fetch_add(1, Ordering::SeqCst), Arc::clone(&running));
+            let (board, stop, tell) = (board.clone(), stop.clone(), tell.clone());
+            async move {
+                if n > 0 {
+                    let failing =
+                        board.problems().into_iter().map(|problem| problem.task).collect::<Vec<_>>();
+                    tell.send((failing, Arc::strong_count(&running))).unwrap();
+                    stop.cancel();
+                    return Ok(());
+                }
+                let inner = board.add(&"main".parse().unwrap(), "inner".to_owned());
+                let hangs = keep_running(&inner, &stop, || {
+                    let held = Arc::clone(&running);
+                    async move {
+                        std::future::pending::<()>().await;
+                        drop(held);
+                        Ok(())
+                    }
+                });
+                let panics = async {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    panic!("a bug")
+                };
+                tokio::join!(hangs, panics);
+                Ok(())
+            }
+        })
+        .await;
+        let (failing, held) = told.recv().unwrap();
+        assert_eq!(failing, ["tasks"]);
+        assert_eq!(held, 2, "the tasks from before have ended: one is held here, one by what runs now");
     }
 
     #[test]

@@ -39,6 +39,23 @@ pub(crate) struct PrefetchServer {
     last: Mutex<Instant>,
 }
 
+/// A request that is being answered, until dropped: a panic ends it, too.
+struct OpenRequest(Arc<PrefetchServer>);
+
+impl OpenRequest {
+    fn count(server: &Arc<PrefetchServer>) -> Self {
+        server.open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(server))
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl PrefetchServer {
     /// A server for one prefetcher.
     pub(crate) fn new(prefetcher: Arc<Prefetcher>, settings: &ClusterSettings) -> Arc<Self> {
@@ -71,14 +88,11 @@ impl PrefetchServer {
                     continue;
                 }
             };
-            let this = Arc::clone(&self);
-            this.open.fetch_add(1, Ordering::Relaxed);
+            let open = OpenRequest::count(&self);
             tokio::spawn(async move {
-                if let Err(error) = this.converse(stream).await {
+                if let Err(error) = open.0.converse(stream).await {
                     tracing::debug!("a request was not answered: {error}");
                 }
-                *this.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                this.open.fetch_sub(1, Ordering::Relaxed);
             });
         }
     }

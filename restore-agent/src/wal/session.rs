@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::socket::{self, FETCH_SOCKET};
 use walpoint_base::{RECOVERY_ORIGIN, Recovery, WalDirectory, durable};
@@ -99,6 +100,30 @@ pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), 
     }
 }
 
+/// Whether one of the tasks of a prefetcher has ended. A panic is the only end that they have, and without one of them a prefetcher is there
+/// and does nothing.
+fn has_lost(tasks: &[JoinHandle<()>]) -> bool {
+    let lost = tasks.iter().any(JoinHandle::is_finished);
+    if lost {
+        tracing::error!(
+            "internal error: a task of the prefetcher ended\nDETAIL: The next request starts another prefetcher."
+        );
+    }
+    lost
+}
+
+/// Waits for the requests that are being answered.
+async fn drain(server: &PrefetchServer) {
+    let drained = async {
+        while server.idle().is_zero() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("a request was not answered before the end");
+    }
+}
+
 /// Serves one data directory to the end; `None` if another prefetcher does so already, or after a signal.
 async fn serve(
     selection: Selection<StoreSettings>,
@@ -143,6 +168,9 @@ async fn serve(
             () = tokio::time::sleep(CHECK) => {}
             () = stop.cancelled() => break None,
         }
+        if has_lost(&tasks) {
+            break None;
+        }
         prefetcher.archive().origin().write_served();
         let ours = prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current();
         match life.check(server.idle()).or((!ours).then_some(WatchEnd::DirectoryGone)) {
@@ -154,15 +182,8 @@ async fn serve(
     };
     tracing::debug!("the prefetcher ends: {end:?}");
     socket.name.remove();
-    let drained = async {
-        while server.idle().is_zero() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        tracing::warn!("a request was not answered before the end");
-    }
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    drain(&server).await;
+    tasks.iter().for_each(JoinHandle::abort);
     prefetcher.archive().origin().write_served();
     let over = end.is_some_and(WatchEnd::recovery_is_over);
     if over && Recovery::of(&place.pgdata) != Recovery::Standby {

@@ -5,7 +5,7 @@
 //! record, so there a record is one line.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -69,22 +69,35 @@ pub fn start(args: &CommonArgs, process: Process) {
         "{others},walpoint_base={ours},walpoint_pg={ours},walpoint_plan={ours},walpoint_storage={ours},walpoint_repo={ours},walpoint_runtime={ours},archive_agent={ours},restore_agent={ours}"
     );
     let filter = EnvFilter::try_from_env("WALPOINT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let terminal = std::io::stderr().is_terminal();
+    let terminal = io::stderr().is_terminal();
     let form = match (args.log_format(), terminal, process) {
         (LogFormat::Json, ..) => Form::Json,
         (LogFormat::Text, true, _) => Form::Terminal,
         (LogFormat::Text, false, Process::Command) => Form::Lines,
         (LogFormat::Text, false, Process::Daemon) => Form::OneLine,
     };
-    // What cannot be written is lost. Told on the same stream, it would be a panic.
-    let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(filter)
-        .log_internal_errors(false);
+    let builder = tracing_subscriber::fmt().with_writer(|| Unfailing(io::stderr())).with_env_filter(filter);
+    // What could not be logged would be reported by eprintln!, which panics where standard error cannot be written.
+    let builder = builder.log_internal_errors(false);
     let format = RecordFormat { form, targets: args.verbose > 0 };
     let started = builder.with_ansi(form == Form::Terminal).event_format(format).try_init();
     // A second subscriber is refused; the first one goes on.
     started.ok();
+}
+
+/// A writer whose errors are lost: no work fails because its log cannot be written.
+struct Unfailing<W>(W);
+
+impl<W: Write> Write for Unfailing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(bytes).ok();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().ok();
+        Ok(())
+    }
 }
 
 /// What logs.
@@ -276,6 +289,16 @@ mod tests {
             diagnostic: Diagnostic::new(text),
             fields: vec![("repository", value("main"))],
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_lost_and_nothing_else() {
+        let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+        assert!(full().write_all(b"lost").is_err());
+        assert!(Unfailing(full()).write_all(b"lost").is_ok());
+        let format = RecordFormat { form: Form::Lines, targets: false };
+        let logging = tracing_subscriber::fmt().with_writer(move || Unfailing(full())).event_format(format);
+        tracing::subscriber::with_default(logging.finish(), || tracing::error!("lost"));
     }
 
     #[test]
