@@ -4,7 +4,8 @@
 //! when each repository that has to acknowledge holds the segment with the record, and PostgreSQL has archived all before it. A crash in
 //! between leaves the record in WAL, where it is archived like any other.
 
-use std::collections::BTreeMap;
+mod created;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,12 @@ use anyhow::{Context, bail};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::facts::PointRef;
 use walpoint_base::{
     ClusterName, Diagnostic, Lsn, PgTimestamp, SegmentName, SegmentNo, SystemId, TimelineId,
 };
 use walpoint_pg::control::ClusterState;
 use walpoint_pg::server::{Server, ServerIdentity};
 use walpoint_repo::catalog::Catalog;
-use walpoint_repo::wal::FoundPoints;
 use walpoint_runtime::args::{self, CommonArgs, RepoArgument, Selection};
 use walpoint_runtime::config::{ClusterSettings, DEFAULT_PATH};
 use walpoint_runtime::exit::Failure;
@@ -27,16 +26,13 @@ use walpoint_runtime::progress::ByteProgress;
 use walpoint_runtime::{help, human, output, sibling};
 use walpoint_storage::store::StoreSettings;
 
+use self::created::Created;
 use crate::check::report::{CheckReport, Grade};
 use crate::check::repository::{self, Destination};
 use crate::check::{archiving, source, whose_files};
 
 /// PostgreSQL's limit for a name, in bytes.
 const MAX_NAME: usize = 63;
-
-/// The bytes that a restore point's record takes at most, with the page header that may lie in it. Its structure has 98
-/// (`xl_restore_point` in PostgreSQL's `xlog_internal.h`).
-const MAX_RECORD: u64 = 256;
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Before a deployment, name the moment to return to", "archive-agent restore-point before-release-42"),
@@ -87,7 +83,7 @@ struct RestorePointReport {
     segment: SegmentName,
     /// The repositories that hold the segment.
     repositories: Vec<String>,
-    /// The number of other restore points of the name.
+    /// The number of other restore points of the name, in all lineages of the cluster.
     same_name_count: usize,
     /// Why the cluster cannot be restored to it yet. Absent if it can.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
@@ -100,15 +96,6 @@ struct RestorePointReport {
 }
 
 walpoint_runtime::document!(RestorePointReport, "archive-agent restore-point");
-
-/// What was created.
-#[derive(Debug)]
-struct Created {
-    timeline: TimelineId,
-    end: Lsn,
-    segment: SegmentName,
-    time: PgTimestamp,
-}
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<(), Failure> {
@@ -150,10 +137,12 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
     };
     if let Some(last) = found.others.last() {
         tracing::warn!(
-            "there is another restore point named \"{}\", at {} on timeline {}\nDETAIL: --target-name alone does not distinguish them.",
+            "there is another restore point named \"{}\", at {} on timeline {} of lineage {}\nDETAIL: --target-name alone does not \
+             distinguish them.",
             args.name,
             last.lsn,
-            last.timeline
+            last.timeline,
+            last.lineage
         );
     }
     for warning in &report.warnings {
@@ -253,73 +242,6 @@ async fn create(server: &mut Server, identity: &ServerIdentity, name: &str) -> a
     Ok(Created { timeline, end, segment, time })
 }
 
-/// What the repositories have of a restore point.
-#[derive(Debug, Default)]
-struct Found {
-    /// Where its record starts; `None` if that crosses the end of a segment, where no name is stored.
-    lsn: Option<Lsn>,
-    time: Option<PgTimestamp>,
-    /// Others of the name, on all timelines.
-    others: Vec<PointRef>,
-}
-
-impl Created {
-    /// Looks for it, and for others of its name, in the repositories, which hold its segment and all before that.
-    async fn find(&self, destinations: &[Destination], name: &str) -> anyhow::Result<Found> {
-        let (mut found, mut others) = (Found::default(), BTreeMap::new());
-        for destination in destinations {
-            let archive = destination.archive();
-            let size = archive.lineage().segment_size;
-            let begin = SegmentNo::before(self.end, size).start(size);
-            let FoundPoints { points, damaged, unread } = archive.points_named(name).await?;
-            let mut own: Option<(PointRef, Option<PgTimestamp>)> = None;
-            for point in points {
-                let here = point.timeline == self.timeline && (begin..self.end).contains(&point.lsn);
-                let stored = if here { archive.point(&point).await? } else { None };
-                // The last one in the segment before the end is this one, unless its object tells of another end.
-                let other = match here && stored.as_ref().is_none_or(|stored| stored.end == self.end) {
-                    true => {
-                        own.replace((point, stored.map(|stored| stored.time))).map(|(earlier, _)| earlier)
-                    }
-                    false => Some(point),
-                };
-                others.extend(other.map(|other| ((other.lsn, other.timeline), other)));
-            }
-            match own {
-                Some((point, time)) => {
-                    found.lsn = Some(point.lsn);
-                    found.time = found.time.or(time).or(point.time);
-                }
-                // A record that begins before the segment ends near its start.
-                None if self.end.0 - begin.0 > MAX_RECORD && damaged.is_empty() && unread.is_empty() => {
-                    bail!(
-                        "segment {} in repository {} does not hold it\nDETAIL: What is stored under that name is not what this server \
-                     wrote.\nHINT: \"archive-agent check\" finds out what archives there.",
-                        self.segment,
-                        destination.name()
-                    )
-                }
-                None => {}
-            }
-        }
-        found.others = others.into_values().collect();
-        Ok(found)
-    }
-
-    /// The options that recover to it and to no other of its name.
-    fn target(&self, name: &str, found: &Found) -> Vec<String> {
-        let at =
-            |lsn: Lsn| vec![format!("--target-timeline={}", self.timeline), format!("--target-lsn={lsn}")];
-        match found.lsn {
-            // Where no name is stored, the end of its record leads to it.
-            None => [at(self.end), vec!["--target-exclusive".to_owned()]].concat(),
-            Some(lsn) if !found.others.is_empty() => at(lsn),
-            Some(_) if name.starts_with('-') => vec![format!("--target-name={name}")],
-            Some(_) => vec!["--target-name".to_owned(), name.to_owned()],
-        }
-    }
-}
-
 /// Why the point cannot be restored to from a repository, for each of which that is known.
 async fn unreached(destinations: &[Destination], created: &Created) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -385,8 +307,6 @@ impl RestorePointReport {
 
 #[cfg(test)]
 mod tests {
-    use walpoint_base::SegmentSize;
-
     use super::*;
 
     #[test]
@@ -411,20 +331,8 @@ mod tests {
     }
 
     #[test]
-    fn the_command_selects_the_same_and_names_one_point() {
-        let (timeline, lsn) = (TimelineId::new(3).unwrap(), Lsn(0x0300_0060));
-        let (end, time) = (Lsn(0x0300_00C8), PgTimestamp(0));
-        let segment = SegmentNo(3).name(timeline, SegmentSize::new(16 << 20).unwrap());
-        let created = Created { timeline, end, segment, time };
-        let other = PointRef { name: "a".to_owned(), timeline, lsn: Lsn(64), time: None };
-        let found = |lsn, others| Found { lsn, time: None, others };
-        let target = |name: &str, lsn, others| created.target(name, &found(lsn, others));
-        assert_eq!(target("a b", Some(lsn), vec![]), ["--target-name", "a b"]);
-        assert_eq!(target("-a", Some(lsn), vec![]), ["--target-name=-a"]);
-        assert_eq!(target("a", Some(lsn), vec![other]), ["--target-timeline=3", "--target-lsn=0/3000060"]);
-        let crossing = ["--target-timeline=3", "--target-lsn=0/30000C8", "--target-exclusive"];
-        assert_eq!(target("a", None, vec![]), crossing);
-
+    fn the_command_selects_the_same() {
+        let by_name = ["--target-name", "a b"].map(str::to_owned);
         let mut selection = Selection {
             cluster: "main".parse().unwrap(),
             settings: ClusterSettings::with_repositories(vec!["far".to_owned()]),
@@ -433,7 +341,6 @@ mod tests {
             config: Some(DEFAULT_PATH.into()),
         };
         let mut common = CommonArgs::default();
-        let by_name = target("a b", Some(lsn), vec![]);
         let of = |common: &CommonArgs, selection: &_| command(common, selection, &by_name);
         assert_eq!(of(&common, &selection), "restore-agent restore --target-name 'a b' --pgdata DIR");
         selection.config = Some("/my etc/w.toml".into());

@@ -263,6 +263,45 @@ fn an_older_lineage_that_goes_on_is_not_passed_over() {
     }
 }
 
+/// The command that `restore-point` prints leads into the lineage of the server that created it, whatever is newer. A name that two servers
+/// gave is refused, though the older one has been idle since the newer one was registered: that it was given the name shows its use.
+#[test]
+fn a_restore_point_leads_into_the_lineage_that_it_was_created_in() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.backup();
+    bed.settle();
+    let old = format!("{}-1", bed.cluster.system_id());
+    let mut other = Cluster::builder().segment_size_mb(1).init();
+    let agent = Agent::with(&other, &bed.store);
+    agent.archive_from(&other);
+    agent.init(&["--new-lineage"]).expect_success();
+    let _daemon = agent.daemon();
+    other.start();
+    agent.run(&["backup"]).expect_success();
+    agent.run(&["restore-point", "release"]).expect_success();
+    // Registrations are told apart by seconds.
+    std::thread::sleep(Duration::from_secs(2));
+
+    let made = json(&bed.agent.run(&["restore-point", "release", "--json"]).expect_success());
+    assert_eq!(made["same_name_count"], 1, "{made:#}");
+    let plan = |options: &[&str]| json(&bed.agent.restore(&[&["--json", "plan"], options].concat()));
+    for options in [&["--target-name", "release"][..], &[]] {
+        let refused = plan(options);
+        assert_eq!(refused["reason"], "ambiguous-lineage", "{options:?}: {refused:#}");
+    }
+    let alone = json(&bed.agent.run(&["restore-point", "alone", "--json"]).expect_success());
+    assert!(
+        alone["command"].to_string().contains(&format!(" --lineage {old} --target-name alone ")),
+        "{alone:#}"
+    );
+    for command in [&made["command"], &alone["command"]] {
+        let words: Vec<&str> = command.as_str().expect("a command").split(' ').collect();
+        let target = words.iter().position(|word| *word == "--lineage").expect("a lineage");
+        let planned = plan(&words[target..words.len() - 2]);
+        assert_eq!(planned["lineage"], old.as_str(), "{command}: {planned:#}");
+    }
+}
+
 /// Damage to the facts of a copy's lineage stops nothing of production's: it is archived and backed up, also by an agent that is
 /// started then, and restored where a person names it. The copy archives into no other lineage meanwhile.
 #[test]

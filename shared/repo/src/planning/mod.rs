@@ -135,7 +135,8 @@ async fn plan_in_readable(
 }
 
 /// A plan, or the question which lineage is meant: where an older family went on after the plan's was registered, that is no
-/// successor. It is a copy that was upgraded, or an upgrade that was abandoned, and each of both has what the other has not.
+/// successor. It is a copy that was upgraded, or an upgrade that was abandoned, and each of both has what the other has not. A name that
+/// both have means one moment of each, whichever was in use.
 async fn unless_older_is_in_use(
     catalog: &mut Catalog,
     (family, older): (&[usize], &[Vec<usize>]),
@@ -148,20 +149,24 @@ async fn unless_older_is_in_use(
     let created = created.map(|lineage| lineage.lineage().created).min();
     let Some(created) = created.filter(|_| request.backup.is_none()) else { return Ok(Ok(plan)) };
     for other in older {
-        let Some(lineage) = older::in_use_since(catalog, other, created).await? else { continue };
+        let in_use = older::in_use_since(catalog, other, created).await?;
+        let named = older::has_name(catalog, other, &request.target).await?;
+        let Some(lineage) = in_use.or(named) else { continue };
+        let means_it = |why: &Why| may_be_meant(why, request) || matches!(why, Why::SeveralPoints(_));
         match plan_in_family(catalog, other, request, decoder, now).await? {
             Some(Ok(other)) => {
                 return Ok(Err(Box::new(several_lineages(catalog, request, &[plan, other]))));
             }
-            Some(Err(refused)) if may_be_meant(&refused.why, request) => {
+            Some(Err(refused)) if means_it(&refused.why) => {
                 let mut several = several_lineages(catalog, request, &[plan]);
                 several.hints.push(Hint::MayBeMeant { lineage, why: refused.why });
                 return Ok(Err(Box::new(several)));
             }
-            Some(Err(refused)) => {
-                let note = Note::OlderInUse { older: lineage, lineage: plan.lineage, why: refused.why };
-                plan.notes.push(note);
-            }
+            Some(Err(refused)) => plan.notes.extend(in_use.map(|older| Note::OlderInUse {
+                older,
+                lineage: plan.lineage,
+                why: refused.why,
+            })),
             None => {}
         }
     }

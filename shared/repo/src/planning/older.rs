@@ -5,7 +5,10 @@
 //! So the older lineage is taken only where it is asked for: by name, by one of its backups, or by a target that the newest one
 //! cannot have. A lineage that has no WAL is no reason to refuse: nothing was written there.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
+use walpoint_base::facts::PointRef;
 use walpoint_base::{LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 use walpoint_plan::restore::facts::{Asking, ExtentQuestion, Facts};
 use walpoint_plan::restore::hint::Hint;
@@ -15,7 +18,7 @@ use walpoint_plan::restore::planner::Verdict;
 use walpoint_plan::restore::request::RestoreRequest;
 use walpoint_plan::restore::restore_plan::RestorePlan;
 use walpoint_plan::restore::unreachable::{LineageMoment, Unreachable, Why};
-use walpoint_storage::error::Result;
+use walpoint_storage::error::{RepoError, Result};
 
 use crate::catalog::{Catalog, LineageCatalog};
 
@@ -63,8 +66,8 @@ fn any_complete_backup(facts: &Facts) -> Asking<bool> {
     Ok(false)
 }
 
-/// The lineage of a family in which a transaction ended, by the clock of its server, after a later family was registered; `None` if
-/// there is none. When WAL was stored says nothing: the last segments of a server may be late.
+/// The lineage of a family in which a transaction ended or a restore point was created, by the clock of its server, after a later family
+/// was registered; `None` if there is none. When WAL was stored says nothing: the last segments of a server may be late.
 pub(super) async fn in_use_since(
     catalog: &mut Catalog,
     family: &[usize],
@@ -76,11 +79,56 @@ pub(super) async fn in_use_since(
     for at in family {
         let Some(lineage) = catalog.lineages_mut().get_mut(*at) else { continue };
         let last = last_wal(lineage, TargetTimeline::Latest).await?.and_then(|last| last.time);
-        if last.is_some_and(|last| last > registered) {
+        // A server that is idle may have been given a restore point: it is in use.
+        if last.is_some_and(|last| last > registered) || last_point(lineage).await? > Some(registered) {
             return Ok(Some(lineage.id()));
         }
     }
     Ok(None)
+}
+
+/// The lineage of a family that has a restore point of the name that is asked for; `None` if there is none, or no name is.
+pub(super) async fn has_name(
+    catalog: &mut Catalog,
+    family: &[usize],
+    target: &RecoveryTarget,
+) -> Result<Option<LineageId>> {
+    let RecoveryTarget::Name(name) = target else { return Ok(None) };
+    for at in family {
+        let Some(lineage) = catalog.lineages_mut().get_mut(*at) else { continue };
+        if lineage.ask(None, |facts| Ok(!facts.points_named(name)?.is_empty())).await? {
+            return Ok(Some(lineage.id()));
+        }
+    }
+    Ok(None)
+}
+
+/// The newest timelines whose last restore points are read.
+const NEWEST: usize = 4;
+
+/// When the last restore point of a lineage was created.
+async fn last_point(lineage: &LineageCatalog) -> Result<Option<PgTimestamp>> {
+    let archive = lineage.archive();
+    let mut last: BTreeMap<TimelineId, PointRef> = BTreeMap::new();
+    for point in archive.points().await?.points {
+        if last.get(&point.timeline).is_none_or(|known| known.lsn < point.lsn) {
+            last.insert(point.timeline, point);
+        }
+    }
+    let mut latest = None;
+    for point in last.into_values().rev().take(NEWEST) {
+        let time = match point.time {
+            None => match archive.point(&point).await {
+                Ok(stored) => stored.map(|stored| stored.time),
+                // What is damaged proves nothing, and keeps nothing from being restored.
+                Err(RepoError::Corrupt { .. }) => None,
+                Err(error) => return Err(error),
+            },
+            known => known,
+        };
+        latest = latest.max(time);
+    }
+    Ok(latest)
 }
 
 /// Where the WAL of a lineage ends: on the timeline that is asked for, or on the newest one that has any.
