@@ -105,6 +105,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestorePointArgs) -> Result<
     let pgdata = directory(&mut server, &identity, &selection.settings).await?;
     let pgdata = pgdata.as_deref();
     let destinations = repository::required(&selection, (&identity).into()).await?;
+    found_by_name(&args.name, &server.encoding().await?).map_err(Failure::usage)?;
     let created = create(&mut server, &identity, &args.name).await?;
     let names: Vec<&str> = destinations.iter().map(Destination::name).collect();
     let what = format!("waiting for segment {} in {}", created.segment, names.join(", "));
@@ -230,6 +231,19 @@ fn follows(pgdata: &Path, state: ClusterState) -> bool {
         || pgdata.join("standby.signal").exists()
 }
 
+/// Refuses a name that the database converts: PostgreSQL compares the bytes in the record with those of `recovery_target_name`, which is
+/// not converted.
+fn found_by_name(name: &str, encoding: &str) -> anyhow::Result<()> {
+    if name.is_ascii() || matches!(encoding, "UTF8" | "SQL_ASCII") {
+        return Ok(());
+    }
+    bail!(
+        "cannot create a restore point named \"{name}\": the database is in {encoding}, so the name in the WAL would not be UTF-8\n\
+         DETAIL: Recovery finds no such restore point by its name.\nHINT: Choose a name of ASCII characters, or set dbname in conninfo to \
+         a database in UTF8."
+    )
+}
+
 /// Creates it and completes the segment that holds it.
 async fn create(server: &mut Server, identity: &ServerIdentity, name: &str) -> anyhow::Result<Created> {
     let end = server.create_restore_point(name).await?;
@@ -315,6 +329,13 @@ mod tests {
         assert!(name(&"n".repeat(63)).is_ok());
         assert!(name(&"é".repeat(32)).unwrap_err().contains("64"));
         assert!(name("").is_err() && name("a\nHINT: b").is_err());
+    }
+
+    #[test]
+    fn a_name_that_the_database_would_convert_is_refused() {
+        assert!(found_by_name("Änderung", "UTF8").is_ok() && found_by_name("release", "LATIN1").is_ok());
+        let refused = found_by_name("Änderung", "LATIN1").unwrap_err().to_string();
+        assert!(refused.contains("LATIN1") && refused.contains("HINT: "), "{refused}");
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn explain(kept: &Planned, left: &Planned) {
 /// A refusal because the target may mean several moments, of one lineage or of several, taken out of the others.
 pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
     let count = |refused: &Refused| match &refused.refusal.why {
-        Why::SeveralPoints(points) => points.len(),
+        Why::SeveralPoints(points) | Why::NameNotUtf8(points) => points.len(),
         Why::SeveralLineages(lineages) => lineages.len(),
         _ => 0,
     };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use walpoint_base::facts::is_exact_name;
 use walpoint_base::{LineageId, TimelineId};
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::LineageStatus;
@@ -64,11 +65,11 @@ impl PlanOptions {
         options
     }
 
-    /// What recovers to a restore point: its position, where its name means several or cannot be typed.
+    /// What recovers to a restore point: its position, where its name means several, cannot be typed or is no UTF-8.
     pub(super) fn to_point(&self, lineage: &LineageStatus, point: &RestorePointStatus) -> Vec<String> {
         let mut options = self.on_timeline(lineage, point.timeline);
         let name = &point.name;
-        if point.same_name > 0 || name.chars().any(char::is_control) {
+        if point.same_name > 0 || !is_exact_name(name) || name.chars().any(char::is_control) {
             options.extend(["--target-lsn".to_owned(), point.lsn.to_string()]);
         } else if name.starts_with('-') {
             options.push(format!("--target-name={name}"));

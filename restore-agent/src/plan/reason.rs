@@ -93,7 +93,7 @@ impl From<&Why> for Reason {
             Why::NoHistory(_) => Self::NoHistory,
             Why::XidNotFound => Self::XidNotFound,
             Why::XidOfOtherEpoch(_) => Self::XidOfOtherEpoch,
-            Why::NameNotFound => Self::RestorePointNotFound,
+            Why::NameNotFound | Why::NameNotUtf8(_) => Self::RestorePointNotFound,
             Why::SeveralPoints(_) => Self::AmbiguousRestorePoint,
         }
     }

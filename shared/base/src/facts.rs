@@ -154,6 +154,12 @@ pub struct RestorePoint {
     pub end: Lsn,
 }
 
+/// Whether the name of a restore point is the one in its record. PostgreSQL writes it in the database's encoding and compares bytes; where
+/// they are no UTF-8, what is kept of the name has a replacement character in their place, and recovery finds nothing by it.
+pub fn is_exact_name(name: &str) -> bool {
+    !name.contains(char::REPLACEMENT_CHARACTER)
+}
+
 /// Where a restore point is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PointRef {

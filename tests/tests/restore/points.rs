@@ -123,6 +123,26 @@ fn a_restore_point_that_cannot_be_restored_to_is_refused() {
     from_there.run(&["restore-point", "from-the-standby"]).expect_success();
 }
 
+/// A name that is no UTF-8 is one that recovery cannot be given: the restore point is listed with its position, and the name is refused.
+#[test]
+fn a_restore_point_whose_name_is_no_utf8_is_reached_by_its_position() {
+    let bed = Archived::start(builder().initdb("--encoding=LATIN1"), Store::local());
+    let name = "vor-Änderung";
+    let converted = bed.agent.run(&["restore-point", name]).expect_status(2);
+    assert!(converted.stderr.contains("LATIN1"), "{converted:#?}");
+    bed.backup();
+    bed.cluster.psql(&format!("set client_encoding = 'UTF8'; select pg_create_restore_point('{name}')"));
+    bed.settle();
+    let listed = report(&bed.agent.restore(&["list", "--json", "--restore-points"]).expect_success());
+    let point = &listed["repositories"][0]["restore_points"][0];
+    let lsn = point["lsn"].as_str().unwrap();
+    assert_eq!(point["options"], serde_json::json!(["--target-lsn", lsn]), "{listed:#}");
+    let refused = bed.agent.restore(&["plan", "--target-name", point["name"].as_str().unwrap()]);
+    assert!(format!("{}{}", refused.stdout, refused.stderr).contains(lsn), "{refused:#?}");
+    refused.expect_status(1);
+    bed.agent.restore(&["plan", "--target-lsn", lsn]).expect_success();
+}
+
 /// Writes WAL up to less than the length of a restore point's record before the end of a segment of 1 MiB.
 fn fill_the_segment(primary: &Cluster) {
     primary.psql(

@@ -83,6 +83,12 @@ impl Server {
             .map(PgTimestamp::from_unix_micros)
     }
 
+    /// The encoding of the database that this session is in, such as `UTF8`.
+    pub async fn encoding(&mut self) -> Result<String, ServerError> {
+        let sql = "SELECT pg_catalog.current_setting('server_encoding') AS encoding";
+        self.one("reading the encoding of the database", Right::Connect, sql, |row| row.get("encoding")).await
+    }
+
     /// Creates a named restore point; its position. Not in recovery.
     pub async fn create_restore_point(&mut self, name: &str) -> Result<Lsn, ServerError> {
         let action = "creating a restore point";

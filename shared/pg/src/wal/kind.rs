@@ -244,6 +244,25 @@ const XLOG_CHECKPOINT_REDO: u8 = 0xE0;
 /// `MAXFNAMELEN`: the field of a restore point's name, its final zero byte included.
 const NAME_FIELD: usize = 64;
 
+/// The name of a restore point, which is in the encoding of the database that it was created in. Bytes that are no UTF-8 become replacement
+/// characters, by which a name is known to be none that recovery could be given. It is not longer than PostgreSQL's names are.
+fn point_name(bytes: &[u8]) -> String {
+    let name = String::from_utf8_lossy(bytes);
+    if name.len() < NAME_FIELD {
+        return name.into_owned();
+    }
+    let mark = char::REPLACEMENT_CHARACTER;
+    let mut shortened = String::new();
+    for c in name.chars() {
+        if shortened.len() + c.len_utf8() + mark.len_utf8() >= NAME_FIELD {
+            break;
+        }
+        shortened.push(c);
+    }
+    shortened.push(mark);
+    shortened
+}
+
 /// Where a `CheckPoint` has its next transaction. What follows is as far behind it in all versions up to the oldest xid;
 /// 19 put the state of logical decoding before it.
 pub(super) fn next_xid_in_checkpoint(major: PgMajor) -> usize {
@@ -266,7 +285,7 @@ fn xlog(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option<RecordKind
         XLOG_RESTORE_POINT => {
             let field = data.get(8..8 + NAME_FIELD)?;
             let name = field.split(|&b| b == 0).next().unwrap_or_default();
-            RecordKind::RestorePoint { name: String::from_utf8_lossy(name).into_owned(), time: time(0)? }
+            RecordKind::RestorePoint { name: point_name(name), time: time(0)? }
         }
         XLOG_END_OF_RECOVERY => RecordKind::EndOfRecovery {
             time: time(0)?,
@@ -366,6 +385,17 @@ mod tests {
         assert_eq!(decode(0x00, &[2, 740, 5, 16384, 739, 5, 16387]), locks);
         assert_eq!(decode(0x00, &[2, 740, 5, 16384]), RecordKind::Other, "fewer than it says");
         assert_eq!(decode(0x10, &[0, 740, 5, 16384]), RecordKind::Other, "running transactions");
+    }
+
+    #[test]
+    fn a_name_that_is_no_utf8_is_marked_and_fits() {
+        assert_eq!(point_name("Änderung".as_bytes()), "Änderung");
+        assert_eq!(point_name(&[b'n'; 63]), "n".repeat(63));
+        assert_eq!(point_name(b"vor-\xC4nderung"), "vor-\u{FFFD}nderung");
+        let long = point_name(&[[b'n'; 62].as_slice(), b"\xC4"].concat());
+        assert_eq!(long, format!("{}\u{FFFD}", "n".repeat(60)));
+        let all = point_name(&[0xC4; 63]);
+        assert!(all.len() <= 63 && all.chars().all(|c| c == char::REPLACEMENT_CHARACTER), "{all}");
     }
 
     proptest! {

@@ -36,7 +36,7 @@ impl Planner<'_> {
     /// The end of the last window before the target and the start of the first one after it.
     fn nearest(&self, refusal: &Refusal, windows: &[Window]) -> Asking<Vec<Moment>> {
         // The target can be reached, only which one is not said.
-        if let Why::SeveralPoints(_) = refusal.why {
+        if let Why::SeveralPoints(_) | Why::NameNotUtf8(_) = refusal.why {
             return Ok(Vec::new());
         }
         let gap = match refusal.why {

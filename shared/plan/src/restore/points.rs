@@ -2,6 +2,7 @@
 //! depends on where the backup begins. So a name that may mean several moments is refused with all of them, and one that
 //! recovery would meet too early is reached by its position, at which it lies alone.
 
+use walpoint_base::facts::is_exact_name;
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, TargetTimeline};
 
 use super::facts::{Asking, NamedPoint};
@@ -24,7 +25,12 @@ impl<'a> Planner<'a> {
                 reachable.push(point);
             }
         }
+        if !reachable.is_empty() && !is_exact_name(name) {
+            let points = reachable.into_iter().cloned().collect();
+            return Ok(Err(Refusal::on(path.timeline(), Why::NameNotUtf8(points))));
+        }
         let only = match &reachable[..] {
+            [] if !is_exact_name(name) => return Ok(Err(Refusal::on(path.timeline(), Why::NameNotFound))),
             [] => return self.with_newest_that_finds(path, listed),
             [only] => *only,
             _ => {
@@ -80,7 +86,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// How to reach each of several restore points of one name, oldest first.
+/// How to reach each of some restore points of one name, oldest first.
 pub(super) fn choices(points: &[NamedPoint]) -> Vec<Hint> {
     let older = points.len().saturating_sub(LISTED);
     let listed = points.iter().skip(older).cloned().map(Hint::PointAt);

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use walpoint_base::facts::PointRef;
+use walpoint_base::facts::{PointRef, is_exact_name};
 use walpoint_base::{RecoveryTarget, SegmentName, SegmentNo, TimelineId};
 
 use super::facts::{Asking, BackupState, Doubt};
@@ -77,7 +77,7 @@ impl Planner<'_> {
                 ahead.into_iter().chain([Hint::ArchiveRest, Hint::TimeNotOver]).collect()
             }
             (Why::AfterEnd { .. }, _) => vec![Hint::ArchiveRest, Hint::LeaveTargetOut],
-            (Why::SeveralPoints(points), _) => points::choices(points),
+            (Why::SeveralPoints(points) | Why::NameNotUtf8(points), _) => points::choices(points),
             (Why::XidOfOtherEpoch(_), _) => vec![Hint::CheckEpoch],
             (_, RecoveryTarget::Name(name)) => self.points_elsewhere(name, refusal.path)?,
             _ => Vec::new(),
@@ -136,7 +136,7 @@ fn against(doubt: &Doubt, timeline: TimelineId, instead: TimelineId) -> Hint {
 
 /// The names that might have been meant, the newest first.
 fn known_points(points: &[PointRef]) -> Vec<String> {
-    let mut newest: Vec<&PointRef> = points.iter().collect();
+    let mut newest: Vec<&PointRef> = points.iter().filter(|point| is_exact_name(&point.name)).collect();
     newest.sort_by_key(|point| Reverse(point.lsn));
     let mut names: Vec<String> = Vec::new();
     for point in newest {

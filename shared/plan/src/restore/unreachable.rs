@@ -210,6 +210,8 @@ pub enum Why {
     NameNotFound,
     /// Several restore points of the name can be reached, these, by position.
     SeveralPoints(Vec<NamedPoint>),
+    /// These restore points have names that are no UTF-8: what was given stands for them, and PostgreSQL would find none by it.
+    NameNotUtf8(Vec<NamedPoint>),
 }
 
 /// Where recovery would end in one of several lineages.

@@ -152,7 +152,9 @@ async fn unless_older_is_in_use(
         let in_use = older::in_use_since(catalog, other, created).await?;
         let named = older::has_name(catalog, other, &request.target).await?;
         let Some(lineage) = in_use.or(named) else { continue };
-        let means_it = |why: &Why| may_be_meant(why, request) || matches!(why, Why::SeveralPoints(_));
+        let means_it = |why: &Why| {
+            may_be_meant(why, request) || matches!(why, Why::SeveralPoints(_) | Why::NameNotUtf8(_))
+        };
         match plan_in_family(catalog, other, request, decoder, now).await? {
             Some(Ok(other)) => {
                 return Ok(Err(Box::new(several_lineages(catalog, request, &[plan, other]))));
@@ -370,6 +372,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::AfterEnd { .. }
         | Why::BrokenChain { .. }
         | Why::SeveralPoints(_)
+        | Why::NameNotUtf8(_)
         | Why::NoHistory(_)
         | Why::UnknownLineage(_)
         | Why::SeveralLineages(_)

@@ -293,6 +293,23 @@ fn restore_points_of_one_name_are_told_apart() {
     assert!(second < third);
 }
 
+/// What is kept of a name that is no UTF-8 leads nowhere: PostgreSQL compares the bytes, and they are not known any more.
+#[test]
+fn a_restore_point_whose_name_is_no_utf8_is_reached_by_its_position() {
+    let (mut world, _) = world();
+    let late = Lsn(33 * SIZE / 2);
+    let name = "vor-\u{FFFD}nderung".to_owned();
+    let records = world.records.get_mut(&tli(1)).unwrap();
+    records.iter_mut().find(|r| r.start == late).unwrap().kind = TestRecordKind::Point(name.clone());
+    let refusal = world.plan(&on(1, RecoveryTarget::Name(name))).unwrap_err();
+    let Why::NameNotUtf8(points) = &refusal.why else { panic!("{refusal:?}") };
+    assert_eq!(points.iter().map(|point| point.lsn).collect::<Vec<_>>(), [late]);
+    assert!(matches!(&refusal.hints[..], [Hint::PointAt(point)] if point.lsn == late), "{refusal:?}");
+    assert_eq!(world.plan(&on(1, RecoveryTarget::Lsn(late))).unwrap().stop.unwrap().record, late);
+    let mistyped = world.plan(&on(1, RecoveryTarget::Name("leat".into()))).unwrap_err();
+    assert_eq!(mistyped.hints[0], Hint::KnownPoints(vec!["early".to_owned()]), "none that cannot be given");
+}
+
 /// Ids of transactions repeat. With the epoch the right one is found, or none.
 #[test]
 fn a_transaction_of_another_epoch_is_not_taken_for_the_one_asked_for() {
