@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use walpoint_base::{RecoveryTarget, TargetTimeline};
-use walpoint_plan::restore::{Doubt, Hint, RestorePlan, Unreachable, Why};
+use walpoint_plan::restore::{Hint, RestorePlan, Unreachable, Why};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::Catalog;
 
@@ -162,7 +162,7 @@ fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
             range.timeline == on && behind
         }),
         // The plan's repository knows nothing of the second server that claims its timeline.
-        Why::DoubtfulTimeline { timeline, doubt, .. } => *timeline == on && *doubt == Doubt::Refused,
+        Why::DoubtfulTimeline { timeline, doubt, .. } => *timeline == on && doubt.is_of_two_servers(),
         _ => false,
     })
 }

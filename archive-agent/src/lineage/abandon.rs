@@ -147,7 +147,10 @@ async fn look(
         }
     }
     let size = lineage.lineage().segment_size;
-    let begin = lineage.facts().graph.history(timeline).and_then(|history| history.begin_of(timeline));
+    let graph = &lineage.facts().graph;
+    // Its own history, even if it contradicts others.
+    let history = graph.stored().get(&timeline).or_else(|| graph.history(timeline));
+    let begin = history.and_then(|history| history.begin_of(timeline));
     let before = begin.and_then(|begin| SegmentNo::of(begin, size).0.checked_sub(1)).map(SegmentNo);
     let segment = lineage.last_use(timeline).await?.segment;
     let until = segment.or(before).map(|last| last.name(timeline, size));

@@ -1,9 +1,9 @@
 //! The timelines of a lineage and how they hang together.
 //!
-//! A history names every ancestor with its switch point, so the histories of the newest timelines tell those of all
-//! timelines on their paths: as many files are read as the graph has branches.
+//! A history names every ancestor with its switch point. About a timeline whose own history is stored only that one counts: a
+//! descendant that says something else of it comes from another server's timeline of that number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, TimelineHistory, TimelineId};
 
@@ -11,15 +11,55 @@ use walpoint_base::{Lsn, TimelineHistory, TimelineId};
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TimelineGraph {
     histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// As they are stored, those included that contradict others.
+    stored: BTreeMap<TimelineId, TimelineHistory>,
 }
 
+/// Timelines that do not come from the stored timeline of an ancestor's number, but from another server's: that ancestor.
+pub type Contradictions = BTreeMap<TimelineId, TimelineId>;
+
 impl TimelineGraph {
+    /// The graph of all stored histories, and those that contradict others. Where such a timeline comes from is left open: what is
+    /// stored under its ancestors' numbers is not what it comes from. If descendants contradict each other about an ancestor
+    /// without a history, those of `last` do, or else all of them.
+    pub fn of(
+        stored: impl IntoIterator<Item = TimelineHistory>,
+        last: &BTreeSet<TimelineId>,
+    ) -> (Self, Contradictions) {
+        let stored: BTreeMap<_, _> =
+            stored.into_iter().map(|history| (history.timeline(), history)).collect();
+        let mut contradictions = contradictions(&stored);
+        add_contradictions_without_history(&stored, last, &mut contradictions);
+        let mut graph = Self::default();
+        let sound = |id: &TimelineId| !contradictions.contains_key(id);
+        let (later, first): (Vec<_>, Vec<_>) =
+            stored.keys().filter(|id| sound(id)).partition(|id| last.contains(id));
+        for history in first.into_iter().chain(later).filter_map(|id| stored.get(id)) {
+            graph.add(history.clone());
+        }
+        for timeline in contradictions.keys() {
+            graph.histories.insert(*timeline, TimelineHistory::root(*timeline));
+        }
+        graph.stored = stored;
+        (graph, contradictions)
+    }
+
+    /// The histories that are stored, as they are, those included that contradict others.
+    pub fn stored(&self) -> &BTreeMap<TimelineId, TimelineHistory> {
+        &self.stored
+    }
+
     /// Adds a timeline and every ancestor that its history names. A history given for an ancestor itself wins over what
     /// a descendant's says about it, whichever comes first.
     pub fn add(&mut self, history: TimelineHistory) {
-        for ancestor in history.entries().iter().filter_map(|entry| history.of_ancestor(entry.parent)) {
-            self.histories.entry(ancestor.timeline()).or_insert(ancestor);
+        for parent in history.entries().iter().map(|entry| entry.parent) {
+            if !self.histories.contains_key(&parent)
+                && let Some(ancestor) = history.of_ancestor(parent)
+            {
+                self.histories.insert(parent, ancestor);
+            }
         }
+        self.stored.insert(history.timeline(), history.clone());
         self.histories.insert(history.timeline(), history);
     }
 
@@ -87,6 +127,64 @@ impl TimelineGraph {
     }
 }
 
+/// The timelines that contradict a stored ancestor's own history.
+fn contradictions(stored: &BTreeMap<TimelineId, TimelineHistory>) -> Contradictions {
+    let mut found = Contradictions::new();
+    // Ancestors have lower ids.
+    for (timeline, history) in stored {
+        for ancestor in history.entries().iter().rev().filter_map(|entry| stored.get(&entry.parent)) {
+            if history.contradicts(ancestor) {
+                found.insert(*timeline, ancestor.timeline());
+                break;
+            }
+            // What holds for the ancestor holds for what comes from it.
+            if history.entries_before(ancestor.timeline()) == Some(ancestor.entries()) {
+                found.extend(
+                    found
+                        .get(&ancestor.timeline())
+                        .map(|of| (*timeline, *of))
+                        .into_iter()
+                        .collect::<Vec<_>>(),
+                );
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// Adds the timelines that contradict each other about an ancestor without a history.
+fn add_contradictions_without_history(
+    stored: &BTreeMap<TimelineId, TimelineHistory>,
+    last: &BTreeSet<TimelineId>,
+    found: &mut Contradictions,
+) {
+    let mut told: BTreeMap<TimelineId, Vec<&TimelineHistory>> = BTreeMap::new();
+    for history in stored.values().filter(|history| !found.contains_key(&history.timeline())) {
+        for entry in history.entries().iter().filter(|entry| !stored.contains_key(&entry.parent)) {
+            told.entry(entry.parent).or_default().push(history);
+        }
+    }
+    for (ancestor, by) in told {
+        // One of each kind is enough: most say the same.
+        let mut kinds: Vec<(TimelineHistory, bool)> = Vec::new();
+        for history in &by {
+            let is_last = last.contains(&history.timeline());
+            let entries = history.entries_before(ancestor);
+            match kinds.iter_mut().find(|(kind, _)| Some(kind.entries()) == entries) {
+                Some((_, only_last)) => *only_last &= is_last,
+                None => kinds.extend(history.of_ancestor(ancestor).map(|kind| (kind, is_last))),
+            }
+        }
+        for history in by {
+            let counts = |only_last: bool| !only_last || last.contains(&history.timeline());
+            if kinds.iter().any(|(kind, only_last)| counts(*only_last) && history.contradicts(kind)) {
+                found.insert(history.timeline(), ancestor);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +226,39 @@ mod tests {
             order.into_iter().for_each(|h| graph.add(h));
             assert_eq!(graph.history(tli(2)), Some(&own));
         }
+    }
+
+    fn of(histories: &[(u32, &str)], last: &[u32]) -> (TimelineGraph, Vec<(u32, u32)>) {
+        let stored =
+            histories.iter().map(|(id, text)| TimelineHistory::parse(tli(*id), text.as_bytes()).unwrap());
+        let (graph, found) = TimelineGraph::of(stored, &last.iter().map(|id| tli(*id)).collect());
+        (graph, found.into_iter().map(|(one, other)| (one.get(), other.get())).collect())
+    }
+
+    #[test]
+    fn a_descendant_of_another_servers_timeline_redefines_no_ancestor() {
+        let (own, child, other) =
+            ("1\t0/4000000\tx\n", "1\t0/4000000\tx\n2\t0/6000000\ty\n", "1\t0/5000060\tx\n2\t0/7000000\ty\n");
+        let below = format!("{other}4\t0/9000000\tz\n");
+        let (graph, found) = of(&[(2, own), (3, child), (4, other), (5, &below)], &[]);
+        assert_eq!(found, [(4, 2), (5, 2)]);
+        assert_eq!(graph.history(tli(2)).unwrap().begin_of(tli(2)), Some(Lsn(0x4000000)));
+        assert_eq!(graph.children(tli(2)), [(tli(3), Lsn(0x6000000))]);
+        assert_eq!(graph.left_at(tli(1)).collect::<Vec<_>>(), [Lsn(0x4000000), Lsn(0x4000000)]);
+        assert_eq!(graph.roots().map(TimelineId::get).collect::<Vec<_>>(), [1, 4, 5]);
+        assert_eq!(graph.stored().len(), 4);
+    }
+
+    #[test]
+    fn an_ancestor_without_a_history_is_what_its_descendants_agree_on() {
+        let (one, other) = ("1\t0/4000000\tx\n2\t0/6000000\ty\n", "1\t0/5000060\tx\n2\t0/7000000\ty\n");
+        let (graph, found) = of(&[(3, one), (4, one)], &[]);
+        assert_eq!((found, graph.history(tli(2)).unwrap().entries().len()), (vec![], 1));
+        let (graph, found) = of(&[(3, one), (4, other)], &[]);
+        assert_eq!(found, [(3, 2), (4, 2)]);
+        assert!(!graph.contains(tli(2)));
+        let (graph, found) = of(&[(3, one), (4, other)], &[4]);
+        assert_eq!(found, [(4, 2)]);
+        assert_eq!(graph.history(tli(2)).unwrap().begin_of(tli(2)), Some(Lsn(0x4000000)));
     }
 }

@@ -156,6 +156,13 @@ fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -
              (archive-agent init --new-lineage), then run \"archive-agent lineage settle --timeline {timeline}\" to settle \
              the timeline."
         ),
+        Doubt::OtherAncestor(of) => format!(
+            "{text}\nDETAIL: The WAL that is stored of timeline {of} is that of the server whose history of it is stored. Timeline \
+             {timeline} comes from another server's timeline {of}.\nHINT: To recover to timeline {instead}, add \
+             --target-timeline {instead}.\nHINT: If timeline {timeline} is not needed, run \"archive-agent lineage settle \
+             --timeline {timeline} --abandoned\" to settle it. Give the server that writes it a lineage of its own (archive-agent \
+             init --new-lineage)."
+        ),
         Doubt::Damaged(_) | Doubt::Missing | Doubt::NoBackup => text,
     }
 }

@@ -118,9 +118,23 @@ impl TimelineHistory {
     /// What this history says about an ancestor's own: the lines before the one that leaves it. `None` for a timeline that
     /// is no ancestor.
     pub fn of_ancestor(&self, ancestor: TimelineId) -> Option<Self> {
-        let at = self.entries.iter().position(|e| e.parent == ancestor)?;
-        let entries = self.entries.get(..at).unwrap_or_default().to_vec();
+        let entries = self.entries_before(ancestor)?.to_vec();
         Some(Self { timeline: ancestor, entries })
+    }
+
+    /// What this history says about an ancestor's own ancestors; `None` for a timeline that is no ancestor.
+    pub fn entries_before(&self, ancestor: TimelineId) -> Option<&[HistoryEntry]> {
+        let at = self.entries.iter().position(|e| e.parent == ancestor)?;
+        self.entries.get(..at)
+    }
+
+    /// Whether this history descends from another timeline of that number than the one whose history `own` is. What one of the two
+    /// lacks at its beginning proves nothing: where the history of the timeline that it leaves is missing, PostgreSQL begins
+    /// a new one (`writeTimeLineHistory` in `src/backend/access/transam/timeline.c`).
+    pub fn contradicts(&self, own: &Self) -> bool {
+        let Some(told) = self.entries_before(own.timeline) else { return false };
+        let mut both = told.iter().rev().zip(own.entries.iter().rev());
+        both.any(|(one, other)| (one.parent, one.switch) != (other.parent, other.switch))
     }
 
     /// Where its own bytes begin, and whose come before them: the last line, with the timeline passed through replaced by
@@ -311,6 +325,24 @@ mod tests {
         assert_eq!(history.of_ancestor(tli(2)), Some(second));
         assert_eq!(history.of_ancestor(tli(1)), Some(TimelineHistory::root(tli(1))));
         assert_eq!(history.of_ancestor(tli(3)), None);
+    }
+
+    #[test]
+    fn a_history_with_other_switch_points_contradicts_that_of_an_ancestor() {
+        let of = |id, text: &str| TimelineHistory::parse(tli(id), text.as_bytes()).unwrap();
+        let own = of(3, "1\t0/5000060\tx\n2\t0/7000000\ty\n");
+        for (descendant, contradicts) in [
+            ("1\t0/5000060\tx\n2\t0/7000000\tanother reason\n3\t0/9000000\tz\n", false),
+            ("1\t0/5000068\tx\n2\t0/7000000\ty\n3\t0/9000000\tz\n", true),
+            ("1\t0/5000060\tx\n2\t0/7000008\ty\n3\t0/9000000\tz\n", true),
+            ("1\t0/5000060\tx\n3\t0/9000000\tz\n", true),
+            ("2\t0/7000000\ty\n3\t0/9000000\tz\n", false),
+            ("3\t0/9000000\tz\n", false),
+            ("1\t0/4000000\tx\n2\t0/7000008\ty\n", false),
+        ] {
+            assert_eq!(of(4, descendant).contradicts(&own), contradicts, "{descendant}");
+        }
+        assert!(!of(4, "1\t0/5000060\tx\n3\t0/9000000\tz\n").contradicts(&TimelineHistory::root(tli(3))));
     }
 
     #[test]

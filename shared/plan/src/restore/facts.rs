@@ -115,8 +115,17 @@ pub enum Doubt {
     Missing,
     /// A second server claimed it, with another history.
     Refused,
+    /// Its history says of this ancestor what that one's own does not: it comes from another server's timeline of that number.
+    OtherAncestor(TimelineId),
     /// It has WAL, and no complete backup lies on its path.
     NoBackup,
+}
+
+impl Doubt {
+    /// Whether two servers' timelines bear one number. Nothing but a person can settle that.
+    pub fn is_of_two_servers(&self) -> bool {
+        matches!(self, Self::Refused | Self::OtherAncestor(_))
+    }
 }
 
 impl std::fmt::Display for Doubt {
@@ -125,6 +134,12 @@ impl std::fmt::Display for Doubt {
             Self::Damaged(why) => write!(f, "its history cannot be read: {why}"),
             Self::Missing => write!(f, "its WAL is there and its history is not"),
             Self::Refused => write!(f, "two servers claim it, with different histories"),
+            Self::OtherAncestor(of) => {
+                write!(
+                    f,
+                    "two servers claim timeline {of}, and its history descends from the one that is not stored"
+                )
+            }
             Self::NoBackup => write!(f, "it has WAL, and no complete backup lies on its path"),
         }
     }

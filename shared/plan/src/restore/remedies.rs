@@ -128,7 +128,7 @@ impl Planner<'_> {
 /// What helps against a doubt about a timeline.
 fn against(doubt: &Doubt, timeline: TimelineId, instead: TimelineId) -> Hint {
     match doubt {
-        Doubt::Refused => Hint::ClaimedTwice { instead },
+        Doubt::Refused | Doubt::OtherAncestor(_) => Hint::ClaimedTwice { instead },
         Doubt::NoBackup => Hint::LostBackups(timeline),
         Doubt::Damaged(_) | Doubt::Missing => Hint::ArchiveHistory(timeline),
     }

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::future::join_all;
-use walpoint_base::TimelineId;
+use futures_util::stream::{self, StreamExt};
 use walpoint_base::diagnostic::shown;
-use walpoint_plan::graph::TimelineGraph;
-use walpoint_plan::restore::{Answer, BackupState, Doubt, Facts, Question};
+use walpoint_base::{TimelineHistory, TimelineId};
+use walpoint_plan::graph::{Contradictions, TimelineGraph};
+use walpoint_plan::restore::{Abandoned, Answer, BackupState, Doubt, Facts, Question};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::abandoned::abandoned;
@@ -20,7 +20,7 @@ use crate::backup::{Backups, ListedBackup};
 use crate::wal::{ListedHistories, WalArchive};
 
 impl LineageCatalog {
-    /// Lists the timelines, and reads as many histories as the graph has branches.
+    /// Lists the timelines, and reads their histories.
     #[cfg(test)]
     pub(crate) async fn load(
         archive: WalArchive,
@@ -31,7 +31,7 @@ impl LineageCatalog {
         Self::of(archive, outline, backups, listed).await
     }
 
-    /// Of what is listed reads as many histories as the graph has branches.
+    /// Reads the histories that are listed.
     pub(super) async fn of(
         archive: WalArchive,
         outline: LineageOutline,
@@ -42,12 +42,17 @@ impl LineageCatalog {
         let mut without_history = BTreeSet::new();
         let listed_histories = archive.with_inherited_histories(outline.histories).await?;
         let timelines = archive.with_inherited_timelines(outline.timelines).await?;
-        let stored: BTreeSet<TimelineId> = listed_histories.stored.iter().copied().collect();
-        let (mut graph, mut doubts) = read_histories(&archive, listed_histories.stored.clone()).await?;
-        problems.extend(doubts.values().filter_map(|doubt| match doubt {
-            Doubt::Damaged(error) => Some(error.clone()),
-            _ => None,
+        let (read, mut doubts) = read_histories(&archive, &listed_histories.stored).await?;
+        problems.extend(doubts.values().map(|doubt| match doubt {
+            Doubt::Damaged(error) => error.clone(),
+            doubt => doubt.to_string(),
         }));
+        let mut of_verdicts = Vec::new();
+        let (refused, mut settled) = unsettled(&archive, &listed_histories, &mut of_verdicts).await?;
+        let abandoned = abandoned(&archive, &listed_histories.abandoned, &mut of_verdicts).await?;
+        let last = refused.iter().chain(abandoned.keys()).copied().collect();
+        let (mut graph, contradictions) = TimelineGraph::of(read, &last);
+        let stored: BTreeSet<TimelineId> = listed_histories.stored.iter().copied().collect();
         for timeline in timelines {
             if timeline > TimelineId::FIRST && !stored.contains(&timeline) {
                 // A descendant's history tells where it comes from. Recovery to it would read its own all the same.
@@ -60,9 +65,9 @@ impl LineageCatalog {
             }
             graph.add_known(timeline);
         }
-        let (refused, mut settled) = unsettled(&archive, &listed_histories, &mut problems).await?;
+        problems.extend(of_verdicts);
+        doubts.extend(unsettled_contradictions(contradictions, &abandoned));
         doubts.extend(refused.into_iter().map(|timeline| (timeline, Doubt::Refused)));
-        let abandoned = abandoned(&archive, &listed_histories.abandoned, &mut problems).await?;
         settled.extend(abandoned.values().map(ToString::to_string));
         let mut disputed = Vec::new();
         for (timeline, doubt) in &doubts {
@@ -70,7 +75,9 @@ impl LineageCatalog {
                 // The one stands there already, the other is no fact about the timeline.
                 Doubt::Damaged(_) | Doubt::NoBackup => {}
                 Doubt::Missing => problems.push(format!("timeline {timeline}: {doubt}")),
-                Doubt::Refused => disputed.push(format!("timeline {timeline}: {doubt}")),
+                Doubt::Refused | Doubt::OtherAncestor(_) => {
+                    disputed.push(format!("timeline {timeline}: {doubt}"));
+                }
             }
         }
         let lineage = archive.lineage();
@@ -132,36 +139,80 @@ async fn unsettled(
     Ok((refused, settled))
 }
 
+/// The timelines that contradict others' histories. Who abandons one of the two settles that, and keeps the other.
+pub(super) fn unsettled_contradictions(
+    contradictions: Contradictions,
+    abandoned: &BTreeMap<TimelineId, Abandoned>,
+) -> impl Iterator<Item = (TimelineId, Doubt)> {
+    let open = contradictions
+        .into_iter()
+        .filter(|(timeline, of)| !abandoned.contains_key(timeline) && !abandoned.contains_key(of));
+    open.map(|(timeline, of)| (timeline, Doubt::OtherAncestor(of)))
+}
+
 /// Histories that are read at the same time, at most.
 const HISTORIES_AT_ONCE: usize = 16;
 
-/// How the timelines that have a history hang together, and which histories cannot be read. As many are read as the graph has
-/// branches, and hardly more: those of the newest timelines first, and twice as many at a time as before.
+/// All histories, and which of them cannot be read. A descendant's does not stand for that of an ancestor: it may be another
+/// server's.
 async fn read_histories(
     archive: &WalArchive,
-    mut unread: Vec<TimelineId>,
-) -> Result<(TimelineGraph, BTreeMap<TimelineId, Doubt>)> {
-    let (mut graph, mut doubts) = (TimelineGraph::default(), BTreeMap::new());
-    let mut at_once = 1;
-    while !unread.is_empty() {
-        let some = unread.split_off(unread.len().saturating_sub(at_once));
-        let read = join_all(some.iter().map(|timeline| archive.history(*timeline))).await;
-        for (timeline, history) in some.into_iter().zip(read).rev() {
-            // A descendant's history tells it already.
-            if graph.contains(timeline) {
-                continue;
+    stored: &[TimelineId],
+) -> Result<(Vec<TimelineHistory>, BTreeMap<TimelineId, Doubt>)> {
+    let (mut histories, mut doubts) = (Vec::new(), BTreeMap::new());
+    let mut read = stream::iter(stored.to_vec())
+        .map(|timeline| async move { (timeline, archive.history(timeline).await) })
+        .buffered(HISTORIES_AT_ONCE);
+    while let Some((timeline, history)) = read.next().await {
+        match history {
+            Ok(history) => histories.extend(history),
+            Err(error @ RepoError::Corrupt { .. }) => {
+                doubts.insert(timeline, Doubt::Damaged(error.to_string()));
             }
-            match history {
-                Ok(Some(history)) => graph.add(history),
-                Ok(None) => {}
-                Err(error @ RepoError::Corrupt { .. }) => {
-                    doubts.insert(timeline, Doubt::Damaged(error.to_string()));
-                }
-                Err(error) => return Err(error),
-            }
+            Err(error) => return Err(error),
         }
-        unread.retain(|timeline| !graph.contains(*timeline));
-        at_once = (2 * at_once).min(HISTORIES_AT_ONCE);
     }
-    Ok((graph, doubts))
+    Ok((histories, doubts))
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::{SegmentName, WalFileName};
+    use walpoint_storage::layout::AbandonedUntil;
+
+    use super::*;
+    use crate::index::tests::bed;
+
+    fn tli(id: u32) -> TimelineId {
+        TimelineId::new(id).unwrap()
+    }
+
+    /// Another server's timeline 3 comes from its own timeline 2: it says nothing of the stored one.
+    #[tokio::test]
+    async fn a_younger_timeline_of_another_server_leaves_the_stored_history_as_it_is() {
+        let bed = bed().await;
+        let archive = &bed.archive;
+        let fork = Some((tli(2), walpoint_base::Lsn(0x60_0000)));
+        for (id, text) in [(2, "1\t0/200000\tx\n"), (3, "1\t0/400000\tx\n2\t0/600000\ty\n")] {
+            archive.put_file(WalFileName::History(tli(id)), text.as_bytes().to_vec()).await.unwrap();
+        }
+        let load = async || {
+            let backups = Backups::of(archive.repository(), &archive.lineage().cluster);
+            LineageCatalog::load(archive.clone(), &backups, &[]).await.unwrap()
+        };
+        let begin =
+            |catalog: &LineageCatalog| catalog.facts().graph.history(tli(2)).unwrap().begin_of(tli(2));
+        let catalog = load().await;
+        assert_eq!(begin(&catalog), Some(walpoint_base::Lsn(0x20_0000)));
+        assert_eq!(catalog.facts().doubts.get(&tli(3)), Some(&Doubt::OtherAncestor(tli(2))));
+        assert!(catalog.disputed()[0].starts_with("timeline 3: two servers claim timeline 2"));
+        assert!(catalog.unread().is_empty());
+
+        let until = SegmentName { timeline: tli(3), log: 0, segment: 6 };
+        archive.abandon_timeline(AbandonedUntil { until, fork }, "a test copy", "dba").await.unwrap();
+        let catalog = load().await;
+        assert_eq!(begin(&catalog), Some(walpoint_base::Lsn(0x20_0000)));
+        assert!(catalog.facts().doubts.is_empty() && catalog.disputed().is_empty());
+        assert!(catalog.facts().graph.children(tli(2)).is_empty());
+    }
 }

@@ -3,10 +3,13 @@
 //! Base backups are those of the first repository alone: a restore reads one from one repository. What was asked of the catalogs before
 //! counts no more, but for the backups: the WAL of all is looked at anew.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use walpoint_base::TimelineId;
 use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::restore::{Answer, Doubt, Facts, Question};
 
+use super::histories::unsettled_contradictions;
 use super::{Catalog, LineageCatalog};
 use crate::wal::{TimelineOrigin, WalArchive};
 
@@ -32,35 +35,50 @@ impl LineageCatalog {
     fn joined(&self, others: &[&Self]) -> Self {
         let beside: Vec<WalArchive> = others.iter().map(|other| other.archive.clone()).collect();
         let own = &self.facts;
-        let (mut graph, mut doubts) = (own.graph.clone(), own.doubts.clone());
-        let mut without_history = own.without_history.clone();
+        let (mut doubts, mut without_history) = (own.doubts.clone(), own.without_history.clone());
         let mut abandoned = own.abandoned.clone();
-        for other in others {
-            let theirs = &other.facts;
-            for timeline in theirs.graph.ids() {
-                let lost = |doubt: &Doubt| matches!(doubt, Doubt::Missing | Doubt::Damaged(_));
-                let unknown = !graph.contains(timeline)
-                    || without_history.contains(&timeline)
-                    || doubts.get(&timeline).is_some_and(lost);
-                let known =
-                    !theirs.doubts.contains_key(&timeline) && !theirs.without_history.contains(&timeline);
-                if let (true, true, Some(history)) = (unknown, known, theirs.graph.history(timeline)) {
-                    graph.add(history.clone());
-                    doubts.remove(&timeline);
+        let mut stored = own.graph.stored().clone();
+        let mut known: BTreeSet<TimelineId> = own.graph.ids().collect();
+        for theirs in others.iter().map(|other| &other.facts) {
+            let certain = |timeline: &TimelineId| !theirs.doubts.contains_key(timeline);
+            for (timeline, history) in theirs.graph.stored().iter().filter(|(timeline, _)| certain(timeline))
+            {
+                stored.entry(*timeline).or_insert_with(|| history.clone());
+            }
+            for timeline in theirs.graph.ids().filter(certain) {
+                known.insert(timeline);
+                if !theirs.without_history.contains(&timeline) {
+                    let lost = |doubt: &Doubt| matches!(doubt, Doubt::Missing | Doubt::Damaged(_));
+                    doubts.retain(|of, doubt| *of != timeline || !lost(doubt));
                     without_history.remove(&timeline);
                 }
             }
+        }
+        // A repository may know what shows that a timeline of another one is another server's.
+        let said = others.iter().flat_map(|other| other.facts.abandoned.keys());
+        let claimed =
+            doubts.iter().filter(|(_, doubt)| doubt.is_of_two_servers()).map(|(timeline, _)| timeline);
+        let last = said.chain(claimed).chain(abandoned.keys()).copied().collect();
+        let (mut graph, contradictions) = TimelineGraph::of(stored.into_values(), &last);
+        known.into_iter().for_each(|timeline| graph.add_known(timeline));
+        for other in others {
+            let theirs = &other.facts;
             for (timeline, doubt) in &theirs.doubts {
-                if *doubt == Doubt::Refused || !graph.contains(*timeline) {
+                if doubt.is_of_two_servers() || !graph.contains(*timeline) {
                     doubts.entry(*timeline).or_insert_with(|| doubt.clone());
                     graph.add_known(*timeline);
                 }
             }
             // Under that number it may be another server's.
-            let origin = |graph: &TimelineGraph, timeline| graph.history(timeline).map(TimelineOrigin::of);
+            let origin = |graph: &TimelineGraph, timeline| {
+                graph.stored().get(&timeline).or_else(|| graph.history(timeline)).map(TimelineOrigin::of)
+            };
             let same = |timeline: TimelineId| origin(&graph, timeline) == origin(&theirs.graph, timeline);
             let said = theirs.abandoned.iter().filter(|(timeline, _)| same(**timeline));
             abandoned.extend(said.map(|(timeline, record)| (*timeline, record.clone())));
+        }
+        for (timeline, doubt) in unsettled_contradictions(contradictions, &abandoned) {
+            doubts.entry(timeline).or_insert(doubt);
         }
         let mut facts = Facts::new(own.lineage, own.major, own.segment_size, graph, own.backups.clone());
         (facts.doubts, facts.without_history, facts.abandoned) = (doubts, without_history, abandoned);
@@ -77,7 +95,7 @@ impl LineageCatalog {
             found_beside: others.iter().flat_map(|other| other.found_damaged()).collect(),
             believes_found: self.believes_found,
             facts,
-            wal: std::collections::BTreeMap::new(),
+            wal: BTreeMap::new(),
             promised: None,
             problems: self.problems.clone(),
             disputed: self.disputed.clone(),

@@ -6,6 +6,7 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 use walpoint_plan::graph::TimelineGraph;
+use walpoint_plan::restore::Doubt;
 use walpoint_plan::restore::windows::Consistency;
 use walpoint_plan::retention::{
     self, Candidate, Damage, DeletionRequest, HoldFacts, Protection, RegisteredLineage, RetainedLineage,
@@ -351,6 +352,13 @@ impl Gathered {
         for dispute in catalog.disputed() {
             self.notes.push(format!("{dispute}: in lineage {} the stored one counts", lineage.id));
         }
+        // What such a timeline needs of its ancestors' WAL is not what it seems to be.
+        let doubts = &catalog.facts().doubts;
+        let contradicts = |id: &TimelineId| matches!(doubts.get(id), Some(Doubt::OtherAncestor(_)));
+        let hangs_together = !doubts.keys().any(contradicts);
+        if !hangs_together {
+            self.notes.push(format!("all WAL of lineage {} stays until that is settled", lineage.id));
+        }
         let began = histories(archive).await?;
         let mut life = RetainedLineage {
             lineage: lineage.id,
@@ -364,7 +372,7 @@ impl Gathered {
         life.inherits.extend(self.facts.backups.iter().filter(shared).map(|backup| backup.id));
         for timeline in graph.ids() {
             let abandoned = &catalog.facts().abandoned;
-            let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id);
+            let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id) && !contradicts(id);
             let superseded = began.iter().filter(|(id, _)| counts(id)).map(|(_, at)| *at).min();
             // An abandoned timeline is not the one in use, however new it is.
             let (written, superseded) = match abandoned.get(&timeline) {
@@ -374,7 +382,7 @@ impl Gathered {
             life.timelines.insert(timeline, RetainedTimeline { written, superseded });
         }
         self.facts.lives.push(life);
-        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() });
+        self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() && hangs_together });
         Ok(())
     }
 

@@ -397,3 +397,24 @@ async fn a_hold_on_a_label_keeps_what_cannot_be_read_from_going_by_name() {
     run(&bed, &named(true)).await;
     assert_eq!(finished(&bed).await, [&ids[..1], &ids[2..]].concat());
 }
+
+/// What another server's younger timeline says of a stored one decides nothing about that one's WAL, nor does it know its own need.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_younger_timeline_contradicts_a_stored_history_all_wal_stays() {
+    let (bed, _) = world().await;
+    let before = segments(&bed).await;
+    for (id, text) in [
+        (2, "1\t0/6300000\tno recovery target specified\n"),
+        (3, "1\t0/6400000\tno recovery target specified\n2\t0/6500000\tno recovery target specified\n"),
+    ] {
+        let name = WalFileName::History(TimelineId::new(id).unwrap());
+        bed.archive.put_file(name, text.as_bytes().to_vec()).await.unwrap();
+    }
+    let report = run(&bed, &at_once(1)).await;
+    assert!(
+        report.notes.iter().any(|note| note.contains("two servers claim timeline 2")),
+        "{:?}",
+        report.notes
+    );
+    assert_eq!(segments(&bed).await, before);
+}
