@@ -371,3 +371,63 @@ fn the_second_of_two_is_refused_where_nothing_shows_who_was_first() {
     assert!(bed.cluster.log().contains("does not begin with what"), "{}", daemon.log());
     assert_eq!(is_stored(&bed, &ours), [false; 2]);
 }
+
+/// A copy that was promoted twice is on timeline 3, and its timeline 2 is not production's. Nothing of it is stored, and where a history of
+/// it is, that says nothing of production's timeline 2.
+#[test]
+fn a_timeline_that_comes_from_another_servers_timeline_says_nothing_of_productions() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    let [(heir, agent), (mut copy, _)] = [standby(&bed), standby(&bed)];
+    set(&copy, "archive_command", "false");
+    copy.promote();
+    // Nothing of it has a name that production archives.
+    segments(&copy, 12, 10);
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    heir.wait_replayed(&bed.cluster);
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let _heir = agent.daemon();
+    heir.promote();
+    all_done(&heir, &segments(&heir, 2, 100));
+    let plan = |arguments: &[&str], status| {
+        let output = agent.restore(&[&["plan", "--json"], arguments].concat()).expect_status(status);
+        serde_json::from_str::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let own = plan(&[], 0)["path"].clone();
+
+    let mut second = copy.standby();
+    let beside = Agent::with(&second, &bed.store);
+    beside.archive_from(&second);
+    second.start();
+    second.wait_replayed(&copy);
+    copy.stop(Shutdown::Fast);
+    let daemon = beside.daemon();
+    second.promote();
+    segments(&second, 1, 100);
+    refused(&second);
+    assert_eq!(of_timeline(&bed, "00000003"), Vec::<String>::new(), "{}", daemon.log());
+    let history = std::fs::read(second.wal_dir().join("00000003.history")).unwrap();
+    let (_, kept) = bed.archive().histories();
+    assert!(kept.iter().any(|(timeline, content)| timeline.get() == 3 && *content == history), "{kept:?}");
+    drop(daemon);
+    second.stop(Shutdown::Fast);
+    for (timeline, _) in kept {
+        let timeline = timeline.to_string();
+        agent.run(&["lineage", "settle", "--timeline", &timeline, "--reason", "a test"]).expect_success();
+    }
+    assert_eq!(plan(&[], 0)["path"], own);
+
+    bed.archive().put_history(3, history);
+    user::give_tree(bed.store.root().unwrap());
+    let doubt = plan(&[], 1);
+    assert!(doubt["message"].as_str().unwrap().contains("two servers claim timeline 2"), "{doubt:#}");
+    assert_eq!(plan(&["--target-timeline", "2"], 0)["path"], own);
+    all_done(&heir, &segments(&heir, 1, 100));
+    let settle = ["lineage", "settle", "--timeline", "3", "--abandoned", "--reason", "a test"];
+    agent.run(&settle).expect_success();
+    assert_eq!(plan(&[], 0)["path"], own);
+}

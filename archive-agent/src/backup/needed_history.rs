@@ -16,6 +16,7 @@ use walpoint_runtime::config::ClusterSettings;
 
 use crate::check::repository::Destination;
 use crate::check::source;
+use crate::wal::contradiction;
 use crate::wal::identity::other_history;
 use crate::wal::split_brain::SplitBrain;
 
@@ -65,8 +66,11 @@ impl LackingHistory {
                 archive.repository().name()
             ),
         };
-        TimelineHistory::parse(timeline, &content)
+        let history = TimelineHistory::parse(timeline, &content)
             .with_context(|| format!("{name} of the server is no history of timeline {timeline}"))?;
+        if let Some(split) = contradiction::refuse(archive, &history, &content, None).await? {
+            bail!("no backup was made: {split}");
+        }
         Ok(Some(Self { timeline, content }))
     }
 

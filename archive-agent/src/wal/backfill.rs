@@ -26,9 +26,11 @@ use super::archiver::Archiver;
 use super::base::oldest_backup;
 use super::check::history_in;
 use super::comparison::{self, Comparison};
+use super::contradiction;
 use super::disk;
 use super::identity;
 use super::neighbors;
+use super::split_brain::SplitBrain;
 use super::target::WalTarget;
 
 /// How often to look whether the server was promoted: the first checkpoint after that may remove what it no longer needs.
@@ -276,10 +278,26 @@ async fn store_histories(
             continue;
         }
         for target in uploader.targets().iter().filter(|target| target.acknowledges) {
-            match target.archive(cluster).await?.get(name).await {
+            let archive = target.archive(cluster).await?;
+            match archive.get(name).await {
                 Ok(None) => {}
+                Ok(Some(stored)) => {
+                    let ours = path.clone();
+                    // PostgreSQL may have removed it meanwhile.
+                    let ours = disk::look(directory, move || std::fs::read(ours)).await?.unwrap_or_default();
+                    if contradiction::differ(&ours, &stored.content) {
+                        // What lies here before this server's timeline is not what was archived under those names.
+                        let what = identity::other_history(&archive, timeline, &ours, &stored.content);
+                        archive.put_refused_history(timeline, ours).await?;
+                        let split = SplitBrain::new(&archive, timeline, what);
+                        target.refuse(&split, None);
+                        uploader.refused.notify_one();
+                        anyhow::bail!("{split}");
+                    }
+                    continue;
+                }
                 // One that is damaged is told of where it is needed.
-                Ok(Some(_)) | Err(RepoError::Corrupt { .. }) => continue,
+                Err(RepoError::Corrupt { .. }) => continue,
                 Err(error) => return Err(error.into()),
             }
             uploader.upload_to(target, name, path.clone(), false).await?;

@@ -2,7 +2,8 @@
 //!
 //! PostgreSQL hands a history over once, and not at all when it marked the file as archived by itself. So whoever stores WAL of
 //! a timeline stores its history, from beside the WAL, from `pg_wal` or from another repository. A history that differs from
-//! the one that is stored is kept beside it for readers elsewhere, and nothing of that timeline is stored. One that PostgreSQL has
+//! the one that is stored is kept beside it for readers elsewhere, and nothing of that timeline is stored; likewise one
+//! that descends from another timeline than an ancestor's that is stored. One that PostgreSQL has
 //! not written to its end is damaged, and refused by its name: it could never be replaced, and would lead recovery astray. A
 //! crash leaves a history or none.
 
@@ -18,6 +19,7 @@ use walpoint_storage::error::error_chain;
 
 use super::ancestry::Ancestry;
 use super::comparison::Comparison;
+use super::contradiction;
 use super::disk;
 use super::fork;
 use super::identity::{self, Evidence, other_history};
@@ -62,6 +64,9 @@ pub(super) async fn find(
         return Ok(FoundHistory::NotNeeded);
     }
     let (beside, place) = read_first(places, wal).await?.unzip();
+    // The histories of its ancestors lie there, too, if it is this server's.
+    let directory = place.as_deref().and_then(Path::parent).filter(|directory| *directory == wal);
+    let directory = directory.map(Path::to_owned);
     let lineage = archive.lineage().id;
     if let Some(history) = target.known(lineage, |known| known.history(timeline, beside.as_deref())) {
         return Ok(FoundHistory::Known(history));
@@ -108,6 +113,10 @@ pub(super) async fn find(
                 })?,
             };
             let history = parse(timeline, &content)?;
+            let directory = directory.as_deref();
+            if let Some(split) = contradiction::refuse(archive, &history, &content, directory).await? {
+                return Err(split.into());
+            }
             let ancestry = Ancestry { target, archive, around: others, cluster, wal, history: &history };
             refuse_a_copys(&ancestry, timeline).await?;
             Ok(FoundHistory::Missing(beside, content, history))

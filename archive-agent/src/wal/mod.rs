@@ -13,6 +13,7 @@
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`comparison`] | how a segment compares with the stored one |
+//! | [`contradiction`] | histories that descend from another server's timeline than the stored one |
 //! | [`split_brain`] | what is said of another server's WAL, and looking for it |
 //! | [`unwritten`] | whether it holds what this server has not written yet |
 //! | [`history`], [`neighbors`] | what has to fit before a segment is stored |
@@ -51,6 +52,7 @@ pub(crate) mod catch_up;
 pub(crate) mod check;
 pub(crate) mod claim;
 pub(crate) mod comparison;
+pub(crate) mod contradiction;
 pub(crate) mod control;
 pub(crate) mod disk;
 pub(crate) mod dropped;

@@ -32,6 +32,8 @@ pub(crate) struct SplitBrain {
     shown: bool,
     /// Whether the timeline itself is another server's than the one it left, whichever server asks.
     of_the_timeline: bool,
+    /// Whether the timeline comes from another server's timeline than the one of an ancestor's number that is stored.
+    of_another_ancestor: bool,
 }
 
 impl SplitBrain {
@@ -45,12 +47,18 @@ impl SplitBrain {
             what,
             shown: true,
             of_the_timeline: false,
+            of_another_ancestor: false,
         }
     }
 
     /// The same, where the timeline itself is another server's than the one that it left.
     pub(super) fn of_the_timeline(self) -> Self {
         Self { of_the_timeline: true, ..self }
+    }
+
+    /// The same, where the timeline comes from another server's timeline than the stored one.
+    pub(super) fn of_another_ancestor(self) -> Self {
+        Self { of_another_ancestor: true, ..self }
     }
 
     /// The same, where nothing shows that what is stored is another server's.
@@ -80,9 +88,17 @@ impl SplitBrain {
             );
         }
         let if_this = if self.shown { "If this" } else { "Unless that command applies: if this" };
+        let then = match self.of_another_ancestor {
+            true => format!(
+                " Then run \"archive-agent lineage settle --timeline {} --reason TEXT\". Until then a restore has to name its \
+                 timeline (--target-timeline).",
+                self.timeline
+            ),
+            false => String::new(),
+        };
         format!(
             "{if_this} server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it \
-             and then back it up. If it is a copy, set archive_mode = off on it.",
+             and then back it up. If it is a copy, set archive_mode = off on it.{then}",
             self.cluster
         )
     }
@@ -94,6 +110,12 @@ impl SplitBrain {
             return format!(
                 "{SPLIT_BRAIN}: timeline {timeline} in lineage {lineage} in repository {repository} is of another server than the timeline \
                  that it left, so nothing more is stored of it: {what}"
+            );
+        }
+        if self.of_another_ancestor {
+            return format!(
+                "{SPLIT_BRAIN}: timeline {timeline} comes from another server's timeline than the one that lineage {lineage} in \
+                 repository {repository} holds, so nothing of it is stored there: {what}"
             );
         }
         format!(

@@ -191,6 +191,12 @@ impl Archive {
         found.unwrap_or_else(|error| panic!("{file}: {error}")).map(|file| file.content)
     }
 
+    /// Stores a history whatever it says, as other versions did.
+    pub(crate) fn put_history(&self, timeline: u32, content: Vec<u8>) {
+        let name = walpoint_base::WalFileName::History(TimelineId::new(timeline).unwrap());
+        self.runtime.block_on(self.archive.put_file(name, content)).unwrap();
+    }
+
     /// The timelines that have a history, and those that were refused with their content.
     pub(crate) fn histories(&self) -> (Vec<TimelineId>, Vec<(TimelineId, Vec<u8>)>) {
         self.runtime.block_on(async {

@@ -1,6 +1,7 @@
 //! Copying from one repository to another what that one lacks.
 //!
-//! A timeline of which the two hold the WAL of two servers is left as it is, with those that began on its WAL behind the difference.
+//! A timeline of which the two hold the WAL of two servers is left as it is, with those that began on its WAL behind the difference,
+//! and with those whose histories say that they come from another server's timelines.
 //! The others are copied, so that an old branch keeps nothing from a repository. Likewise files that cannot be copied: after some of
 //! them in a row a comparison ends, and the next one begins behind them.
 
@@ -22,6 +23,7 @@ use walpoint_storage::store::ListedObject;
 use walpoint_words::format_chain;
 
 use super::Ranges;
+use crate::wal::contradiction;
 use crate::wal::elsewhere::Copies;
 use crate::wal::neighbors;
 use crate::wal::split_brain::SplitBrain;
@@ -63,14 +65,26 @@ impl Copy<'_> {
             tracing::info!(repository = self.target.name(), verdicts, "took over what is known of timelines");
         }
         let mut done = Done::new(copied, self.target.unfinished.tried(self.source));
-        self.histories(&mut done, scratch.path()).await?;
         let (timelines, mut others) = (self.from.timelines().await?, Vec::<SplitBrain>::new());
-        for timeline in timelines.iter().copied() {
-            let Some(first) = ranges.first(self.to, timeline).await? else { continue };
-            let other = match self.began_on_another(timeline, &others).await? {
-                None => self.timeline(first, &mut done, scratch.path()).await?,
-                other => other,
+        let lacking = self.lacking_histories().await?;
+        let all: BTreeSet<TimelineId> = timelines.iter().chain(&lacking).copied().collect();
+        for timeline in all {
+            let first = match timelines.contains(&timeline) {
+                true => ranges.first(self.to, timeline).await?,
+                false => None,
             };
+            let lacks_history = lacking.contains(&timeline);
+            if first.is_none() && !lacks_history {
+                continue;
+            }
+            // A history leads readers along its timeline: without the verdict on that it is not copied either.
+            let mut other = self.is_another_servers(timeline, &others).await?;
+            if other.is_none() && lacks_history {
+                self.history(timeline, &mut done, scratch.path()).await?;
+            }
+            if let (None, Some(first)) = (&other, first) {
+                other = self.timeline(first, &mut done, scratch.path()).await?;
+            }
             others.extend(other);
             if done.is_over() {
                 break;
@@ -89,17 +103,35 @@ impl Copy<'_> {
         Ok(Passed { left, ended_early })
     }
 
-    /// Copies the histories that are missing.
-    async fn histories(&self, done: &mut Done<'_>, scratch: &Path) -> anyhow::Result<()> {
+    /// The timelines of which the other repository has a history and this one has none.
+    async fn lacking_histories(&self) -> Result<BTreeSet<TimelineId>, RepoError> {
         let here: BTreeSet<TimelineId> = self.to.histories().await?.into_iter().collect();
-        for timeline in self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)) {
-            let name = WalFileName::History(timeline);
-            if self.target.beside.awaits(name) {
-                continue;
-            }
-            done.count_history(name, self.copy(Handed::of(name), scratch).await)?;
+        Ok(self.from.histories().await?.into_iter().filter(|timeline| !here.contains(timeline)).collect())
+    }
+
+    /// Copies a history that is missing.
+    async fn history(&self, timeline: TimelineId, done: &mut Done<'_>, scratch: &Path) -> anyhow::Result<()> {
+        let name = WalFileName::History(timeline);
+        if self.target.beside.awaits(name) {
+            return Ok(());
         }
-        Ok(())
+        done.count_history(name, self.copy(Handed::of(name), scratch).await)
+    }
+
+    /// What shows that a timeline of the other repository is not one of the server whose WAL this one holds, before anything is copied
+    /// of it. A history that shows it is kept beside, for readers that know this repository only, unless the timeline was abandoned.
+    async fn is_another_servers(
+        &self,
+        timeline: TimelineId,
+        others: &[SplitBrain],
+    ) -> anyhow::Result<Option<SplitBrain>> {
+        if let Some((split, history)) = contradiction::between(self.from, self.to, timeline).await? {
+            if !self.is_abandoned(timeline).await? {
+                self.to.put_refused_history(timeline, history).await?;
+            }
+            return Ok(Some(split));
+        }
+        self.began_on_another(timeline, others).await
     }
 
     /// Copies what is missing of a timeline from a segment on, up to where something shows that the two repositories hold the WAL of two

@@ -117,3 +117,25 @@ async fn nothing_is_stored_directly_behind_another_servers_wal() {
     let later = TimelineId::new(2);
     assert_eq!(copy.left_to_others(vec![split.clone()], later).await.unwrap(), Some(split));
 }
+
+/// Two sites: each promoted a standby to timeline 2, and one of them went on to timeline 3.
+#[tokio::test]
+async fn a_history_that_descends_from_another_servers_timeline_is_refused_and_not_copied() {
+    let two =
+        Two::new(&["000000020000000000000003", "000000030000000000000006", "000000040000000000000002"]).await;
+    let theirs = switch_in("000000010000000000000004", 0x800);
+    two.to.put_history(2, switch_in("000000010000000000000003", 0x800)).await;
+    two.from.put_history(2, theirs.clone()).await;
+    two.from.put_history(3, [theirs, switch_in("000000020000000000000006", 0x800)].concat()).await;
+    two.from.put("000000020000000000000005", 1).await;
+    two.from.put("000000030000000000000006", 1).await;
+    // Production's own next one is tried.
+    two.from.put_history(4, switch_in("000000010000000000000002", 0x800)).await;
+    two.from.put("000000040000000000000002", 1).await;
+    let (left, ended_early) = two.compare().await;
+    assert!(left.contains("2 files cannot be copied: 00000004.history") && !ended_early, "{left}");
+    assert_eq!(two.refused(), [2, 3]);
+    let listed = two.to.archive.all_histories().await.unwrap();
+    let refused: Vec<u32> = listed.refused.iter().map(|(timeline, _)| timeline.get()).collect();
+    assert_eq!((listed.stored.len(), refused), (1, vec![2, 3]));
+}
