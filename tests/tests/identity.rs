@@ -258,6 +258,52 @@ fn a_history_that_differs_is_kept_beside_and_nothing_of_its_timeline_is_stored()
     assert!(format!("{}{}", plan.stdout, plan.stderr).contains("in doubt"), "{plan:?}");
 }
 
+/// Where a copy has a lineage of its own, too: production, which comes second to another copy, has its history kept in the lineage that
+/// its WAL comes from, so that no restore takes that copy's end for the latest.
+#[test]
+fn a_history_that_differs_is_kept_beside_where_there_are_several_lineages() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1));
+    let next = |bed: &Bed| {
+        let (mut standby, agent) = standby(bed);
+        standby.set("archive_command", "false");
+        standby.start();
+        standby.wait_replayed(&bed.cluster);
+        (standby, agent)
+    };
+    let ask = |cluster: &Cluster, agent: &Agent| {
+        cluster.set("archive_command", agent.archive_command());
+        cluster.reload();
+        cluster.promote();
+    };
+    let (first, first_agent) = next(&bed);
+    let _first = first_agent.daemon();
+    ask(&first, &first_agent);
+    all_done(&first, &segments(&first, 1));
+    all_done(&bed.cluster, &segments(&bed.cluster, 1));
+    let (second, second_agent) = next(&bed);
+    second.promote();
+    second_agent.init(&["--new-lineage"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1));
+    let (heir, heir_agent) = next(&bed);
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let beside = heir_agent.daemon();
+    ask(&heir, &heir_agent);
+    segments(&heir, 1);
+    let kept = || {
+        let keys = bed.store.back_door().list("clusters");
+        keys.iter().filter(|key| key.contains("-1/history/00000002.history.refused/")).count()
+    };
+    wait::until_true(SOON, &format!("its history is kept\n{}", beside.log()), || kept() == 1);
+    let lineage = format!("{}-1", bed.cluster.system_id());
+    let plan = heir_agent.restore(&["plan", "--lineage", &lineage]).expect_status(1);
+    assert!(format!("{}{}", plan.stdout, plan.stderr).contains("in doubt"), "{plan:?}");
+}
+
 /// PostgreSQL does not hand a history over again that it marked as archived: whoever stores the first segment stores it.
 #[test]
 fn the_history_is_stored_before_the_first_segment() {

@@ -112,9 +112,14 @@ impl Bed {
     /// Stores the whole segment of that name. Segments of one seed continue each other, and those of others do not.
     pub(crate) async fn put(&self, name: &str, seed: u8) {
         let facts = facts(name.parse().unwrap(), seed);
-        let mut content = vec![seed; size().as_usize()];
-        content[..8].copy_from_slice(&facts.last_record.unwrap().0.to_le_bytes());
-        self.archive.put_segment(&facts, Bytes::from(content), WalFlags::default()).await.unwrap();
+        let content = Bytes::from(content(&facts, seed));
+        self.archive.put_segment(&facts, content, WalFlags::default()).await.unwrap();
+    }
+
+    /// Writes the segment of that name into `pg_wal`, as [`Self::put`] stores it.
+    pub(crate) fn write(&self, name: &str, seed: u8) {
+        let content = content(&facts(name.parse().unwrap(), seed), seed);
+        walpoint_base::durable::replace(&self.pgdata().join("pg_wal").join(name), &content, 0o600).unwrap();
     }
 
     /// Stores the history of a timeline.
@@ -122,6 +127,14 @@ impl Bed {
         let name = WalFileName::History(TimelineId::new(timeline).unwrap());
         self.archive.put_file(name, content).await.unwrap();
     }
+}
+
+fn content(facts: &SegmentFacts, seed: u8) -> Vec<u8> {
+    let mut content = vec![seed; size().as_usize()];
+    content[..8].copy_from_slice(&facts.last_record.unwrap().0.to_le_bytes());
+    // Where a page says which segment it is of.
+    content[8..16].copy_from_slice(&(facts.end.0 - size().bytes()).to_le_bytes());
+    content
 }
 
 /// What the WAL reader says of a segment.

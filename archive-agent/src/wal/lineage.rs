@@ -45,6 +45,8 @@ struct Candidate {
     archive: WalArchive,
     /// What shows that it holds another server's WAL, on which timeline.
     other: Option<(TimelineId, String)>,
+    /// The directory's history of a timeline of which it has another one.
+    history: Option<(TimelineId, Vec<u8>)>,
     /// The newest segment that is the same in it.
     same: Option<SegmentNo>,
 }
@@ -79,13 +81,14 @@ pub(crate) struct Choice {
 
 /// The lineage of a repository that a data directory archives to which is not bound to one of it; `None` if the cluster has none with
 /// this system identifier, or not the one that the directory is bound to in another repository (`elsewhere`): a server has the same
-/// number in all. Where its WAL shows none any more, what it showed `before` counts.
+/// number in all. Where its WAL shows none any more, what it showed `before` counts. Of a server that `archives`, a history that is
+/// refused is kept.
 pub(crate) async fn choose(
     repository: &Repository,
     cluster: &ClusterName,
     identity: &WalIdentity,
     (pgdata, elsewhere): (&Path, Option<LineageId>),
-    moment: &ServerMoment,
+    (moment, archives): (&ServerMoment, bool),
     before: Option<&Remembered>,
 ) -> Result<Option<Choice>, TargetError> {
     let known = |lineage: Lineage| Some(Choice { lineage, found: None });
@@ -111,7 +114,7 @@ pub(crate) async fn choose(
     let mut candidates = Vec::new();
     for lineage in lineages {
         let archive = repository.wal_to_read(&lineage).await?;
-        candidates.push(Candidate { lineage, archive, other: None, same: None });
+        candidates.push(Candidate { lineage, archive, other: None, history: None, same: None });
     }
     let chosen = decide(&mut candidates, &damaged, repository, identity, pgdata, moment).await?;
     let is_possible = |id: &LineageId| {
@@ -123,6 +126,9 @@ pub(crate) async fn choose(
         let shown = chosen.lineage.id;
         let found = Some(Remembered { incarnation: moment.incarnation, among, shown });
         return Ok(Some(Choice { lineage: chosen.lineage.clone(), found }));
+    }
+    if archives && moment.written.is_some() {
+        refuse_histories(&candidates, repository, identity, &pgdata.join("pg_wal")).await?;
     }
     let possible = candidates.iter().filter(|candidate| candidate.other.is_none());
     // It may be the server of one that cannot be read.
@@ -141,6 +147,36 @@ pub(crate) async fn choose(
         binding: pgdata.join(BINDING),
         lines: possible.map(|candidate| line(repository, &candidate.lineage)).collect(),
     })
+}
+
+/// Keeps the history of a server that gets no lineage beside the other one of its timeline, in each lineage whose older WAL the
+/// directory has: the server may come from there, and readers elsewhere know by nothing else that it does.
+async fn refuse_histories(
+    candidates: &[Candidate],
+    repository: &Repository,
+    cluster: &WalIdentity,
+    wal: &Path,
+) -> Result<(), RepoError> {
+    for candidate in candidates {
+        let Some((timeline, content)) = &candidate.history else { continue };
+        let (timeline, archive) = (*timeline, repository.wal(&candidate.lineage));
+        // What is damaged is no server's, and an inherited history is the parent's to be told from.
+        let stored = archive.histories().await?.contains(&timeline);
+        let Ok(history) = TimelineHistory::parse(timeline, content) else { continue };
+        if !stored || TimelineHistory::flaw(content).is_some() {
+            continue;
+        }
+        let mut older = identity::on_path(wal, history, cluster.segment_size).await?;
+        older.retain(|name| name.timeline < timeline);
+        let both = identity::in_both(&archive, older).await?;
+        for name in both.into_iter().take(LOOKED_FOR) {
+            if comparison::segment(&archive, cluster, wal, name).await? == Comparison::Same {
+                archive.put_refused_history(timeline, content.clone()).await?;
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Why nothing is stored while a lineage cannot be read that the server may belong to. `lines`: how the binding file names the others
@@ -193,7 +229,7 @@ pub(crate) async fn of_directory(
         return Ok(repository.read_lineage(cluster, *bound).await?);
     }
     let elsewhere = bound_elsewhere(&all, identity.system_id).map(|(_, id)| id);
-    let chosen = choose(repository, cluster, &identity, (pgdata, elsewhere), &moment, None).await?;
+    let chosen = choose(repository, cluster, &identity, (pgdata, elsewhere), (&moment, false), None).await?;
     Ok(chosen.map(|choice| choice.lineage))
 }
 
@@ -268,6 +304,7 @@ async fn histories(
                 Ok(Some(file)) if file.content != ours => {
                     let what = identity::other_history(&candidate.archive, timeline, &ours, &file.content);
                     candidate.other = Some((timeline, what));
+                    candidate.history = Some((timeline, ours.clone()));
                 }
                 // What is damaged proves nothing.
                 Ok(_) | Err(RepoError::Corrupt { .. }) => {}
@@ -319,4 +356,36 @@ async fn segments(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::PgMajor;
+
+    use super::super::fixtures::{Bed, size, switch_in};
+    use super::*;
+
+    /// A server without a lineage that has another history of timeline 2 than the one that is stored.
+    #[tokio::test]
+    async fn a_history_is_kept_where_the_servers_older_wal_is_stored() {
+        let (ours, timeline) = (switch_in("000000010000000000000003", 0x800), TimelineId::new(2).unwrap());
+        for (seed, kept) in [(1, 1), (2, 0)] {
+            let bed = Bed::new().await;
+            bed.put_history(2, switch_in("000000010000000000000002", 0x800)).await;
+            bed.put("000000010000000000000001", 1).await;
+            bed.write("000000010000000000000001", seed);
+            let (archive, repository) = (bed.archive.clone(), bed.archive.repository().clone());
+            let lineage = archive.lineage().clone();
+            let cluster = WalIdentity {
+                system_id: lineage.system_id(),
+                major: PgMajor::new(17).unwrap(),
+                segment_size: size(),
+            };
+            let history = Some((timeline, ours.clone()));
+            let other = Some((timeline, "it differs".to_owned()));
+            let candidates = [Candidate { lineage, archive, other, history, same: None }];
+            refuse_histories(&candidates, &repository, &cluster, &bed.pgdata().join("pg_wal")).await.unwrap();
+            assert_eq!(bed.archive.all_histories().await.unwrap().refused.len(), kept);
+        }
+    }
 }

@@ -75,7 +75,8 @@ impl WalTarget {
         let directory = (self.pgdata.as_path(), elsewhere);
         let before = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let chosen =
-            lineage::choose(repository, &self.cluster, cluster, directory, moment, before.as_ref()).await?;
+            lineage::choose(repository, &self.cluster, cluster, directory, (moment, true), before.as_ref())
+                .await?;
         let Some(Choice { lineage, found }) = chosen else { return Ok(None) };
         let found_out = found.is_some();
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = found;
