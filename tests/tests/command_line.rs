@@ -22,29 +22,6 @@ fn config(dir: &TestDir, text: &str) -> String {
     path.to_str().expect("a path").to_owned()
 }
 
-/// A log on a full disk costs the log, not what was to be done: the exit status is that of the command.
-#[test]
-fn a_standard_error_that_cannot_be_written_changes_no_exit_status() {
-    let dir = TestDir::new();
-    let text = "[repository.r]\nurl = \"file:///missing/repo\"\n[cluster.main]\nrepositories = [\"r\"]\npgdata = \"/missing\"\n";
-    let path = config(&dir, text);
-    let segment = "/missing/pg_wal/000000010000000000000001";
-    for (program, arguments) in [
-        ("archive-agent", vec!["status", "--config", &path]),
-        ("archive-agent", vec!["push", "--config", &path, segment]),
-        ("archive-push", vec!["--config", &path, "--socket", "/missing/push", segment]),
-        ("restore-agent", vec!["plan", "--config", &path]),
-    ] {
-        let expected = run(program, &arguments).status;
-        let mut command = Command::new(testbed::under_test(program));
-        command.args(&arguments).env_remove("WALPOINT_CONFIG").current_dir("/").stdout(Stdio::null());
-        command.stderr(fs::File::create("/dev/full").expect("/dev/full"));
-        let status = user::become_user(&mut command).status().expect("a program that starts");
-        assert_eq!(status.code(), Some(expected), "{program} {arguments:?}");
-        assert_ne!(expected, 0, "{program} {arguments:?} has something to write");
-    }
-}
-
 /// The address leads nowhere and the secret is not there: a check of the file opens neither.
 #[test]
 fn a_configuration_is_checked_without_opening_what_it_names() {
@@ -168,7 +145,7 @@ fn a_full_standard_error_changes_no_exit_status() {
             command
         };
         let status = |mut command: Command, errors: fs::File| {
-            command.stdout(std::process::Stdio::null()).stderr(errors).status().expect("a process").code()
+            command.stdout(Stdio::null()).stderr(errors).status().expect("a process").code()
         };
         let null = fs::File::options().write(true).open("/dev/null").expect("a device");
         let full = fs::File::options().write(true).open("/dev/full").expect("a device");

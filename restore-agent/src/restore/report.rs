@@ -18,7 +18,7 @@ use super::start::ConfigurationFiles;
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, required};
 use crate::plan::{self, PlanReport};
-use crate::settings;
+use crate::{settings, shell};
 
 /// What `restore-agent restore --json` prints.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -134,7 +134,7 @@ impl Restore {
                 "what was there lies in {}\nHINT: \"restore-agent rollback --pgdata {}\" puts it back. Delete it when it is \
                  no longer needed.",
                 record.places(),
-                shell::word(&self.layout.pgdata().to_string_lossy())
+                shell::word(&pgdata.to_string_lossy())
             ));
             notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
@@ -148,9 +148,8 @@ impl Restore {
                  WAL."
             ));
         }
-        if !pgdata.join("postgresql.conf").exists() {
-            notes.push(self.configuration_elsewhere(&files));
-        }
+        let elsewhere = !pgdata.join("postgresql.conf").exists();
+        notes.extend(elsewhere.then(|| self.configuration_elsewhere(&files)));
         RestoreReport {
             result: RestoreResult::Restored,
             pgdata: self.layout.pgdata().display().to_string(),
