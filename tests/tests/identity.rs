@@ -299,7 +299,7 @@ fn a_history_that_differs_is_kept_beside_where_there_are_several_lineages() {
         keys.iter().filter(|key| key.contains("-1/history/00000002.history.refused/")).count()
     };
     wait::until_true(SOON, &format!("its history is kept\n{}", beside.log()), || kept() == 1);
-    let lineage = format!("{}-1", bed.cluster.system_id());
+    let lineage = format!("{}-1", heir.system_id());
     let plan = heir_agent.restore(&["plan", "--lineage", &lineage]).expect_status(1);
     assert!(format!("{}{}", plan.stdout, plan.stderr).contains("in doubt"), "{plan:?}");
 }
