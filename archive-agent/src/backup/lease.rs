@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::time::Instant;
 use walpoint_base::ClusterName;
 use walpoint_base::diagnostic::shown;
 use walpoint_repo::lease::{BACKUP, HeldLease, Holder, LeaseAnswer, Leases, Renewed};
@@ -17,11 +18,17 @@ use crate::check::repository::Destination;
 const SECONDS: u32 = 900;
 /// How often it is renewed.
 const RENEWAL: Duration = Duration::from_secs(300);
+/// How often one that was stolen is asked for again.
+const REGAINING: Duration = Duration::from_secs(10);
 
 /// The leases that a backup has, one for each copy.
 #[derive(Debug)]
 pub(crate) struct BackupLeases {
     held: Vec<(String, HeldLease)>,
+    /// Those that another backup took over meanwhile. They are asked for again: once that one has ended, the next one would
+    /// resume and abort this one, which still runs.
+    stolen_here: Vec<(String, Leases)>,
+    holder: Holder,
     /// Whether somebody else's was taken over though it was good: that backup may still be running.
     pub(crate) stolen: bool,
 }
@@ -35,10 +42,10 @@ impl BackupLeases {
         steal: bool,
     ) -> anyhow::Result<Self> {
         let holder = this_process(agent);
-        let mut leases = Self { held: Vec::new(), stolen: false };
+        let mut leases = Self { held: Vec::new(), stolen_here: Vec::new(), holder, stolen: false };
         for copy in copies {
-            let asked =
-                Leases::of(&copy.repository, cluster, BACKUP).ask(&holder, SECONDS, steal, is_dead).await;
+            let of_copy = Leases::of(&copy.repository, cluster, BACKUP);
+            let asked = of_copy.ask(&leases.holder, SECONDS, steal, is_dead).await;
             let asked = asked.with_context(|| format!("the lease on backups in repository {}", copy.name()));
             match asked {
                 Ok(LeaseAnswer::Held(held, before)) => {
@@ -84,7 +91,8 @@ impl BackupLeases {
                 Ok(Renewed::Lost) => {
                     tracing::warn!(
                         repository,
-                        "another backup of the cluster took the lease (--steal-lease)\nDETAIL: Both continue."
+                        "another backup of the cluster took the lease (--steal-lease)\nDETAIL: Both continue.\nHINT: Begin no \
+                         third one while this one runs: it may resume and abort this one."
                     );
                     lost.push(n);
                 }
@@ -93,14 +101,37 @@ impl BackupLeases {
                 }
             }
         }
-        lost.into_iter().rev().for_each(|n| drop(self.held.remove(n)));
+        for n in lost.into_iter().rev() {
+            let (repository, held) = self.held.remove(n);
+            self.stolen_here.push((repository, held.leases().clone()));
+        }
+    }
+
+    /// Asks again for those that were stolen, which are free when that backup has ended.
+    async fn regain(&mut self) {
+        for (repository, leases) in std::mem::take(&mut self.stolen_here) {
+            match leases.ask(&self.holder, SECONDS, false, is_dead).await {
+                Ok(LeaseAnswer::Held(held, _)) => self.held.push((repository, *held)),
+                Ok(_) => self.stolen_here.push((repository, leases)),
+                Err(error) => {
+                    tracing::debug!(repository, "the lease was not asked for again: {}", error_chain(&error));
+                    self.stolen_here.push((repository, leases));
+                }
+            }
+        }
     }
 
     /// Renews them again and again; never ends.
     pub(crate) async fn keep(&mut self) {
+        let mut renewed = Instant::now();
         loop {
-            tokio::time::sleep(RENEWAL).await;
-            self.renew().await;
+            let rest = RENEWAL.saturating_sub(renewed.elapsed());
+            tokio::time::sleep(if self.stolen_here.is_empty() { rest } else { rest.min(REGAINING) }).await;
+            self.regain().await;
+            if renewed.elapsed() >= RENEWAL {
+                renewed = Instant::now();
+                self.renew().await;
+            }
         }
     }
 
@@ -172,6 +203,32 @@ fn started(process: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::fixtures::Bed;
+
+    #[tokio::test]
+    async fn a_stolen_lease_is_had_again_when_the_thief_has_ended() {
+        let bed = Bed::new().await;
+        let leases = Leases::of(bed.archive.repository(), &"main".parse().unwrap(), BACKUP);
+        let ask = async |name: &str, steal: bool| match leases
+            .ask(&this_process(name), SECONDS, steal, is_dead)
+            .await
+            .unwrap()
+        {
+            LeaseAnswer::Held(held, _) => Some(*held),
+            _ => None,
+        };
+        let held = vec![("main".to_owned(), ask("first", false).await.unwrap())];
+        let (stolen_here, holder) = (Vec::new(), this_process("first"));
+        let mut first = BackupLeases { held, stolen_here, holder, stolen: false };
+        let second = ask("second", true).await.unwrap();
+        first.renew().await;
+        first.regain().await;
+        assert_eq!((first.held.len(), first.stolen_here.len()), (0, 1));
+        second.release().await.unwrap();
+        first.regain().await;
+        assert_eq!((first.held.len(), first.stolen_here.len()), (1, 0));
+        assert!(ask("third", false).await.is_none(), "the first one still runs");
+    }
 
     #[test]
     fn a_process_is_dead_only_when_that_is_certain() {

@@ -91,7 +91,8 @@ pub(crate) struct BackupArgs {
     /// Begin with a spread checkpoint, which spares the disks and may take minutes.
     #[arg(long, conflicts_with = "fast", help_heading = READ)]
     spread: bool,
-    /// Begin even if another backup of the cluster holds the lease. If that one still runs, both are made.
+    /// Begin even if another backup of the cluster holds the lease. If that backup still runs, both are made. Do not begin a
+    /// third one before it has ended: the third one may abort it.
     #[arg(long, help_heading = help::OVERRIDES)]
     steal_lease: bool,
 }

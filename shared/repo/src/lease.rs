@@ -315,6 +315,11 @@ impl Leases {
 }
 
 impl HeldLease {
+    /// The task that it is on.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
     /// Holds it for another while.
     pub async fn renew(&mut self) -> Result<Renewed> {
         let (n, renewal) = (self.n + 1, self.lease.renewal.saturating_add(1));
