@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, TimelineId};
+use walpoint_plan::retention::CLOCK_LIMIT;
 use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::Result;
-use walpoint_storage::layout::ClusterObject;
+use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
+use super::delete::NAMED;
 use crate::backup::{AnnouncedSet, Announcement, AnnouncementReason, Backups, NumberedAnnouncement, PackNo};
 use crate::reach::Roots;
 
@@ -34,6 +36,30 @@ impl KnownAnnouncements {
     /// What is named to be deleted.
     pub(super) fn all(&self) -> AnnouncedNames {
         self.eligible(Timestamp::MAX)
+    }
+
+    /// What to know of announcements that the store got while its clock was ahead: their grace period begins in the future.
+    pub(super) fn early(
+        &self,
+        paths: &ClusterPaths,
+        now: Timestamp,
+        grace: SignedDuration,
+    ) -> Option<String> {
+        let expired = |one: &&NumberedAnnouncement| one.announcement.reason == AnnouncementReason::Expired;
+        // Clocks that differ by less are taken for right.
+        let latest = now.saturating_add(CLOCK_LIMIT).unwrap_or(Timestamp::MAX);
+        let early: Vec<_> = self.0.iter().filter(expired).filter(|one| one.stored > latest).collect();
+        let stored = early.iter().map(|one| one.stored).max()?;
+        let until = stored.saturating_add(grace).unwrap_or(Timestamp::MAX);
+        let keys: Vec<String> =
+            early.iter().take(NAMED).map(|one| paths.announcement(one.n).to_string()).collect();
+        Some(format!(
+            "marks for deletion were stored while the store's clock was ahead, and what they name is not deleted before \
+             {until:.0}\nDETAIL: The store has these with times up to {stored:.0}: {}.\nHINT: In a directory, set their times \
+             right (touch). In another store, delete them: the next expire marks the same objects again, and deletions \
+             that were asked for by name have to be asked for once more.",
+            keys.join(", ")
+        ))
     }
 
     /// What is named to be deleted by announcements that the store has had since `until` or longer.

@@ -1,6 +1,7 @@
 //! Deleting what was announced and is still out of reach.
 //!
-//! Intents and progress first, then manifests, then packs, then WAL, whose index forgets it before it goes. An object that
+//! Intents and progress first, then manifests, then packs, then WAL, whose index forgets it before it goes, unless
+//! there is no room to write that. An object that
 //! the store does not let go (a lock, missing rights) is reported, stays announced, and is tried again by the next run. A backup whose
 //! manifest stays so is listed, and keeps its packs and its WAL; a tombstone keeps nothing.
 //! Objects go a thousand at a time where the store has requests for that.
@@ -8,12 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, SegmentNo};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, Prefix};
 use walpoint_storage::store::{BULK, ListedObject};
 
 use super::announcements::{AnnouncedNames, KnownAnnouncements};
+use super::full_disk;
 use super::report::Expired;
 use super::scan::Tally;
 use crate::Repository;
@@ -92,7 +94,14 @@ impl<'a> Deleter<'a> {
             let eligible = self.eligible.wal();
             for ((_, timeline), runs) in eligible.iter().filter(|((id, _), _)| *id == lineage.id) {
                 let gone = self.roots.unneeded(lineage.id, *timeline, runs);
-                writer.forget(*timeline, &gone).await?;
+                match writer.forget(*timeline, &gone).await {
+                    Err(error) if full_disk::is_lacking(&error) => {
+                        let first = self.roots.first_needed(lineage.id, *timeline);
+                        self.sweep_before(&wal.timeline(*timeline), first).await?;
+                        writer.forget(*timeline, &gone).await?;
+                    }
+                    forgotten => drop(forgotten?),
+                }
                 self.sweep(&wal.timeline(*timeline), |_| true).await?;
                 for level in [crate::index::GROUP_LEVEL, crate::index::DIRECTORY_LEVEL] {
                     self.sweep(&wal.index(*timeline, level), |_| true).await?;
@@ -103,6 +112,17 @@ impl<'a> Deleter<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Deletes segments that come before everything needed of their timeline, without room to write that the index forgets them. In an
+    /// index that promises too much there no window begins, and what a plan takes from it is looked for before it is followed.
+    async fn sweep_before(&mut self, timeline: &Prefix, needed: Option<SegmentNo>) -> Result<()> {
+        let roots = self.roots.clone();
+        let is_old = move |object: &ClusterObject| {
+            let last = roots.lineage_segments(object).map(|segments| segments.last);
+            last.is_some_and(|last| needed.is_none_or(|needed| last < needed))
+        };
+        self.sweep(timeline, is_old).await
     }
 
     /// Where to look for what is of some backups: at each of them, or at once where they are many.
@@ -165,6 +185,11 @@ impl<'a> Deleter<'a> {
     pub(super) fn tell(&self, report: &mut Expired) {
         report.denied_count = u64::try_from(self.locked.len()).unwrap_or(u64::MAX);
         report.denied_objects = self.locked.iter().take(NAMED).map(|(_, key)| key.clone()).collect();
+    }
+
+    /// What was deleted so far.
+    pub(super) fn deleted(&self) -> &BTreeMap<Class, Tally> {
+        &self.deleted
     }
 
     pub(super) fn into_deleted(self) -> BTreeMap<Class, Tally> {

@@ -56,6 +56,10 @@ pub(super) async fn make(
     options: &ExpireOptions,
     report: &mut Expired,
 ) -> Result<Room> {
+    report.notes.push(
+        "the filesystem is full: what had been announced long enough ago was deleted before anything was written"
+            .to_owned(),
+    );
     let store = repository.store();
     let assumed = clock::of_full(store, cluster).await?;
     report.temporary_file_count = store.remove_leftovers(cluster, LEFTOVER).await?;
@@ -71,20 +75,34 @@ pub(super) async fn make(
     }
 }
 
-/// The error, with the way out if there was no room even then.
-pub(super) fn explain(error: RepoError) -> RepoError {
-    let lacking = is_lacking(&error);
+/// The error, with what was `deleted` before and the way out, if that did not make enough room.
+pub(super) fn explain(error: RepoError, deleted: &BTreeMap<Class, Tally>) -> RepoError {
+    if !is_lacking(&error) {
+        return error;
+    }
+    let (objects, bytes) = deleted.values().fold((0u64, 0u64), |(objects, bytes), tally| {
+        (objects.saturating_add(tally.objects), bytes.saturating_add(tally.bytes))
+    });
+    let before = match objects {
+        0 => "Nothing was deleted: of what was announced for deletion long enough ago, nothing can be deleted before something \
+              is written."
+            .to_owned(),
+        _ => format!(
+            "Of what was announced for deletion long enough ago, objects were deleted first ({objects}, with {bytes} bytes), \
+             and that did not make enough room."
+        ),
+    };
+    let source = |source: &dyn std::fmt::Display| {
+        format!(
+            "{source}\nDETAIL: {before}\nHINT: Make the filesystem larger, or take something off it that is not the \
+             repository's: a few megabytes are enough. Then run it again."
+        )
+    };
     match error {
-        RepoError::Unavailable { what, store, source } if lacking => RepoError::Unavailable {
-            what,
-            store,
-            source: format!(
-                "{source}\nDETAIL: What was announced for deletion long enough ago is deleted before anything is written, and \
-                 that did not make enough room to announce the rest.\nHINT: Make the filesystem larger, or take something off \
-                 it that is not the repository's: a few megabytes are enough."
-            )
-            .into(),
-        },
+        RepoError::Unavailable { what, store, source: cause } => {
+            let source = source(&cause).into();
+            RepoError::Unavailable { what, store, source }
+        }
         error => error,
     }
 }

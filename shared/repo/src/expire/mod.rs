@@ -112,22 +112,36 @@ pub async fn expire(
     let mut report = Expired::new(repository, cluster, options);
     let compared = if options.dry_run { Ok(None) } else { clock::compare(repository.store()).await };
     let room = match compared {
-        Ok(ahead) => Room::without_need(ahead),
-        Err(error) if full_disk::is_lacking(&error) => {
-            report.notes.push(
-                "the filesystem is full: what had been announced long enough ago was deleted before anything was written"
-                    .to_owned(),
-            );
-            full_disk::make(repository, cluster, options, &mut report).await.map_err(full_disk::explain)?
-        }
+        Ok(ahead) => Some(Room::without_need(ahead)),
+        Err(error) if full_disk::is_lacking(&error) => None,
         Err(error) => return Err(error),
     };
+    if let Some(room) = room {
+        match after(repository, cluster, options, &room, report.clone()).await {
+            // There was room for a few bytes and for no more.
+            Err(error) if full_disk::is_lacking(&error) => {}
+            expired => return expired,
+        }
+    }
+    let room = full_disk::make(repository, cluster, options, &mut report).await;
+    let room = room.map_err(|error| full_disk::explain(error, &BTreeMap::new()))?;
+    let expired = after(repository, cluster, options, &room, report).await;
+    expired.map_err(|error| full_disk::explain(error, &room.deleted))
+}
+
+/// The run, after room was made.
+async fn after(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: &ExpireOptions,
+    room: &Room,
+    mut report: Expired,
+) -> Result<Expired> {
     report.clock_ahead_seconds = room.ahead.map(|ahead| ahead.as_secs());
     // Stores tell whole seconds: less than two are no difference.
     let ahead =
         if room.assumed.abs() < SignedDuration::from_secs(2) { SignedDuration::ZERO } else { room.assumed };
-    let report = announce_and_delete(repository, cluster, options, ahead, report).await;
-    let mut report = report.map_err(full_disk::explain)?;
+    let mut report = announce_and_delete(repository, cluster, options, ahead, report).await?;
     report.deleted(&room.deleted);
     Ok(report)
 }
@@ -176,6 +190,7 @@ async fn announce_and_delete(
         None => by_name.then(|| roots.clone()),
     };
     let announced = KnownAnnouncements::read(&backups).await?;
+    report.notes.extend(announced.early(backups.paths(), store_now(), options.grace));
     let finished = gathered.facts.backups.iter().map(|backup| backup.id).collect();
     let standards = Standards {
         roots: &roots,
@@ -263,7 +278,7 @@ async fn delete_announced(
     };
     let deleted = deleted.await;
     deleter.tell(report);
-    deleted?;
+    deleted.map_err(|error| full_disk::explain(error, deleter.deleted()))?;
     // An unfinished backup builds on them: a later run deletes them.
     let requested = decisions.iter().filter(|decision| decision.is_requested()).map(|d| d.backup.id);
     let waiting = requested.filter(|id| deleter.roots().needs_backup(*id)).collect();

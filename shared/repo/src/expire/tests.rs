@@ -1,6 +1,7 @@
 //! Expiry against a repository in a directory, whose files' times are the store's clock.
 
 mod damage;
+mod full_disk;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -221,56 +222,6 @@ async fn all_is_well(bed: &Bed, ids: &[BackupId]) {
     let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
     let status = catalog.status().await.unwrap();
     assert_eq!(status.lineages[0].errors, [] as [String; 0]);
-}
-
-/// K1: where the filesystem is full, what was announced long enough ago goes before anything has to be written, and the error
-/// names the way out if there is nothing of the kind.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_filesystem_is_expired() {
-    let (bed, ids) = world().await;
-    let crashing = CrashingStore::new(bed.dir.path(), u32::MAX);
-    let repository = Repository::over("main", crashing.store(), None).await.unwrap();
-    crashing.fill(5);
-    let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();
-    let text = walpoint_storage::error::error_chain(&error);
-    assert!(text.contains("Make the filesystem larger, or take something off it"), "{text}");
-    assert_eq!(finished(&bed).await, ids);
-
-    crashing.fill(0);
-    run(&bed, &keep(2)).await;
-    age(&bed, "announcements/", 25).await;
-    crashing.fill(5);
-    let report = expire(&repository, &cluster(), &keep(2)).await.unwrap();
-    assert_eq!(finished(&bed).await, ids[3..]);
-    assert!(report.freed_bytes > 0, "{report:#?}");
-    assert_eq!(report.classes.iter().find(|c| c.class == Class::Segment).unwrap().deleted_count, 35);
-    assert!(report.notes.iter().any(|note| note.contains("the filesystem is full")), "{report:#?}");
-    all_is_well(&bed, &ids[3..]).await;
-}
-
-/// K1: where a full filesystem is another machine's, whose clock is behind, nothing goes before its time by that clock.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_filesystem_is_expired_by_its_own_clock() {
-    let (bed, ids) = world().await;
-    run(&bed, &keep(2)).await;
-    // Two hours behind: what was stored now was stored at that time there, and what was announced 25 hours ago, 23 hours ago.
-    let behind = Duration::from_secs(2 * 3600);
-    for key in keys(&bed).await {
-        let file = File::open(path(&bed, &key)).unwrap();
-        let then = SystemTime::now() - behind;
-        if file.metadata().unwrap().modified().unwrap() > then {
-            file.set_modified(then).unwrap();
-        }
-    }
-    age(&bed, "announcements/", 25).await;
-    let crashing = CrashingStore::new(bed.dir.path(), u32::MAX);
-    let repository = Repository::over("main", crashing.store(), None).await.unwrap();
-    crashing.fill(5);
-    let early = expire(&repository, &cluster(), &keep(2)).await;
-    assert_eq!(finished(&bed).await, ids, "{early:#?}");
-    age(&bed, "announcements/", 27).await;
-    expire(&repository, &cluster(), &keep(2)).await.unwrap();
-    assert_eq!(finished(&bed).await, ids[3..]);
 }
 
 /// K1, K2, K3: nothing goes before its time, then exactly what is not needed, and a dry run changes nothing.

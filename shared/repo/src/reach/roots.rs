@@ -161,6 +161,11 @@ impl Roots {
         rest
     }
 
+    /// The first segment of a timeline that is needed, if any is.
+    pub fn first_needed(&self, lineage: LineageId, timeline: TimelineId) -> Option<SegmentNo> {
+        self.lineages.get(&lineage)?.1.needed(timeline)?.first()
+    }
+
     /// Whether any segment of a timeline from `first` to `last` is needed.
     pub fn needs_segments(
         &self,
