@@ -14,6 +14,7 @@
 //! | [`mod@verify`] | proving that what is kept is what was written |
 //! | [`reach`] | which objects somebody may still need |
 //! | [`holds`] | who forbade to delete what |
+//! | `whole` | whether an object is what was written |
 //! | [`cpu`] | where heavy computing runs |
 
 mod acknowledging;
@@ -35,6 +36,7 @@ pub mod reach;
 pub mod repository;
 pub mod verify;
 pub mod wal;
+mod whole;
 #[cfg(test)]
 mod worlds;
 

@@ -296,14 +296,7 @@ impl Run<'_> {
                 (of(&[RetentionVerdict::Onward]), of(&[RetentionVerdict::Alone, RetentionVerdict::Drop]))
             }
         };
-        let need = WalNeed::of(&WalRoots {
-            graph: &catalog.facts().graph,
-            size,
-            onward: &onward,
-            alone: &alone,
-            unfinished: &[],
-            in_use: false,
-        });
+        let need = need_of(catalog, &onward, &alone);
         for backup in onward.iter().chain(&alone) {
             self.consistent(catalog, backup).await?;
         }
@@ -331,9 +324,17 @@ impl Run<'_> {
                 wanted = self::wanted(catalog, &need, timeline).await?;
             }
             for gap in catalog.ask(None, gaps).await? {
-                self.gap(lineage.id, size, &gap, &need, &onward);
+                if self.is_lost(&lineage, &gap, &need).await? {
+                    let onward = self.there_now(&onward).await?;
+                    let need = need_of(catalog, &onward, &self.there_now(&alone).await?);
+                    self.gap(lineage.id, size, &gap, &need, &onward);
+                }
             }
             self.report.segment_count = self.report.segment_count.saturating_add(wanted.count());
+            if self.options.depth != Depth::Full {
+                let archive = catalog.archive().clone();
+                self.parts(&archive, timeline, &mut wanted).await?;
+            }
             there.insert(timeline, wanted);
         }
         for problem in catalog.problems() {
@@ -356,6 +357,9 @@ impl Run<'_> {
         let id = backup.id;
         let wal = Consistency { start: id.start(), end: backup.stop, end_timeline: backup.stop_timeline };
         let missing = catalog.lacking(wal).await?;
+        if !missing.is_empty() && self.is_gone(id).await? {
+            return Ok(());
+        }
         let (paths, size) = (catalog.archive().paths().clone(), catalog.lineage().segment_size);
         for range in missing {
             self.report.finding(VerifyFinding {
@@ -368,6 +372,17 @@ impl Run<'_> {
             });
         }
         Ok(())
+    }
+
+    /// Those of these backups that were not deleted meanwhile.
+    async fn there_now(&mut self, backups: &[Candidate]) -> Result<Vec<Candidate>> {
+        let mut there = Vec::with_capacity(backups.len());
+        for backup in backups {
+            if !self.is_gone(backup.id).await? {
+                there.push(backup.clone());
+            }
+        }
+        Ok(there)
     }
 
     /// A gap, if anything that is promised lies behind it.
@@ -396,6 +411,18 @@ impl Run<'_> {
             remedy: Cure::ResupplyOrBackup("the gap"),
         });
     }
+}
+
+/// The WAL that these backups need, the first ones with all that came after them.
+fn need_of(catalog: &LineageCatalog, onward: &[Candidate], alone: &[Candidate]) -> WalNeed {
+    WalNeed::of(&WalRoots {
+        graph: &catalog.facts().graph,
+        size: catalog.lineage().segment_size,
+        onward,
+        alone,
+        unfinished: &[],
+        in_use: false,
+    })
 }
 
 /// The segments of a timeline that are needed and believed to be there.

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `light` | everything that the manifests and the promised windows refer to exists, with its size |
+//! | `parts` | whether the parts of large segments are there |
 //! | `chain` | whether neighboring segments continue each other |
 //! | `blocks` | every block of every backup: frame check, hash, page checksum |
 //! | `wal` | every segment that is needed: hashes, and records across segments |
@@ -20,6 +21,7 @@ mod blocks;
 mod chain;
 pub(crate) mod light;
 mod others;
+mod parts;
 mod report;
 mod sample;
 #[cfg(test)]

@@ -12,9 +12,9 @@ use walpoint_storage::object::{ObjectHeader, ObjectKind};
 
 use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
-use super::sample::whole;
 use super::{Run, Segment};
 use crate::wal::WalArchive;
+use crate::whole::whole;
 
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 4;

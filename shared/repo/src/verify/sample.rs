@@ -1,4 +1,4 @@
-//! A share of the objects, or as many as a time allows. Objects are taken in a fixed order, packs before segments, and
+//! A share of the objects, or as many as a time allows. Objects are taken in a fixed order, packs before segments, each by their names, and
 //! each run goes on behind the object with which the last one stopped, around the end to the beginning: so in some runs
 //! everything is read. What is read of an object is all of it, with every check it carries, and of a segment its records, unless it is long;
 //! page checksums and the manifests' tables are the full verification's.
@@ -12,8 +12,8 @@ use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, SegmentName, SegmentNo, WalFileName};
 use walpoint_storage::error::{RepoError, Result, error_chain, found};
-use walpoint_storage::layout::{ClusterPaths, Key};
-use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
+use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter};
 use walpoint_storage::store::NumberClaim;
 
 use super::light::NeededWal;
@@ -21,6 +21,7 @@ use super::report::FindingKind;
 use super::wal::{LONGEST, hashed};
 use super::{Depth, Run};
 use crate::wal::WalArchive;
+use crate::whole::whole;
 
 /// Objects that are read at the same time.
 const AT_ONCE: usize = 2;
@@ -46,6 +47,11 @@ enum Item {
 }
 
 impl Item {
+    /// Its place among all: packs before segments, each by their names.
+    fn order(&self) -> (bool, &Key) {
+        (matches!(self, Self::Segment(..)), self.key())
+    }
+
     fn key(&self) -> &Key {
         match self {
             Self::Pack(_, _, key) | Self::Segment(_, _, key) => key,
@@ -58,8 +64,14 @@ impl Run<'_> {
     pub(super) async fn sample(&mut self, needed: &[NeededWal]) -> Result<()> {
         let mut items = self.items(needed);
         let (last, place) = self.place().await?;
-        let begin = items.iter().position(|item| item.key().as_str() == place.after).map_or(0, |at| at + 1);
-        let begin = begin.min(items.len());
+        // What was read last may have been deleted since: the next one is what comes behind its name.
+        let paths = ClusterPaths::new(self.cluster);
+        let after = place.after.parse::<Key>().ok();
+        let is_pack = |key: &Key| matches!(paths.parse(key), Some(ClusterObject::Pack(..)));
+        let begin = after.map_or(0, |after| {
+            let after = (!is_pack(&after), &after);
+            items.partition_point(|item| item.order() <= after)
+        });
         items.rotate_left(begin);
         let (count, until) = match self.options.depth {
             Depth::Sample(share) => (wanted(items.len(), share), None),
@@ -141,6 +153,7 @@ impl Run<'_> {
                 }
             }
         }
+        items.sort_by(|a, b| a.order().cmp(&b.order()));
         items
     }
 
@@ -205,25 +218,6 @@ fn wanted(objects: usize, share: f64) -> usize {
     let wanted =
         u64::try_from(objects).unwrap_or(u64::MAX).saturating_mul(u64::from(parts)).div_ceil(1_000_000);
     usize::try_from(wanted).unwrap_or(usize::MAX).max(1).min(objects)
-}
-
-/// Reads a whole object, a frame at a time: the plain bytes in it.
-pub(super) async fn whole(sealer: Sealer, kind: ObjectKind, key: Key, bytes: bytes::Bytes) -> Result<u64> {
-    crate::cpu::run(move || {
-        let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
-        let mut reader = ObjectReader::open(&sealer, &[kind], &key, bytes).map_err(corrupt)?;
-        let (mut frame, mut plain) = (Vec::new(), 0u64);
-        loop {
-            frame.clear();
-            if reader.next_frame(&mut frame).map_err(corrupt)?.is_none() {
-                break;
-            }
-            plain += u64::try_from(frame.len()).unwrap_or(0);
-        }
-        reader.finish().map_err(corrupt)?;
-        Ok(plain)
-    })
-    .await?
 }
 
 /// Reads a segment and its records; a long one a part at a time, and by its hashes alone, as the full verification does.

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 use walpoint_plan::retention::Policy;
-use walpoint_storage::layout::ClusterPaths;
+use walpoint_storage::layout::{ClusterPaths, Key};
+use walpoint_storage::object::{ObjectKind, ObjectReader};
 use walpoint_storage::store::crashing::CrashingStore;
 
 use super::*;
@@ -261,6 +262,29 @@ async fn samples_go_on_where_the_last_one_stopped() {
         let report = run(&bed, Depth::Budget(time)).await;
         assert_eq!(report.finding_count, 95, "{time:?}");
     }
+}
+
+/// K4: a sample goes on behind the object that was read last though that was deleted since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_goes_on_behind_what_was_deleted() {
+    let (bed, ids) = readable_world().await;
+    let last = async || {
+        let key = keys(&bed).await.into_iter().filter(|key| key.contains("/leases/verify/")).max().unwrap();
+        let (key, sealer) = (key.parse::<Key>().unwrap(), bed.archive.repository().sealer().clone());
+        let bytes = bed.archive.repository().store().get(&key).await.unwrap();
+        let mut json = Vec::new();
+        ObjectReader::open(&sealer, &[ObjectKind::Lease], &key, bytes)
+            .and_then(|reader| reader.read_all(4096, &mut json))
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&json).unwrap()["after"].as_str().unwrap().to_owned()
+    };
+    let newer = ids[1].to_string();
+    while run(&bed, Depth::Sample(0.01)).await.read_object_count == 1 && !last().await.contains(&newer) {}
+    let before = last().await;
+    std::fs::remove_file(path(&bed, ClusterPaths::new(&cluster()).manifest(ids[1]).as_str())).unwrap();
+    std::fs::remove_dir_all(path(&bed, &before).parent().unwrap()).unwrap();
+    run(&bed, Depth::Sample(0.01)).await;
+    assert!(last().await.contains("/wal/"), "{before}");
 }
 
 /// K4: without the right to delete, or under a lock, the place where the last one stopped stays behind.

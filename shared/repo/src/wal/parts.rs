@@ -4,8 +4,15 @@
 //! and the object that names them, created once, decides. A crash before that leaves parts that nothing names; they are
 //! found again by the next attempt with the same content, or deleted by `expire` as unreachable.
 
+use std::collections::BTreeMap;
+
+use walpoint_base::{SegmentName, WalFileName};
+use walpoint_storage::error::{RepoError, Result, found};
+use walpoint_storage::layout::Key;
 use walpoint_storage::object::bytes::Fields;
-use walpoint_storage::object::{ContentHash, MAX_CONTENT, Sealer};
+use walpoint_storage::object::{ContentHash, MAX_CONTENT, OBJECT_HEADER, ObjectHeader, ObjectKind, Sealer};
+
+use super::WalArchive;
 
 /// Plain bytes of a part, but the last: half of what an object can hold, so that reading or writing one takes no more
 /// memory than a segment of PostgreSQL's default size.
@@ -26,6 +33,13 @@ pub(super) struct PartTable {
 }
 
 impl PartTable {
+    /// What the names of the parts begin with.
+    pub(super) fn stem(&self) -> String {
+        let mut hex = self.hash.to_string();
+        hex.truncate(32);
+        hex
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(44 + self.parts.len() * 36);
         bytes.extend_from_slice(&self.hash.0);
@@ -105,6 +119,49 @@ impl PartsSurvey {
         }
         let hash = ContentHash(*self.whole.finalize().as_bytes());
         PartTable { hash, length: self.length, parts: self.parts }
+    }
+}
+
+impl WalArchive {
+    /// What is wrong with the parts of a segment, by those that are `there` with their sizes; `None`: nothing, or it is in one piece.
+    /// What their own headers say of their sizes is read if `sizes` are in doubt.
+    pub(crate) async fn lacking_part(
+        &self,
+        name: SegmentName,
+        there: &BTreeMap<Key, u64>,
+        sizes: bool,
+    ) -> Result<Option<String>> {
+        let table = match self.table(&self.paths().segment(name), ObjectKind::Segment).await {
+            Err(error @ RepoError::Corrupt { .. }) => return Ok(Some(error.to_string())),
+            table => table?,
+        };
+        let Some(table) = table else { return Ok(None) };
+        for n in 0..u32::try_from(table.parts.len()).unwrap_or(u32::MAX) {
+            let part = self.paths().part(WalFileName::Segment(name), &table.stem(), n);
+            let store = self.store();
+            let Some(&size) = there.get(&part) else {
+                // A listing that leaves something out would cost the segment.
+                if store.head(&part).await?.is_none() {
+                    return Ok(Some(format!("\"{part}\", a part of it, is not there")));
+                }
+                continue;
+            };
+            if !sizes {
+                continue;
+            }
+            let Some(read) = found(store.get_range(&part, 0..OBJECT_HEADER as u64).await)? else { continue };
+            match ObjectHeader::parse(self.sealer(), &part, &read.bytes) {
+                Ok((header, _)) if header.object_len == size => {}
+                Ok((header, _)) => {
+                    let says = header.object_len;
+                    return Ok(Some(format!(
+                        "\"{part}\", a part of it, has {size} bytes, its header says {says}"
+                    )));
+                }
+                Err(error) => return Ok(Some(format!("\"{part}\", a part of it: {error}"))),
+            }
+        }
+        Ok(None)
     }
 }
 

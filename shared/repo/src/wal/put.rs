@@ -226,13 +226,12 @@ impl WalArchive {
     /// attempt stored are not sent again.
     async fn put_parts(&self, key: &Key, surveyed: Surveyed<'_>) -> Result<Creation> {
         let Surveyed { kind, name, content, table, meta } = surveyed;
-        let hex = table.hash.to_string();
-        let stem = hex.get(..32).unwrap_or(&hex);
+        let stem = table.stem();
         let mut offset = 0;
         let there = self.store().list(&self.paths().parts(name), None).map_ok(|entry| entry.key);
         let there: Vec<Key> = there.try_collect().await?;
         for (n, &(length, hash)) in table.parts.iter().enumerate() {
-            let part = self.paths().part(name, stem, u32::try_from(n).unwrap_or(u32::MAX));
+            let part = self.paths().part(name, &stem, u32::try_from(n).unwrap_or(u32::MAX));
             let (sealer, content) = (self.sealer().clone(), content.clone());
             let range = offset..offset + u64::from(length);
             offset = range.end;

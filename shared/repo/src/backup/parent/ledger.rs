@@ -1,5 +1,5 @@
-//! Which packs of other backups may be used: those that were found with their size, are not announced, and are not to be
-//! emptied.
+//! Which packs of other backups may be used: those that were found with their size, are not announced or found
+//! damaged, and are not to be emptied.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,7 +12,8 @@
 //! | `compaction` | which packs of the parent are emptied |
 //!
 //! What always holds: everything here is opened after the intent was created, which names it all. What is announced, not
-//! found with its size, or damaged, counts as absent: it is stored again, and a note says so. Blocks are compared by hash at
+//! found with its size, or damaged, counts as absent: it is stored again, and a note says so. The packs of unfinished backups are
+//! read for that. Blocks are compared by hash at
 //! the same path and number, so it does not matter from which timeline, server or major version a parent comes.
 
 mod block_ranges;
@@ -31,7 +32,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::{BackupId, Lsn, SegmentNo, SegmentSize};
 use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
-use walpoint_storage::object::ContentHash;
+use walpoint_storage::object::{ContentHash, ObjectKind};
 
 use self::block_ranges::{BlockRanges, BlockRangesBuilder, CachedChunk};
 pub use self::choice::ReusableBackups;
@@ -55,9 +56,12 @@ use super::pack_table::PackUse;
 use super::path::TablePath;
 use super::read::BackupReader;
 use super::wire::Malformed;
+use crate::whole::whole;
 
 /// Listings at the same time.
 const LISTINGS: usize = 8;
+/// Packs that are read at the same time, each of them whole.
+const READS: usize = 2;
 /// Notes that are kept.
 const MAX_NOTES: usize = 20;
 
@@ -113,6 +117,8 @@ struct Opening<'a> {
     block_size: BlockSize,
     known: Vec<BackupId>,
     packs: Vec<PackUse>,
+    /// Packs of unfinished backups: no verification ever reads them.
+    unread: BTreeSet<(BackupRef, PackNo)>,
     notes: Vec<Remark>,
 }
 
@@ -130,6 +136,7 @@ impl Parents {
             block_size,
             known: vec![intent.id],
             packs: Vec::new(),
+            unread: BTreeSet::new(),
             notes: Vec::new(),
         };
         let (mut parent, mut ranges) = (None, None);
@@ -354,7 +361,10 @@ impl Opening<'_> {
             };
             let map: Vec<BackupRef> =
                 progress.backups.iter().map(|id| self.number(*id)).collect::<Result<_>>()?;
-            self.packs.extend(progress.packs.packs().iter().filter_map(|pack| renumbered(pack, &map)));
+            let packs: Vec<PackUse> =
+                progress.packs.packs().iter().filter_map(|pack| renumbered(pack, &map)).collect();
+            self.unread.extend(packs.iter().map(|pack| (pack.backup, pack.pack)));
+            self.packs.extend(packs);
             for mut range in progress.ranges {
                 range.blocks.renumber(|backup| map.get(usize::from(backup.0)).copied());
                 ranges.add(&range, age)?;
@@ -363,7 +373,33 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Looks which of the packs are there. One listing for each backup.
+    /// Those of the packs that are not what was written.
+    async fn damaged(&self, packs: BTreeSet<(BackupRef, PackNo)>) -> Result<BTreeSet<(BackupRef, PackNo)>> {
+        let read = packs.into_iter().filter_map(|(backup, pack)| {
+            let id = *self.known.get(usize::from(backup.0))?;
+            let (key, store) = (self.backups.paths().pack(id, pack.0), self.backups.store());
+            let sealer = self.backups.sealer().clone();
+            Some(async move {
+                let read = match store.get(&key).await {
+                    Ok(bytes) => whole(sealer, ObjectKind::Pack, key, bytes).await,
+                    Err(error) => Err(error),
+                };
+                match read {
+                    Ok(_) => Ok(None),
+                    Err(error) if error.is_transient() => Err(error),
+                    Err(_) => Ok(Some((backup, pack))),
+                }
+            })
+        });
+        let read: Vec<_> = read.collect();
+        stream::iter(read)
+            .buffer_unordered(READS)
+            .try_filter_map(|one| async move { Ok(one) })
+            .try_collect()
+            .await
+    }
+
+    /// Looks which of the packs are there. One listing for each backup; packs of unfinished ones are read.
     async fn ledger(&mut self, emptied: &BTreeSet<(BackupRef, PackNo)>) -> Result<Ledger> {
         let mut wanted: Vec<BackupRef> = self.packs.iter().map(|pack| pack.backup).collect();
         wanted.sort_unstable();
@@ -388,6 +424,9 @@ impl Opening<'_> {
             let id = self.known.get(usize::from(pack.backup.0));
             at.is_ok() && id.is_some_and(|id| !self.announced.has_pack(*id, pack.pack))
         };
+        let unread = self.packs.iter().filter(|pack| there(pack)).map(|pack| (pack.backup, pack.pack));
+        let damaged = self.damaged(unread.filter(|name| self.unread.contains(name)).collect()).await?;
+        let there = |pack: &PackUse| there(pack) && !damaged.contains(&(pack.backup, pack.pack));
         let missing = self.packs.iter().filter(|pack| !there(pack)).count();
         let ledger = Ledger::new(self.packs.iter().copied(), emptied, there);
         if missing > 0 {

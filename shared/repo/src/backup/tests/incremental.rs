@@ -137,6 +137,41 @@ fn an_unfinished_backup_is_gone_on_with() {
 }
 
 #[test]
+fn what_an_unfinished_backup_stored_is_read_before_it_is_used() {
+    runtime().block_on(async {
+        for sealer in sealers() {
+            let scene = scene(&sealer);
+            let tree = large();
+            let writer = begin(&scene, intent(id(1))).await;
+            let mut stream = writer.stream();
+            let stream = tokio::task::spawn_blocking(move || {
+                write_file(&mut stream, b"base/1", &[Piece::Noise(1, 5_000_000)], 5000);
+                stream.finish().unwrap();
+            });
+            stream.await.unwrap();
+            writer.progress().await.unwrap();
+            drop(writer);
+            let pack = scene.backups.pack_key(id(1), PackNo(1));
+            let mut bytes = scene.store.get(&pack).await.unwrap().to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            replace(&scene, &pack, &bytes).await;
+            let again = begin(&scene, building_on(id(2), &[], &[id(1)])).await;
+            let notes = again.take_notes();
+            assert!(
+                notes[0].what.starts_with("1 packs of earlier backups are missing, damaged"),
+                "{notes:?}"
+            );
+            fill(&again, &tree, 10_000).await;
+            let draft = again.finish(facts(BLOCK)).await.unwrap();
+            let wal = wal(&draft);
+            assert!(draft.publish(wal).await.unwrap().totals.reused_bytes > 0);
+            check(&scene, id(2), &tree).await;
+        }
+    });
+}
+
+#[test]
 fn what_is_announced_or_missing_is_stored_again() {
     runtime().block_on(async {
         let scene = scene(&sealers()[1]);

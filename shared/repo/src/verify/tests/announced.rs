@@ -9,7 +9,7 @@ use walpoint_storage::layout::ClusterPaths;
 use walpoint_storage::store::crashing::CrashingStore;
 
 use super::{BrokenRecords, flip, flip_block, path, readable_world, replace, run, run_with, segment_key};
-use crate::backup::{AnnouncedPacks, Announcement};
+use crate::backup::{AnnouncedPacks, AnnouncedWal, Announcement};
 use crate::expire::outlook;
 use crate::expire::tests::{cluster, keys, world};
 use crate::index::tests::Bed;
@@ -251,4 +251,37 @@ async fn a_damaged_manifest_is_announced() {
     let named: Vec<_> = read.iter().flat_map(|one| one.announcement.backups.clone()).collect();
     assert_eq!(named, [ids[1]]);
     assert_eq!(soundness(&bed).await, [true, false]);
+}
+
+/// K4: WAL that an expiry deletes while a run looks is no gap: it was announced before.
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_was_announced_for_deletion_is_no_gap() {
+    let (bed, _) = readable_world().await;
+    let (repository, cluster) = (bed.archive.repository(), cluster());
+    let wal = |first, last| AnnouncedWal {
+        lineage: bed.archive.lineage().id,
+        timeline: TimelineId::FIRST,
+        first,
+        last,
+    };
+    let announcement = |wal| Announcement {
+        written: Timestamp::now(),
+        host: String::new(),
+        agent: String::new(),
+        reason: AnnouncementReason::Expired,
+        backups: Vec::new(),
+        packs: Vec::new(),
+        wal: vec![wal],
+        requests: Vec::new(),
+    };
+    let gaps = |report: &Verified| report.findings.iter().filter(|one| one.kind == FindingKind::Gap).count();
+    for n in 10..=12 {
+        std::fs::remove_file(path(&bed, &segment_key(&bed, n))).unwrap();
+    }
+    assert_eq!(gaps(&run(&bed, Depth::Light).await), 1);
+    let backups = Backups::of(repository, &cluster);
+    backups.announce(&announcement(wal(9, 11))).await.unwrap();
+    assert_eq!(gaps(&run(&bed, Depth::Light).await), 1, "one of them was not");
+    backups.announce(&announcement(wal(12, 12))).await.unwrap();
+    assert_eq!(gaps(&run(&bed, Depth::Light).await), 0);
 }
