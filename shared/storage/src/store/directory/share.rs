@@ -62,7 +62,17 @@ impl Share {
             own: Arc::new(Semaphore::new(OWN)),
             writing: Arc::new(Semaphore::new(usize::try_from(WRITING).unwrap_or(usize::MAX))),
         };
+        if let Some(share) = shares.get(&spot) {
+            return Arc::clone(share);
+        }
+        // Each mount of a directory is another spot: what nothing uses, and nothing hangs in, is made anew when it is needed.
+        shares.retain(|_, share| Arc::strong_count(share) > 1 || !share.is_idle());
         Arc::clone(shares.entry(spot).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// Whether no call is under way: one that hangs keeps its thread when nobody waits for it any more.
+    fn is_idle(&self) -> bool {
+        self.threads.available_permits() == THREADS
     }
 
     /// Waits until this place has a thread to spare, and memory for so many bytes to write.
@@ -121,6 +131,19 @@ mod tests {
             }));
         }
         held
+    }
+
+    #[tokio::test]
+    async fn only_what_is_used_or_hangs_keeps_a_share() {
+        let spot = |name: &str| Spot::Path(PathBuf::from("/share").join(name), None);
+        let held = |name: &str| SHARES.lock().unwrap().contains_key(&spot(name));
+        let used = Share::of(spot("used"));
+        let hung = hang(spot("hung")).await;
+        for n in 0..8 {
+            drop(Share::of(spot(&format!("gone{n}"))));
+        }
+        assert!(held("used") && held("hung") && (0..7).all(|n| !held(&format!("gone{n}"))));
+        drop((used, hung));
     }
 
     fn directory(path: &Path, mount: u64) -> Spot {
