@@ -105,8 +105,45 @@ struct CaughtUp {
     ended_early: bool,
 }
 
-/// Copies what is missing. `known`: nothing else is missing than what is said to be missed.
+/// Copies what is missing. `known`: nothing else is missing than what is said to be missed. After an error the repository is opened anew
+/// if that may help.
 async fn catch_up(
+    uploader: &Uploader,
+    target: &WalTarget,
+    missed: &Missed,
+    known: bool,
+) -> anyhow::Result<CaughtUp> {
+    let caught_up = compare(uploader, target, missed, known).await;
+    if let Err(error) = &caught_up {
+        target.start_over_after(error).await;
+    }
+    caught_up
+}
+
+/// What the comparisons with all repositories leave together.
+#[derive(Default)]
+struct Together {
+    /// Whether one that acknowledges was gone through.
+    through: bool,
+    left: Option<anyhow::Error>,
+    ended_early: bool,
+}
+
+impl Together {
+    /// A comparison with a repository that `acknowledges`, or does not, went through. What the ones before it could not give is there if
+    /// this one, which holds everything, left nothing; what those behind it cannot give is not.
+    fn add(&mut self, acknowledges: bool, passed: Passed) {
+        self.through |= acknowledges;
+        if acknowledges && passed.left.is_none() {
+            (self.left, self.ended_early) = (None, false);
+            return;
+        }
+        self.ended_early |= passed.ended_early;
+        self.left = self.left.take().or(passed.left);
+    }
+}
+
+async fn compare(
     uploader: &Uploader,
     target: &WalTarget,
     missed: &Missed,
@@ -118,8 +155,8 @@ async fn catch_up(
         false => open(target, &cluster).await?,
     };
     let ranges = Ranges::of(uploader, &to, &cluster, missed, known).await?;
-    let (mut files, mut left, mut problem) = (0, None, None);
-    let (mut through, mut complete, mut away, mut ended_early) = (false, false, false, false);
+    let (mut files, mut together) = (0, Together::default());
+    let (mut problem, mut away) = (None, false);
     // Those that acknowledge hold everything. What one of them cannot give, another repository may.
     let (first, others): (Vec<_>, Vec<_>) = uploader.targets().iter().partition(|source| source.acknowledges);
     for source in first.into_iter().chain(others).filter(|source| source.name() != target.name()) {
@@ -135,12 +172,7 @@ async fn catch_up(
         // A repository that is gone lists nothing that could be missing.
         let there = source.look_again().await.map_err(anyhow::Error::new);
         match from.and(result).and_then(|passed| there.map(|()| passed)) {
-            Ok(passed) => {
-                through |= source.acknowledges;
-                complete |= source.acknowledges && passed.left.is_none();
-                ended_early |= passed.ended_early;
-                left = left.or(passed.left);
-            }
+            Ok(passed) => together.add(source.acknowledges, passed),
             Err(error) if target.acknowledges && is_away => {
                 tracing::debug!(
                     repository = target.name(),
@@ -151,19 +183,15 @@ async fn catch_up(
                 away = true;
             }
             Err(error) => {
+                source.start_over_after(&error).await;
                 problem.get_or_insert(error);
             }
         }
     }
     target.look_again().await?;
     match problem {
-        Some(problem) if !through || target.acknowledges => Err(problem),
-        _ => Ok(CaughtUp {
-            files,
-            away,
-            left: left.filter(|_| !complete),
-            ended_early: ended_early && !complete,
-        }),
+        Some(problem) if !together.through || target.acknowledges => Err(problem),
+        _ => Ok(CaughtUp { files, away, left: together.left, ended_early: together.ended_early }),
     }
 }
 
@@ -252,8 +280,40 @@ impl Ranges {
 mod tests {
     use std::time::Duration;
 
+    use walpoint_storage::RepoError;
+
     use super::super::fixtures::Bed;
+    use super::super::opening::OpenedTarget;
     use super::*;
+
+    #[tokio::test]
+    async fn a_repository_whose_directory_was_replaced_is_opened_anew_after_a_comparison() {
+        let bed = Bed::new().await;
+        let target = bed.target(false);
+        let repository = target.open_now().await.unwrap();
+        *target.opened.lock().await = Some(OpenedTarget { repository, archive: None });
+        let away: RepoError = bed.unavailable();
+        target.start_over_after(&anyhow::Error::new(away).context("in an outage")).await;
+        assert!(target.opened.lock().await.is_some(), "it is the same one");
+        bed.replace_directory();
+        let refused = bed.archive.timelines().await.unwrap_err();
+        target.start_over_after(&anyhow::Error::new(refused).context("not caught up")).await;
+        assert!(target.opened.lock().await.is_none());
+        target.open_now().await.unwrap();
+    }
+
+    #[test]
+    fn what_only_another_repository_has_is_left_though_one_that_acknowledges_left_nothing() {
+        let left = || Passed { left: Some(anyhow::anyhow!("damaged")), ended_early: true };
+        let together = |passed: Vec<(bool, Passed)>| {
+            let mut together = Together::default();
+            passed.into_iter().for_each(|(acknowledges, passed)| together.add(acknowledges, passed));
+            (together.through, together.left.is_some(), together.ended_early)
+        };
+        assert_eq!(together(vec![(true, Passed::default()), (false, left())]), (true, true, true));
+        assert_eq!(together(vec![(true, left()), (true, Passed::default())]), (true, false, false));
+        assert_eq!(together(vec![(true, left()), (false, Passed::default())]), (true, true, true));
+    }
 
     #[tokio::test]
     async fn what_could_not_be_copied_is_tried_again_though_nothing_is_known_to_be_missed() {

@@ -16,6 +16,7 @@ use walpoint_storage::object::{ContentHash, Sealer};
 use super::check::{SegmentVerdict, history_in};
 use super::disk;
 use super::read::OpenFile;
+use super::unreadable;
 
 /// How a segment of a directory compares with the one of the same name in an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(crate) async fn segment(
     wal: &Path,
     name: SegmentName,
 ) -> Result<Comparison, RepoError> {
-    match archive.header(name).await {
+    match unreadable::header(archive, name).await {
         Ok(Some(header)) if !header.damaged => Ok(content(archive, cluster, wal, name, header.hash).await),
         // What is damaged proves nothing, and verify tells of it.
         Ok(_) | Err(RepoError::Corrupt { .. }) => Ok(Comparison::Unknown),

@@ -18,6 +18,7 @@ use super::disk;
 use super::neighbors::{StoredNeighbor, header, newest_before};
 use super::split_brain::SplitBrain;
 use super::target::{TargetError, WalTarget};
+use super::unreadable;
 
 /// How long another repository may take.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -102,19 +103,23 @@ impl<'a> Copies<'a> {
     ) -> Result<Option<SplitBrain>, RepoError> {
         let begins = match self.begins.take() {
             Some(begins) => begins,
-            None => agreement::of_histories(self.from, self.to, next.timeline).await?,
+            None => {
+                let begins = agreement::of_histories(self.from, self.to, next.timeline).await;
+                unreadable::agreement((self.from, self.to), begins).await?
+            }
         };
         let before = match &mut self.before {
             Some((_, Some(asked))) => asked.clone(),
             Some((before, asked)) => {
                 let segments = agreement::older(self.to, *before);
-                asked.insert(agreement::newest(self.from, self.to, &segments).await?).clone()
+                asked.insert(unreadable::newest((self.from, self.to), segments).await?).clone()
             }
             None => Agreement::Same,
         };
         let mut agreement = self.begins.insert(begins).clone().and(before);
         if begun && !matches!(agreement, Agreement::Different(_)) {
-            agreement = agreement.and(agreement::incomplete(self.from, self.to, next, None).await?);
+            let incomplete = agreement::incomplete(self.from, self.to, next, None).await;
+            agreement = agreement.and(unreadable::agreement((self.from, self.to), incomplete).await?);
         }
         Ok(agreement.difference().map(|what| SplitBrain::new(self.to, next.timeline, what)))
     }

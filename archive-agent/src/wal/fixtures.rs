@@ -2,7 +2,7 @@
 //!
 //! Segments have facts and content, and are no WAL: what reads records out of them is tested elsewhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use walpoint_base::chain::{ChainBegin, ChainEnd, ChainFacts};
@@ -16,6 +16,7 @@ use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::{WalArchive, WalFlags};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
+use walpoint_storage::RepoError;
 use walpoint_storage::object::Level;
 use walpoint_storage::store::StoreSettings;
 
@@ -93,6 +94,8 @@ impl Bed {
             relation_segment_blocks: 131_072,
             ack: vec![],
         };
+        // As it is opened for archiving: whoever asks tries again.
+        let repository = repository.with_limits(repository.store().limits().once());
         let lineage = repository.create_lineage(&cluster(), new).await.unwrap();
         Self { archive: repository.wal(&lineage), settings, name: name.to_owned(), dir }
     }
@@ -122,6 +125,36 @@ impl Bed {
         walpoint_base::durable::replace(&self.pgdata().join("pg_wal").join(name), &content, 0o600).unwrap();
     }
 
+    /// Lets every read of a stored file fail as an I/O error does, which the store's answers about other objects do not show: a file of
+    /// the kernel is shorter than it says. It is listed all the same.
+    pub(crate) fn make_unreadable(&self, name: &str) -> Unreadable {
+        let path = find(&self.dir.path().join("repository"), name).unwrap();
+        let aside = self.dir.path().join(name);
+        rename(&path, &aside);
+        std::os::unix::fs::symlink("/sys/devices/system/cpu/online", &path).unwrap();
+        Unreadable { path, aside }
+    }
+
+    /// Puts a copy of the repository in its place, as on another disk.
+    pub(crate) fn replace_directory(&self) {
+        let (place, copied) = (self.dir.path().join("repository"), self.dir.path().join("copied"));
+        let copy = std::process::Command::new("cp").arg("-a").args([&place, &copied]).status();
+        assert!(copy.unwrap().success());
+        rename(&place, self.dir.path().join("before"));
+        rename(&copied, &place);
+    }
+
+    /// What an outage of the repository answers.
+    pub(crate) fn unavailable(&self) -> RepoError {
+        let store = self.archive.repository().store().name().to_owned();
+        RepoError::Unavailable { what: "clusters".to_owned(), store, source: "it is away".into() }
+    }
+
+    /// Takes the repository's descriptor away.
+    pub(crate) fn hide_descriptor(&self) {
+        rename(self.dir.path().join("repository/walpoint.json"), self.dir.path().join("walpoint.json"));
+    }
+
     /// Stores the history of a timeline.
     pub(crate) async fn put_history(&self, timeline: u32, content: Vec<u8>) {
         let name = WalFileName::History(TimelineId::new(timeline).unwrap());
@@ -135,6 +168,33 @@ fn content(facts: &SegmentFacts, seed: u8) -> Vec<u8> {
     // Where a page says which segment it is of.
     content[8..16].copy_from_slice(&(facts.end.0 - size().bytes()).to_le_bytes());
     content
+}
+
+/// A stored file that cannot be read.
+pub(crate) struct Unreadable {
+    path: PathBuf,
+    aside: PathBuf,
+}
+
+impl Unreadable {
+    /// It can be read again.
+    pub(crate) fn put_back(&self) {
+        std::fs::remove_file(&self.path).unwrap();
+        rename(&self.aside, &self.path);
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "nothing has to last")]
+fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    std::fs::rename(from, to).unwrap();
+}
+
+/// The file of that name in a directory.
+fn find(directory: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let (directories, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let found = files.into_iter().find(|path| path.file_name().is_some_and(|file| file == name));
+    found.or_else(|| directories.iter().find_map(|directory| find(directory, name)))
 }
 
 /// What the WAL reader says of a segment.

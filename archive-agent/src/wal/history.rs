@@ -26,6 +26,7 @@ use super::identity::{self, Evidence, other_history};
 use super::split_brain::SplitBrain;
 use super::target::{TargetError, WalTarget};
 use super::target_error::StoredHistory;
+use super::unreadable;
 
 /// What there is of a timeline's history.
 pub(super) enum FoundHistory {
@@ -72,7 +73,7 @@ pub(super) async fn find(
         return Ok(FoundHistory::Known(history));
     }
     let name = WalFileName::History(timeline);
-    let stored = archive.get(name).await;
+    let stored = unreadable::settled(archive, archive.get(name).await).await;
     if let (Some(ours), Some(path)) = (&beside, place) {
         refuse_flawed(archive, name, (ours, path), &stored)?;
     }
@@ -270,7 +271,34 @@ async fn elsewhere(
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{Bed, size, switch_in};
     use super::*;
+
+    #[tokio::test]
+    async fn a_stored_history_that_cannot_be_read_for_long_keeps_its_servers_wal_from_nothing() {
+        let bed = Bed::new().await;
+        let (timeline, name) = (TimelineId::new(2).unwrap(), "00000002.history");
+        let content = switch_in("000000010000000000000003", 0x800);
+        bed.put_history(2, content.clone()).await;
+        bed.make_unreadable(name);
+        let (target, wal) = (bed.target(true), bed.pgdata().join("pg_wal"));
+        let places = [wal.join(name)];
+        walpoint_base::durable::replace(&places[0], &content, 0o600).unwrap();
+        let lineage = bed.archive.lineage();
+        let cluster =
+            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
+        let find = async || find(&target, &bed.archive, &cluster, timeline, &places, (&wal, &[])).await;
+        for _ in 0..3 {
+            assert!(find().await.is_err_and(|error| error.is_transient()), "it may be an outage");
+        }
+        unreadable::age(&bed.archive);
+        assert!(matches!(find().await, Ok(FoundHistory::Stored(Some(ours), _)) if ours == content));
+        let damaged = target.damaged_histories();
+        assert!(
+            damaged.iter().any(|what| what.contains(name) && what.contains("Remove that object")),
+            "{damaged:?}"
+        );
+    }
 
     #[test]
     fn what_is_stored_of_a_history_may_be_cut_short_and_is_then_no_other_servers() {

@@ -168,7 +168,7 @@ impl Newcomer<'_> {
     }
 
     /// Whether the directory remembers that it stored a segment, or one behind it on its timeline.
-    async fn has_noted(&self, stored: SegmentName) -> Result<bool, TargetError> {
+    pub(super) async fn has_noted(&self, stored: SegmentName) -> Result<bool, TargetError> {
         let noted = self.noted(stored.timeline).await?;
         Ok(noted.is_some_and(|claim| claim >= stored))
     }

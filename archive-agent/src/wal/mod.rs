@@ -31,6 +31,7 @@
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
 //! | [`resting`] | which of those failed a moment ago, for the next command |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
+//! | [`unreadable`] | objects that cannot be read though their repository answers |
 //! | [`unfinished`] | what could not be copied to one so far, and when that is tried again |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
 //! | [`backfill`] | what the primary before a promotion did not archive |
@@ -89,6 +90,7 @@ pub(crate) mod stored;
 pub(crate) mod target;
 mod target_error;
 mod unfinished;
+mod unreadable;
 pub(crate) mod unwritten;
 pub(crate) mod upload;
 mod writes;

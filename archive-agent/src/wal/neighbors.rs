@@ -21,6 +21,7 @@ use super::disk;
 use super::elsewhere;
 use super::split_brain::SplitBrain;
 use super::target::{TargetError, WalTarget};
+use super::unreadable;
 use super::unwritten::unwritten;
 
 /// The segment before one: on its own timeline, or where that begins on the one that the byte before it belongs to.
@@ -176,7 +177,10 @@ impl Newcomer<'_> {
     pub(super) async fn judge(&self, name: SegmentName) -> Result<Neighbor, TargetError> {
         let header = match header(self.archive, name).await? {
             StoredNeighbor::Absent => return Ok(None),
-            StoredNeighbor::Damaged => return Ok(Some((Comparison::Unknown, None))),
+            StoredNeighbor::Damaged => {
+                self.is_noted_though_unreadable(name).await?;
+                return Ok(Some((Comparison::Unknown, None)));
+            }
             StoredNeighbor::Sound(header) => header,
         };
         let compared = match self.is_here(name).await? {
@@ -184,6 +188,19 @@ impl Newcomer<'_> {
             false => Comparison::Unknown,
         };
         Ok(Some((compared, Some(header.chain))))
+    }
+
+    /// Refuses a segment behind one that cannot be read for long and that the directory does not remember to have stored: what is damaged
+    /// stays so, and this one may be shown to be another server's when its disk is well again.
+    async fn is_noted_though_unreadable(&self, stored: SegmentName) -> Result<(), TargetError> {
+        let before = self.is_asked() && stored.timeline == self.name.timeline && stored < self.name;
+        if !before || !unreadable::is_lasting(self.archive, stored) || self.has_noted(stored).await? {
+            return Ok(());
+        }
+        Err(self.not_shown(format!(
+            "segment {stored} is stored and cannot be read, though the repository answers, and nothing shows that this server wrote \
+             it\nHINT: Look at the disk or the store, and run \"archive-agent verify\". If it stays unreadable, move its object away."
+        )))
     }
 
     /// Refuses the WAL of a server that has not come to where what is stored ends.
@@ -273,14 +290,14 @@ impl Newcomer<'_> {
 /// What is stored of a segment.
 pub(super) enum StoredNeighbor {
     Absent,
-    /// Its object is, or it was accepted as such: it proves nothing.
+    /// Its object is, or cannot be read for long, or it was accepted as such: it proves nothing.
     Damaged,
     Sound(Box<WalHeader>),
 }
 
 /// Looks at a segment that may be stored.
 pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> Result<StoredNeighbor, RepoError> {
-    match archive.header(name).await {
+    match unreadable::header(archive, name).await {
         Ok(None) => Ok(StoredNeighbor::Absent),
         Ok(Some(header)) if header.damaged => Ok(StoredNeighbor::Damaged),
         Ok(Some(header)) => Ok(StoredNeighbor::Sound(Box::new(header))),
@@ -291,7 +308,45 @@ pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> Result<St
 
 #[cfg(test)]
 mod tests {
+    use super::super::claim::{self, SegmentClaim};
+    use super::super::fixtures::{Bed, size};
     use super::*;
+
+    #[tokio::test]
+    async fn behind_a_segment_that_cannot_be_read_for_long_only_its_own_server_archives() {
+        let bed = Bed::new().await;
+        let [stored, name]: [SegmentName; 2] =
+            ["000000010000000000000001", "000000010000000000000002"].map(|name| name.parse().unwrap());
+        bed.put(&stored.to_string(), 1).await;
+        let hash = bed.archive.header(stored).await.unwrap().unwrap().hash;
+        bed.make_unreadable(&stored.to_string());
+        let (target, wal) = (bed.target(true), bed.pgdata().join("pg_wal"));
+        let lineage = bed.archive.lineage();
+        let cluster =
+            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
+        let newcomer = Newcomer {
+            target: &target,
+            archive: &bed.archive,
+            cluster: &cluster,
+            file: WalFileName::Segment(name),
+            name,
+            chain: None,
+            history: None,
+            wal: &wal,
+            answers: true,
+            writes: false,
+            witness: false,
+            around: &[],
+        };
+        for _ in 0..3 {
+            assert!(newcomer.look_back().await.unwrap_err().is_transient(), "it may be an outage");
+        }
+        unreadable::age(&bed.archive);
+        let refused = newcomer.look_back().await.unwrap_err().to_string();
+        assert!(refused.contains("cannot be read") && refused.contains("archive-agent verify"), "{refused}");
+        claim::note(&wal, &bed.archive, SegmentClaim { segment: stored, hash }).unwrap();
+        newcomer.look_back().await.unwrap();
+    }
 
     #[test]
     fn the_first_segment_of_a_timeline_follows_one_of_its_parent() {

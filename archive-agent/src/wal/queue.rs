@@ -126,8 +126,7 @@ impl Queue {
     /// Whether an operator asked to go on without a file: PostgreSQL hears that it was archived, unless it can be stored. A
     /// record that cannot be read says nothing. Blocks.
     pub(crate) fn is_skipped(&self, name: WalFileName) -> bool {
-        let record = walpoint_base::dropped::read(&self.wal).unwrap_or_default();
-        record.iter().any(|dropped| dropped.name == name && dropped.reason == DropReason::Skipped)
+        walpoint_base::dropped::is_skipped(&self.wal, name).unwrap_or(false)
     }
 
     /// Drops a file that an operator skipped; returns the message for PostgreSQL's log.

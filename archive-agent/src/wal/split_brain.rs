@@ -10,6 +10,7 @@ use walpoint_repo::wal::WalArchive;
 use super::archiver::Archiver;
 use super::identity::{Evidence, compare};
 use super::target::TargetError;
+use super::unreadable;
 use super::unwritten::unwritten;
 use super::upload::Uploader;
 use super::{fork, history};
@@ -186,6 +187,9 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         all.extend(known.flatten().map(|split| split.to_string()));
         let is_split = !all.is_empty();
         all.extend(targets.iter().flat_map(|target| target.damaged_histories()));
+        if let Some(target) = targets.first() {
+            all.extend(unreadable::reports(&target.cluster).await);
+        }
         if !all.is_empty() {
             all.sort_unstable();
             all.dedup();

@@ -317,12 +317,19 @@ impl WalTarget {
     ) -> Result<T, TargetError> {
         let result = attempt.await;
         if let Err(TargetError::Repository(error)) = &result
-            && !matches!(error, RepoError::Conflict { .. } | RepoError::Unavailable { .. })
+            && opening_may_cure(error)
         {
-            // Credentials may have been renewed, a directory mounted: start over next time.
             *self.opened.lock().await = None;
         }
         result
+    }
+
+    /// [`Self::or_start_over`] after what was asked of its archive directly: nothing else opens a repository anew where a comparison fails
+    /// before anything is stored.
+    pub(super) async fn start_over_after(&self, error: &anyhow::Error) {
+        if error.chain().filter_map(|cause| cause.downcast_ref()).any(opening_may_cure) {
+            *self.opened.lock().await = None;
+        }
     }
 
     /// Forgets a repository that is gone, or another one now, and all that was known of it.
@@ -361,6 +368,11 @@ impl WalTarget {
             }
         }
     }
+}
+
+/// Whether an error may be gone when a repository is opened anew: credentials may have been renewed, a directory mounted.
+fn opening_may_cure(error: &RepoError) -> bool {
+    !matches!(error, RepoError::Conflict { .. } | RepoError::Unavailable { .. })
 }
 
 /// Whether an archive is known to hold a segment as it was accepted although damaged.

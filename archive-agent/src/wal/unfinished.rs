@@ -36,6 +36,8 @@ impl Tried {
 struct State {
     /// By the name of the repository that it was to be copied from.
     tried: BTreeMap<String, Tried>,
+    /// Why a file could not be read in the comparison that is under way, if it is not known whether that lasts.
+    doubt: Option<String>,
     /// When everything is compared once more, and the pause before that.
     again: Option<(Instant, Duration)>,
 }
@@ -61,6 +63,16 @@ impl Unfinished {
             Some(tried) => drop(state.tried.insert(source.to_owned(), tried)),
             None => drop(state.tried.remove(source)),
         }
+    }
+
+    /// A file cannot be read now, and others can.
+    pub(super) fn doubts(&self, problem: String) {
+        self.state().doubt.get_or_insert(problem);
+    }
+
+    /// Why a file could not be read since this was asked last.
+    pub(super) fn take_doubt(&self) -> Option<String> {
+        self.state().doubt.take()
     }
 
     /// Files were left: everything is compared once more, after a longer pause each time.

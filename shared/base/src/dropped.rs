@@ -99,6 +99,19 @@ pub fn read(directory: &Path) -> io::Result<Vec<Dropped>> {
     Ok(all)
 }
 
+/// Whether an operator's latest decision about a file is to go on without it. That it was archived damaged before does not matter:
+/// recovery cannot pass it either way, and what is stored keeps a sound copy from being stored in its place.
+pub fn is_skipped(directory: &Path, name: WalFileName) -> io::Result<bool> {
+    let content = match std::fs::read(directory.join(FILE)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        content => content?,
+    };
+    let text = String::from_utf8_lossy(&content);
+    let mut decisions = text.lines().rev().filter_map(parse);
+    let latest = decisions.find(|line| line.name == name && line.reason != DropReason::QueueMax);
+    Ok(latest.is_some_and(|line| line.reason == DropReason::Skipped))
+}
+
 /// The newest line of the record in that directory, with its own time and reason.
 pub fn newest(directory: &Path) -> io::Result<Option<Dropped>> {
     match std::fs::read(directory.join(FILE)) {
@@ -165,6 +178,26 @@ mod tests {
         );
         let newest = newest(dir.path()).unwrap().unwrap();
         assert_eq!((newest.name, newest.reason), (names[1], DropReason::QueueMax));
+        let skipped = |name| is_skipped(dir.path(), name).unwrap();
+        assert_eq!(names.map(skipped), [true, false]);
+    }
+
+    #[test]
+    fn a_file_that_was_archived_damaged_can_be_skipped_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "000000010000000000000005".parse().unwrap();
+        assert!(!is_skipped(dir.path(), name).unwrap());
+        for (reason, skipped) in
+            [(DropReason::Damaged, false), (DropReason::Skipped, true), (DropReason::QueueMax, true)]
+        {
+            record(dir.path(), name, reason).unwrap();
+            assert_eq!(is_skipped(dir.path(), name).unwrap(), skipped, "{reason:?}");
+        }
+        assert_eq!(
+            read(dir.path()).unwrap()[0].reason,
+            DropReason::Damaged,
+            "the report keeps what is stored"
+        );
     }
 
     #[test]

@@ -59,6 +59,29 @@ fn an_accepted_segment_no_longer_blocks_the_archive() {
     }
 }
 
+/// A12: a sound copy that takes the place of a damaged one which was accepted is skipped on request, as its refusal says, by the daemon
+/// and without one.
+#[test]
+fn a_sound_copy_behind_an_accepted_one_is_skipped() {
+    for with_daemon in [true, false] {
+        let (bed, names, command) = waiting(|_, _, agent| agent);
+        let path = bed.cluster.wal_dir().join(&names[0]);
+        let sound = std::fs::read(&path).unwrap();
+        flip(&path, 100_000);
+        bed.agent.run(&["push", "--accept-damaged", path.to_str().unwrap()]).expect_success();
+        std::fs::write(&path, sound).unwrap();
+        let refused = bed.agent.run(&["push", path.to_str().unwrap()]).expect_status(1).stderr;
+        assert!(refused.contains("archive-agent push --skip"), "{refused}");
+        bed.agent.run(&["push", "--skip", path.to_str().unwrap()]).expect_success();
+        let daemon = with_daemon.then(|| bed.agent.daemon());
+        bed.cluster.set("archive_command", &command);
+        bed.cluster.reload();
+        bed.cluster.wait_done(&names[1]);
+        assert!(bed.ready().is_empty(), "with a daemon: {with_daemon}: {:?}", bed.ready());
+        drop(daemon);
+    }
+}
+
 /// A3: the second half of a segment that the server finished is zeros on its disk: it is refused, not taken for one that ended.
 #[test]
 fn a_tail_that_was_lost_on_disk_is_damage() {

@@ -5,23 +5,22 @@
 //! The others are copied, so that an old branch keeps nothing from a repository. Likewise files that cannot be copied: after some of
 //! them in a row a comparison ends, and the next one begins behind them.
 
+mod handed;
+
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::future::ready;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{Diagnostic, Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
+use walpoint_base::{Diagnostic, SegmentName, SegmentNo, TimelineId, WalFileName};
 use walpoint_repo::agreement;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
-use walpoint_storage::layout::{NameHash, WalEntry};
-use walpoint_storage::store::ListedObject;
 use walpoint_words::format_chain;
 
+use self::handed::{Copied, Handed, files};
 use super::Ranges;
 use crate::wal::contradiction;
 use crate::wal::elsewhere::Copies;
@@ -29,6 +28,7 @@ use crate::wal::neighbors;
 use crate::wal::split_brain::SplitBrain;
 use crate::wal::target::WalTarget;
 use crate::wal::unfinished::Tried;
+use crate::wal::unreadable::{self, Verdict};
 use crate::wal::upload::{UploadError, Uploader};
 
 /// Copies from one repository to the other.
@@ -64,6 +64,7 @@ impl Copy<'_> {
         if verdicts > 0 {
             tracing::info!(repository = self.target.name(), verdicts, "took over what is known of timelines");
         }
+        self.target.unfinished.take_doubt();
         let mut done = Done::new(copied, self.target.unfinished.tried(self.source));
         let (timelines, mut others) = (self.from.timelines().await?, Vec::<SplitBrain>::new());
         let lacking = self.lacking_histories().await?;
@@ -89,6 +90,10 @@ impl Copy<'_> {
             if done.is_over() {
                 break;
             }
+        }
+        // The next comparison asks for it again: it begins where this one did.
+        if let Some(problem) = self.target.unfinished.take_doubt() {
+            bail!(problem);
         }
         let ended_early = done.is_over();
         self.target.unfinished.set_tried(self.source, done.tried());
@@ -161,7 +166,7 @@ impl Copy<'_> {
                 next_here = here.try_next().await?;
             }
             let waits = !matches!(name.copy, Copied::Ended(..)) && self.target.beside.awaits(name.file);
-            if next_here == Some(name) || waits || done.was_tried(timeline, &name) {
+            if next_here == Some(name) || waits {
                 continue;
             }
             if let Some(segment) = name.segment() {
@@ -170,6 +175,10 @@ impl Copy<'_> {
                 if let Some(split) = copies.contradiction(segment, begun).await? {
                     return Ok(Some(split));
                 }
+            }
+            // Where another server wrote is asked of those, too: a later timeline may have begun behind that.
+            if done.was_tried(timeline, &name) {
+                continue;
             }
             let result = self.copy(name, scratch).await;
             if let (Ok(true), Some(segment)) = (&result, name.whole()) {
@@ -197,7 +206,10 @@ impl Copy<'_> {
         let history = match self.from.history(timeline).await {
             Ok(history) => history,
             Err(RepoError::Corrupt { .. }) => None,
-            Err(error) => return Err(error.into()),
+            Err(error) => match unreadable::judge(self.from, error).await {
+                Verdict::Lasting(_) => None,
+                verdict => return Err(verdict.error().into()),
+            },
         };
         let Some(history) = history else {
             let name = WalFileName::History(timeline);
@@ -214,7 +226,7 @@ impl Copy<'_> {
             // Of the segment that it began in, each server has its own rest.
             let Some(before) = SegmentNo::of(end, size).0.checked_sub(1) else { continue };
             let segments = agreement::older(self.to, SegmentNo(before).name(other, size));
-            let agreement = agreement::newest(self.from, self.to, &segments).await?;
+            let agreement = unreadable::newest((self.from, self.to), segments).await?;
             if let Some(what) = agreement.difference() {
                 return Ok(Some(SplitBrain::new(self.to, timeline, what)));
             }
@@ -295,15 +307,32 @@ impl Copy<'_> {
         })
     }
 
-    /// Reads a file back: whether it was accepted although damaged. `None` if there is none.
+    /// Reads a file back: whether it was accepted although damaged. `None` if there is none. One that cannot be read while the repository
+    /// answers keeps no other from being copied, and is left like a damaged one if that lasts.
     async fn fetch(&self, name: Handed, path: &Path) -> Result<Option<bool>, UploadError> {
+        let error = match self.read_into(name, path).await {
+            Ok(read) => return Ok(read),
+            Err(error) => error,
+        };
+        Err(match unreadable::judge(self.from, error).await {
+            Verdict::Error(error) | Verdict::Lasting(error) => error.into(),
+            Verdict::Doubtful(error) => {
+                let problem = UploadError::from(error);
+                self.target.unfinished.doubts(format!("{}: {}", name.file, problem.text));
+                UploadError { permanent: true, ..problem }
+            }
+        })
+    }
+
+    async fn read_into(&self, name: Handed, path: &Path) -> Result<Option<bool>, RepoError> {
         let reader = match name.copy {
             Copied::Whole => self.from.read(name.file).await?,
             Copied::Partial(segment, hash) => self.from.read_partial(segment, hash).await?,
             Copied::Ended(segment, end, hash) => self.from.read_ended(segment, end, hash).await?,
         };
         let Some(reader) = reader else { return Ok(None) };
-        let file = File::create(path).map_err(UploadError::permanent)?;
+        let what = || format!("{} cannot be written", path.display());
+        let file = File::create(path).map_err(|source| RepoError::Io { what: what(), source })?;
         let (_, header) = reader.write_to(file).await?;
         Ok(Some(header.is_some_and(|header| header.damaged)))
     }
@@ -399,73 +428,6 @@ impl<'a> Done<'a> {
         let problem = self.first_problem()?;
         Some(anyhow!(problem).context(format!("{failures} files cannot be copied")))
     }
-}
-
-/// A file that PostgreSQL handed over.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Handed {
-    file: WalFileName,
-    copy: Copied,
-}
-
-/// Which content of a file: of what is not complete, several may exist. In an encrypted repository hashes are its own, so there
-/// such a file is copied once more whenever its segment is compared, and found to be there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Copied {
-    Whole,
-    Partial(SegmentName, NameHash),
-    /// A segment whose records end there.
-    Ended(SegmentName, Lsn, NameHash),
-}
-
-impl Handed {
-    /// A file of which there is one.
-    fn of(file: WalFileName) -> Self {
-        Self { file, copy: Copied::Whole }
-    }
-
-    /// The segment that it is, if it is a whole one.
-    fn whole(&self) -> Option<SegmentName> {
-        match (self.copy, self.file) {
-            (Copied::Whole, WalFileName::Segment(segment)) => Some(segment),
-            _ => None,
-        }
-    }
-
-    /// The segment that it is, or is a copy of; `None` for PostgreSQL's other files.
-    fn segment(&self) -> Option<SegmentName> {
-        match (self.copy, self.file) {
-            (Copied::Whole, WalFileName::Segment(segment)) => Some(segment),
-            (Copied::Partial(segment, _) | Copied::Ended(segment, ..), _) => Some(segment),
-            _ => None,
-        }
-    }
-
-    /// Its place in a listing.
-    fn order(&self) -> (String, Option<(Lsn, NameHash)>) {
-        match self.copy {
-            Copied::Whole => (self.file.to_string(), None),
-            Copied::Partial(_, hash) => (self.file.to_string(), Some((Lsn(0), hash))),
-            Copied::Ended(segment, end, hash) => (format!("{segment}.ended"), Some((end, hash))),
-        }
-    }
-}
-
-/// What PostgreSQL handed over, of a listing.
-fn files(
-    listed: BoxStream<'static, Result<(WalEntry, ListedObject), RepoError>>,
-) -> BoxStream<'static, Result<Handed, RepoError>> {
-    let file = |entry| match entry {
-        WalEntry::File(file) => Some(Handed::of(file)),
-        WalEntry::Partial(segment, hash) => {
-            Some(Handed { file: WalFileName::Partial(segment), copy: Copied::Partial(segment, hash) })
-        }
-        WalEntry::Ended(segment, end, hash) => {
-            Some(Handed { file: WalFileName::Segment(segment), copy: Copied::Ended(segment, end, hash) })
-        }
-        _ => None,
-    };
-    listed.try_filter_map(move |(entry, _)| ready(Ok(file(entry)))).boxed()
 }
 
 #[cfg(test)]

@@ -174,7 +174,10 @@ async fn two_clients_of_one_hopeless_file_hear_the_same() {
 async fn a_skipped_file_is_dropped_only_if_it_cannot_be_stored() {
     let bed = Bed::new();
     let requests: Vec<_> = (1..=4).map(|number| bed.finish(segment(number))).collect();
-    for (number, reason) in [(1, DropReason::Skipped), (2, DropReason::Skipped), (3, DropReason::QueueMax)] {
+    let (damaged, skipped) = (DropReason::Damaged, DropReason::Skipped);
+    for (number, reason) in
+        [(1, damaged), (1, skipped), (2, skipped), (3, DropReason::QueueMax), (4, damaged)]
+    {
         record(&bed.archiver.wal_directory(), segment(number), reason).unwrap();
     }
     bed.script().answers(Answer::Refuses(Duration::ZERO));

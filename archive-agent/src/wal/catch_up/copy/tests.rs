@@ -26,12 +26,17 @@ impl Two {
         &self.uploader.targets()[0]
     }
 
-    async fn compare(&self) -> (String, bool) {
+    async fn try_to_compare(&self) -> anyhow::Result<Passed> {
         let (target, mut copied) = (self.target(), 0);
         let (from, to) = (&self.from.archive, &self.to.archive);
         let copy = Copy { uploader: &self.uploader, target, source: "from", from, to };
-        let passed = copy.missing(&Ranges::Missed(self.missed.clone()), &mut copied).await.unwrap();
+        let passed = copy.missing(&Ranges::Missed(self.missed.clone()), &mut copied).await;
         assert_eq!(copied, 0);
+        passed
+    }
+
+    async fn compare(&self) -> (String, bool) {
+        let passed = self.try_to_compare().await.unwrap();
         (passed.left.map_or_else(String::new, |left| format_chain(&left)), passed.ended_early)
     }
 
@@ -93,6 +98,67 @@ async fn an_old_timeline_of_another_server_keeps_no_later_one_back() {
     let (left, _) = two.compare().await;
     assert!(left.contains("2 files cannot be copied"), "{left}");
     assert_eq!(two.refused(), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_comparison_that_goes_on_knows_of_another_server_before_that() {
+    let mut two = Two::with_another_server().await;
+    for n in 4..=FAILURES + 2 {
+        two.from.put(&format!("0000000300000000000000{n:02X}"), 1).await;
+    }
+    let begins = [
+        ("000000040000000000000003", "000000010000000000000003"),
+        ("000000050000000000000002", "000000010000000000000002"),
+    ];
+    for (name, begin) in begins {
+        let segment: SegmentName = name.parse().unwrap();
+        for bed in [&two.from, &two.to] {
+            bed.put_history(segment.timeline.get(), switch_in(begin, 0x800)).await;
+        }
+        two.from.put(name, 1).await;
+        two.missed.insert(segment.timeline, segment);
+    }
+    assert!(two.compare().await.1, "of timeline 3");
+    let (left, ended_early) = two.compare().await;
+    assert!(left.contains("18 files cannot be copied") && !ended_early, "{left}");
+    assert_eq!(two.refused(), [1, 4], "4 began behind the difference");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_for_long_is_left_like_a_damaged_one() {
+    let two = Two::new(&["000000010000000000000001"]).await;
+    for n in 1..=3 {
+        two.from.put(&format!("00000001000000000000000{n}"), 1).await;
+    }
+    two.from.make_unreadable("000000010000000000000001");
+    for _ in 0..3 {
+        let problem = two.try_to_compare().await.unwrap_err().to_string();
+        assert!(problem.starts_with("000000010000000000000001: "), "{problem}");
+    }
+    unreadable::age(&two.from.archive);
+    let (left, ended_early) = two.compare().await;
+    assert!(
+        left.starts_with("3 files cannot be copied: 000000010000000000000001: ") && !ended_early,
+        "{left}"
+    );
+    assert!(left.contains("though the repository answers"), "{left}");
+}
+
+#[tokio::test]
+async fn the_newest_segment_of_a_repository_keeps_nothing_away_if_it_cannot_be_read_for_long() {
+    let two = Two::new(&["000000010000000000000003"]).await;
+    for bed in [&two.from, &two.to] {
+        bed.put("000000010000000000000001", 1).await;
+        bed.put("000000010000000000000002", 1).await;
+    }
+    two.from.put("000000010000000000000003", 1).await;
+    two.to.make_unreadable("000000010000000000000002");
+    for _ in 0..3 {
+        assert!(two.try_to_compare().await.is_err());
+    }
+    unreadable::age(&two.to.archive);
+    let (left, _) = two.compare().await;
+    assert!(left.starts_with("1 files cannot be copied: 000000010000000000000003"), "{left}");
 }
 
 #[tokio::test]
