@@ -14,7 +14,6 @@
 //! | [`free_space`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
 //! | [`layout`], [`places`] | where every path of the backup leads; that the places lie apart |
-//! | [`late`] | tablespaces that a backup holds by mistake |
 //! | [`owners`] | who gets the files |
 //! | [`reach`], [`named`] | what root may write to for another user, and what the command line names |
 //! | [`beneath`] | reaching everything below the places without following a link |
