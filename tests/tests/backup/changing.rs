@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walpoint_repo::backup::EntryContent;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::oracle::Contents;
 use walpoint_tests::process::{self, Background};
 use walpoint_tests::{faults, needs_root, schema, user, wait};
 
@@ -68,20 +69,28 @@ fn files_that_vanish_or_shrink_while_they_are_copied() {
 #[test]
 fn a_tablespace_that_is_created_during_a_backup_is_restored_by_replay() {
     needs_root!();
-    let bed = Bed::new(Cluster::builder(), walpoint_tests::store::Store::local(), |agent| {
+    let mut bed = Bed::new(Cluster::builder(), walpoint_tests::store::Store::local(), |agent| {
         agent.cluster_line("workers = 1")
     });
     let file = bed.cluster.pgdata().join("base/held");
     fs::write(&file, "0123456789").unwrap();
     user::give_tree(&file);
     let (mut backup, _) = held(&bed, &[file]);
-    bed.cluster.create_tablespace("late");
+    let place = bed.cluster.create_tablespace("late");
     bed.cluster.psql("create table t tablespace late as select generate_series(1, 1000) i");
     assert_eq!(backup.wait(Duration::from_secs(60)), 0, "{}", backup.log());
     let id = printed(&backup.log())["backup"].as_str().unwrap().to_owned();
     let entries = bed.repository().entries(&id);
     let spaces: Vec<_> = entries.iter().filter(|(path, _)| path.starts_with("pg_tblspc/")).collect();
     assert!(spaces.is_empty(), "{spaces:?}");
+    bed.cluster.wait_archived(&bed.cluster.switch_wal());
+    let contents = Contents::of(&bed.cluster);
+    bed.cluster.stop(Shutdown::Fast);
+    // The location in the record has to be there and empty.
+    fs::rename(&place, place.with_extension("original")).unwrap();
+    fs::create_dir(&place).unwrap();
+    user::give(&place);
+    contents.assert_equal(&Contents::of(&bed.restore(&id)));
 }
 
 /// B2: what is appended after a file was opened is not chased: a log that is written all the time ends somewhere.
