@@ -35,7 +35,7 @@ const EXAMPLES: &[(&str, &str)] = &[
 
 const RUN: &[(&str, &str)] = &[
     ("Archive all clusters of the configuration, in the foreground", "archive-agent run"),
-    ("Archive everything that waits in pg_wal, then exit", "archive-agent run --once"),
+    ("Archive all WAL that is waiting in pg_wal, then exit", "archive-agent run --once"),
 ];
 
 const STATUS: &[(&str, &str)] = &[
@@ -85,7 +85,7 @@ pub(crate) enum Command {
     /// Run the daemon: answer archive-push and upload WAL ahead of PostgreSQL's requests.
     #[command(after_long_help = help::examples(RUN))]
     Run {
-        /// Archive what waits in pg_wal, then exit.
+        /// Archive all WAL that is waiting in pg_wal, then exit.
         #[arg(long)]
         once: bool,
     },
@@ -97,8 +97,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Create a restore point, and wait until it is durable.
     ///
-    /// Creates it on the primary (pg_create_restore_point), switches to a new WAL segment, waits until each repository that must
-    /// acknowledge has stored the segment that holds it, and prints the command that restores to it.
+    /// Creates it on the primary (pg_create_restore_point) and switches to a new WAL segment. Then waits until each repository that
+    /// must acknowledge has stored the segment that holds the restore point, and prints the command that restores to it.
     RestorePoint(RestorePointArgs),
     /// Check the configuration file.
     Config {
@@ -106,10 +106,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Show what is archived, what waits, and what can be recovered.
+    /// Show what is archived, what is waiting, and what can be recovered.
     #[command(after_long_help = help::examples(STATUS))]
     Status,
-    /// Show and change what opens an encrypted repository.
+    /// Manage the keys and passphrases that open an encrypted repository.
     Key {
         /// What to do.
         #[command(subcommand)]
@@ -134,16 +134,16 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Delete expired backups and the WAL that no kept backup needs.
     ///
-    /// [cluster.NAME.retention] in the configuration says what to keep; without it, nothing expires. One run marks for deletion what has
-    /// expired, and a run after the grace period [default: 24h] deletes it.
+    /// [cluster.NAME.retention] in the configuration sets what to keep; without it, nothing expires. One run marks expired objects
+    /// for deletion; a run after the grace period [default: 24h] deletes them.
     Expire(ExpireArgs),
-    /// Delete everything that the repositories hold of a cluster, permanently.
+    /// Permanently delete everything that the repositories hold of a cluster.
     ///
     /// Asks you to type the cluster's name.
     Forget(ForgetArgs),
     /// Place, list and remove holds.
     ///
-    /// A hold prevents the deletion of a backup, whatever retention says.
+    /// A hold prevents the deletion of a backup, whatever the retention policy.
     #[command(subcommand)]
     Hold(HoldCommand),
     /// Settle the disputed and abandoned timelines of a lineage.
@@ -166,8 +166,8 @@ pub(crate) enum Command {
         /// PostgreSQL's next attempt to archive the file succeeds. status and health warn until there is a backup after the gap.
         #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors"], help_heading = help::OVERRIDES)]
         skip: bool,
-        /// Confirm that this server, or a standby of it, wrote the WAL that is stored before this segment, if nothing here proves that
-        /// any more; then archive the segment.
+        /// Confirm that this server, or a standby of it, wrote the WAL stored before this segment, if nothing here can prove it any
+        /// longer, and archive the segment.
         #[arg(long, conflicts_with_all = ["accept_damaged", "no_ancestors", "skip"], help_heading = help::OVERRIDES)]
         same_server: bool,
         /// Archive this file of pg_wal (%p).

@@ -20,7 +20,7 @@ use crate::wal::session::PrefetchArgs;
 pub(crate) const CLIENT_PAGE: ManualPage =
     ManualPage { name: "restore-fetch.1", text: include_str!("../fetch/restore-fetch.1") };
 
-/// Bring PostgreSQL clusters back from a Walpoint repository.
+/// Restore PostgreSQL clusters from a Walpoint repository.
 #[derive(Debug, Parser)]
 #[command(name = "restore-agent", version = env!("WALPOINT_VERSION"), propagate_version = true, max_term_width = help::WIDTH)]
 pub(crate) struct Cli {
@@ -34,27 +34,28 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// List what a cluster can be restored to: backups, restore points and windows.
     ///
-    /// Writes nothing, and needs no server. A backup is sound if no damage to it is known. In a window, you can recover any moment.
+    /// Writes nothing, and needs no server. A backup is sound if no damage to it is known. A window is a span in which you can
+    /// recover any moment.
     List(ListArgs),
     /// Plan a restore: show how it would reach its target, or why it cannot.
     ///
-    /// Writes nothing. A plan succeeds only if it has found everything that the restore needs.
+    /// Writes nothing. The plan succeeds only if it finds everything that the restore needs.
     Plan(PlanArgs),
     /// Restore a cluster to a target, after proving that recovery can reach it.
     ///
     /// PostgreSQL recovers to the target when you start it. It cannot start an interrupted restore: run the same command again.
     Restore(RestoreArgs),
-    /// Put back the data directory that restore --replace moved aside.
+    /// Put back the data directory that restore --replace renamed.
     ///
-    /// Moves the restored directory aside in turn: nothing is deleted, and the same command undoes this one.
+    /// Renames the restored directory and deletes nothing. Run it again to undo it.
     Rollback(RollbackArgs),
-    /// Fetch one WAL file, as restore-fetch does if no prefetcher answers.
+    /// Fetch one WAL file, as restore-fetch does when no prefetcher answers.
     ///
-    /// Exit status: 0 the file is there, verified; 1 it is proven not to be in the archive; 255 anything else.
+    /// Exit status: 0 the file was written, verified; 1 the archive provably does not have it; 255 anything else.
     Fetch(FetchArgs),
     /// Fetch WAL ahead of PostgreSQL and hand it to restore-fetch.
     ///
-    /// restore-fetch starts a prefetcher by itself, which ends when the server no longer needs it.
+    /// restore-fetch starts a prefetcher when it needs one. The prefetcher exits when the server no longer needs it.
     Prefetch(PrefetchArgs),
     /// Open what recovery will read, and write nothing: `restore` runs it as PostgreSQL's user.
     #[command(hide = true)]

@@ -32,7 +32,7 @@ pub(crate) struct TargetArgs {
     /// Follow this timeline to the target: latest, current (the backup's), or a number.
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     pub(crate) target_timeline: TargetTimeline,
-    /// Recover in this lineage; needed if a diverged copy has the target too. "restore-agent list" shows them.
+    /// Recover in this lineage; required if a diverged copy has the target too. "restore-agent list" shows them.
     #[arg(long, value_name = "LINEAGE")]
     pub(crate) lineage: Option<LineageId>,
     /// Stop just before the target: a time, a position or a transaction [default: include it].
@@ -51,9 +51,9 @@ pub(crate) struct TargetArgs {
 /// What PostgreSQL does when it has reached the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TargetActionArgument {
-    /// Pause, readable, until you call pg_wal_replay_resume().
+    /// Pause, read-only, until you call pg_wal_replay_resume().
     Pause,
-    /// End recovery and take writes, on a new timeline.
+    /// End recovery and accept writes, on a new timeline.
     Promote,
     /// Shut down.
     Shutdown,

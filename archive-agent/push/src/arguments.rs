@@ -48,8 +48,8 @@ Options:
   -h, --help       Print help
   -V, --version    Print version
 
-Exit status: 0 the file is durable, 1 it is not, 2 wrong usage or configuration;
-never above 125.
+Exit status: 0 the file is durable, 1 it is not durable, 2 wrong usage or
+configuration; never above 125.
 
 Examples:
   In postgresql.conf:

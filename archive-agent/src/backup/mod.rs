@@ -51,9 +51,9 @@ use self::request::{BackupRequest, INTERRUPTED};
 use crate::check::remote::why_remote;
 
 /// The heading of options about what is stored where.
-const STORED: &str = "What is stored";
+const STORED: &str = "Backup content";
 /// The heading of options about how the cluster is read.
-const READ: &str = "How the cluster is read";
+const READ: &str = "Reading the cluster";
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Back up the cluster into each of its repositories", "archive-agent backup"),
@@ -70,29 +70,30 @@ const EXAMPLES: &[(&str, &str)] = &[
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct BackupArgs {
-    /// Label the backup with this line of text, by which retention and holds can select it.
+    /// Label the backup with this line of text; retention rules and holds can select it by the label.
     #[arg(long, value_name = "TEXT", value_parser = args::line, default_value = "", hide_default_value = true)]
     label: String,
     /// Store every block, even those that an earlier backup already holds.
     ///
-    /// Without it, only what changed since the last backup is stored. Either way the backup is complete: a restore never replays a chain.
+    /// By default, a backup stores only what changed since the last one. Either way the backup is complete: a restore never replays
+    /// a chain.
     #[arg(long, help_heading = STORED)]
     full: bool,
-    /// Let the server send the cluster (BASE_BACKUP) instead of reading its data directory [default: if the data directory is not
-    /// visible here].
+    /// Receive the cluster from the server (BASE_BACKUP) instead of reading its data directory [default: if the data directory is
+    /// not visible here].
     #[arg(long, help_heading = READ)]
     remote: bool,
-    /// Fail, and make no backup, if a page is damaged.
+    /// Fail, without taking a backup, if a page is damaged.
     #[arg(long, help_heading = READ)]
     strict: bool,
-    /// Begin with a fast checkpoint (the default).
+    /// Start with a fast checkpoint (the default).
     #[arg(long, help_heading = READ)]
     fast: bool,
-    /// Begin with a spread checkpoint, which spares the disks and may take minutes.
+    /// Start with a spread checkpoint, which spreads out the I/O and may take minutes.
     #[arg(long, conflicts_with = "fast", help_heading = READ)]
     spread: bool,
-    /// Begin even if another backup of the cluster holds the lease. If that backup still runs, both are made. Do not begin a
-    /// third one before it has ended: the third one may abort it.
+    /// Start even if another backup of the cluster holds the lease. If that backup is still running, both continue. Do not start a
+    /// third one before it has ended, because the third one may abort it.
     #[arg(long, help_heading = help::OVERRIDES)]
     steal_lease: bool,
 }

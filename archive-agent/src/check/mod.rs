@@ -64,7 +64,7 @@ pub(crate) struct CheckArgs {
     /// Wait at most this long, such as 90s or "1h 30m", for the switched segment to arrive in the repositories.
     #[arg(long, value_name = "SPAN", default_value = "1m", value_parser = args::span, help_heading = WAL)]
     timeout: Duration,
-    /// Do not switch to a new WAL segment, and so do not test that one arrives.
+    /// Do not switch to a new WAL segment. The check then does not test that a segment arrives.
     #[arg(long, help_heading = WAL)]
     no_switch: bool,
     /// Check what a backup sent by the server (backup --remote) needs [default: if the data directory is not visible here].

@@ -29,7 +29,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("Show what would be deleted, and why each backup is kept or expires", "archive-agent expire --dry-run"),
     ("Delete what has expired, once a day", "archive-agent expire"),
     (
-        "Expire one backup, whatever retention says",
+        "Expire one backup, whatever the retention policy",
         "archive-agent expire --backup \\\n20261121T101500Z-00000001-0000000002000028-9f3a0c11",
     ),
 ];
@@ -41,7 +41,7 @@ pub(crate) struct ExpireArgs {
     /// Change nothing; show what would be deleted, how much space that frees, and why each backup is kept or expires.
     #[arg(long)]
     dry_run: bool,
-    /// Expire this backup and nothing else, whatever retention says. Refused if something protects the backup.
+    /// Expire only this backup, whatever the retention policy. Refused if something protects the backup.
     #[arg(long, value_name = "ID", help_heading = ONE)]
     backup: Option<BackupId>,
     /// Expire it even if holds in force protect it.

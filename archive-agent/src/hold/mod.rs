@@ -31,7 +31,7 @@ use self::document::HoldsDocument;
 const AT_ONCE: usize = 8;
 
 /// The heading of options about what is held.
-const HELD: &str = "What is held";
+const HELD: &str = "Backups to hold";
 
 const ADD: &[(&str, &str)] = &[
     (
@@ -78,13 +78,13 @@ pub(crate) struct AddArgs {
     /// Hold every backup with this label, including future ones.
     #[arg(long, value_name = "TEXT", value_parser = args::line, help_heading = HELD)]
     label: Option<String>,
-    /// Record this reason, for the next person who finds the hold.
+    /// Record this reason, for anyone who finds the hold later.
     #[arg(long, value_name = "TEXT", value_parser = args::line)]
     reason: String,
-    /// End the hold then: a date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
+    /// End the hold at this date or time ("2027-12-31", "2027-12-31 18:00:00+01"), a span from now ("90d"), or "never".
     #[arg(long, value_name = "TIME")]
     until: String,
-    /// Record who asked for it [default: the user that runs the command].
+    /// Record who requested the hold [default: the user that runs the command].
     #[arg(long, value_name = "NAME", value_parser = args::line)]
     who: Option<String>,
 }
@@ -96,7 +96,7 @@ pub(crate) struct RemoveArgs {
     /// Remove the hold that has this number in the first repository, as hold list shows it, and the same hold in the others. With --repo
     /// NAME, the number is the one in that repository, and the hold is removed only there.
     number: u64,
-    /// Record who removes it [default: the user that runs the command].
+    /// Record who removed the hold [default: the user that runs the command].
     #[arg(long, value_name = "NAME", value_parser = args::line)]
     who: Option<String>,
 }

@@ -72,7 +72,7 @@ pub(crate) struct InitArgs {
     /// Let archive-push reach the daemon at this socket [default: /run/walpoint/CLUSTER.push].
     #[arg(long, value_name = "SOCKET", help_heading = CLUSTER)]
     pub(crate) push_socket: Option<PathBuf>,
-    /// Begin a new lineage: for a copy that is to archive separately, or for the same cluster after pg_upgrade.
+    /// Begin a new lineage, for a copy that will archive separately or for the same cluster after pg_upgrade.
     #[arg(long, help_heading = LINEAGE)]
     pub(crate) new_lineage: bool,
     /// Begin it even if walpoint.lineage binds the data directory to a lineage in which no other server's WAL was found.
@@ -104,7 +104,7 @@ pub(crate) struct StoreArgs {
     /// Use this S3 region [default: us-east-1].
     #[arg(long, value_name = "REGION")]
     pub(crate) region: Option<String>,
-    /// Put the bucket's name into the path of requests, not into the host name.
+    /// Put the bucket's name in the path of requests, not in the host name.
     #[arg(long)]
     pub(crate) path_style: bool,
     /// Accept an endpoint without TLS.

@@ -12,9 +12,9 @@ use walpoint_storage::store::settings::EncryptionSettings;
 
 /// What opens a repository. Secrets are never arguments: they come from files and commands.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "What opens the repository")]
+#[command(next_help_heading = "Key or passphrase")]
 pub(crate) struct SecretArgs {
-    /// Use the key in this file: 32 bytes in hexadecimal or base64. For a new secret the file is created with a random key if it does
+    /// Use the key in this file: 32 bytes in hexadecimal or base64. For a new key, the file is created with a random one if it does
     /// not exist.
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,

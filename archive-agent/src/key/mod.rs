@@ -44,7 +44,7 @@ const ROTATE: &[(&str, &str)] = &[(
 const REMOVE: &[(&str, &str)] = &[
     ("Remove slot 2, if the configured secret opens another one", "archive-agent key remove 2"),
     (
-        "Remove the slot that the configured secret opens: another one has to open",
+        "Remove the slot that the configured secret opens, if another one works",
         "archive-agent key remove 1 --passphrase-file /media/safe/passphrase",
     ),
 ];
@@ -63,7 +63,7 @@ pub(crate) enum KeyCommand {
     /// Stored data does not change.
     #[command(after_long_help = help::examples(ROTATE))]
     Rotate(New),
-    /// Remove a slot, once another one is proven to open.
+    /// Remove a slot, after proving that another one opens the repository.
     ///
     /// The configured secret, or the one given here, must open the other slot.
     Remove(Remove),
@@ -87,8 +87,8 @@ pub(crate) struct Remove {
     slot: u32,
     #[command(flatten)]
     secret: SecretArgs,
-    /// Remove it even if no other slot is proven to open. Without one that opens, nothing in the repository can be restored. Asks you
-    /// to type words that confirm it.
+    /// Remove it even if no other slot is proven to open the repository. If none does, nothing in the repository can ever be
+    /// restored. Asks you to type a confirmation.
     #[arg(long, help_heading = help::OVERRIDES)]
     even_if_last: bool,
 }

@@ -27,7 +27,7 @@ use self::content::PgContent;
 use self::document::VerifyDocument;
 
 /// The heading of options about how much is read.
-const READ: &str = "How much is read [default: every byte]";
+const READ: &str = "How much to read [default: every byte]";
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Read every byte of everything that is kept", "archive-agent verify"),

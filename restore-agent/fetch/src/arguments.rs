@@ -39,7 +39,7 @@ Fetch one WAL file, verified: PostgreSQL's restore_command.
 Usage: restore-fetch --socket SOCKET [--config FILE] NAME PATH
 
 Arguments:
-  NAME             Fetch the file that PostgreSQL asks for: %f
+  NAME             Fetch the file that PostgreSQL requests: %f
   PATH             Put it where PostgreSQL wants it: %p
 
 Options:
@@ -55,9 +55,9 @@ Options:
   -h, --help       Print help; only as the sole argument
   -V, --version    Print version; only as the sole argument
 
-Exit status: 0 the file is there, verified; 1 it is proven not to be in the
-archive (on a standby: or cannot be had at the moment); 255 anything else, so
-that PostgreSQL stops instead of ending recovery early.
+Exit status: 0 the file was written, verified; 1 the archive provably does not
+have it (on a standby: or it cannot be fetched now); 255 anything else, so that
+PostgreSQL stops instead of ending recovery early.
 
 Examples:
   In postgresql.conf:

@@ -119,9 +119,9 @@ use unarchived::Unarchived;
 /// No heading: the last one of the target's options would count for those that have none.
 const NONE: Option<&str> = None;
 /// The heading of the options that say where the files go.
-const PLACE: &str = "Where to put it";
+const PLACE: &str = "Destination";
 /// The heading of the options that say what becomes of a data directory.
-const EXISTING: &str = "What is already there";
+const EXISTING: &str = "Existing data directory";
 /// The heading of the options about what the restored server does.
 const RECOVERY: &str = "Recovery";
 
@@ -153,48 +153,48 @@ pub(crate) struct RestoreArgs {
     /// Restore into this directory, which must be new or empty unless you give --delta or --replace.
     #[arg(long, value_name = "DIR", help_heading = PLACE)]
     pgdata: PathBuf,
-    /// Put a tablespace, by its OID or its directory in the backup, into another directory. Can be repeated [default: its
+    /// Restore a tablespace, given by its OID or its directory in the backup, into another directory. Can be repeated [default: its
     /// original directory].
     #[arg(long = "tablespace", value_name = "OLD=NEW", help_heading = PLACE)]
     tablespaces: Vec<Mapping>,
-    /// Put all other tablespaces below this directory, each under its OID.
+    /// Restore all other tablespaces below this directory, each into a subdirectory named by its OID.
     #[arg(long, value_name = "DIR", conflicts_with = "flatten_tablespaces", help_heading = PLACE)]
     tablespace_dir: Option<PathBuf>,
-    /// Put all other tablespaces inside the data directory.
+    /// Restore all other tablespaces inside the data directory.
     #[arg(long, help_heading = PLACE)]
     flatten_tablespaces: bool,
-    /// Put pg_wal here, with a link in the data directory [default: inside it].
+    /// Restore pg_wal here, and link to it from the data directory [default: in the data directory].
     #[arg(long, value_name = "DIR", help_heading = PLACE)]
     wal_dir: Option<PathBuf>,
-    /// Put the configuration files that lay outside the data directory here [default: beside it, with the suffix .extra].
+    /// Restore files from outside the data directory (extra_paths) here [default: beside the data directory, with the suffix .extra].
     #[arg(long, value_name = "DIR", help_heading = PLACE)]
     extra_dir: Option<PathBuf>,
-    /// Repair the data directory: keep correct blocks, write the others, remove files that the backup does not have.
+    /// Repair the data directory: keep correct blocks, write the others, and remove files that the backup does not have.
     #[arg(long, conflicts_with = "replace", group = "over", help_heading = EXISTING)]
     delta: bool,
-    /// Move the data directory aside; "restore-agent rollback" puts it back.
+    /// Rename the data directory and restore in its place; "restore-agent rollback" puts it back.
     #[arg(long, group = "over", help_heading = EXISTING)]
     replace: bool,
-    /// Let PostgreSQL do this at the target [default: pause; promote without a target].
+    /// Take this action when recovery reaches the target [default: pause; promote without a target].
     #[arg(long, value_name = "ACTION", help_heading = RECOVERY)]
     target_action: Option<TargetActionArgument>,
-    /// Restore a standby: it keeps recovering, and follows its upstream if primary_conninfo is set.
+    /// Restore a standby, which keeps replaying WAL from the archive, and also streams if primary_conninfo is set.
     #[arg(long, conflicts_with = "target_action", help_heading = RECOVERY)]
     standby: bool,
-    /// Let the restored server archive into the repository it came from: only if the original is lost for good.
+    /// Let the restored server archive into the repository it came from. Use this only if the original is lost for good.
     #[arg(long, help_heading = RECOVERY)]
     resume_archiving: bool,
-    /// Restore even if recovery may leave out WAL that no repository has. The restore keeps these files.
+    /// Restore even if recovery may leave out WAL that no repository has. The restore keeps the files of that WAL.
     ///
-    /// Such WAL waits in the directory's pg_wal to be archived, comes after the end of recovery, or cannot be read or replayed.
+    /// This is WAL that waits in pg_wal to be archived, that comes after the end of recovery, or that cannot be read or replayed.
     #[arg(long, requires = "over", help_heading = help::OVERRIDES)]
     discard_unarchived_wal: bool,
-    /// Repair the data directory even if it belongs to another cluster, or if its pg_control does not show to which one.
+    /// Repair the data directory even if it belongs to another cluster, or if pg_control does not show which cluster it belongs to.
     #[arg(long, requires = "delta", help_heading = help::OVERRIDES)]
     overwrite_other_cluster: bool,
     /// Treat the server as stopped although its postmaster.pid is present, as after a crash in a container.
     ///
-    /// The restore still refuses if it sees the server run.
+    /// The restore still refuses if it sees the server running.
     #[arg(long, help_heading = help::OVERRIDES)]
     server_is_down: bool,
     /// Write nothing; show the plan, and what the restore would refuse.
@@ -203,7 +203,7 @@ pub(crate) struct RestoreArgs {
     /// Run this command in a shell before anything is written. If it fails, the restore writes nothing.
     #[arg(long, value_name = "COMMAND", help_heading = NONE)]
     pre_command: Option<String>,
-    /// Run this command in a shell when the cluster is complete. If it fails, the restore fails, but the cluster stays.
+    /// Run this command in a shell when the cluster is complete. If it fails, the restore fails, but the cluster remains.
     #[arg(long, value_name = "COMMAND", help_heading = NONE)]
     post_command: Option<String>,
 }

@@ -29,7 +29,7 @@ const EXAMPLES: &[(&str, &str)] = &[(
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct RollbackArgs {
-    /// Put back the data directory that was moved aside from this path.
+    /// Put back the data directory that was at this path before the restore.
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
     /// Treat the server as stopped although its postmaster.pid is present, as after a crash in a container.

@@ -61,7 +61,7 @@ pub(crate) struct PrefetchArgs {
     /// directory].
     #[arg(long, value_name = "SOCKET")]
     pub(crate) socket: Option<PathBuf>,
-    /// Run until stopped, for any data directory at this path, as a sidecar does [default: end when the server no longer needs it].
+    /// Run until stopped, for any data directory at this path, as in a sidecar [default: exit when the server no longer needs it].
     #[arg(long)]
     pub(crate) persistent: bool,
 }
