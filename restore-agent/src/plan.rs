@@ -189,7 +189,8 @@ impl<'a> Known<'a> {
             match answer {
                 None => {
                     tracing::warn!(
-                        "repository \"{name}\" was skipped: {} after another one gave a plan it has not answered\nDETAIL: \
+                        "repository \"{name}\" was skipped: it did not answer within {} after another \
+                         repository led to a plan\nDETAIL: \
                          What only it has is not in the plan.",
                         human::span(ask::TIME_LIMIT)
                     );

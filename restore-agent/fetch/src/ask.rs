@@ -84,7 +84,8 @@ pub(crate) fn ask(
                         && !status.success()
                     {
                         return FetchAnswer::Unanswered(format!(
-                            "the prefetcher that was started ended at once ({status})\nHINT: \"restore-agent prefetch \
+                            "the prefetcher exited right after it was started ({status})\nHINT: \
+                             \"restore-agent prefetch \
                              --pgdata {} --socket {}\" shows why.",
                             place.pgdata.display(),
                             arguments.socket.display()
@@ -118,12 +119,10 @@ fn attempt(
     let shown = arguments.socket.display();
     let lost = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            Silence::Mute(format!("the prefetcher at {shown} says nothing"))
+            Silence::Mute(format!("the prefetcher at {shown} does not respond"))
         }
-        io::ErrorKind::InvalidData => {
-            Silence::Useless(format!("the answer from {shown} is not one: {error}"))
-        }
-        _ => Silence::Left(format!("the prefetcher went away: {error}")),
+        io::ErrorKind::InvalidData => Silence::Useless(format!("{shown} sent an invalid answer: {error}")),
+        _ => Silence::Left(format!("the prefetcher closed the connection: {error}")),
     };
     let request = FetchRequest {
         name: arguments.name.clone(),
@@ -141,7 +140,9 @@ fn attempt(
             return Ok(reply);
         }
         if deadline.is_some_and(|at| Instant::now() >= at) {
-            return Err(Silence::Mute(format!("the prefetcher at {shown} found nothing out in time")));
+            return Err(Silence::Mute(format!(
+                "the prefetcher at {shown} could not look the file up in time"
+            )));
         }
         progress(&reply.message);
     }
@@ -156,13 +157,13 @@ fn connect(socket: &Path, limit: Duration) -> Result<UnixStream, Silence> {
         std::fs::metadata("/proc/self").map_err(|e| Silence::Useless(format!("/proc/self: {e}")))?.uid();
     if owner != 0 && owner != own {
         return Err(Silence::Useless(format!(
-            "the socket {shown} belongs to uid {owner}, neither to root nor to uid {own}, which asks"
+            "the socket {shown} belongs to uid {owner}, neither to root nor to uid {own}, which runs restore-fetch"
         )));
     }
     socket::connect(socket, limit).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => absent(error),
         io::ErrorKind::TimedOut => {
-            Silence::Mute(format!("the prefetcher at {shown} takes no question: {error}"))
+            Silence::Mute(format!("the prefetcher at {shown} accepts no requests: {error}"))
         }
         _ => Silence::Useless(format!("cannot connect to {shown}: {error}")),
     })

@@ -73,7 +73,7 @@ fn fetch(arguments: &Arguments) -> u8 {
     if place.has_own_history(name) {
         forget_origin(&place);
         say(&format!(
-            "LOG: \"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it"
+            "LOG: \"{name}\" is this server's own: PostgreSQL has it in pg_wal, so no repository is read for it"
         ));
         return ABSENT;
     }
@@ -184,7 +184,7 @@ fn on_standby(arguments: &Arguments, place: &WalDirectory, name: WalFileName, re
         }
     }
     say(&format!(
-        "WARNING: \"{name}\" cannot be fetched at the moment: {reason}\nDETAIL: This standby will ask again."
+        "WARNING: \"{name}\" cannot be fetched at the moment: {reason}\nDETAIL: This standby will retry."
     ));
     ABSENT
 }

@@ -50,7 +50,7 @@ pub(super) async fn retired(
         let members = match planned.repository.acknowledging(lineage).await {
             Ok(known) => unread(selection, &known.members, planned.repository.id()),
             Err(error) => {
-                tracing::debug!("who acknowledges is not known: {error}");
+                tracing::debug!("could not determine which repositories acknowledge: {error}");
                 Vec::new()
             }
         };
@@ -84,8 +84,8 @@ fn of_unread(lineage: LineageId, names: &[String], why: Unread, is_standby: bool
     let at_the_end = match is_standby {
         true => "",
         false => {
-            ". At the end of the archive recovery stops (exit status 255) instead of ending, and at a target a promotion, or \
-             pg_wal_replay_resume(), waits for it"
+            ". At the end of the archive, recovery stops (exit status 255) instead of ending; at a \
+             target, a promotion or pg_wal_replay_resume() waits for it"
         }
     };
     format!(

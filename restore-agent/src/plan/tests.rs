@@ -189,7 +189,8 @@ fn hints_and_notes_name_options() {
     let spared = world.plan(&on(1, RecoveryTarget::Latest)).unwrap();
     assert_eq!(spared.backup.id, first);
     let expected = format!(
-        "Backup {second} is newer, and was not chosen: 2 of its pages had wrong checksums when it was taken.\nHINT: --backup \
+        "Backup {second} is newer but was not chosen: 2 of its pages had wrong checksums when it was \
+         taken.\nHINT: --backup \
          {second} restores it anyway."
     );
     assert!(words::notes(&spared).contains(&expected), "{spared:?}");

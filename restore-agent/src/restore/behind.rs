@@ -196,11 +196,12 @@ impl Behind {
         let what = if self.younger {
             format!("is of timeline {timeline}, which is younger than any that the archive knows")
         } else {
-            format!("goes on behind {}, where recovery would end, on timeline {timeline}", self.end)
+            format!("continues after {}, where recovery would end, on timeline {timeline}", self.end)
         };
         let first = match &self.first {
             First::Waiting => {
-                "Archive what waits there with \"archive-agent run --once\", and then ".to_owned()
+                "Archive the WAL that is waiting there with \"archive-agent run --once\", and then "
+                    .to_owned()
             }
             First::History(path) => {
                 format!(

@@ -88,7 +88,7 @@ pub(crate) async fn compare(
     }
     let mut bytes = 0;
     while let Some(done) = tasks.join_next().await {
-        let (start, compared) = done.context("a worker of the restore broke")???;
+        let (start, compared) = done.context("a worker thread of the restore ended abnormally")???;
         for (at, length) in (start..).zip(compared) {
             if let (Some(slot), Some(length)) = (right.get_mut(at), length) {
                 *slot = true;
@@ -108,7 +108,7 @@ pub(crate) async fn compare(
         Ok::<_, anyhow::Error>(())
     })
     .await
-    .context("a worker of the restore broke")??;
+    .context("a worker thread of the restore ended abnormally")??;
     Ok(KeptBlocks { blocks, right, bytes })
 }
 

@@ -134,7 +134,10 @@ impl Running {
 
 /// What a task gave; there is one.
 fn joined<T: Default>(task: Option<Result<anyhow::Result<T>, JoinError>>) -> anyhow::Result<T> {
-    task.map_or_else(|| Ok(T::default()), |task| task.context("a worker of the restore broke")?)
+    task.map_or_else(
+        || Ok(T::default()),
+        |task| task.context("a worker thread of the restore ended abnormally")?,
+    )
 }
 
 impl Copier {
@@ -179,7 +182,7 @@ impl Copier {
                     .acquire_many_owned(permits(unit.fetch_bytes().min(IN_FLIGHT)))
                     .await?;
                 while let Some(done) = tasks.try_join_next() {
-                    done.context("a worker of the restore broke")??;
+                    done.context("a worker thread of the restore ended abnormally")??;
                 }
                 tasks.spawn(self.write_unit(unit, &files, permit));
             }
@@ -204,7 +207,7 @@ impl Copier {
         let filesystems = Arc::clone(&self.filesystems);
         tokio::task::spawn_blocking(move || filesystems.sync())
             .await
-            .context("a worker of the restore broke")?
+            .context("a worker thread of the restore ended abnormally")?
             .map_err(|(path, error)| {
                 anyhow!(
                     "what was written to the filesystem of {} cannot be made durable: {error}",
@@ -318,7 +321,7 @@ impl Copier {
             Ok::<_, anyhow::Error>(())
         })
         .await
-        .context("a worker of the restore broke")??;
+        .context("a worker thread of the restore ended abnormally")??;
         if !self.filesystems.at_once() {
             self.sync_files(window.window.parts(), Arc::clone(&window.files.targets)).await?;
         }
@@ -416,7 +419,7 @@ impl Copier {
             });
         }
         while let Some(done) = tasks.join_next().await {
-            done.context("a worker of the restore broke")??;
+            done.context("a worker thread of the restore ended abnormally")??;
         }
         Ok(())
     }
@@ -438,7 +441,7 @@ impl Copier {
             Ok(())
         })
         .await
-        .context("a worker of the restore broke")?
+        .context("a worker thread of the restore ended abnormally")?
     }
 }
 

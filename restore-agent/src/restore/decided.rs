@@ -140,7 +140,7 @@ impl Decided {
         if let Some(file) = &self.crashed {
             let why = if self.vouched { "--server-is-down says so" } else { "no process works there" };
             tracing::warn!(
-                "{}: its postmaster.pid is present ({file}): the server is taken for crashed, because {why}",
+                "{}: its postmaster.pid is present ({file}): treating the server as crashed, because {why}",
                 pgdata.display()
             );
         }

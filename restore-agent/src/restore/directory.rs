@@ -62,8 +62,8 @@ pub(crate) enum DirectoryError {
     },
     /// It holds something else.
     #[error(
-        "{pgdata} is not empty (it holds {example:?}): nothing was changed\nHINT: Give an empty or a new directory, or repair \
-         what is there (--delta), or have it moved aside (--replace)."
+        "{pgdata} is not empty (it holds {example:?}): nothing was changed\nHINT: Give a new or an empty \
+         directory. To repair the existing one, use --delta; to rename and replace it, use --replace."
     )]
     NotEmpty {
         /// The directory.
@@ -72,12 +72,10 @@ pub(crate) enum DirectoryError {
         example: String,
     },
     /// It is a file, or lies below one.
-    #[error(
-        "{0} is no directory, and nothing can be restored there: nothing was changed\nHINT: Give an empty or a new directory."
-    )]
+    #[error("{0} is not a directory: nothing was changed\nHINT: Give a new or an empty directory.")]
     NoDirectory(PathBuf),
     /// Another restore writes to it.
-    #[error("{0}: another restore into it is under way; nothing was changed")]
+    #[error("{0}: another restore into it is running; nothing was changed")]
     Busy(PathBuf),
     /// It cannot be looked at or changed.
     #[error("{path}: {source}")]

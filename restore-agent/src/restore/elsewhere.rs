@@ -85,7 +85,10 @@ async fn related(repository: &Repository, planned: &Planned) -> Vec<WalArchive> 
     };
     read.await.unwrap_or_else(|error| {
         let why = walpoint_words::error(&error);
-        tracing::warn!("what other lineages repository \"{}\" has is not known: {why}", repository.name());
+        tracing::warn!(
+            "could not determine what other lineages repository \"{}\" has: {why}",
+            repository.name()
+        );
         Vec::new()
     })
 }
@@ -134,11 +137,13 @@ async fn ask<T>(
             Ok(Ok(answer)) => answers.push(answer),
             Ok(Err(error)) => {
                 tracing::warn!(
-                    "what repository \"{name}\" has is not known: {}",
+                    "could not determine what repository \"{name}\" has: {}",
                     walpoint_words::error(&error)
                 );
             }
-            Err(_) => tracing::warn!("what repository \"{name}\" has is not known: it does not answer"),
+            Err(_) => {
+                tracing::warn!("could not determine what repository \"{name}\" has: it does not answer")
+            }
         }
     }
     Ok(answers)

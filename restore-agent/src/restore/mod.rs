@@ -311,8 +311,8 @@ fn resolved_before(target: &TargetArgs, contents: &Contents) -> Option<PgTimesta
     let before = marker.relative.as_ref().filter(|before| Some(before.text.as_str()) == target.relative())?;
     let meant = PgTimestamp(before.meant);
     tracing::warn!(
-        "\"{}\" was {meant} when the interrupted restore began, and is taken for that moment again\nHINT: For another moment \
-         give it as --target-time \"…\".",
+        "\"{}\" was {meant} when the interrupted restore began, and means the same moment now\nHINT: To \
+         use another moment, give an absolute time with --target-time \"…\".",
         before.text
     );
     Some(meant)

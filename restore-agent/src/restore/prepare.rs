@@ -137,12 +137,15 @@ async fn not_stored(
     match looked {
         Ok(()) => {}
         Err(error) if leave => {
-            tracing::warn!("what its pg_wal has is not known: {}", walpoint_words::format_chain(&error))
+            tracing::warn!(
+                "could not determine what its pg_wal has: {}",
+                walpoint_words::format_chain(&error)
+            )
         }
         Err(error) => {
             return Err(error.context(format!(
-                "{}: whether its pg_wal has WAL that no archive has could not be found out: nothing was changed\nHINT: With \
-                 --replace --discard-unarchived-wal recovery does without it.",
+                "{}: could not determine whether its pg_wal has WAL that is not archived: nothing was \
+                 changed\nHINT: To recover without that WAL, use --replace --discard-unarchived-wal.",
                 old.data.display()
             )));
         }
@@ -172,11 +175,11 @@ async fn replay(
     if decided.does(&Step::LookBack)
         && let Err(error) = not_stored.look_back(decided, planned).await
     {
-        let unknown = "what an earlier restore kept or moved aside of WAL that no archive has is not known";
+        let unknown = "could not determine what unarchived WAL an earlier restore kept or renamed";
         if !decided.does(&Step::LeaveWal) {
             return Err(error.context(format!(
-                "{unknown}: nothing was changed\nHINT: Remove that directory if it is no longer needed. With --replace or \
-                 --delta, --discard-unarchived-wal recovers without it."
+                "{unknown}: nothing was changed\nHINT: If you no longer need that directory, remove it. \
+                 To recover without its WAL, use --discard-unarchived-wal with --replace or --delta."
             )));
         }
         tracing::warn!("{unknown}: {}", walpoint_words::format_chain(&error));
@@ -195,8 +198,9 @@ async fn replay(
         }
         Err(error) => {
             return Err(error.context(
-                "WAL in the pg_wal of the data directory, which no archive has and recovery would replay, cannot be \
-                 replayed\nHINT: With --discard-unarchived-wal recovery ends without it, and it is kept.",
+                "WAL in the data directory's pg_wal, which is not archived and which recovery would need, \
+                 cannot be replayed\nHINT: To recover without that WAL, use --discard-unarchived-wal: the \
+                 restore keeps the files.",
             ));
         }
     };

@@ -135,7 +135,7 @@ pub(crate) fn plain(path: &Path) -> io::Result<File> {
 /// The same in an open directory.
 pub(crate) fn plain_at(directory: impl AsFd, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let other = || io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file");
+    let other = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
     let file = match rustix::fs::openat(directory, path, flags, Mode::empty()) {
         // A link; a socket, or a device without a driver.
         Err(Errno::LOOP | Errno::NXIO) => return Err(other()),

@@ -177,16 +177,14 @@ impl OutsideRefusal {
         match self {
             Self::Unread { name } => anyhow!("{} could not be read: nothing was changed", name.display()),
             Self::WithinEachOther { outer, inner } => anyhow!(
-                "{} and {} would lie within each other: nothing was changed\nHINT: Choose other places with --tablespace \
+                "{} and {} would overlap: nothing was changed\nHINT: Choose other places with --tablespace \
                  OLD=NEW, --wal-dir or --extra-dir.",
                 outer.display(),
                 inner.display()
             ),
-            Self::WithRepository { place, repository } => anyhow!(
-                "{} and the repository {} lie within each other: {another}",
-                place.display(),
-                repository.display()
-            ),
+            Self::WithRepository { place, repository } => {
+                anyhow!("{} and the repository {} overlap: {another}", place.display(), repository.display())
+            }
             Self::WithinData { place, data } => anyhow!(
                 "{} lies within {}, which is a data directory of its own: {another}",
                 place.display(),

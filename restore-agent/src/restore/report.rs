@@ -131,8 +131,8 @@ impl Restore {
         let replaced = self.moved_aside().filter(|_| was_moved);
         if let Some(record) = replaced {
             notes.push(format!(
-                "what was there lies in {}\nHINT: \"restore-agent rollback --pgdata {}\" puts it back. Delete it when it is \
-                 no longer needed.",
+                "the previous data is in {}\nHINT: To put it back, run \"restore-agent rollback --pgdata \
+                 {}\". Delete it when you no longer need it.",
                 record.places(),
                 shell::word(&pgdata.to_string_lossy())
             ));
@@ -201,13 +201,14 @@ impl Restore {
         if let Some(main) = &files.main {
             let main = main.display();
             return format!(
-                "the data directory has no postgresql.conf: the configuration lay elsewhere, and was restored as {main}\nHINT: \
-                 Look into it for paths of the original machine. The command that starts the server names it."
+                "the data directory has no postgresql.conf: the configuration lay elsewhere, and was \
+                 restored as {main}\nHINT: Check it for paths of the original machine. The command that \
+                 starts the server names this file."
             );
         }
         let found = match self.layout.extra() {
             Some(extra) => format!("none, or more than one, was found in {}", extra.display()),
-            None => "the backup took no extra_paths along".to_owned(),
+            None => "the backup contains no extra_paths".to_owned(),
         };
         format!(
             "the data directory has no postgresql.conf: the configuration lay elsewhere ({found})\nHINT: Name the files on \
@@ -243,10 +244,13 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
     }
     text.push_str(&format!("start it: {}\n", report.start_command));
     if !report.archiving {
-        text.push_str("          beside the original, on another port: -o \"-p PORT\"\n");
+        text.push_str("          on the original's machine, use another port: -o \"-p PORT\"\n");
     }
     if report.pauses {
-        text.push_str("it shows earlier moments until select pg_is_wal_replay_paused() returns t: then it has reached the target\n");
+        text.push_str(
+            "until select pg_is_wal_replay_paused() returns t, recovery has not reached the \
+            target and queries show older data\n",
+        );
     }
     walpoint_runtime::output::text(&text)
 }

@@ -53,8 +53,8 @@ pub(super) fn note(raised: &[(String, String)]) -> Option<String> {
     let names: Vec<String> = raised.iter().map(|(name, value)| format!("{name} = {value}")).collect();
     (!names.is_empty()).then(|| {
         format!(
-            "set in postgresql.auto.conf, because the server was set so when it was backed up or later, and recovery would not get past that with \
-             less: {}",
+            "set in postgresql.auto.conf, because the server used these values at or after the backup and \
+             recovery does not continue with lower ones: {}",
             names.join(", ")
         )
     })

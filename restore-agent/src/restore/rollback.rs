@@ -69,12 +69,13 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
         return output::json(&report);
     }
     let mut text = match &report.previous_pgdata {
-        Some(aside) => format!("{} is what it was before: it lay in {aside}\n", report.pgdata),
+        Some(aside) => format!("{} is restored to its previous state, from {aside}\n", report.pgdata),
         None => format!("{} is in place; there was nothing left to put back\n", report.pgdata),
     };
     if report.replaced_pgdata.is_some() {
         text.push_str(&format!(
-            "what was there lies in {}\nHINT: The same command puts it back. Delete it when it is no longer needed.\n",
+            "the previous data is in {}\nHINT: To put it back, run the same command again. Delete it when \
+             you no longer need it.\n",
             report.places
         ));
     }
@@ -115,9 +116,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
                 format!("\nDETAIL: It was repaired by \"restore --delta\", which kept {}.", kept.text())
             })
             .collect();
-        format!(
-            "no data directory that was moved aside from {shown} lies beside it; nothing was changed{kept}"
-        )
+        format!("found no data directory that a restore renamed from {shown}; nothing was changed{kept}")
     })?;
     report.kept_paths = kept.iter().flat_map(Kept::paths).map(|path| path.display().to_string()).collect();
     report.kept = kept.iter().map(Kept::text).collect();
@@ -125,7 +124,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     let back = match unfinished {
         Some(successor) => &previous::at(successor, pgdata)?.with_context(|| {
             format!(
-                "{}, which an earlier rollback was to put back, is gone; nothing was changed",
+                "{}, which an earlier rollback began to put back, is gone; nothing was changed",
                 successor.display()
             )
         })?,
@@ -171,7 +170,7 @@ fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Opti
 fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {
     if let Some(file) = directory::require_down(pgdata, vouched)? {
         tracing::warn!(
-            "{}: its postmaster.pid is present ({file}): the server is taken for crashed",
+            "{}: its postmaster.pid is present ({file}): treating the server as crashed",
             pgdata.display()
         );
     }

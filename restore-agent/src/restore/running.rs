@@ -349,11 +349,11 @@ impl fmt::Display for Reason {
             }
             Self::Hidden(Hiding::Unseen(process)) => write!(
                 f,
-                "{process}, which runs in a container, does not show this user where it works\nHINT: Run this as root. {VOUCH}"
+                "{process} runs in a container and hides its working directory from this user\nHINT: Run this as root. {VOUCH}"
             ),
             Self::Hidden(Hiding::Silent(process)) => write!(
                 f,
-                "{process} works on a filesystem that does not answer, so it cannot be seen what it uses\nHINT: End that \
+                "{process} is on a filesystem that does not respond, so what it uses is unknown\nHINT: End that \
                  process. {VOUCH}"
             ),
             Self::Hidden(Hiding::Filesystem(kind)) => write!(

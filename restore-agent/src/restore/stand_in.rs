@@ -73,7 +73,7 @@ impl StandIns {
                 Ok(Some(repository)) => return Some(repository),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(
-                    "whether repository \"{name}\" holds backup {} too cannot be found out: {}",
+                    "could not determine whether repository \"{name}\" also holds backup {}: {}",
                     planned.plan.backup.id,
                     walpoint_words::format_chain(&error)
                 ),
@@ -96,8 +96,8 @@ impl StandIns {
             Ok(other) if ends_alike(&other.plan, &planned.plan) => Some(other),
             Ok(other) => {
                 tracing::warn!(
-                    "backup {} does not stand in for it: recovery from there would end at {} on timeline {}, not at {} on \
-                     timeline {}",
+                    "backup {} cannot replace it: recovery from there would end at {} on timeline {}, not \
+                     at {} on timeline {}",
                     other.plan.backup.id,
                     other.plan.until,
                     other.plan.timeline,
@@ -107,12 +107,12 @@ impl StandIns {
                 None
             }
             Err(NoPlan::Unreachable(unreachable)) => {
-                tracing::warn!("no other backup stands in for it: {}", plan::refusal(&unreachable));
+                tracing::warn!("no other backup can replace it: {}", plan::refusal(&unreachable));
                 None
             }
             Err(NoPlan::Failed(failure)) => {
                 tracing::warn!(
-                    "whether another backup stands in for it cannot be found out: {}",
+                    "could not determine whether another backup can replace it: {}",
                     walpoint_words::format_chain(&failure.error)
                 );
                 None

@@ -113,8 +113,9 @@ impl NotStored {
         self.here = match found {
             Err(error) if is_repaired && must_be_there && is_absent(&error) => {
                 return Err(error.context(format!(
-                    "{}: its pg_wal, which may have WAL that no archive has, is not there: nothing was changed\nHINT: With \
-                     --delta --discard-unarchived-wal it is taken for lost.",
+                    "{}: its pg_wal, which may hold unarchived WAL, is missing: nothing was \
+                     changed\nHINT: Check that its filesystem is mounted. If that WAL is lost, use \
+                     --delta --discard-unarchived-wal.",
                     old.data.display()
                 )));
             }
@@ -169,7 +170,7 @@ impl NotStored {
             let compared = match compare_all(archive, wal, &left, whose).await {
                 Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
                     let name = archive.repository().name();
-                    tracing::warn!("what repository \"{name}\" has is not known: {error}");
+                    tracing::warn!("could not determine what repository \"{name}\" has: {error}");
                     continue;
                 }
                 compared => compared?,

@@ -139,7 +139,7 @@ fn check(
     }
     if directory.starts_with(pgdata) || pgdata.starts_with(directory) {
         return Err(format!(
-            "tablespace {oid}: {shown} and PGDATA lie within each other\nHINT: Map it with --tablespace {oid}=DIR, or use \
+            "tablespace {oid}: {shown} and PGDATA overlap\nHINT: Map it with --tablespace {oid}=DIR, or use \
              --flatten-tablespaces."
         ));
     }
@@ -148,7 +148,7 @@ fn check(
     });
     if let Some((other, _)) = clash {
         return Err(format!(
-            "tablespaces {other} and {oid} would lie within each other, at {shown}\nHINT: Map one of them elsewhere."
+            "tablespaces {other} and {oid} would overlap, at {shown}\nHINT: Map one of them elsewhere."
         ));
     }
     Ok(())

@@ -244,8 +244,9 @@ impl Unarchived {
         let left: Vec<&str> = self.names.iter().filter(|name| !replayed(name)).map(String::as_str).collect();
         let first = left.first()?;
         Some(format!(
-            "WAL that no archive has and recovery does not replay: {}, in {}\nHINT: \"archive-agent push {}\" archives what \
-             there is of such a file, before the restored server continues without it.",
+            "WAL that is not archived and that recovery does not replay: {}, in {}\nHINT: To archive such \
+             a file, run \"archive-agent push {}\" before you start the restored server, which continues \
+             without it.",
             left.join(", "),
             wal.display(),
             wal.join(first).display()
@@ -256,7 +257,8 @@ impl Unarchived {
     pub(super) fn cure(&self, kept: &Path) -> Option<String> {
         let first = self.damaged.first()?;
         Some(format!(
-            "what was kept is the only undamaged copy of WAL that is damaged in the archive: {}\nHINT: To repair the archive, \
+            "the kept files are the only undamaged copies of WAL that is damaged in the archive: \
+             {}\nHINT: To repair the archive, \
              move the damaged object away, then run \"archive-agent push {}\".",
             self.damaged.join(", "),
             kept.join(first).display()
@@ -283,13 +285,13 @@ impl Unarchived {
                 format!("{} to {}", first.name, last.name)
             };
             notes.push(format!(
-                "recovery replays WAL that no archive has after the archive's end: {names}, up to {}, from the pg_wal of the \
-                 data directory that was there",
+                "after the end of the archive, recovery replays unarchived WAL from the previous data \
+                 directory's pg_wal: {names}, up to {}",
                 last.end
             ));
         }
         if let Some(why) = &self.left {
-            notes.push(format!("recovery does not replay WAL that was kept: {why}"));
+            notes.push(format!("recovery does not replay the kept WAL: {why}"));
         }
         notes
     }
@@ -334,19 +336,19 @@ pub(super) fn continued_from(plan: &RestorePlan, size: SegmentSize) -> Option<Se
 /// Why recovery does not go on to WAL behind the archive's end, if the plan says so.
 fn ends_before(plan: &RestorePlan) -> Option<String> {
     if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
-        return Some("only a recovery to the end of the archive goes on to it".to_owned());
+        return Some("only a recovery to the end of the archive replays it".to_owned());
     }
     if let Some(fork) = plan.fork {
         return Some(format!(
-            "recovery ends at {}, in an incomplete copy of \"{}\"\nHINT: Archive what goes on behind that (archive-agent \
-             push): it counts once it is in the archive.",
+            "recovery ends at {}, in an incomplete copy of \"{}\"\nHINT: Archive the WAL that follows \
+             (archive-agent push): recovery uses it once it is archived.",
             fork.cut, fork.name
         ));
     }
     let unfollowed = plan.unfollowed?;
     Some(format!(
-        "recovery ends at {}, where timeline {} begins\nHINT: Archive what goes on behind that (archive-agent push): it \
-         counts once it is in the archive.",
+        "recovery ends at {}, where timeline {} begins\nHINT: Archive the WAL that follows (archive-agent \
+         push): recovery uses it once it is archived.",
         unfollowed.from, unfollowed.timeline
     ))
 }
@@ -354,7 +356,7 @@ fn ends_before(plan: &RestorePlan) -> Option<String> {
 /// Why a segment is not replayed after `last`, the last one of the archive.
 fn does_not_follow(other: SegmentName, found: &NotStored, last: SegmentName, plan: &RestorePlan) -> String {
     if found.here.differ.contains(&WalFileName::Segment(other)) {
-        format!("\"{other}\" has other content in the archive, which counts")
+        format!("the archive has other content for \"{other}\", and recovery uses that")
     } else if other.timeline == plan.timeline {
         format!("\"{other}\" does not follow the last segment of the archive, {last}")
     } else {

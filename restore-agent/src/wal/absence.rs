@@ -122,7 +122,9 @@ fn nothing_later(
     around: &Surroundings,
 ) -> Result<Vec<(&TimelineHistory, Lsn)>, String> {
     let Some(number) = name.number(size) else {
-        return Err(format!("\"{name}\" is no name of this cluster's WAL, whose segments have {size:?}"));
+        return Err(format!(
+            "\"{name}\" is not the name of WAL of this cluster, whose segments have {size:?}"
+        ));
     };
     if let Some(later) = &around.later {
         return Err(format!("it is a gap in the archive: {later} is there"));

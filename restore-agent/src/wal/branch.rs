@@ -209,7 +209,7 @@ fn apply(
     match portion {
         Portion::Whole => FetchResult::Landed(landed),
         Portion::Nothing => FetchResult::Absent(format!(
-            "\"{name}\" is no part of the path that recovery follows, which leaves timeline {} before it",
+            "\"{name}\" is not part of the path that recovery follows, which leaves timeline {} before it",
             name.timeline
         )),
         Portion::Until(until) => {

@@ -66,7 +66,7 @@ pub(crate) async fn by_segment(
         // It is handed out because the configuration says so (fetch_damaged).
         Err(error) if damaged => {
             tracing::warn!(
-                "whether replay of \"{name}\" creates tablespaces is not known: {}",
+                "could not determine whether replay of \"{name}\" creates tablespaces: {}",
                 walpoint_words::format_chain(&error)
             );
             Ok(Vec::new())

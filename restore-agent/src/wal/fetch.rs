@@ -73,13 +73,15 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
         tracing::debug!("what the recovery began with is not forgotten: {error}");
     }
     if own {
-        tracing::info!("\"{name}\" is this server's own: it is in pg_wal, and no repository is asked for it");
+        tracing::info!(
+            "\"{name}\" is this server's own: PostgreSQL has it in pg_wal, so no repository is read for it"
+        );
         return ABSENT;
     }
     if let Some(directory) = args.path.parent().filter(|d| !d.as_os_str().is_empty())
         && let Err(error) = durable::remove_abandoned(directory)
     {
-        tracing::debug!("{} is not tidied up: {error}", directory.display());
+        tracing::debug!("could not clean up {}: {error}", directory.display());
     }
     if let Some(outcome) = place.as_ref().and_then(|p| from_cache(p, name, &args.path)) {
         return conclude(name, standby, HistoryOutage::Missing, &outcome);
@@ -239,7 +241,7 @@ pub(crate) fn later(name: WalFileName, policy: HistoryOutage) -> bool {
 /// Why a standby gets no file at the moment.
 pub(crate) fn postponed(name: WalFileName, why: &str, remedy: Remedy) -> String {
     let postponed = Diagnostic::new(format!("\"{name}\" cannot be fetched at the moment: {why}"))
-        .detail("This standby will ask again.");
+        .detail("This standby will retry.");
     remedy.restore_again().iter().fold(postponed, Diagnostic::hint).into()
 }
 
@@ -248,7 +250,7 @@ pub(crate) fn refusal(name: WalFileName, why: &str, remedy: Remedy) -> String {
     let start_again = || "Fix the cause and start PostgreSQL again: recovery continues.".to_owned();
     Diagnostic::new(format!("could not fetch \"{name}\": {why}"))
         .detail(
-            "PostgreSQL is stopped, because going on without a file that may exist would lose what comes after it.",
+            "PostgreSQL stops, because ending recovery without a file that may exist could lose transactions.",
         )
         .hint(remedy.restore_again().unwrap_or_else(start_again))
         .into()

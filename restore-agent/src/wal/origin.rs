@@ -124,7 +124,7 @@ impl RecoveryOrigin {
         let parsed = serde_json::from_slice::<Content>(&bytes).ok().and_then(Content::into_origin);
         let parsed = parsed.with_context(|| {
             format!(
-                "{} is damaged: what this recovery began with is not known\nHINT: {}",
+                "{} is damaged, so it is unknown what this recovery began with\nHINT: {}",
                 path.display(),
                 remedy(wal)
             )

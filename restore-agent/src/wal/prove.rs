@@ -79,7 +79,7 @@ pub(crate) async fn left(
 }
 
 fn of_size(archive: &ClusterArchive) -> Result<SegmentSize, String> {
-    archive.segment_size().ok_or_else(|| "no repository has said how large segments are".to_owned())
+    archive.segment_size().ok_or_else(|| "no repository has reported the size of segments".to_owned())
 }
 
 /// What is looked at in a repository.
@@ -156,15 +156,15 @@ fn not_enough(unproven: &[String], left_out: &[String], failures: &[Failed], any
     if why.is_empty() {
         let read = if left_out.is_empty() { "are configured here" } else { "--repo names" };
         why = format!(
-            "none of the repositories that {read} has it, but {names} must say so too and is not among them"
+            "none of the repositories that {read} has it, but {names} must confirm that too and is not among them"
         );
     }
     if !any {
         return why;
     }
     let lost = format!(
-        "Only if {names} is gone for good, with all that it alone held, name it in lost_repositories of the cluster's \
-         configuration: recovery then ends without it."
+        "Only if {names} is lost for good, with everything that it alone held, name it in \
+         lost_repositories in the cluster's configuration: recovery then ends without it."
     );
     let to_name: Vec<String> =
         unproven.iter().filter(|name| left_out.contains(name)).map(|name| shown(name)).collect();
@@ -268,7 +268,7 @@ async fn confirm_newest(archive: &ClusterArchive, wal: &WalArchive) -> anyhow::R
         }
     }
     bail!(
-        "\"{newest}\", which it held in the course of this recovery, is gone, and so is all WAL after it: this is an older \
+        "\"{newest}\", which it held earlier in this recovery, is gone, and so is all WAL after it: this is an older \
          copy of the repository, or one that lost WAL\nHINT: Check that everything is mounted."
     )
 }

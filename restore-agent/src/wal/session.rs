@@ -83,7 +83,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), 
             None if args.persistent => Some(WatchEnd::DirectoryGone),
             None => {
                 return Err(anyhow::anyhow!(
-                    "{} is no data directory: it has no global/pg_control, or no pg_wal",
+                    "{} is not a data directory: it has no global/pg_control, or no pg_wal",
                     pgdata.display()
                 )
                 .into());

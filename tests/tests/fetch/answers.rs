@@ -274,7 +274,7 @@ fn one_repository_of_two_proves_nothing() {
     // A reader that knows only one of them.
     let target = Target::like(pgdata()).configure(|agent| agent.repository("near", &near));
     for output in both(&target, &end, 255) {
-        assert!(output.stderr.contains("far must say so too"), "{}", output.stderr);
+        assert!(output.stderr.contains("far must confirm that too"), "{}", output.stderr);
         assert!(output.stderr.contains("lost_repositories"), "{}", output.stderr);
     }
     both(&target, &segments(2)[0], 0);
@@ -295,7 +295,7 @@ fn a_repository_that_repo_leaves_out_has_to_say_so_too() {
         let target = || near_of(line);
         both(&target(), &last, 0);
         for output in both(&target(), &end, 255) {
-            assert!(output.stderr.contains("far must say so too"), "{line}: {}", output.stderr);
+            assert!(output.stderr.contains("far must confirm that too"), "{line}: {}", output.stderr);
             assert!(output.stderr.contains("Add \"--repo far\" to restore_command"), "{}", output.stderr);
         }
         let lost = target().configure(|agent| agent.cluster_line("lost_repositories = [\"far\"]"));

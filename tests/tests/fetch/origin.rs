@@ -207,7 +207,7 @@ fn a_standby_outlives_what_took_the_repositorys_place() {
         for other in [Other::Repository, Other::Lineage, Other::OlderCopy] {
             bed.change(other);
             for output in answers(&target, &next, 1) {
-                assert!(output.stderr.contains("will ask again"), "{output:#?}");
+                assert!(output.stderr.contains("This standby will retry"), "{output:#?}");
                 assert!(output.stderr.contains(other.reason()), "{output:#?}");
             }
             assert_eq!(target.fetch_directly(NEXT_HISTORY).status, status, "{policy}");

@@ -157,7 +157,7 @@ fn stops_and_goes_on(
     assert!(log.contains("child process exited with exit code 255"), "{log}");
     assert!(!log.contains("archive recovery complete") && !log.contains("selected new timeline"), "{log}");
     assert!(target.pgdata().join("recovery.signal").exists());
-    assert!(log.contains("PostgreSQL is stopped, because"), "the reason is told: {log}");
+    assert!(log.contains("PostgreSQL stops, because"), "the reason is told: {log}");
     heal();
     target.start();
     target.wait_for("select pg_is_in_recovery()", "f");
@@ -391,7 +391,7 @@ fn a_standby_follows_the_archive() {
     let root = store.root().unwrap();
     let aside = root.with_extension("aside");
     fs::rename(root, &aside).unwrap();
-    wait::until_true(wait::SOON, "the log tells it", || target.log().contains("will ask again"));
+    wait::until_true(wait::SOON, "the log tells it", || target.log().contains("This standby will retry"));
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(target.psql("select count(*) from rows"), count(&source));
     fs::rename(&aside, root).unwrap();

@@ -76,7 +76,7 @@ fn an_outage_neither_stops_nor_blocks_a_standby() {
                     "{fault:?} {output:#?}"
                 );
                 assert!(
-                    output.status == 0 || output.stderr.contains("will ask again"),
+                    output.status == 0 || output.stderr.contains("This standby will retry"),
                     "{fault:?}: {}",
                     output.stderr
                 );

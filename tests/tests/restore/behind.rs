@@ -55,7 +55,10 @@ fn the_first_segment_behind_a_boundary_is_replayed(major: u32, way: &str) {
     let first = crash_in_the_first_segment(&mut bed, &mut ledger);
     let restored =
         bed.try_restore("data", &[way, "--server-is-down", "--resume-archiving"]).expect_success().stdout;
-    let replays = format!("recovery replays WAL that no archive has after the archive's end: {first}");
+    let replays = format!(
+        "after the end of the archive, recovery replays unarchived WAL from the previous data directory's \
+         pg_wal: {first}"
+    );
     assert!(restored.contains(&replays), "PostgreSQL {major} {way}: {restored}");
     assert_eq!(rows(&mut bed, &ledger), "a1 b1", "PostgreSQL {major} {way}");
     assert_eq!(bed.cluster.timeline(), 3);
@@ -252,7 +255,7 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
         names.filter(|path| path.to_str().unwrap().contains("data.walpoint-old-")).collect::<Vec<_>>();
     let there = aside[0].join("pg_wal").join(&segment);
     let refused = restore(&there, &[]).expect_status(1);
-    assert!(refused.stderr.contains("kept or moved aside of WAL"), "{refused:#?}");
+    assert!(refused.stderr.contains("kept or renamed"), "{refused:#?}");
     restore(&there, &["--discard-unarchived-wal"]).expect_success();
 }
 
@@ -283,7 +286,10 @@ fn what_an_interrupted_replacement_moved_is_not_left_out_where_its_record_cannot
 pub(crate) fn is_replayed(bed: &mut Archived, ledger: &Ledger, options: &[&str]) {
     let restored =
         bed.try_restore("data", &[options, &["--resume-archiving"]].concat()).expect_success().stdout;
-    assert!(restored.contains("recovery replays WAL that no archive has"), "{options:?}: {restored}");
+    assert!(
+        restored.contains("after the end of the archive, recovery replays unarchived WAL"),
+        "{options:?}: {restored}"
+    );
     assert_eq!(rows(bed, ledger), "a1 a2", "{options:?}");
 }
 

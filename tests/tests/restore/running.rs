@@ -120,7 +120,7 @@ fn a_crashed_servers_directory_is_repaired() {
     let command = ["restore", "--delta", "--pgdata", &pgdata];
     if on_a_host() {
         let output = as_root(&bed, &command).expect_success();
-        assert!(output.stderr.contains("taken for crashed"), "{output:#?}");
+        assert!(output.stderr.contains("treating the server as crashed"), "{output:#?}");
     } else {
         as_root(&bed, &command).expect_status(1);
         as_root(&bed, &[&command[..], &["--server-is-down"]].concat()).expect_success();

@@ -110,7 +110,7 @@ fn another_backup_stands_in_and_what_verify_announced_is_not_planned() {
         let refused = bed.try_restore("target", &["--backup", &late]).expect_status(1);
         assert!(refused.stderr.contains("The same command would end there again"), "{refused:#?}");
         let moment = bed.try_restore("moment", &["--target-immediate"]).expect_status(1);
-        assert!(moment.stderr.contains("does not stand in for it"), "{moment:#?}");
+        assert!(moment.stderr.contains("cannot replace it"), "{moment:#?}");
         for place in ["target", "moment"] {
             std::fs::remove_dir_all(bed.place(place)).ok();
         }
@@ -127,7 +127,7 @@ fn another_backup_stands_in_and_what_verify_announced_is_not_planned() {
     let planned = plan(&[]);
     assert_eq!(planned["backup"]["id"], early.as_str(), "{planned:#}");
     let notes = planned["notes"].to_string();
-    assert!(notes.contains(&format!("Backup {late} is newer, and was not chosen")), "{planned:#}");
+    assert!(notes.contains(&format!("Backup {late} is newer but was not chosen")), "{planned:#}");
     assert!(notes.contains("found damaged or missing"), "{planned:#}");
     assert_eq!(plan(&["--backup", &late])["backup"]["id"], late.as_str(), "asked for by its id");
     let status = bed.agent.run(&["status"]).expect_success();

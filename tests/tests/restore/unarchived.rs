@@ -66,7 +66,10 @@ fn the_last_segment_is_replayed(major: u32) {
     let [kept] = &kept(&bed)[..] else { panic!("{:?}", kept(&bed)) };
     assert_eq!(fs::read(kept.join(&open)).unwrap(), content);
     assert_eq!(fs::read_dir(kept).unwrap().count(), 2, "what the archive has is not kept");
-    assert!(restored.stdout.contains("recovery replays WAL that no archive has"), "{restored:#?}");
+    assert!(
+        restored.stdout.contains("after the end of the archive, recovery replays unarchived WAL"),
+        "{restored:#?}"
+    );
     let told = bed.agent.restore(&["rollback", "--pgdata", pgdata.to_str().unwrap()]).expect_status(1).stderr;
     assert!(told.contains(&open) && told.contains(kept.to_str().unwrap()), "{told}");
     assert_eq!(rows_after_recovery(&mut bed), "2000", "PostgreSQL {major}");
@@ -79,7 +82,10 @@ fn the_last_segment_of_a_directory_that_is_replaced_is_replayed() {
     let (mut bed, open) = crashed(17);
     let content = fs::read(bed.cluster.pgdata().join("pg_wal").join(&open)).unwrap();
     let restored = bed.try_restore("data", &["--replace", "--server-is-down"]).expect_success();
-    assert!(restored.stdout.contains("recovery replays WAL that no archive has"), "{restored:#?}");
+    assert!(
+        restored.stdout.contains("after the end of the archive, recovery replays unarchived WAL"),
+        "{restored:#?}"
+    );
     let old = fs::read_dir(bed.cluster.dir().path()).unwrap().flatten().map(|entry| entry.path());
     let old = { old }.find(|path| path.to_str().unwrap().contains(".walpoint-old-")).unwrap();
     assert_eq!(rows_after_recovery(&mut bed), "2000");
@@ -114,7 +120,7 @@ fn what_is_not_replayed_of_a_directory_that_is_replaced_is_named() {
     let (bed, open) = crashed(17);
     let options = ["--replace", "--server-is-down", "--target-name", "before", "--target-action", "promote"];
     let told = bed.try_restore("data", &options).expect_success().stdout;
-    assert!(told.contains("WAL that no archive has and recovery does not replay"), "{told}");
+    assert!(told.contains("WAL that is not archived and that recovery does not replay"), "{told}");
     let push = told.split("archive-agent push ").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
     assert!(push.ends_with(&open) && fs::exists(push).unwrap(), "{told}");
     bed.agent.run(&["push", push]).expect_success();
@@ -253,7 +259,11 @@ fn what_an_earlier_repair_kept_is_replayed_by_a_later_one_to_the_end() {
     bed.cluster.stop(Shutdown::Fast);
     for _ in 0..2 {
         let told = repair(&bed, &[]).stdout;
-        assert!(told.contains("recovery replays WAL that no archive has") && told.contains(&open), "{told}");
+        assert!(
+            told.contains("after the end of the archive, recovery replays unarchived WAL")
+                && told.contains(&open),
+            "{told}"
+        );
         assert_eq!(rows_after_recovery(&mut bed), "2000");
         bed.cluster.psql("checkpoint");
         bed.cluster.stop(Shutdown::Fast);
@@ -294,7 +304,10 @@ fn what_follows_a_damaged_segment_that_the_archive_has_is_replayed() {
     content[40 + total - 1] ^= 1;
     fs::write(wal.join(&archived), &content).unwrap();
     let restored = repair(&bed, &[]);
-    assert!(restored.stdout.contains("recovery replays WAL that no archive has"), "{restored:#?}");
+    assert!(
+        restored.stdout.contains("after the end of the archive, recovery replays unarchived WAL"),
+        "{restored:#?}"
+    );
     assert_eq!(rows_after_recovery(&mut bed), "2000");
 }
 

@@ -22,7 +22,8 @@ const ARCHIVE_WHOLE: &str = "If the server, a standby or another repository has 
 const ARCHIVE_ANOTHER_COPY: &str = "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's \
      pg_wal. To recover what lies before the segment, give a target: without one, PostgreSQL would request the segment and stop.";
 
-const ALLOW_COPY: &str = "Otherwise add --use-partial to recover to the end of the copy: restore-fetch then builds the segment from it. A \
+const ALLOW_COPY: &str = "Otherwise add --use-partial to recover to the end of the incomplete copy: \
+    restore-fetch then builds the segment from it. A \
      target before that end needs no option.";
 
 const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fetch then builds the segment from the available WAL. A \
@@ -76,7 +77,7 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         Hint::ArchiveHistory(timeline) => archive_history(*timeline),
         Hint::Without { timeline, instead } => without(*timeline, *instead),
         Hint::SecondTime(backup) => second_time(*backup),
-        Hint::AheadOfClock => "The time lies ahead of this machine's clock.".to_owned(),
+        Hint::AheadOfClock => "The time is in the future by this machine's clock.".to_owned(),
         Hint::TimeNotOver => TIME_NOT_OVER.to_owned(),
         Hint::LeaveTargetOut => LEAVE_TARGET_OUT.to_owned(),
         Hint::PointAt(at) => point_at(at),
@@ -175,7 +176,8 @@ fn claimed_twice(instead: TimelineId) -> String {
 
 fn lost_backups(timeline: TimelineId) -> String {
     format!(
-        "See \"archive-agent status\" and \"archive-agent verify\" for what became of the backups that led to timeline {timeline}. \
+        "See \"archive-agent status\" and \"archive-agent verify\" to see what happened to the backups \
+         that led to timeline {timeline}. \
          While its server runs, take one with \"archive-agent backup\"."
     )
 }
@@ -217,7 +219,9 @@ fn point_on(timeline: TimelineId, lsn: Lsn) -> String {
 
 fn known_points(names: &[String]) -> String {
     match names.is_empty() {
-        true => "The archive knows no restore point; pg_create_restore_point makes one.".to_owned(),
+        true => {
+            "The archive has no restore point. To create one, use \"archive-agent restore-point\".".to_owned()
+        }
         false => {
             let names: Vec<String> = names.iter().map(|name| shown(name)).collect();
             format!("The archive's restore points, the newest first: {}.", names.join(", "))

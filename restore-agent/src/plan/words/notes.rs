@@ -101,7 +101,8 @@ fn more_until(timeline: TimelineId, cut: Lsn) -> String {
 fn epoch_chosen(full: FullXid) -> String {
     let xid = full.xid();
     format!(
-        "Transaction IDs repeat: {xid} is taken for {full} (pg_current_xact_id() printed {}), the newest transaction of that \
+        "Transaction IDs repeat: {xid} is interpreted as {full} (pg_current_xact_id() printed {}), the \
+         newest transaction of that \
          number that can be reached.\nHINT: For a transaction of another epoch, give --target-xid EPOCH:{xid}.",
         full.0
     )
@@ -133,7 +134,8 @@ fn holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
 
 fn newer_holds_later_commit(backup: BackupId, time: PgTimestamp) -> String {
     format!(
-        "Backup {backup} is newer, and was not chosen: it already holds a transaction whose commit time, {time}, is after the \
+        "Backup {backup} is newer but was not chosen: it already holds a transaction whose commit time, \
+         {time}, is after the \
          target, so the server's clock was set back, or runs ahead of that of the standby that was backed up. Recovery stops \
          before the first such transaction.\nHINT: --backup {backup} recovers the target's time after the clock was set back."
     )
@@ -143,7 +145,7 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
     let found = match damage {
         DamageNote::Pages(pages) => {
             return format!(
-                "Backup {backup} is newer, and was not chosen: {pages} of its pages had wrong checksums when it was \
+                "Backup {backup} is newer but was not chosen: {pages} of its pages had wrong checksums when it was \
                  taken.\nHINT: --backup {backup} restores it anyway."
             );
         }
@@ -156,7 +158,7 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
         DamageNote::Manifest => "its manifest was found damaged".to_owned(),
     };
     format!(
-        "Backup {backup} is newer, and was not chosen: {found}.\nHINT: \"archive-agent verify\" shows more."
+        "Backup {backup} is newer but was not chosen: {found}.\nHINT: \"archive-agent verify\" shows more."
     )
 }
 

@@ -59,7 +59,9 @@ pub(crate) fn why(why: &Why) -> String {
         Why::NameNotFound => "it is in no WAL that a backup can replay".to_owned(),
         Why::SeveralPoints(points) => format!("there are {} of that name", points.len()),
         Why::NameNotUtf8(_) => {
-            "its name in the WAL is not UTF-8 but in the encoding of its database, and recovery finds it only by its position".to_owned()
+            "its name in the WAL is not UTF-8 but in its database's encoding, and recovery can find it \
+             only by its LSN"
+                .to_owned()
         }
     }
 }

@@ -49,12 +49,11 @@ impl Immovable {
         let shown = directory.display();
         let hint = "nothing was changed\nHINT: Use --delta, or put the new one elsewhere.";
         match self {
-            Self::Root => anyhow!("{shown} is the root and cannot be moved aside"),
-            Self::MountPoint => anyhow!("{shown} is a mount point, which cannot be moved aside: {hint}"),
-            Self::ReadOnly { parent } => anyhow!(
-                "{shown} cannot be moved aside, because nothing may be written to {}: {hint}",
-                parent.display()
-            ),
+            Self::Root => anyhow!("{shown} is the root directory and cannot be renamed"),
+            Self::MountPoint => anyhow!("{shown} is a mount point, which cannot be renamed: {hint}"),
+            Self::ReadOnly { parent } => {
+                anyhow!("{shown} cannot be renamed, because {} is not writable: {hint}", parent.display())
+            }
             Self::Unknown { path, error } => anyhow!("{error}").context(path.display().to_string()),
         }
     }

@@ -48,13 +48,15 @@ pub(super) async fn judge(
         match archive.header(name).await {
             Ok(None) => {}
             Ok(Some(_)) | Err(RepoError::Corrupt { .. }) => {
-                return Ok(Err(format!("of \"{name}\" the archive has another copy, which counts first")));
+                return Ok(Err(format!(
+                    "the archive has another copy of \"{name}\", which recovery uses first"
+                )));
             }
             Err(error) => return Err(error.into()),
         }
         if let Some(copy) = incomplete(archive, name).await? {
             return Ok(Err(format!(
-                "of \"{name}\" the archive has an incomplete copy, {copy}, which counts first"
+                "the archive has an incomplete copy of \"{name}\", {copy}, which recovery uses first"
             )));
         }
     }
@@ -84,7 +86,7 @@ pub(super) async fn judge(
             Err(format!("no record ends in \"{name}\""))
         }
         Link::Continues if !is_proven(end, &facts.chain) => {
-            Err(format!("that \"{name}\" continues the archive is not proven"))
+            Err(format!("it is not proven that \"{name}\" continues the archive"))
         }
         Link::Continues => Ok((facts, damage)),
     })

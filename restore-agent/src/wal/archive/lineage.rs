@@ -145,10 +145,7 @@ impl ClusterArchive {
             Err(error) => Err(error.into()),
         };
         let mut bound = read.with_context(|| {
-            format!(
-                "{} cannot be read: which lineage this data directory belongs to is not known",
-                path.display()
-            )
+            format!("{} cannot be read, so the lineage of this data directory is unknown", path.display())
         })?;
         bound.retain(|_, lineage| self.system_id.is_none_or(|system_id| lineage.system_id == system_id));
         Ok(bound)
