@@ -114,8 +114,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
     match document.failed.is_empty() {
         // Who deletes personal data has to know that it is still there.
         true if held > 0 => Err(anyhow!(
-            "could not delete everything: {held} objects are under a lock, or this account may not delete them\nHINT: Run it \
-             again when the lock is over, or with an account that may."
+            "could not delete everything: {held} objects are under a lock, or this account may not delete \
+             them\nHINT: Run it again when the lock has expired, or with an account that has permission."
         )
         .into()),
         true => Ok(()),
@@ -176,7 +176,7 @@ fn confirm(cluster: &ClusterName, document: &ForgetDocument) -> anyhow::Result<(
     match typed.trim() {
         typed if typed == cluster.as_str() => Ok(()),
         "" => bail!("nothing was deleted: the name was not typed\nHINT: --yes skips the question."),
-        _ => bail!("nothing was deleted: what was typed is not {cluster}"),
+        _ => bail!("nothing was deleted: the typed name is not {cluster}"),
     }
 }
 
@@ -202,11 +202,11 @@ impl ForgetDocument {
             writeln!(text, "  backups   {}{span}", one.backups.len()).ok();
             writeln!(text, "  objects   {objects}, {}", human::size(bytes)).ok();
             if one.denied_count > 0 {
-                writeln!(text, "  held      {} objects that the store does not let go", one.denied_count)
+                writeln!(text, "  held      {} objects that the store refuses to delete", one.denied_count)
                     .ok();
             }
             for key in &one.unknown_objects {
-                writeln!(text, "  not Walpoint's, left alone: {key}").ok();
+                writeln!(text, "  not Walpoint's, left unchanged: {key}").ok();
             }
             for note in &one.notes {
                 writeln!(text, "{}", human::hanging("  note: ", note)).ok();

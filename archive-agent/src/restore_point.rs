@@ -274,7 +274,7 @@ async fn unreached(destinations: &[Destination], created: &Created) -> Vec<Strin
                 repository.name()
             )),
             Err(error) => warnings.push(format!(
-                "repository {}: whether a backup leads to the restore point is not known: {}",
+                "repository {}: could not determine whether a backup leads to the restore point: {}",
                 repository.name(),
                 walpoint_words::format_chain(&error)
             )),

@@ -252,7 +252,7 @@ fn short_of_memory_the_client_never_exits_above_125() {
         let output = process::run(&mut faults::limit_memory(&push, limit), SOON);
         let shown = limit >> 10;
         assert!(output.status <= 125, "with {shown} KiB: {output:#?}");
-        ended += u32::from(output.stderr.contains("was ended by signal"));
+        ended += u32::from(output.stderr.contains("was terminated by signal"));
         tried += 1;
         if output.success() {
             println!(

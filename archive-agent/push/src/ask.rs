@@ -96,20 +96,20 @@ fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply,
     let hangs = |again: &str| {
         let unnoted = mark.as_ref().and_then(|mark| mark.set().err()).map(|error| {
             format!(
-                "\nDETAIL: The next file waits as long, because {}/{} cannot be written: {error}.",
+                "\nDETAIL: The next file will wait as long, because {}/{} cannot be written: {error}.",
                 directory.display(),
                 hung::FILE
             )
         });
         Silence::Useless(format!(
-            "the daemon at {shown} hangs: it has said nothing for {} s{again}{}\nHINT: Restart it.",
+            "the daemon at {shown} hangs: it has not responded for {} s{again}{}\nHINT: Restart it.",
             PUSH_SILENCE.as_secs(),
             unnoted.unwrap_or_default()
         ))
     };
     if let Some(mark) = mark.as_ref().filter(|mark| mark.is_set()) {
         if is_silent(socket) {
-            return Err(hangs(&format!(" before, and nothing for {} s now", AGAIN.as_secs())));
+            return Err(hangs(&format!(" before, nor for {} s now", AGAIN.as_secs())));
         }
         mark.clear();
     }
@@ -125,7 +125,7 @@ fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply,
     while matches!(reply, Ok(PushReply { outcome: PushOutcome::Working, .. })) {
         if asked.elapsed() > limit {
             let limit = limit.as_secs();
-            return Err(Silence::Useless(format!("the daemon at {shown} is not done within {limit} s")));
+            return Err(Silence::Useless(format!("the daemon at {shown} did not finish within {limit} s")));
         }
         reply = PushReply::read(&mut stream);
     }
@@ -135,9 +135,9 @@ fn attempt(socket: &Path, directory: &Path, file: &WalFile) -> Result<PushReply,
         Err(error) => Err(match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => hangs(""),
             io::ErrorKind::InvalidData => {
-                Silence::Useless(format!("the answer from {shown} is not one: {error}"))
+                Silence::Useless(format!("{shown} sent an invalid answer: {error}"))
             }
-            _ => Silence::Leaving(format!("the daemon went away: {error}")),
+            _ => Silence::Leaving(format!("the daemon closed the connection: {error}")),
         }),
     }
 }

@@ -86,17 +86,17 @@ fn judge(status: ExitStatus) -> Ended {
         (Some(0), _) => Ended::Stored,
         (Some(code), _) => failed(code),
         (None, Some(signal)) => Ended::Broken(format!(
-            "archive-agent push was ended by signal {signal}\nHINT: Signals 6 and 9 often mean that memory was short: start \
-             the daemon (archive-agent run), or raise the limit."
+            "archive-agent push was terminated by signal {signal}\nHINT: Signals 6 and 9 often mean that \
+             memory ran out: start the daemon (archive-agent run), or raise the memory limit."
         )),
-        (None, None) => Ended::Broken(format!("archive-agent push ended with {status}")),
+        (None, None) => Ended::Broken(format!("archive-agent push exited with {status}")),
     }
 }
 
 fn failed(code: i32) -> Ended {
     match u8::try_from(code) {
         Ok(failed) if code <= HIGHEST => Ended::Failed(failed),
-        _ => Ended::Broken(format!("archive-agent push ended with exit status {code}")),
+        _ => Ended::Broken(format!("archive-agent push exited with status {code}")),
     }
 }
 

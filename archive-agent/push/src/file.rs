@@ -52,8 +52,8 @@ fn hint(path: &Path, error: &io::Error) -> String {
             } else if directory.is_some_and(|directory| directory.join("PG_VERSION").exists()) {
                 let place = path.parent().unwrap_or(path).display();
                 format!(
-                    "\nDETAIL: The data directory {here} has no such file in {place}: it was archived and removed, or is not \
-                     written yet."
+                    "\nDETAIL: The data directory {here} has no such file in {place}: it was archived and \
+                     removed, or has not been written yet."
                 )
             } else {
                 format!(

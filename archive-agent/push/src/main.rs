@@ -84,8 +84,8 @@ fn remember(arguments: &Arguments, file: &WalFile, lines: &[String]) {
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
     if let Err(error) = if lines.is_empty() { Ok(()) } else { archived::note(directory, lines) } {
         say(&format!(
-            "WARNING: \"{}\" is archived, and that cannot be noted in {}: {error}\nDETAIL: After a gap the daemon may ask \
-             whose WAL is stored.",
+            "WARNING: \"{}\" is archived, but that cannot be recorded in {}: {error}\nDETAIL: After a \
+             gap, the daemon may not know which server wrote the stored WAL.",
             file.name,
             directory.join(archived::FILE).display()
         ));
@@ -99,14 +99,15 @@ fn record_drop(arguments: &Arguments, file: &WalFile, message: &str) -> ExitCode
         Ok(Recorded::Yes) => say(&format!("WARNING: \"{}\" was {message}", file.name)),
         Ok(Recorded::DiskFull) => {
             say(&format!(
-                "WARNING: \"{}\" was {message}\nDETAIL: This is not on record, as the disk is full.",
+                "WARNING: \"{}\" was {message}\nDETAIL: This is not recorded, because the disk is full.",
                 file.name
             ));
         }
         Err(error) => {
             let intended = Diagnostic::new(message);
             let problem = Diagnostic::new(format!(
-                "ERROR: could not archive \"{}\", and it is not dropped, because that cannot be noted in {}: {error}",
+                "ERROR: could not archive \"{}\", and it is not dropped, because that cannot be recorded \
+                 in {}: {error}",
                 file.name,
                 directory.join(dropped::FILE).display()
             ));

@@ -38,7 +38,8 @@ pub(super) async fn refuse(
     let changed = copies.found().iter().find_map(|found| Some((found, found.changed?)));
     let Some((FoundCopy { record, copy, .. }, changed)) = changed else { return Ok(()) };
     bail!(
-        "no backup was made: while it ran, {} was copied to {} (at {record}, by ALTER DATABASE … SET TABLESPACE, or a CREATE \
+        "no backup was taken: while it ran, {} was copied to {} (at {record}, by ALTER DATABASE … SET \
+         TABLESPACE, or a CREATE \
          DATABASE that copies files), and what was copied changed before the backup's end (at {changed})\nDETAIL: A restore \
          would repeat the copy with the files as they were later.\nHINT: Run the backup again. On a standby, run CHECKPOINT \
          on the primary first, then on the standby.",

@@ -57,9 +57,10 @@ impl BackupLeases {
                     let Holder { host, process, .. } = &lease.holder;
                     let host = shown(host);
                     bail!(
-                        "no backup was begun: process {process} on {host} has been at a backup of cluster {cluster} into \
-                         repository {} since {}\nHINT: Wait for it. If it is known to be dead, use --steal-lease, or wait \
-                         until its lease ends, {SECONDS} seconds after its last sign of life.",
+                        "no backup was started: process {process} on {host} has been backing up cluster \
+                         {cluster} into repository {} since {}\nHINT: Wait for it. If that process is \
+                         dead, use --steal-lease, or wait until its lease expires, {SECONDS} seconds after \
+                         it was last renewed.",
                         copy.name(),
                         lease.since
                     );
@@ -67,9 +68,9 @@ impl BackupLeases {
                 Ok(LeaseAnswer::Unreadable { key, what, until }) => {
                     leases.release().await;
                     bail!(
-                        "no backup was begun: {key} in repository {}, which names who is at a backup of cluster {cluster}, is \
-                         damaged: {what}\nHINT: If no backup is running, use --steal-lease. Otherwise it ends by itself at \
-                         {until:.0}.",
+                        "no backup was started: {key} in repository {}, the lease on backups of cluster \
+                         {cluster}, is damaged: {what}\nHINT: If no backup is running, use --steal-lease. \
+                         Otherwise, wait until the lease expires, at {until:.0}.",
                         copy.name()
                     );
                 }
@@ -91,8 +92,9 @@ impl BackupLeases {
                 Ok(Renewed::Lost) => {
                     tracing::warn!(
                         repository,
-                        "another backup of the cluster took the lease (--steal-lease)\nDETAIL: Both continue.\nHINT: Begin no \
-                         third one while this one runs: it may resume and abort this one."
+                        "another backup of the cluster took the lease (--steal-lease)\nDETAIL: Both \
+                         continue.\nHINT: Do not start a third backup while this one is running: it may \
+                         resume and abort this one."
                     );
                     lost.push(n);
                 }
@@ -114,7 +116,7 @@ impl BackupLeases {
                 Ok(LeaseAnswer::Held(held, _)) => self.held.push((repository, *held)),
                 Ok(_) => self.stolen_here.push((repository, leases)),
                 Err(error) => {
-                    tracing::debug!(repository, "the lease was not asked for again: {}", error_chain(&error));
+                    tracing::debug!(repository, "the lease was not requested again: {}", error_chain(&error));
                     self.stolen_here.push((repository, leases));
                 }
             }
@@ -141,7 +143,7 @@ impl BackupLeases {
             if let Err(error) = held.release().await {
                 tracing::warn!(
                     repository,
-                    "the lease ends by itself, it was not given back: {}",
+                    "the lease was not released, and expires by itself: {}",
                     error_chain(&error)
                 );
             }

@@ -54,12 +54,13 @@ impl LackingHistory {
             (Some(stored), Some(own)) if stored.content != own => {
                 let what = other_history(archive, timeline, &own, &stored.content);
                 archive.put_refused_history(timeline, own).await?;
-                bail!("no backup was made: {}", SplitBrain::new(archive, timeline, what));
+                bail!("no backup was taken: {}", SplitBrain::new(archive, timeline, what));
             }
             (Some(_), _) => return Ok(None),
             (None, Some(own)) => own,
             (None, None) => bail!(
-                "no backup was made: {name} is neither in repository {} nor in {place}, and without it recovery on timeline \
+                "no backup was taken: {name} is neither in repository {} nor in {place}, and without it \
+                 recovery on timeline \
                  {timeline} does not begin\nHINT: Look for it on a standby or on the server that was promoted, and store it \
                  with \"archive-agent push\". If there never was one (pg_resetwal), run \"archive-agent push \
                  --no-ancestors {name}\".",
@@ -67,9 +68,9 @@ impl LackingHistory {
             ),
         };
         let history = TimelineHistory::parse(timeline, &content)
-            .with_context(|| format!("{name} of the server is no history of timeline {timeline}"))?;
+            .with_context(|| format!("{name} of the server is not a history of timeline {timeline}"))?;
         if let Some(split) = contradiction::refuse(archive, &history, &content, None).await? {
-            bail!("no backup was made: {split}");
+            bail!("no backup was taken: {split}");
         }
         Ok(Some(Self { timeline, content }))
     }

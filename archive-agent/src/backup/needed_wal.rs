@@ -143,7 +143,7 @@ impl BackupWal {
                 Err(error) if is_transient(&error) => {
                     tracing::warn!(
                         repository,
-                        "looking for WAL failed, trying again: {}",
+                        "could not look for WAL, trying again: {}",
                         format_chain(&error)
                     );
                     next
@@ -165,7 +165,8 @@ impl BackupWal {
                 );
                 if timed_out {
                     bail!(
-                        "no backup was made within {} (backup_wal_timeout): {what}\nHINT: Fix archiving and run the backup \
+                        "no backup was taken within {} (backup_wal_timeout): {what}\nHINT: Fix archiving \
+                         and run the backup \
                          again.",
                         human::span(began.elapsed())
                     );

@@ -95,7 +95,7 @@ impl Checkpoints {
 
 /// How a data directory comes to hold another server's `pg_control`.
 const ANOTHER_WRITES: &str = "DETAIL: Another server writes to this data directory: PostgreSQL finds pg_control by the directory's \
-     path.\nHINT: See that no other server uses the same path, then run the backup again.";
+     path.\nHINT: Make sure that no other server uses the same path, then run the backup again.";
 
 /// Refuses a label and a `pg_control` of two servers. A server writes `pg_control` by the path of its data directory: where that leads
 /// to another server's files meanwhile, it writes there. PostgreSQL would not start from such a backup, or from the wrong state.
@@ -106,7 +106,8 @@ fn require_one_server(from_standby: bool, state: ClusterState) -> anyhow::Result
         _ => return Ok(()),
     };
     bail!(
-        "no backup was made: the server is a {label}, and the global/pg_control that was copied is that of a {control}\n{ANOTHER_WRITES}"
+        "no backup was taken: the server is a {label}, and the global/pg_control that was copied is that \
+         of a {control}\n{ANOTHER_WRITES}"
     )
 }
 
@@ -118,14 +119,15 @@ fn require_reached(begin: Lsn, checkpoint: Lsn, replayed: Option<Lsn>) -> anyhow
         return Ok(());
     }
     bail!(
-        "no backup was made: the backup begins with the checkpoint at {begin}, and the global/pg_control that was copied has only reached \
+        "no backup was taken: the backup begins with the checkpoint at {begin}, and the global/pg_control \
+         that was copied has only reached \
          {reached}\n{ANOTHER_WRITES}"
     )
 }
 
 /// The WAL that is stored there is not that of the server.
 pub(crate) fn refusal(archive: &WalArchive, timeline: TimelineId, what: String) -> anyhow::Error {
-    anyhow::anyhow!("no backup was made: {}", SplitBrain::new(archive, timeline, what))
+    anyhow::anyhow!("no backup was taken: {}", SplitBrain::new(archive, timeline, what))
 }
 
 fn time(seconds: i64) -> String {
@@ -148,7 +150,7 @@ pub(crate) async fn compare(
             Comparison::Unknown => {}
             Comparison::Same => same += 1,
             Comparison::Other(what) => {
-                bail!("no backup was made: {}", SplitBrain::new(archive, name.timeline, what))
+                bail!("no backup was taken: {}", SplitBrain::new(archive, name.timeline, what))
             }
         }
         if same == ENOUGH {

@@ -66,7 +66,7 @@ pub(crate) async fn prove(
     let Examined { server, source: LocalSource { identity, destinations, pgdata, .. } } = &mut examined;
     drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, Some(pgdata), limit.min(ARRIVAL)).await;
-    works.map_err(|error| error.context("no backup was begun"))?;
+    works.map_err(|error| error.context("no backup was started"))?;
     Ok(examined)
 }
 
@@ -83,7 +83,7 @@ pub(crate) async fn prove_remote(
     let RemoteSource { server, identity, destinations, pgdata, .. } = &mut examined;
     drop_left_out(destinations, chosen);
     let works = archiving_works(server, identity, destinations, pgdata.as_deref(), limit.min(ARRIVAL)).await;
-    works.map_err(|error| error.context("no backup was begun"))?;
+    works.map_err(|error| error.context("no backup was started"))?;
     Ok(examined)
 }
 
@@ -95,12 +95,12 @@ fn usable<T>(
     examined: Option<T>,
 ) -> anyhow::Result<T> {
     tell(report);
-    let failure = report.failure("no backup was begun");
+    let failure = report.failure("no backup was started");
     chosen.leave_out(report, selection.settings.ack_set());
     match examined {
         Some(examined) if report.count(Grade::Failed) == 0 && !chosen.names.is_empty() => {
             for (repository, why) in &chosen.left_out {
-                tracing::error!(repository, "it cannot be used and gets no copy of this backup: {why}");
+                tracing::error!(repository, "it cannot be used, so this backup is not stored there: {why}");
             }
             Ok(examined)
         }

@@ -82,7 +82,7 @@ impl Publishing<'_> {
         if let Err(error) = to.backups().tidy(summary.id).await {
             tracing::warn!(
                 repository = to.name(),
-                "what the backup left was not tidied up: {}",
+                "could not clean up after the backup: {}",
                 error_chain(&error)
             );
         }
@@ -105,16 +105,13 @@ impl Publishing<'_> {
                 Ok(Err(error)) => {
                     tracing::warn!(
                         repository,
-                        "the commit times here were not looked at: {}",
+                        "the commit times here were not checked: {}",
                         error_chain(&error)
                     );
                     None
                 }
                 Err(_) => {
-                    tracing::warn!(
-                        repository,
-                        "the commit times here were not looked at: it does not answer"
-                    );
+                    tracing::warn!(repository, "the commit times here were not checked: it does not answer");
                     None
                 }
             }
@@ -158,12 +155,12 @@ async fn refuse_split_brain(archive: &WalArchive, pgdata: &Path, needed: &Backup
     let (cluster, wal) = (check::identity(&found), pgdata.join("pg_wal"));
     own_wal::compare(archive, &cluster, &wal, needed).await?;
     if let Evidence::Other(split) = identity::compare(archive, &cluster, &wal, timeline).await? {
-        bail!("no backup was made: {split}");
+        bail!("no backup was taken: {split}");
     }
     if control::writes(pgdata, &found, timeline)
         && let Some(split) = unwritten(archive, &wal, timeline, cluster.segment_size).await?
     {
-        bail!("no backup was made: {split}");
+        bail!("no backup was taken: {split}");
     }
     Ok(())
 }
@@ -179,7 +176,7 @@ pub(crate) async fn refuse_damage(drafts: &Replicas<Draft>) -> anyhow::Result<()
     for replica in drafts.iter() {
         replica.destination.backups().abort(manifest.summary.id, &reason).await?;
     }
-    bail!("no backup was made, because of --strict: {reason}")
+    bail!("no backup was taken, because of --strict: {reason}")
 }
 
 /// Ends the unfinished backups that were resumed, where the new one exists: nothing needs them any more.

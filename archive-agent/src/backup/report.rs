@@ -162,7 +162,7 @@ impl BackupReport {
             line(
                 "meanwhile",
                 format!(
-                    "{} files vanished and {} became shorter; replay takes care of that",
+                    "{} files vanished and {} became shorter during the backup; replay corrects that",
                     self.vanished_count, self.truncated_count
                 ),
             );

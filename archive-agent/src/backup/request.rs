@@ -7,7 +7,7 @@ use walpoint_runtime::config::ClusterSettings;
 use walpoint_storage::store::StoreSettings;
 
 /// What an interrupted backup says.
-pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was made";
+pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was taken";
 
 /// The version that made a backup.
 pub(crate) const AGENT: &str = env!("CARGO_PKG_VERSION");

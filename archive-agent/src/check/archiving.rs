@@ -58,7 +58,7 @@ pub(crate) async fn settings(
         report.warning(
             what,
             found,
-            "This does not look like Walpoint: check whether it archives somewhere else.",
+            "This does not call archive-push: check whether it archives somewhere else.",
         );
     } else {
         report.ok(what, found);
@@ -110,8 +110,8 @@ pub(crate) async fn archiver(report: &mut CheckReport, server: &mut Server, time
             return true;
         }
         if Instant::now() >= deadline {
-            let advice = "Look up in the server's log what archive_command printed, and fix that first, or pg_wal fills the \
-                          disk.";
+            let advice = "Read in the server's log what archive_command printed, and fix that first: \
+                otherwise pg_wal fills the disk.";
             report.failed(what, describe(&stats), advice);
             return false;
         }

@@ -213,7 +213,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         );
         daemon(&mut report, &selection, false);
     } else if let Some(why) = why_remote(args.remote, &selection) {
-        tracing::info!("looking at the server alone, {why}");
+        tracing::info!("checking only the server, {why}");
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
             repository::latest(&mut report, &examined.destinations, &examined.identity).await;
             repository::sound(&mut report, &examined.destinations).await;

@@ -70,7 +70,7 @@ pub(crate) async fn all_seen(
     if unseen.is_empty() {
         return Ok(());
     }
-    bail!("no backup was made: {}\nHINT: {ADVICE}", describe(roots, &unseen))
+    bail!("no backup was taken: {}\nHINT: {ADVICE}", describe(roots, &unseen))
 }
 
 /// Drops what the server does not have any more.

@@ -65,7 +65,7 @@ pub(super) fn of(expired: &Expired) -> String {
         let n = expired.denied_count;
         writeln!(
             text,
-            "held: {n} objects cannot be deleted (a lock, or missing rights); tried again next time"
+            "held: {n} objects cannot be deleted (a lock, or missing permission); the next run tries again"
         )
         .ok();
         for key in &expired.denied_objects {
@@ -73,7 +73,7 @@ pub(super) fn of(expired: &Expired) -> String {
         }
     }
     if !expired.unknown_objects.is_empty() {
-        text.push_str("not Walpoint's, or of a newer version; left alone:\n");
+        text.push_str("not Walpoint's, or of a newer version; left unchanged:\n");
         for key in &expired.unknown_objects {
             writeln!(text, "  {key}").ok();
         }

@@ -74,7 +74,7 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Configuration
     };
     if let [name, ..] = common.names()[..] {
         return Err(Failure::usage(anyhow!(
-            "--repo {name} is no URL\nHINT: Give the URL of a repository to create or join (file:///directory, \
+            "--repo {name} is not a URL\nHINT: Give the URL of a repository to create or join (file:///directory, \
              s3://bucket/prefix, gs://…, az://…). Without --repo, init registers the cluster in each repository of the \
              configuration."
         )));
@@ -83,8 +83,8 @@ pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<Configuration
         Some(url) => new_repository(common, args, path, existing, url),
         None if existing.is_some() => of_the_file(common, args, path),
         None => Err(Failure::usage(anyhow!(
-            "the configuration {} does not exist, and no repository is named\nHINT: Name the place of the repository with \
-             --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…).",
+            "the configuration {} does not exist, and no repository is named\nHINT: Name the repository's \
+             location with --repo URL (file:///directory, s3://bucket/prefix, gs://…, az://…).",
             path.display()
         ))),
     }
@@ -301,17 +301,14 @@ pub(crate) fn make_directory(directory: &Path) -> anyhow::Result<()> {
     made.and_then(|()| std::fs::File::open(directory))
         .map(|made| grant(&made, DIRECTORY_MODE))
         .and_then(|()| durable::sync_parent(directory))
-        .with_context(|| format!("the directory {} cannot be made", directory.display()))
+        .with_context(|| format!("could not create the directory {}", directory.display()))
 }
 
 impl ConfigurationPlan {
     /// The data directory.
     pub(crate) fn pgdata(&self) -> Result<&Path, Failure> {
         self.settings.pgdata.as_deref().ok_or_else(|| {
-            Failure::usage(anyhow!(
-                "say where PostgreSQL's data directory is: pgdata in [cluster.{}]",
-                self.cluster
-            ))
+            Failure::usage(anyhow!("set pgdata in [cluster.{}] to PostgreSQL's data directory", self.cluster))
         })
     }
 

@@ -153,9 +153,9 @@ walpoint_runtime::document!(InitDocument<'_>, "archive-agent init");
 
 /// What everybody has to know who encrypts.
 const KEEP_THE_KEY: &str = "
-KEEP WHAT OPENS THE REPOSITORY. Put a copy of it where neither the loss of this machine nor that of the repository takes
-it along. Without it nothing in the repository can ever be restored: there is no other way in. A second way in, kept
-elsewhere, is made with archive-agent key add; every machine that is to restore needs one of them.
+KEEP A COPY OF WHAT OPENS THE REPOSITORY in a place that survives the loss of this machine and of the repository. Without
+it, nothing in the repository can ever be restored. To add a second key or passphrase, run archive-agent key add. Every
+machine that restores needs one of them.
 ";
 
 /// Runs the command.
@@ -190,8 +190,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
     match &plan.by_hand {
         None => Ok(()),
         Some(_) => Err(anyhow!(
-            "{} describes this cluster or repository otherwise and was not changed\nHINT: Change it as shown, then run this \
-             again.",
+            "{} has different settings for this cluster or repository and was not changed\nHINT: Change \
+             it as shown, then run this again.",
             plan.path.display()
         )
         .into()),
@@ -295,7 +295,7 @@ fn tell(
     }
     text += &format!("configuration {}: {}\n", plan.path.display(), change.name());
     if let Some(by_hand) = &plan.by_hand {
-        text += &format!("\nTo be changed in it by hand:\n\n{}\n", indented(by_hand));
+        text += &format!("\nChange this by hand in that file:\n\n{}\n", indented(by_hand));
     }
     if registered.iter().any(|one| one.key_slot.is_some()) {
         text += KEEP_THE_KEY;
@@ -314,9 +314,9 @@ fn tell(
         text += &format!("    {}\n", setting.line());
     }
     text += &format!("\n{}\n", advice.next_step());
-    text += "Then start the daemon (archive-agent run) and try everything: archive-agent check\n";
+    text += "Then start the daemon (archive-agent run) and test everything: archive-agent check\n";
     text += &format!(
-        "\nTo connect with no more rights than Walpoint needs, create a role, and name it in conninfo:\n\n{}",
+        "\nTo connect with only the rights that Walpoint needs, create this role and name it in conninfo:\n\n{}",
         indented(&advice.role_sql)
     );
     output::text(&text)

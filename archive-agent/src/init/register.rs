@@ -463,7 +463,7 @@ async fn unbound(
                 report.warning(
                     what,
                     told,
-                    "Decide that: nothing of a server that writes there is archived before.",
+                    "Settle that first: until then, WAL of a server on this data directory is not archived.",
                 );
                 return Ok(first);
             }

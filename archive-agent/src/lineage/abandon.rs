@@ -89,7 +89,8 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
     }
     if found.is_none() && known.iter().any(|one| one.origin == TimelineOrigin::Damaged) {
         bail!(
-            "the history of timeline {timeline} cannot be read, so it is not known which timeline that is\nHINT: Archive it \
+            "the history of timeline {timeline} cannot be read, so it is unknown which timeline that \
+             is\nHINT: Archive it \
              again from pg_wal (archive-agent push), then run this again."
         );
     }

@@ -116,7 +116,7 @@ impl ClusterState {
         match (&self.server, &self.server_error) {
             (Some(server), _) => server.lines(now).iter().for_each(|(what, said)| line(what, said)),
             (None, Some(error)) => line("server", &format!("cannot be asked: {error}")),
-            (None, None) => line("server", "was not asked: no configuration says how"),
+            (None, None) => line("server", "was not queried: no configuration describes how to connect"),
         }
         for repository in &self.repositories {
             text.push('\n');

@@ -168,7 +168,7 @@ impl ServerState {
         parts.push(match self.ready_count {
             None => {
                 let why = self.ready_error.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-                format!("how many files wait cannot be seen from here{why}")
+                format!("cannot determine from here how many files are waiting{why}")
             }
             Some(0) => "no file waits".to_owned(),
             Some(1) => "1 file waits".to_owned(),
@@ -332,7 +332,12 @@ mod tests {
         let nothing = ArchiverStats { last_archived_wal: None, last_failed_time: None, ..stats() };
         let state = ServerState::new(&identity(), settings("on"), nothing, None, None);
         let text = text_of(&state);
-        assert!(text.contains("nothing was archived so far; how many files wait cannot be seen"), "{text}");
+        assert!(
+            text.contains(
+                "nothing was archived so far; cannot determine from here how many files are waiting"
+            ),
+            "{text}"
+        );
         let other = ArchiverStats { last_archived_wal: Some("00000002.history".into()), ..stats() };
         assert_eq!(unarchived(&identity(), &other, Some(Lsn(5))), None);
     }

@@ -41,7 +41,8 @@ pub(crate) async fn keep(
                 () = tokio::time::sleep_until(next) => break,
                 () = tokio::time::sleep(FOLLOWING) => {
                     if let Err(error) = target.look_while_it_follows(&cluster).await {
-                        tracing::debug!(repository = target.name(), "which lineage the WAL shows is not known: {error}");
+                        tracing::debug!(repository = target.name(), "could not determine the lineage of \
+                            the WAL: {error}");
                     }
                     continue;
                 }

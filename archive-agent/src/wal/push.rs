@@ -75,7 +75,8 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         Err(error) => {
             let record = uploader.wal_directory().join(dropped::FILE);
             Err(anyhow!(
-                "could not archive \"{name}\", and it is not dropped, because that cannot be noted in {}: {error}: {problem}",
+                "could not archive \"{name}\", and it is not dropped, because that cannot be recorded in \
+                 {}: {error}: {problem}",
                 record.display()
             )
             .into())
@@ -217,8 +218,8 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     let wal = uploader.wal_directory();
     if !waits_here(&uploader, &Queue::new(&wal, None), &path, name).await {
         return Err(anyhow!(
-            "\"{name}\" does not wait for being archived in {}: there is no archive_status/{name}.ready; nothing was \
-             changed\nHINT: \"archive-agent status\" names the file at which archiving is stuck.",
+            "\"{name}\" is not waiting to be archived in {}: there is no archive_status/{name}.ready; \
+             nothing was changed\nHINT: \"archive-agent status\" names the file at which archiving is stuck.",
             wal.display()
         )
         .into());

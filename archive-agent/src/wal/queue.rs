@@ -80,7 +80,7 @@ impl fmt::Display for Overflow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { files, bytes, max } = *self;
         let (bytes, max) = (human::size(bytes), human::size(max));
-        write!(f, "{files} files ({bytes}) wait for being archived, more than queue_max ({max})")
+        write!(f, "{files} files ({bytes}) are waiting to be archived, more than queue_max ({max})")
     }
 }
 
@@ -109,7 +109,7 @@ impl Queue {
         let files = match scanned.map_err(std::io::Error::other).and_then(|scan| scan) {
             Ok(scan) => scan.count,
             Err(error) => {
-                tracing::warn!("how much WAL waits cannot be seen, so nothing is dropped: {error}");
+                tracing::warn!("could not determine how much WAL is waiting, so nothing is dropped: {error}");
                 return None;
             }
         };
@@ -217,8 +217,8 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
         {
             bail!(
-                "WAL waits in {}, and PostgreSQL has not asked for {} that it be archived\nHINT: Look at archive_command, \
-                 which hangs or does not call archive-push, and at pg_stat_archiver.",
+                "WAL is waiting in {}, and PostgreSQL has not requested its archiving for {}\nHINT: Check \
+                 pg_stat_archiver, and archive_command: it hangs, or it does not call archive-push.",
                 archiver.wal_directory().display(),
                 human::span(span)
             );

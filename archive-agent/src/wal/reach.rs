@@ -59,8 +59,8 @@ impl fmt::Display for UnreachedIn {
         let Self { repository, found } = self;
         write!(
             f,
-            "repository {repository}: {found}\nHINT: Take a new backup now (archive-agent backup): nothing behind that can be \
-             recovered before."
+            "repository {repository}: {found}\nHINT: Take a new backup now (archive-agent backup): \
+             nothing after that can be recovered until then."
         )
     }
 }
@@ -99,7 +99,7 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
             Err(error) => {
                 tracing::debug!(
                     repository = target.name(),
-                    "what can be recovered is not known: {}",
+                    "could not determine what can be recovered: {}",
                     walpoint_words::format_chain(&error)
                 );
                 looked = Looked::Unknown;

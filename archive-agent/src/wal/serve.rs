@@ -73,7 +73,7 @@ pub(crate) async fn serve<U: Upload>(
         let (archiver, leave, problems) = (Arc::clone(&archiver), leave.clone(), problems.clone());
         conversations.spawn(async move {
             if let Err(error) = converse(stream, &archiver, owner, &leave, problems).await {
-                tracing::debug!("a client of the push socket went away: {error}");
+                tracing::debug!("a client of the push socket closed the connection: {error}");
             }
             drop(slot);
         });

@@ -22,7 +22,7 @@ pub(crate) enum TargetError {
     /// The repository does not know this cluster.
     #[error(
         "repository {repository} does not know cluster {cluster} with system identifier {}\nHINT: Register it with \
-         \"archive-agent init\" (with --new-lineage for a copy that goes its own way).", .identity.system_id
+         \"archive-agent init\" (with --new-lineage for a copy that archives separately).", .identity.system_id
     )]
     Unregistered {
         /// The repository's name.

@@ -36,8 +36,8 @@ pub(crate) async fn unwritten(
         return Ok(None);
     }
     let what = format!(
-        "segment {stored} is stored, and this server has not come that far: another server wrote it, or this data directory did \
-         before it was put back to an earlier state"
+        "segment {stored} is stored, but this server has not reached it yet: another server wrote it, or \
+         this data directory was later reset to an earlier state"
     );
     Ok(Some(SplitBrain::new(archive, timeline, what)))
 }

@@ -328,7 +328,7 @@ impl Uploader {
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
                     let sound = match self.sound(file, group.iter().chain(&rest)).await? {
                         Sound::Unknown(away) => {
-                            let away = format!("it may be sound in a repository that is away: {}", away.text);
+                            let away = format!("it may be sound in an unreachable repository: {}", away.text);
                             let text = Diagnostic::gather("", [error.to_string(), away]).into();
                             return Err(UploadError { text, permanent: true });
                         }

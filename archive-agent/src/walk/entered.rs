@@ -54,7 +54,8 @@ impl Entered {
         let is_mapped = |oid: &u32| map.tablespaces.iter().any(|mapped| mapped.oid == *oid);
         match self.links.iter().find(|oid| !is_mapped(oid)) {
             Some(oid) => bail!(
-                "no backup was made: tablespace {oid} was created just when the backup began\nHINT: Run the backup again."
+                "no backup was taken: tablespace {oid} was created just when the backup began\nHINT: Run \
+                 the backup again."
             ),
             None => Ok(()),
         }

@@ -273,7 +273,7 @@ mod tests {
         let map = |text: &str| TablespaceMap::parse(text.as_bytes(), major).unwrap();
         entered.require_mapped(&map("16399 /space\n")).unwrap();
         let refused = entered.require_mapped(&map("")).unwrap_err().to_string();
-        assert!(refused.starts_with("no backup was made: tablespace 16399 was created"), "{refused}");
+        assert!(refused.starts_with("no backup was taken: tablespace 16399 was created"), "{refused}");
     }
 
     #[test]

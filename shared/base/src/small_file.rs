@@ -27,7 +27,7 @@ static UNDER_WAY: Mutex<BTreeMap<Wanted, Arc<Reading>>> = Mutex::new(BTreeMap::n
 
 struct Reading {
     begun: Instant,
-    /// Whether it is no regular file, but a terminal or a pipe: that waits for a person or a program.
+    /// Whether it is not a regular file, but a terminal or a pipe: that waits for a person or a program.
     waits: AtomicBool,
     outcome: Mutex<Option<io::Result<Zeroizing<Vec<u8>>>>>,
     ended: Condvar,

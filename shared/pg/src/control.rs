@@ -168,7 +168,8 @@ pub enum ControlError {
     /// A version that is not known.
     #[error(
         "pg_control has version {control} with catalog version {catalog}, which no release of PostgreSQL 13 to 19 \
-         writes\nHINT: Check that this is no data directory of another version, and none of a machine with another byte order."
+         writes\nHINT: Check that this data directory is not of another version, nor of a machine with \
+         another byte order."
     )]
     UnknownVersion {
         /// `pg_control_version`.

@@ -180,7 +180,8 @@ impl Leases {
                             return Ok(LeaseAnswer::Unreadable { key, what, until });
                         }
                         tracing::warn!(
-                            "{key} is damaged: {what}\nDETAIL: Whose lease it was is not known. It counts as over."
+                            "{key} is damaged: {what}\nDETAIL: It is unknown whose lease it was. It is \
+                             treated as expired."
                         );
                         lease
                     }

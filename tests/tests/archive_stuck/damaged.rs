@@ -253,7 +253,7 @@ fn nothing_damaged_is_stored_while_it_may_be_sound_in_a_repository_that_is_away(
         (bed.store.root().unwrap().to_owned(), bed.store.root().unwrap().with_extension("away"));
     std::fs::rename(&mounted, &away).unwrap();
     let refused = accept().expect_status(1).stderr;
-    assert!(refused.contains("nothing damaged is stored while a repository is away"), "{refused}");
+    assert!(refused.contains("nothing damaged is stored while a repository cannot be reached"), "{refused}");
     assert!(refused.contains("push --skip") && !holds(&other, &names[0]), "{refused}");
     std::fs::rename(&away, &mounted).unwrap();
     let refused = accept().expect_status(1).stderr;

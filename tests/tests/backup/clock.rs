@@ -20,7 +20,7 @@ fn a_clock_that_jumps_stops_backups_until_it_is_right() {
     for (seconds, says) in [(86_400, "ahead"), (-86_400, "behind")] {
         proxy.shift_clock(seconds);
         let refused = agent.run(&["backup"]).expect_status(1);
-        assert!(refused.stderr.contains("no backup was begun"), "{refused:#?}");
+        assert!(refused.stderr.contains("no backup was started"), "{refused:#?}");
         assert!(refused.stderr.contains("clock") && refused.stderr.contains(says), "{refused:#?}");
         let begun = bed.store.back_door().list("clusters/main/backups");
         assert!(begun.iter().all(|key| key.contains(first["backup"].as_str().unwrap())), "{begun:?}");

@@ -53,7 +53,7 @@ fn a_signal_leaves_no_backup() {
         }
         if signal != Signal::KILL {
             assert_eq!(status, 1, "{}", backup.log());
-            assert!(backup.log().contains("no backup was made"), "{}", backup.log());
+            assert!(backup.log().contains("no backup was taken"), "{}", backup.log());
         }
         idle(&bed);
         let now = bed.repository().finished();
@@ -235,7 +235,7 @@ fn a_backup_in_another_pid_namespace_is_not_taken_over() {
     let agent = *stopped.last().unwrap();
     process::kill_pid(agent, Signal::STOP);
     let refused = bed.agent.run(&["backup"]).expect_status(1);
-    assert!(refused.stderr.contains("no backup was begun: process "), "{}", refused.stderr);
+    assert!(refused.stderr.contains("no backup was started: process "), "{}", refused.stderr);
     process::kill_pid(agent, Signal::CONT);
     assert_eq!(contained.wait(Duration::from_secs(120)), 0, "{}", contained.log());
     assert_eq!(bed.repository().finished().len(), 1);

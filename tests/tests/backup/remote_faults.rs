@@ -129,7 +129,7 @@ fn a_session_that_ends_leaves_no_backup() {
             backup.signal(rustix::process::Signal::TERM);
         }
         assert_eq!(backup.wait(wait::SOON * 2), 1, "{}", backup.log());
-        let told = if ended_by_server { "PostgreSQL" } else { "no backup was made" };
+        let told = if ended_by_server { "PostgreSQL" } else { "no backup was taken" };
         assert!(backup.log().contains(told), "{}", backup.log());
         assert_eq!(bed.repository().finished(), []);
         bed.cluster.wait_for("select count(*) from pg_stat_activity where backend_type = 'walsender'", "0");

@@ -106,13 +106,13 @@ fn a_repository_that_is_gone_is_left_out() {
                 .starts_with("repository gone: there is no repository"),
             "{backup}"
         );
-        assert!(output.stderr.contains("gets no copy of this backup"), "{}", output.stderr);
+        assert!(output.stderr.contains("so this backup is not stored there"), "{}", output.stderr);
         assert!(output.stderr.contains("not in every repository"), "{}", output.stderr);
     }
     assert_eq!((bed.repository().finished().len(), Backed::in_store(&second).finished().len()), (2, 2));
     let refused = |arguments: &[&str]| {
         let output = bed.agent.run(arguments).expect_status(1);
-        assert!(output.stderr.contains("no backup was begun: repository "), "{}", output.stderr);
+        assert!(output.stderr.contains("no backup was started: repository "), "{}", output.stderr);
     };
     refused(&["backup", "--repo", "gone", "--repo", "main"]);
     bed.agent.run(&["backup", "--repo", "main", "--repo", "second"]).expect_success();
@@ -133,7 +133,7 @@ fn a_disk_without_room_is_refused_before_the_backup() {
     disk.fill(3 << 20);
     let output = bed.agent.run(&["backup"]).expect_status(1);
     assert!(
-        output.stderr.contains("no backup was begun") && output.stderr.contains("free in"),
+        output.stderr.contains("no backup was started") && output.stderr.contains("free in"),
         "{}",
         output.stderr
     );
@@ -157,7 +157,7 @@ fn a_disk_with_room_for_what_changed_takes_the_next_backup() {
     disk.fill(stored * 6 / 10);
     let refused = bed.agent.run(&["backup", "--full"]).expect_status(1);
     assert!(
-        refused.stderr.contains("no backup was begun") && refused.stderr.contains("a full backup takes"),
+        refused.stderr.contains("no backup was started") && refused.stderr.contains("a full backup takes"),
         "{}",
         refused.stderr
     );

@@ -28,7 +28,7 @@ fn a_stalled_archive_is_named_with_the_missing_segment() {
     bed.daemon.process.signal(rustix::process::Signal::CONT);
     let next: u64 = u64::from_str_radix(&archived[8..], 16).unwrap() + 1;
     let text = &output.stderr;
-    assert!(text.contains("no backup was made") && text.contains("not in repository main"), "{text}");
+    assert!(text.contains("no backup was taken") && text.contains("not in repository main"), "{text}");
     assert!(text.contains(&format!("{next:016X}")), "the missing segment: {text}");
     assert!(text.contains("waits in pg_wal") && text.contains("archive_command = 'test ! -e"), "{text}");
     assert!(text.contains("the archiver fails"), "{text}");
@@ -39,7 +39,7 @@ fn a_stalled_archive_is_named_with_the_missing_segment() {
     bed.daemon.process.signal(rustix::process::Signal::STOP);
     let output = bed.agent.run(&["backup"]).expect_status(1);
     bed.daemon.process.signal(rustix::process::Signal::CONT);
-    assert!(output.stderr.contains("no backup was begun"), "{}", output.stderr);
+    assert!(output.stderr.contains("no backup was started"), "{}", output.stderr);
     assert!(output.stderr.contains("the archiver fails"), "{}", output.stderr);
     assert_eq!(bed.repository().list().len(), unfinished);
 
@@ -62,7 +62,7 @@ fn an_archive_that_goes_elsewhere_is_found_out() {
     bed.cluster.wait_done(&segment);
     let output = bed.agent.run(&["backup"]).expect_status(1);
     let text = &output.stderr;
-    assert!(text.contains("no backup was begun") && text.contains("did not arrive"), "{text}");
+    assert!(text.contains("no backup was started") && text.contains("did not arrive"), "{text}");
     assert!(text.contains("somewhere else") && text.contains("/bin/true"), "{text}");
     assert!(bed.repository().list().is_empty());
 }

@@ -119,7 +119,7 @@ fn files_of_another_server_are_refused(major: u32) {
         let checked = agent.run(&["check", "--no-switch"]).expect_status(3);
         assert!(checked.stdout.contains("conninfo leads to another server"), "{}", checked.stdout);
         let refused = agent.run(&["backup"]).expect_status(1);
-        assert!(refused.stderr.contains("no backup was begun"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("no backup was started"), "{}", refused.stderr);
         assert!(refused.stderr.contains("conninfo leads to another server"), "{}", refused.stderr);
         let status = agent.run(&["status"]);
         assert!(status.stdout.contains("conninfo leads to another server"), "{}", status.stdout);

@@ -35,7 +35,7 @@ fn init_makes_a_key_and_says_what_to_keep() {
     assert!(!config.exists() && !root.join("walpoint.json").exists());
 
     let output = init(&["--encrypt"]).expect_success().stdout;
-    assert!(output.contains("KEEP WHAT OPENS THE REPOSITORY"), "{output}");
+    assert!(output.contains("KEEP A COPY OF WHAT OPENS THE REPOSITORY"), "{output}");
     let key = dir.join("main.key");
     assert!(
         output.contains(&format!("encrypted: key slot 0 opens with the key from file {}", key.display())),

@@ -214,7 +214,7 @@ impl Copy<'_> {
         let Some(history) = history else {
             let name = WalFileName::History(timeline);
             let what = format!(
-                "{name} is missing or damaged in repository {}, so where it begins is not known",
+                "{name} is missing or damaged in repository {}, so it is unknown where it begins",
                 self.source
             );
             return Ok(Some(SplitBrain::new(self.to, timeline, what).not_shown()));

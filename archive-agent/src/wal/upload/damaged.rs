@@ -223,8 +223,8 @@ impl Uploader {
             Sound::Unknown(away) => {
                 return Err(UploadError {
                     text: format!(
-                        "\"{name}\" is damaged here, and nothing damaged is stored while a repository is away that may hold \
-                         it as it was before: {}{}",
+                        "\"{name}\" is damaged here, and nothing damaged is stored while a repository \
+                         cannot be reached that may hold it undamaged: {}{}",
                         away.text,
                         way_on()
                     ),

@@ -129,7 +129,7 @@ pub enum Hint {
         /// The newer one.
         newest: LineageId,
     },
-    /// The facts of a lineage are damaged, and whether it has the target is not known.
+    /// The facts of a lineage are damaged, and it is unknown whether it has the target.
     DamagedLineage {
         /// The lineage.
         lineage: LineageId,

@@ -126,7 +126,7 @@ pub enum Note {
         /// The other one.
         parent: LineageId,
     },
-    /// The facts of another lineage are damaged, and whether it has the target is not known.
+    /// The facts of another lineage are damaged, and it is unknown whether it has the target.
     DamagedLineage {
         /// The other one.
         lineage: LineageId,

@@ -133,15 +133,15 @@ impl BackupDescription {
     /// The block size, if it is one.
     pub fn blocks(&self) -> Result<BlockSize, Malformed> {
         let size = BlockSize::new(self.block_size);
-        size.ok_or_else(|| Malformed(format!("{} is no block size of PostgreSQL's", self.block_size)))
+        size.ok_or_else(|| Malformed(format!("{} is not a block size of PostgreSQL", self.block_size)))
     }
 
     /// The first and the last WAL segment without which it cannot be restored. The last is the one that holds the byte
     /// before the stop position. On the way the timeline may change: segments before its start are on the older one.
     pub fn wal(&self) -> Result<(SegmentName, SegmentName), Malformed> {
         let size = SegmentSize::new(self.wal_segment_size);
-        let size =
-            size.ok_or_else(|| Malformed(format!("{} is no size of WAL segments", self.wal_segment_size)))?;
+        let size = size
+            .ok_or_else(|| Malformed(format!("{} is not a size of WAL segments", self.wal_segment_size)))?;
         let first = SegmentNo::of(self.start_lsn, size).name(self.start_timeline, size);
         let last = SegmentNo::before(self.stop_lsn, size).name(self.stop_timeline, size);
         Ok((first, last))

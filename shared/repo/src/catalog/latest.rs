@@ -68,7 +68,7 @@ impl LineageCatalog {
             Ok(found) => found,
             // A damaged segment prevents no backup.
             Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
-                tracing::warn!("of WAL before the backup it is not known when transactions ended: {error}");
+                tracing::warn!("could not determine when transactions before the backup ended: {error}");
                 None
             }
             Err(error) => return Err(error),

@@ -94,8 +94,8 @@ pub(super) fn explain(error: RepoError, deleted: &BTreeMap<Class, Tally>) -> Rep
     };
     let source = |source: &dyn std::fmt::Display| {
         format!(
-            "{source}\nDETAIL: {before}\nHINT: Make the filesystem larger, or take something off it that is not the \
-             repository's: a few megabytes are enough. Then run it again."
+            "{source}\nDETAIL: {before}\nHINT: Enlarge the filesystem, or delete something from it that \
+             is not part of the repository: a few megabytes are enough. Then run it again."
         )
     };
     match error {

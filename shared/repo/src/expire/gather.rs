@@ -189,7 +189,8 @@ impl Gathered {
             Ok(intent) => Ok(intent),
             Err(error @ RepoError::Corrupt { .. }) => {
                 self.notes.push(format!(
-                    "{error}\nDETAIL: What the backup may use is not known, so nothing older than it is deleted."
+                    "{error}\nDETAIL: It is unknown which objects the backup uses, so nothing older than \
+                     the backup is deleted."
                 ));
                 Ok(None)
             }
@@ -218,7 +219,7 @@ impl Gathered {
                     self.cannot_read(
                         id,
                         format!(
-                            "{lost}\nDETAIL: What the backup needs is not known, so all packs that are older stay."
+                            "{lost}\nDETAIL: It is unknown which packs the backup needs, so all older packs are kept."
                         ),
                     );
                 }
@@ -260,7 +261,8 @@ impl Gathered {
             let Proven { standing, lost, announced, manifest } = match proven {
                 Ok(proven) => proven,
                 Err(error @ RepoError::Corrupt { .. }) => {
-                    let kept = "What the backup needs is not known, so it and all packs that are older stay.";
+                    let kept = "It is unknown which packs the backup needs, so the backup and all older \
+                        packs are kept.";
                     self.cannot_read(id, format!("{error}\nDETAIL: {kept}"));
                     continue;
                 }
@@ -280,8 +282,8 @@ impl Gathered {
                 // Read and not found, and listed all the same: absence is proven, or nothing is deleted for it.
                 ManifestState::Unfinished if backups.lists_manifest(id).await? => {
                     self.notes.push(format!(
-                        "{}: it is listed, and the store says that it is not there\nDETAIL: What the backup needs is not \
-                         known, so it and all packs that are older stay.",
+                        "{}: it is listed, and the store says that it is not there\nDETAIL: It is unknown \
+                         which packs the backup needs, so the backup and all older packs are kept.",
                         backups.paths().manifest(id)
                     ));
                     self.unreadable.push(id);
@@ -347,7 +349,7 @@ impl Gathered {
         of_it.flat_map(|b| [b.id.timeline(), b.stop_timeline]).for_each(|timeline| graph.add_known(timeline));
         let problems = catalog.unread();
         for problem in &problems {
-            self.notes.push(format!("{problem}\nDETAIL: All WAL of lineage {} stays.", lineage.id));
+            self.notes.push(format!("{problem}\nDETAIL: All WAL of lineage {} is kept.", lineage.id));
         }
         for dispute in catalog.disputed() {
             self.notes.push(format!("{dispute}: in lineage {} the stored one counts", lineage.id));
@@ -357,7 +359,7 @@ impl Gathered {
         let contradicts = |id: &TimelineId| matches!(doubts.get(id), Some(Doubt::OtherAncestor(_)));
         let hangs_together = !doubts.keys().any(contradicts);
         if !hangs_together {
-            self.notes.push(format!("all WAL of lineage {} stays until that is settled", lineage.id));
+            self.notes.push(format!("all WAL of lineage {} is kept until that is settled", lineage.id));
         }
         let began = histories(archive).await?;
         let mut life = RetainedLineage {

@@ -134,7 +134,7 @@ fn add_unfinished(
         for parent in &intent.parents {
             if is_finished(*parent) && manifests.insert(*parent) {
                 notes.push(format!(
-                    "backup {parent} stays for now: the unfinished backup {next} builds on it"
+                    "backup {parent} is kept for now: the unfinished backup {next} builds on it"
                 ));
             }
             roots.keep_all_packs(*parent);
@@ -163,12 +163,13 @@ async fn add_manifests(
                 }
             }
             Err(error @ RepoError::Corrupt { .. }) => {
-                notes.push(format!("{error}\nDETAIL: All packs that are older than it stay."));
+                notes.push(format!("{error}\nDETAIL: All packs older than it are kept."));
                 roots.keep_packs_until(id);
             }
             Err(RepoError::NotFound { .. }) if backups.lists_manifest(id).await? => {
                 notes.push(format!(
-                    "{}: it is listed, and the store says that it is not there\nDETAIL: All packs that are older than it stay.",
+                    "{}: it is listed, and the store says that it is not there\nDETAIL: All packs older \
+                     than it are kept.",
                     backups.paths().manifest(id)
                 ));
                 roots.keep_packs_until(id);

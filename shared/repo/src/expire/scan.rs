@@ -216,7 +216,7 @@ impl ListingScan {
         report.counted(&self.tallies);
         report.unknown_objects.clone_from(&self.strangers);
         if self.more_strangers > 0 {
-            report.notes.push(format!("{} more objects are not known and left alone", self.more_strangers));
+            report.notes.push(format!("{} more unknown objects were left unchanged", self.more_strangers));
         }
     }
 

@@ -471,7 +471,7 @@ async fn a_damaged_manifest_keeps_everything_older() {
     let before = packs(&keys(&bed).await);
     let report = run(&bed, &at_once(1)).await;
     assert!(
-        report.remarks.iter().any(|remark| remark.what.contains("all packs that are older stay")),
+        report.remarks.iter().any(|remark| remark.what.contains("all older packs are kept")),
         "{:?}",
         report.remarks
     );

@@ -322,5 +322,5 @@ fn decode(fields: &mut Fields<'_>, name: usize) -> Option<RestorePoint> {
 fn parse(key: &Key, content: &[u8]) -> Result<RestorePoint> {
     let name = content.len().checked_sub(24);
     let point = name.and_then(|name| decode(&mut Fields::new(content), name));
-    point.ok_or_else(|| RepoError::corrupt(key, "it is no restore point"))
+    point.ok_or_else(|| RepoError::corrupt(key, "it is not a restore point"))
 }

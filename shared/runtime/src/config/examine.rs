@@ -36,7 +36,7 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
     }
     found.unknown_keys(&[], root, keys_of::<Config<toml::Table>>());
     if root.contains_key("daemon") && found.top("daemon").is_none() {
-        found.add(&[], Some("daemon"), "\"daemon\" is no table\nHINT: Write [daemon].");
+        found.add(&[], Some("daemon"), "\"daemon\" is not a table\nHINT: Write [daemon].");
     }
     let repository = found.repositories(&closer);
     let cluster = found.clusters();
@@ -124,7 +124,7 @@ impl<'a> Findings<'a> {
     /// The tables `[of.NAME]`; what is no table is a problem.
     fn tables(&mut self, of: &str) -> Vec<(&'a str, &'a DeTable<'a>)> {
         if self.document.root.contains_key(of) && self.top(of).is_none() {
-            self.add(&[], Some(of), format!("\"{of}\" is no table\nHINT: Write [{of}.NAME]."));
+            self.add(&[], Some(of), format!("\"{of}\" is not a table\nHINT: Write [{of}.NAME]."));
         }
         let mut tables = Vec::new();
         for (name, value) in self.top(of).into_iter().flat_map(|table| table.iter()) {
@@ -132,7 +132,7 @@ impl<'a> Findings<'a> {
             match value.get_ref().as_table() {
                 Some(table) => tables.push((name, table)),
                 None => {
-                    let what = format!("\"{of}.{name}\" is no table\nHINT: Write [{of}.NAME].");
+                    let what = format!("\"{of}.{name}\" is not a table\nHINT: Write [{of}.NAME].");
                     self.add(&[of, name], None, what);
                 }
             }
@@ -211,7 +211,7 @@ impl<'a> Findings<'a> {
             match value.get_ref().as_table() {
                 Some(table) => drop(self.read::<LabelSettings>(&tables, table)),
                 None => {
-                    let what = format!("\"{label}\" is no table\nHINT: Write [{}].", tables.join("."));
+                    let what = format!("\"{label}\" is not a table\nHINT: Write [{}].", tables.join("."));
                     self.add(&tables, None, what);
                 }
             }

@@ -69,7 +69,7 @@ impl CopyThreads<'_> {
         }
         result?;
         let entered = entered.lock().unwrap_or_else(PoisonError::into_inner).take();
-        entered.context("the walk over the data directory did not end")
+        entered.context("the walk over the data directory did not finish")
     }
 
     /// Begins to walk and to read; `entered` gets what the walk met.

@@ -121,7 +121,8 @@ fn judge_damage(end: &StreamEnd, known: u64, strict: bool) -> anyhow::Result<()>
     match &end.damage {
         Some(text) if known == 0 && strict => {
             bail!(
-                "no backup was made, because of --strict: the server says \"{text}\"\nDETAIL: Its log names the pages."
+                "no backup was taken, because of --strict: the server says \"{text}\"\nDETAIL: Its log \
+                 names the pages."
             )
         }
         Some(text) if known == 0 => {

@@ -61,7 +61,7 @@ pub(super) fn unpack(
     let manifest = check(&mut parts, ledger)?;
     let Some(end) = parts.end.take() else { bail!(ENDED_EARLY) };
     let control = ControlFile::parse(&control).context(
-        "the server sent a pg_control that it was just writing\nHINT: Run the backup again: this is rare.",
+        "the server sent a pg_control while it was writing that file\nHINT: Run the backup again: this is rare.",
     )?;
     Ok(Some(Delivered { label, tablespace_map, tablespaces, control, manifest, end }))
 }
@@ -74,8 +74,8 @@ fn archives(
     announced: &Announced,
     dispatcher: &mut Dispatcher,
 ) -> anyhow::Result<Unpacked> {
-    let scratch =
-        tempfile::tempfile().context("a scratch file cannot be made in the directory of temporary files")?;
+    let scratch = tempfile::tempfile()
+        .context("could not create a scratch file in the directory for temporary files")?;
     let Announced { spaces, data_directory, mode } = announced;
     let mut unpacker = Unpacker::new(spaces, data_directory, ReceivedFiles::new(scratch));
     loop {

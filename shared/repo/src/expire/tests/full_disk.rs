@@ -28,7 +28,7 @@ async fn a_full_filesystem_is_expired() {
     crashing.fill(5);
     let error = expire(&repository, &cluster(), &keep(2)).await.unwrap_err();
     let text = walpoint_storage::error::error_chain(&error);
-    assert!(text.contains("Make the filesystem larger, or take something off it"), "{text}");
+    assert!(text.contains("Enlarge the filesystem, or delete something from it"), "{text}");
     assert_eq!(finished(&bed).await, ids);
 
     crashing.fill(0);
