@@ -181,7 +181,7 @@ fn a_backup_that_goes_by_name_waits_and_can_be_brought_back() {
     assert_eq!(bed.backups(), ids);
     let status = bed.agent.run(&["status"]).expect_success().stdout;
     let (_, dropped) = status.split_once("Expired by the next expire").expect(&status);
-    assert!(dropped.contains(&ids[0]) && dropped.contains("asked for its deletion at"), "{status}");
+    assert!(dropped.contains(&ids[0]) && dropped.contains("requested its deletion at"), "{status}");
     let hold = ["hold", "add", "--backup", &ids[1], "--reason", "a mistake", "--until", "never"];
     bed.agent.run(&hold).expect_success();
     std::thread::sleep(Duration::from_secs(5));

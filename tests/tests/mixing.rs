@@ -254,7 +254,7 @@ fn a_gap_in_one_servers_wal_is_on_record_until_a_backup_begins_behind_it() {
     agent.run(&["backup"]).expect_success();
     let status = agent.run(&["status"]).expect_success().stdout;
     assert!(
-        !status.contains("TAKE A BACKUP NOW") && status.contains("A backup was taken behind it"),
+        !status.contains("TAKE A BACKUP NOW") && status.contains("A backup was taken after it"),
         "{status}"
     );
     agent.restore(&["plan"]).expect_success();

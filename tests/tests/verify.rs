@@ -217,7 +217,10 @@ fn a_history_that_was_deleted_is_found() {
         let wanted = format!("timeline {}", &timeline[7..]);
         assert!(report.to_string().contains(&wanted), "{report:#}");
         let status = bed.agent.run(&["status"]).expect_success().stdout;
-        assert!(status.contains(&format!("{wanted}: its WAL is there and its history is not")), "{status}");
+        assert!(
+            status.contains(&format!("{wanted}: its WAL is archived, but its history is missing")),
+            "{status}"
+        );
         if known_from_a_descendant {
             let target = ["plan", "--target-timeline", &timeline[7..]];
             let refused = bed.agent.restore(&target).expect_status(1);

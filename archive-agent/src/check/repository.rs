@@ -129,7 +129,8 @@ pub(crate) async fn unreadable(report: &mut CheckReport, destinations: &[Destina
         match repository.lineages(&lineage.cluster).await {
             Ok(lineages) => {
                 for damaged in lineages.damaged {
-                    let found = format!("the facts of lineage {} are damaged: {}", damaged.id, damaged.what);
+                    let found =
+                        format!("the metadata of lineage {} is damaged: {}", damaged.id, damaged.what);
                     report.failed(what.clone(), found, damaged.remedy());
                 }
             }

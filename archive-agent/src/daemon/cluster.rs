@@ -266,9 +266,13 @@ impl Answering {
             }
             let shown = self.socket.display();
             health.waiting(&match hangs {
-                0 => format!("another daemon answers on {shown}\nDETAIL: This one takes over when it ends."),
+                0 => format!(
+                    "another daemon answers on {shown}\nDETAIL: This daemon takes over when the \
+                    other one exits."
+                ),
                 _ => format!(
-                    "another daemon has {shown} and does not answer\nDETAIL: This one takes its place if that lasts."
+                    "another daemon has {shown} and does not answer\nDETAIL: This daemon takes over if \
+                     that continues."
                 ),
             });
             tokio::select! {

@@ -156,7 +156,8 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
                     tracing::info!("SIGHUP: reading the configuration again");
                     match Settings::read(common).await.and_then(|settings| settings.tasks()) {
                         Ok(tasks) => break tasks,
-                        Err(failure) => tracing::error!("not reloaded, the old configuration stays: {failure}"),
+                        Err(failure) => tracing::error!("not reloaded, the old configuration stays in \
+                            use: {failure}"),
                     }
                 }
             }

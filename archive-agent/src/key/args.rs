@@ -82,7 +82,7 @@ impl SecretArgs {
     pub(crate) fn new_source(&self) -> Result<KeySource, Failure> {
         let source = self.source()?.ok_or_else(|| {
             Failure::usage(anyhow!(
-                "nothing is named that opens the slot\nHINT: Give --key-file FILE (created if it does not exist), \
+                "no secret is given for the slot\nHINT: Give --key-file FILE (created if it does not exist), \
                  --passphrase-file FILE, or --wrap-command and --unwrap-command."
             ))
         })?;
@@ -102,7 +102,7 @@ pub(crate) fn make_key_file(path: &Path) -> anyhow::Result<bool> {
     let mut line = print_key(&key);
     line.push('\n');
     let created = durable::create(path, line.as_bytes());
-    let created = created.with_context(|| format!("the key file {} cannot be made", path.display()))?;
+    let created = created.with_context(|| format!("could not create the key file {}", path.display()))?;
     Ok(created == Created::New)
 }
 

@@ -87,7 +87,7 @@ async fn state(slots: &KeySlots, listed: ListedSlot, source: Option<&KeySource>)
         Ok(slot) => {
             if slot.repository != slots.repository() {
                 state.error =
-                    Some("it was made by an init that did not finish, and opens nothing".to_owned());
+                    Some("it was created by an init that did not finish, and opens nothing".to_owned());
             }
             (state.kind, state.creation_time) = (Some((&slot.kind).into()), Some(slot.created));
             state.comment = Some(slot.comment);

@@ -172,7 +172,8 @@ fn tell(common: &CommonArgs, changed: &KeyDocument) -> Result<(), Failure> {
     let mut text = String::new();
     if let (Some(slot), Some(with)) = (changed.added_slot, &changed.secret_source) {
         text += &format!("repository {}: slot {slot} added; it opens with the {with}\n", changed.repository);
-        text += "Keep what opens it where neither this machine's loss nor the repository's takes it along.\n";
+        text +=
+            "Keep what opens it in a place that survives the loss of this machine and of the repository.\n";
     }
     if let Some(slot) = changed.removed_slot {
         text += &format!("repository {}: slot {slot} removed", changed.repository);
@@ -182,8 +183,9 @@ fn tell(common: &CommonArgs, changed: &KeyDocument) -> Result<(), Failure> {
     }
     if let Some(settings) = changed.configuration.as_ref().filter(|_| changed.removed_slot.is_some()) {
         text += &format!(
-            "\nOn every machine that uses it, in [repository.{}], in place of what names the old secret:\n\n{settings}\n\
-             Then restart the daemons: they know the key until they end.\n",
+            "\nOn every machine that uses it, replace the settings of the old secret in \
+             [repository.{}]:\n\n{settings}\n\
+             Then restart the daemons: until then, they use the old secret.\n",
             changed.repository
         );
     }

@@ -44,7 +44,7 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         Removal::Removed => {}
         Removal::PutBack => {
             return Err(anyhow!(
-                "the slot that was to remain was removed by another process at this moment\nDETAIL: Slot {} was put back.",
+                "another process has just removed the slot that was to remain\nDETAIL: Slot {} was put back.",
                 args.slot
             )
             .into());
@@ -80,8 +80,8 @@ async fn remaining(slots: &KeySlots, leaving: u32, sources: &[KeySource]) -> Res
 fn confirm(slot: u32, repository: &str, id: &str) -> anyhow::Result<()> {
     let wanted = format!("destroy {id}");
     tracing::warn!(
-        "no slot but {slot} is known to open repository {repository}\nDETAIL: Without it every backup and all WAL in it are \
-         lost for everybody and for ever, whatever copies of it there are.\nHINT: To continue, type: {wanted}"
+        "no slot but {slot} is known to open repository {repository}\nDETAIL: Without it every backup and \
+         all WAL in it are lost forever, in every copy of the repository.\nHINT: To continue, type: {wanted}"
     );
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).context("the confirmation cannot be read")?;

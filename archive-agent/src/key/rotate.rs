@@ -15,21 +15,22 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
     let open = Open::of(common).await?;
     if new.secret.source()?.as_ref() == Some(&open.source) {
         return Err(Failure::usage(anyhow!(
-            "the {} is what the configuration names already\nHINT: Keep the new secret in another place than the old one.",
+            "the configuration already names the {}\nHINT: Keep the new secret in a different place than \
+             the old one.",
             open.source
         )));
     }
     let source = new.secret.new_source()?;
     let old = open.slots.open(&open.source).await?;
     if open.slots.proves(old.slot, &source).await.unwrap_or(false) {
-        return Err(anyhow!("the new secret is the old one: it opens slot {} already", old.slot).into());
+        return Err(anyhow!("the new secret is the old one: it already opens slot {}", old.slot).into());
     }
     let added = open.slots.add(&old.master, &source, &new.comment).await?;
     let removed = match open.slots.remove(old.slot, Some(added)).await? {
         Removal::Removed => Some(old.slot),
         Removal::PutBack => {
             return Err(anyhow!(
-                "slot {added} was removed by another process at this moment\nDETAIL: Slot {} was put back.",
+                "another process has just removed slot {added}\nDETAIL: Slot {} was put back.",
                 old.slot
             )
             .into());

@@ -84,7 +84,7 @@ fn timeline_lines(timeline: &TimelineStatus, size: SegmentSize) -> String {
         let follows = match (broken.split_brain, broken.has_later_backup) {
             (true, _) => "\nHINT: \"archive-agent verify\" shows more.",
             (false, false) => "\nHINT: TAKE A BACKUP NOW: recovery cannot pass it.",
-            (false, true) => "\nDETAIL: A backup was taken behind it.",
+            (false, true) => "\nDETAIL: A backup was taken after it.",
         };
         let found = format!("before {}: {}{follows}", broken.segment, broken.reason);
         writeln!(text, "{}", human::hanging(&format!("    {what:<7} "), &found)).ok();

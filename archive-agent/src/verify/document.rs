@@ -53,14 +53,15 @@ impl<'a> VerifiedRepository<'a> {
     }
 }
 
-const RESUPPLY: &str = "If PostgreSQL or another repository still has it, remove what is damaged here and archive it again \
-                        (archive-agent push).";
+const RESUPPLY: &str = "If PostgreSQL or another repository still has it, remove the damaged object here \
+    and archive the file again (archive-agent push).";
 
-const SPLIT_BRAIN: &str = "Find out which server wrote which of both. Take a backup of the one that continues, and give the \
-                           other one a lineage of its own (archive-agent init --new-lineage).";
+const SPLIT_BRAIN: &str = "Find out which server wrote each of the two. Take a backup of the server that \
+    stays in production, and give the other one a lineage of its own (archive-agent init --new-lineage).";
 
-const WAIT_OR_FORCE: &str = "Nothing has to be done: it ends like any other, a quarter of an hour after it was stored, and \
-                             the next backup deletes it. \"archive-agent backup --steal-lease\" begins one at once.";
+const WAIT_OR_FORCE: &str = "Nothing needs to be done: the lease expires like any other, 15 minutes after \
+    it was stored, and the next backup deletes it. To start a backup at once, run \"archive-agent backup \
+--steal-lease\".";
 
 /// What was found, with the facts that explain it and what to do.
 pub(super) fn explained(finding: &VerifyFinding) -> Diagnostic {
@@ -77,18 +78,19 @@ fn advice(cure: &Cure) -> Diagnostic {
         Cure::Plain(text) => none.hint(text),
         Cure::Resupply => none.hint(RESUPPLY),
         Cure::ResupplyOrBackup(behind) => {
-            none.hint(RESUPPLY).hint(format!("Or take a new backup: it begins a window behind {behind}."))
+            none.hint(RESUPPLY).hint(format!("Or take a new backup: it begins a window after {behind}."))
         }
         Cure::SplitBrain => none.hint(SPLIT_BRAIN),
         Cure::PutBackOrExpire(id) => none.hint(put_back_or_expire(*id)),
         Cure::WaitOrForce => none.hint(WAIT_OR_FORCE),
         Cure::Hold(remedy) => none.detail(UNKNOWN_HOLD).hint(walpoint_words::hint(remedy)),
         Cure::Acknowledging(remedy) => none
-            .detail("A restore may wait for ever for the answer of a repository that was lost.")
+            .detail("A restore may wait forever for an answer from a repository that was lost.")
             .hint(walpoint_words::hint(remedy)),
         Cure::Announcement(remedy) => none
             .detail(
-                "What it announced is not known, so nothing is deleted, and backups build on nothing and store everything anew.",
+                "It is unknown which objects it marks as expired or damaged, so nothing is deleted, and \
+                 backups reuse nothing and store everything again.",
             )
             .hint(walpoint_words::hint(remedy)),
     }
@@ -96,9 +98,9 @@ fn advice(cure: &Cure) -> Diagnostic {
 
 fn put_back_or_expire(id: BackupId) -> String {
     format!(
-        "Put the object back, from another version of it in the store or from a copy of the store. Else take a backup and \
-         delete this one with \"archive-agent expire --backup {id}\". Until then restore from another one, or from another \
-         repository."
+        "Put the object back, from an earlier version in the store or from a copy of the store. If that \
+         is not possible, take a backup and delete this one with \"archive-agent expire --backup {id}\". \
+         Until then, restore from another backup or another repository."
     )
 }
 

@@ -38,7 +38,8 @@ pub(crate) enum CheckError {
     /// The server finished it, and what it holds ends early.
     #[error(
         "{path:?} is damaged: its records end at {end}, and the server that writes this timeline finished it, so the rest was \
-         lost on disk\nHINT: Look for failing storage, take a base backup, then run \"archive-agent push --accept-damaged\"."
+         lost on disk\nHINT: Check the storage for failures, take a base backup, then run \"archive-agent \
+         push --accept-damaged\"."
     )]
     TailLost {
         /// Which file.

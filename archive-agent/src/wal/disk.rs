@@ -49,8 +49,8 @@ thread_local! {
 pub(crate) enum DiskError {
     /// All threads of the directory are taken by calls that have not returned.
     #[error(
-        "{path:?} does not answer: {calls} calls have not returned, the oldest for {}\nHINT: The filesystem hangs: look at \
-         its mount or its disk.",
+        "{path:?} does not answer: {calls} calls have not returned, the oldest for {}\nHINT: The \
+         filesystem hangs: check its mount or its disk.",
         human::span(*oldest)
     )]
     Hangs {
@@ -64,7 +64,7 @@ pub(crate) enum DiskError {
     /// All threads for data directories are taken by calls into others that have not returned.
     #[error(
         "no thread is left to read {path:?}: {calls} calls into the data directories of other clusters have not \
-         returned\nHINT: Their filesystems hang: look at the mounts or the disks."
+         returned\nHINT: Their filesystems hang: check the mounts or the disks."
     )]
     AllHang {
         /// Which directory.
@@ -74,7 +74,7 @@ pub(crate) enum DiskError {
     },
     /// A call that only looks at something has not returned.
     #[error(
-        "{path:?} does not answer within {} s\nHINT: The filesystem hangs: look at its mount or its disk.",
+        "{path:?} does not answer within {} s\nHINT: The filesystem hangs: check its mount or its disk.",
         limit.as_secs()
     )]
     Silent {

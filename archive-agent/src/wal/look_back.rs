@@ -202,7 +202,8 @@ impl Newcomer<'_> {
 
     fn same_server(&self) -> String {
         format!(
-            "\nHINT: If it did, or a standby of it, and pg_wal/{} was lost or names less, run \"archive-agent push \
+            "\nHINT: If this server or a standby of it did, and pg_wal/{} was lost or names less, run \
+             \"archive-agent push \
              --same-server {}\", and nothing else.",
             claim::FILE,
             self.wal.join(self.name.to_string()).display()

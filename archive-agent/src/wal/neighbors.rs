@@ -199,7 +199,8 @@ impl Newcomer<'_> {
         }
         Err(self.not_shown(format!(
             "segment {stored} is stored and cannot be read, though the repository answers, and nothing shows that this server wrote \
-             it\nHINT: Look at the disk or the store, and run \"archive-agent verify\". If it stays unreadable, move its object away."
+             it\nHINT: Check the disk or the store, and run \"archive-agent verify\". If it stays \
+             unreadable, move its object away."
         )))
     }
 
@@ -280,8 +281,8 @@ impl Newcomer<'_> {
         tracing::error!(
             file = %segment,
             repository = self.target.name(),
-            "it does not continue {before}, though both are this server's: {what}\nDETAIL: Recovery cannot pass it, and the \
-             gap is on record.\nHINT: Take a backup now."
+            "it does not continue {before}, although both are this server's: {what}\nDETAIL: Recovery \
+             cannot pass it, and the gap is recorded.\nHINT: Take a backup now."
         );
         Ok(())
     }

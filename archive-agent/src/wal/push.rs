@@ -83,7 +83,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         }
         Ok(recorded) => {
             if recorded == Recorded::DiskFull {
-                tracing::warn!(file = %name, "not on record as dropped: the disk is full");
+                tracing::warn!(file = %name, "not recorded as dropped: the disk is full");
             }
             queue.drop_file(name, &overflow, &problem);
             Ok(())
@@ -96,18 +96,18 @@ async fn note_damage(uploader: &Uploader, name: WalFileName) -> Result<(), Failu
     let stored = format!("\"{name}\" is stored");
     let damaged = uploader.holds_damaged(name).await;
     if !damaged.map_err(|UploadError { text, .. }| {
-        anyhow!("{stored}, and whether as damaged is not known: {text}")
+        anyhow!("{stored}, but it is unknown whether it was stored as damaged: {text}")
     })? {
         return Ok(());
     }
     let record = uploader.wal_directory().join(dropped::FILE);
     let recorded = dropped::record(&uploader.wal_directory(), name, DropReason::Damaged);
     match recorded.with_context(|| {
-        format!("{stored}, and that it is damaged cannot be noted in {}", record.display())
+        format!("{stored}, but that it is damaged cannot be recorded in {}", record.display())
     })? {
         Recorded::Yes => {}
         Recorded::DiskFull => {
-            tracing::warn!("{}: the disk is full, so it is not noted there", record.display())
+            tracing::warn!("{}: the disk is full, so it is not recorded there", record.display())
         }
     }
     tracing::warn!(
@@ -141,7 +141,7 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
         let noted =
             ancestry::note_as_own(&archive, &wal, segment, &history).await.map_err(anyhow::Error::from)?;
         if let Some(newest) = noted {
-            tracing::warn!(repository = target.name(), "noted that {newest} is this server's");
+            tracing::warn!(repository = target.name(), "recorded that {newest} is this server's");
         }
     }
     push(common, path, false).await
@@ -180,7 +180,7 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
         })?;
         tracing::warn!(
             repository = target.name(),
-            "timeline {timeline} has an empty history: recovery knows none before it"
+            "timeline {timeline} has an empty history: recovery knows no timeline before it"
         );
     }
     Ok(())
@@ -226,7 +226,7 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
     }
     let recorded = dropped::record(&wal, name, DropReason::Skipped);
     match recorded
-        .with_context(|| format!("\"{name}\" cannot be noted in {}", wal.join(dropped::FILE).display()))?
+        .with_context(|| format!("\"{name}\" cannot be recorded in {}", wal.join(dropped::FILE).display()))?
     {
         Recorded::Yes => {
             tracing::warn!(
@@ -236,7 +236,7 @@ pub(crate) async fn skip(common: &CommonArgs, path: &Path) -> Result<(), Failure
             Ok(())
         }
         Recorded::DiskFull => Err(anyhow!(
-            "\"{name}\" is not skipped: the disk is full, so it cannot be noted in {}",
+            "\"{name}\" is not skipped: the disk is full, so the skip cannot be recorded in {}",
             wal.display()
         )
         .into()),

@@ -103,7 +103,7 @@ pub(crate) enum TargetError {
     /// A write that was abandoned is still under way.
     #[error(
         "a write that timed out has not returned, so nothing more is stored there until it does\nHINT: Its filesystem hangs, \
-         or the network to it: look at the mount and its server, or at the disk."
+         or the network to it: check the mount and its server, or the disk."
     )]
     Hangs,
     /// A segment cannot take the place of another copy that was accepted although damaged.

@@ -146,7 +146,8 @@ async fn judge_as(archives: &[&WalArchive], error: RepoError, asked: Asked) -> V
 fn described(key: &str, archive: &WalArchive, problem: &str) -> String {
     format!(
         "{key} cannot be read, though repository {} answers: {problem}\nDETAIL: It proves nothing, as if it were damaged, and \
-         recovery cannot use it.\nHINT: Look at the disk or the store, and run \"archive-agent verify\". If it stays unreadable, move \
+         recovery cannot use it.\nHINT: Check the disk or the store, and run \"archive-agent verify\". If \
+         it stays unreadable, move \
          the object away and restart the daemon, which copies it from another repository that has it; if none has it, take a new \
          backup.",
         archive.repository().name()

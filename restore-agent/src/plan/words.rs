@@ -28,7 +28,7 @@ fn point(point: &NamedPoint) -> String {
 /// What damage to the facts of a lineage leaves open.
 fn damaged_lineage(lineage: LineageId, what: &str) -> String {
     format!(
-        "The facts of lineage {lineage} are damaged ({}): it is unknown whether it has the target.",
+        "The metadata of lineage {lineage} is damaged ({}): it is unknown whether it has the target.",
         brief(what)
     )
 }

@@ -72,7 +72,7 @@ impl ClusterArchive {
             Err(why) => Some(why.into()),
             // No target stops recovery at the fork, so it ends for want of more.
             Ok(()) if segment > last && note.last.is_none() => Some(FetchResult::Absent(format!(
-                "\"{segment}\" lies behind {from}, where timeline {timeline} begins"
+                "\"{segment}\" is after {from}, where timeline {timeline} begins"
             ))),
             Ok(()) => None,
         }

@@ -26,7 +26,7 @@ const MAX_ENTRY: usize = 64 << 10;
 const LOST: usize = 100;
 
 /// What follows from an entry that cannot be read.
-pub const UNKNOWN_HOLD: &str = "Nothing is deleted until it is known what it holds.";
+pub const UNKNOWN_HOLD: &str = "Nothing is deleted until it is known which backups it holds.";
 
 /// How often the next number is tried when others are faster.
 const ATTEMPTS: usize = 20;

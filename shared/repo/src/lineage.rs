@@ -19,9 +19,9 @@ use walpoint_storage::ids::{RepositoryId, parse_hex};
 use walpoint_storage::layout::{ClusterPaths, Key, WalPaths};
 
 /// What to do about the facts of a lineage.
-pub const LOST_LINEAGE: &str = "Put the object back, from another version of it in the store or from a copy of the store: without it \
-                                nothing of this lineage is found, and nothing is deleted. Until then restore from another \
-                                repository.";
+pub const LOST_LINEAGE: &str = "Put the object back, from an earlier version in the store or from a copy \
+    of the store: without it, nothing of this lineage can be found, and nothing is deleted. Until then, \
+restore from another repository.";
 
 /// The lineages of a cluster in a repository, as far as their facts can be read.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -100,7 +100,7 @@ impl DamagedLineage {
 
 impl fmt::Display for DamagedLineage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the facts of lineage {} are damaged: {}", self.id, self.error())
+        write!(f, "the metadata of lineage {} is damaged: {}", self.id, self.error())
     }
 }
 

@@ -100,7 +100,8 @@ impl RetentionSettings {
         if let (Some(window), Some(max)) = (self.window.and_then(before), self.max_age.and_then(before))
             && max > window
         {
-            let what = "must not be shorter than \"window\"\nDETAIL: What the window needs would be dropped.";
+            let what = "must not be shorter than \"window\"\nDETAIL: Backups and WAL that the window \
+                needs would be deleted.";
             refuse(None, "max_age", what);
         }
         for (label, rule) in &self.label {
@@ -117,7 +118,7 @@ impl RetentionSettings {
                 );
             }
             if count.is_none() && age.is_none() && !calendar {
-                let what = "or another key is needed: none of the backups with this label would stay";
+                let what = "or another key is needed: no backup with this label would be kept";
                 refuse(Some(label.as_str()), "count", what);
             }
         }

@@ -63,7 +63,7 @@ fn a_lineage_that_was_split_off_is_restored_from_its_parents_backup_and_never_by
     two.production_agent.run(&["backup"]).expect_success();
     let expired = keep.run(&["expire"]).expect_success().stdout;
     assert!(
-        expired.contains(&format!("lineage {}, which was split off behind it", two.lineage(2))),
+        expired.contains(&format!("lineage {}, which was split off after it", two.lineage(2))),
         "{expired}"
     );
     two.production_agent.restore(&["plan", "--lineage", &two.lineage(2)]).expect_success();

@@ -399,5 +399,5 @@ fn a_damaged_list_of_restore_points_is_in_no_ones_way() {
     let nowhere = plan(&bed, &["--target-name", "nowhere"]);
     assert_eq!(nowhere["reason"], "restore-point-not-found", "{nowhere:#}");
     let hints = nowhere["hint"].to_string();
-    assert!(hints.contains("may have held it") && hints.contains("/points/batches/"), "{nowhere:#}");
+    assert!(hints.contains("may have contained it") && hints.contains("/points/batches/"), "{nowhere:#}");
 }

@@ -161,7 +161,11 @@ fn a_crash_in_the_first_segment_after_a_promotion_loses_nothing() {
     };
     let refused = try_repair(&[]);
     assert!(
-        !refused.success() && refused.stdout.contains(&format!("pg_wal/{first}\" first")),
+        !refused.success()
+            && refused.stdout.contains(&format!(
+                "archive it first, with \"archive-agent \
+            push …/pg_wal/{first}\""
+            )),
         "{refused:#?}"
     );
     let refused = try_repair(&["--use-partial"]);

@@ -109,7 +109,7 @@ impl Replicas<BackupWriter> {
         for writer in self.stages().filter(|writer| last || writer.progress_is_due()) {
             let noted = if last { writer.progress().await } else { writer.note_progress().await };
             if let Err(error) = noted {
-                tracing::warn!("what the backup stored so far was not noted: {}", error_chain(&error));
+                tracing::warn!("could not record what the backup has stored so far: {}", error_chain(&error));
             }
         }
     }

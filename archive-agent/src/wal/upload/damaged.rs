@@ -245,7 +245,8 @@ impl Uploader {
         };
         tracing::error!(
             file = %name,
-            "it is damaged in {}, and was stored before that: what is stored is sound\nHINT: Look for failing storage.",
+            "it is damaged in {}, and was stored before that: what is stored is sound\nHINT: Check the \
+             storage for failures.",
             self.wal_directory().display()
         );
         if !damaged.is_empty() {

@@ -20,7 +20,8 @@ const ARCHIVE_WHOLE: &str = "If the server, a standby or another repository has 
 
 /// What helps where the only copy of the last segment cannot be read.
 const ARCHIVE_ANOTHER_COPY: &str = "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's \
-     pg_wal. To recover what lies before the segment, give a target: without one, PostgreSQL would request the segment and stop.";
+     pg_wal. To recover what is before the segment, give a target: without one, PostgreSQL would request \
+     the segment and stop.";
 
 const ALLOW_COPY: &str = "Otherwise add --use-partial to recover to the end of the incomplete copy: \
     restore-fetch then builds the segment from it. A \
@@ -30,7 +31,8 @@ const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fet
      target before it needs no option.";
 
 /// What the server has written since need not be lost.
-const ARCHIVE_REST: &str = "If the server still runs, archive the rest with select pg_switch_wal() there, and plan again a second later. If \
+const ARCHIVE_REST: &str = "If the server still runs, run select pg_switch_wal() there to archive the \
+    rest, and plan again a second later. If \
      only its pg_wal is left, archive it with \"archive-agent run --once\".";
 
 const TIME_NOT_OVER: &str = "PostgreSQL refuses a target time unless a later commit or abort proves that it is over. Omit the target to \
@@ -38,13 +40,15 @@ const TIME_NOT_OVER: &str = "PostgreSQL refuses a target time unless a later com
 
 const LEAVE_TARGET_OUT: &str = "Omit the target to recover everything that the archive holds.";
 
-const CHECK_EPOCH: &str = "WAL has only the lower half of a transaction ID; the epoch comes from the checkpoint before it. Check the \
+const CHECK_EPOCH: &str = "WAL has only the lower 32 bits of a transaction ID; the epoch comes from the \
+    checkpoint before it. Check the \
      number: select pg_current_xact_id() shows it with the epoch, logs and xmin without it.";
 
-const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"restore-agent list\" draws the timelines of each.";
+const CHOOSE_LINEAGE: &str = "Choose the server whose data you want with \"--lineage\"; \"restore-agent \
+    list\" shows the timelines of each.";
 
 const BACKUP_BEHIND: &str =
-    "What comes after it can be recovered only from a backup that begins there: take one.";
+    "Later moments can be recovered only from a backup that begins after it: take one.";
 
 /// A hint as a sentence.
 pub(in crate::plan) fn hint(hint: &Hint) -> String {
@@ -84,14 +88,14 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         Hint::OlderPoints(more) => format!("{more} more are older."),
         Hint::CheckEpoch => CHECK_EPOCH.to_owned(),
         Hint::PointOn { timeline, lsn } => point_on(*timeline, *lsn),
-        Hint::PointMade { timeline, lsn } => format!("It was made on timeline {timeline} at {lsn}."),
+        Hint::PointMade { timeline, lsn } => format!("It was created on timeline {timeline} at {lsn}."),
         Hint::KnownPoints(names) => known_points(names),
         Hint::DamagedPoints(damaged) => damaged_points(damaged),
         Hint::OtherTimeline(other) => {
             format!("Timeline {other} has that moment: add --target-timeline {other}.")
         }
         Hint::MayBeMeant { lineage, why: reason } => {
-            format!("Lineage {lineage}, which may be meant as well: {}.", brief(&why(reason)))
+            format!("You may also mean lineage {lineage}: {}.", brief(&why(reason)))
         }
         Hint::ChooseLineage => CHOOSE_LINEAGE.to_owned(),
         Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
@@ -100,7 +104,7 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
             format!("To restore lineage {lineage}, whatever {damaged} has, add --lineage {lineage}.")
         }
         Hint::PutLineageBack(lineage) => {
-            format!("The facts of lineage {lineage} are damaged. {LOST_LINEAGE}")
+            format!("The metadata of lineage {lineage} is damaged. {LOST_LINEAGE}")
         }
         Hint::EarlierThan(start) => earlier_than(*start),
         Hint::BackupBehind => BACKUP_BEHIND.to_owned(),
@@ -127,43 +131,47 @@ fn take_backup_of(lineage: LineageId) -> String {
 
 fn found_damaged(name: SegmentName) -> String {
     format!(
-        "\"archive-agent verify\" found {name} damaged. If the repository has it undamaged again, a full verify clears that."
+        "\"archive-agent verify\" found {name} damaged. Once the repository has an undamaged copy again, \
+         a full verify clears that finding."
     )
 }
 
 fn was_stored(name: SegmentName) -> String {
     format!(
-        "{name} was in the archive: either the store has lost it (it was deleted, or the repository was copied in part), or it was \
-         stored although damaged. \"archive-agent verify\" shows which."
+        "{name} was in the archive: either the store has lost it (it was deleted, or the repository was \
+         copied incompletely), or it was stored although damaged. \"archive-agent verify\" shows which."
     )
 }
 
 fn maybe_behind_minimal(at: Lsn) -> String {
     format!(
-        "It may lie after {at}, where the server was set to wal_level = minimal: recovery cannot pass that, so later moments need \
+        "It may be after {at}, where the server was set to wal_level = minimal: recovery cannot pass \
+         that, so later moments need \
          a backup taken after it."
     )
 }
 
 fn decide_copies(segment: SegmentName) -> String {
     format!(
-        "If the server, a standby or another repository has the whole segment, or a younger timeline's first one, archive it with \
-         \"archive-agent push\": it decides. Otherwise move the objects of the wrong server's copies out of the repository. \
-         To recover what lies before \"{segment}\", give an earlier target."
+        "If the server, a standby or another repository has the whole segment, or a younger timeline's \
+         first one, archive it with \"archive-agent push\": it shows which copy is right. Otherwise move \
+         the objects of the wrong server's copies out of the repository. \
+         To recover what is before \"{segment}\", give an earlier target."
     )
 }
 
 fn another_copy_or_before(start: Lsn) -> String {
     format!(
-        "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's pg_wal. To recover what \
-         lies before {start}, give a target."
+        "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's \
+         pg_wal. To recover what is before {start}, give a target."
     )
 }
 
 fn archive_first(timeline: TimelineId, first: SegmentName) -> String {
     format!(
-        "If pg_wal of timeline {timeline}'s server still exists, its first segment may hold later commits, although it is \
-         incomplete: archive it with \"archive-agent push …/pg_wal/{first}\" first."
+        "If pg_wal of timeline {timeline}'s server still exists, the timeline's first segment there may \
+         hold later commits, although it is incomplete: archive it first, with \"archive-agent push \
+         …/pg_wal/{first}\"."
     )
 }
 
@@ -198,22 +206,23 @@ fn without(timeline: TimelineId, instead: TimelineId) -> String {
 
 fn second_time(backup: BackupId) -> String {
     format!(
-        "The target's time occurred twice. To recover to the second occurrence, after the clock was set back, add --backup \
-         {backup}; everything in that backup was written before it."
+        "The target's time occurred twice. To recover to the second occurrence, after the clock was set \
+         back, add --backup {backup}; all data in that backup is older than that."
     )
 }
 
 fn point_at(at: &NamedPoint) -> String {
     let NamedPoint { timeline, lsn, .. } = at;
     format!(
-        "One was made {} on timeline {timeline}: --target-timeline {timeline} --target-lsn {lsn} recovers to exactly there.",
+        "One was created {} on timeline {timeline}: --target-timeline {timeline} --target-lsn {lsn} \
+         recovers to exactly there.",
         point(at)
     )
 }
 
 fn point_on(timeline: TimelineId, lsn: Lsn) -> String {
     format!(
-        "A restore point of that name was made on timeline {timeline} at {lsn}: add --target-timeline {timeline}."
+        "A restore point of that name was created on timeline {timeline} at {lsn}: add --target-timeline {timeline}."
     )
 }
 
@@ -232,8 +241,8 @@ fn known_points(names: &[String]) -> String {
 fn damaged_points(damaged: &str) -> String {
     let damaged = brief(damaged);
     format!(
-        "A damaged list of restore points may have held it, on another timeline or where WAL is missing: {damaged}. If its time or \
-         position is known, give that."
+        "A damaged list of restore points may have contained it, on another timeline or where WAL is \
+         missing: {damaged}. If you know its time or LSN, give that as the target."
     )
 }
 
@@ -245,7 +254,8 @@ fn older_lineage(older: LineageId, newest: LineageId) -> String {
 
 fn earlier_than(start: Lsn) -> String {
     format!(
-        "What lies before {start} can be recovered: give an earlier target, or \"--target-lsn\" with a position before it."
+        "What is before {start} can be recovered: give an earlier target, or \"--target-lsn\" with a \
+         position before it."
     )
 }
 

@@ -87,7 +87,8 @@ fn several_lineages(all: &[LineageMoment]) -> String {
 fn damaged_lineage(lineage: LineageId, what: &str, instead: LineageId) -> String {
     let what = brief(what);
     format!(
-        "the facts of lineage {lineage} are damaged ({what}), and it may be the latest one (without it, {instead} is)"
+        "the metadata of lineage {lineage} is damaged ({what}), and it may be the latest one (without it, \
+         {instead} is)"
     )
 }
 

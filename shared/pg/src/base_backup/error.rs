@@ -20,7 +20,7 @@ pub enum BaseBackupError {
     /// What arrived is not what the server says it sent.
     #[error(
         "what arrived is not what the server says it sent ({0})\nDETAIL: Something between the server's disk and this program \
-         changes data.\nHINT: Look at the memory and the network of both machines, then run the backup again."
+         changes data.\nHINT: Check the memory and the network of both machines, then run the backup again."
     )]
     Differs(String),
     /// The scratch file, or whoever takes the files, failed.

@@ -132,7 +132,7 @@ impl std::fmt::Display for Doubt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Damaged(why) => write!(f, "its history cannot be read: {why}"),
-            Self::Missing => write!(f, "its WAL is there and its history is not"),
+            Self::Missing => write!(f, "its WAL is archived, but its history is missing"),
             Self::Refused => write!(f, "two servers claim it, with different histories"),
             Self::OtherAncestor(of) => {
                 write!(

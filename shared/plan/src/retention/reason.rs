@@ -103,7 +103,7 @@ impl fmt::Display for RetentionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPolicy => write!(f, "no retention is configured"),
-            Self::NoRule => write!(f, "no rule is about it"),
+            Self::NoRule => write!(f, "no rule keeps it"),
             Self::Count(1) => write!(f, "it is the newest one (count = 1)"),
             Self::Count(n) => write!(f, "it is one of the newest {n} (count = {n})"),
             Self::Age(span) => write!(f, "it is not older than {span:#} (age)"),
@@ -125,21 +125,23 @@ impl fmt::Display for RetentionReason {
                 }
             }
             Self::Base(lineage, Base::NoBackup) => {
-                write!(f, "lineage {lineage}, which was split off behind it, has no backup of its own yet")
+                write!(f, "lineage {lineage}, which was split off after it, has no backup of its own yet")
             }
             Self::Base(lineage, Base::Path(timeline)) => write!(
                 f,
-                "no backup of lineage {lineage}, which was split off behind it, leads to its newest timeline, {timeline}"
+                "no backup of lineage {lineage}, which was split off after it, leads to its newest \
+                 timeline, {timeline}"
             ),
             Self::Base(lineage, Base::Window(span)) => write!(
                 f,
-                "the recovery window of {span:#} of lineage {lineage}, which was split off behind it, begins with it (window)"
+                "the recovery window of {span:#} of lineage {lineage}, which was split off after it, \
+                 begins with it (window)"
             ),
             Self::Path(timeline) => {
                 write!(f, "it is the newest one that leads to timeline {timeline}, the newest")
             }
             Self::Label(label, reason) => write!(f, "label \"{}\": {reason}", shown(label)),
-            Self::Requested(who, at) => write!(f, "{} asked for its deletion at {at}", shown(who)),
+            Self::Requested(who, at) => write!(f, "{} requested its deletion at {at}", shown(who)),
             Self::Unwanted => write!(f, "no rule keeps it"),
             Self::TooOld(span) => write!(f, "it is older than {span:#} (max_age)"),
         }

@@ -63,7 +63,7 @@ impl fmt::Display for Protection {
             }
             Self::Last => write!(f, "it is the last sound backup: without it nothing can be restored"),
             Self::Base(lineage) => {
-                write!(f, "lineage {lineage}, which was split off behind it, has no backup of its own")
+                write!(f, "lineage {lineage}, which was split off after it, has no backup of its own")
             }
             Self::Path(lineage, timeline) => write!(
                 f,

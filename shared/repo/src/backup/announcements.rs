@@ -214,8 +214,8 @@ impl DamagedAnnouncement {
     /// The same as an error.
     pub fn error(&self) -> RepoError {
         let what = format!(
-            "{}\nDETAIL: What it announced is not known, so nothing is deleted, and backups build on nothing and store \
-             everything anew.",
+            "{}\nDETAIL: It is unknown which objects it marks as expired or damaged, so nothing is \
+             deleted, and backups reuse nothing and store everything again.",
             self.what
         );
         let key = self.key.clone();

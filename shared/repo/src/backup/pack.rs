@@ -144,7 +144,7 @@ impl PackDirectory {
             let (length, plain, n) = (input.u32()?, input.u32()?, u32::from(input.u8()?));
             let end = offset.checked_add(length);
             let end = end.filter(|end| front + u64::from(*end) <= header.object_len);
-            let end = end.ok_or_else(|| Malformed::new("its directory names frames behind its end"))?;
+            let end = end.ok_or_else(|| Malformed::new("its directory names frames after its end"))?;
             directory.frames.push(PackFrame { kind, offset, length, plain, blocks: blocks..blocks + n });
             offset = end;
             blocks += n;

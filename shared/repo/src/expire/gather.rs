@@ -162,8 +162,9 @@ impl Gathered {
             return Err(damaged.error());
         }
         if let Some(id) = gathered.lost_lineages.pop() {
-            let what =
-                format!("it is not there, and backups or WAL of the lineage are\nHINT: {LOST_LINEAGE}");
+            let what = format!(
+                "it is missing, although backups or WAL of the lineage are stored\nHINT: {LOST_LINEAGE}"
+            );
             return Err(RepoError::corrupt(&ClusterPaths::new(cluster).lineage(id), what));
         }
         match gathered.damaged_announcements.pop() {
@@ -396,7 +397,7 @@ impl Gathered {
         missing.retain(|id| !self.lineages.iter().any(|facts| facts.lineage.id == *id));
         missing.retain(|id| !self.damaged_lineages.iter().any(|damaged| damaged.id == *id));
         self.notes.extend(self.damaged_lineages.iter().map(DamagedLineage::to_string));
-        let note = |id: &LineageId| format!("the facts of lineage {id} are not there\nHINT: {LOST_LINEAGE}");
+        let note = |id: &LineageId| format!("the metadata of lineage {id} is missing\nHINT: {LOST_LINEAGE}");
         self.notes.extend(missing.iter().map(note));
         self.lost_lineages.extend(missing);
         Ok(())

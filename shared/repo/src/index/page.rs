@@ -189,5 +189,5 @@ fn open(sealer: &Sealer, key: &Key, bytes: Bytes, entries: usize) -> Result<Vec<
 }
 
 fn senseless(key: &Key) -> RepoError {
-    RepoError::corrupt(key, "it is no index of what its name says\nHINT: Delete it: it is written again.")
+    RepoError::corrupt(key, "it is not the index that its name says\nHINT: Delete it: it is written again.")
 }

@@ -109,7 +109,7 @@ impl Run<'_> {
             Err(error) => {
                 self.report
                     .notes
-                    .push(format!("what is damaged could not be announced: {}", error_chain(&error)));
+                    .push(format!("could not record the damaged objects: {}", error_chain(&error)));
                 false
             }
         }
@@ -129,7 +129,7 @@ impl Run<'_> {
                 // The rest first: what is damaged is announced at every moment.
                 if self.announce_named(still).await {
                     self.report.notes.push(format!(
-                        "{whole} of what was announced as damaged on {:.0} are whole again",
+                        "{whole} of the objects recorded as damaged on {:.0} are sound again",
                         one.announcement.written
                     ));
                     over.push(one.n);
@@ -192,7 +192,7 @@ impl Run<'_> {
                 let Announcement { written, host, .. } = &one.announcement;
                 let by = if host.is_empty() { String::new() } else { format!(" by {host}") };
                 let what = format!(
-                    "it was found damaged on {written:.0}{by}, and was not found whole again since by a verification of everything"
+                    "it was found damaged on {written:.0}{by}, and no full verification has found it sound since"
                 );
                 (one.announcement.clone(), what)
             })
@@ -212,7 +212,7 @@ impl Run<'_> {
                         backups: vec![id.to_string()],
                         moments: None,
                         remedy:
-                            "Take a backup. Until then restore from another one, or from another repository."
+                            "Take a backup. Until then, restore from another backup or another repository."
                                 .into(),
                     });
                 }
@@ -234,7 +234,7 @@ impl Run<'_> {
                             object: paths.wal(wal.lineage).segment(name).to_string(),
                             what: what.clone(),
                             backups: Vec::new(),
-                            moments: Some("those behind it: recovery ends there".to_owned()),
+                            moments: Some("those after it: recovery ends there".to_owned()),
                             remedy: Cure::Resupply,
                         });
                     }

@@ -195,7 +195,7 @@ impl Run<'_> {
             ClusterPaths::new(self.cluster).parse(&key)
         {
             self.bad_pack(owner, n, FindingKind::Damaged, error.to_string());
-            self.report.notes.push(format!("the rest of backup {id} could not be read behind {key}"));
+            self.report.notes.push(format!("the rest of backup {id}, after {key}, could not be read"));
             self.left_out = true;
             return Ok(());
         }

@@ -125,7 +125,9 @@ impl Run<'_> {
                         what: error.to_string(),
                         backups: vec![id.to_string()],
                         moments: None,
-                        remedy: "Take a backup. This one is lost here: restore from another one, or from another repository.".into(),
+                        remedy: "Take a backup. This one is lost here: restore from another backup or \
+                            another repository."
+                            .into(),
                     });
                 }
                 // Expired since it was listed.
@@ -149,7 +151,7 @@ impl Run<'_> {
         let named = self.lineages.keys().copied();
         let missing: BTreeSet<LineageId> = named.chain(stored).filter(|id| !known.contains(id)).collect();
         for id in missing {
-            let what = "it is not there, and backups or WAL of the lineage are";
+            let what = "it is missing, although backups or WAL of the lineage are stored";
             self.lost_lineage(FindingKind::Missing, id, what.to_owned());
         }
         Ok(())
@@ -192,7 +194,7 @@ impl Run<'_> {
             self.report.finding(VerifyFinding {
                 kind: FindingKind::Missing,
                 object: ClusterPaths::new(self.cluster).manifest(*id).to_string(),
-                what: "the manifest is not there, and what the backup stored is".to_owned(),
+                what: "the manifest is missing, although other objects of the backup are stored".to_owned(),
                 backups: vec![id.to_string()],
                 moments: Some("those that this backup is the only way to; others can be restored".to_owned()),
                 remedy: Cure::PutBackOrExpire(*id),
@@ -205,7 +207,7 @@ impl Run<'_> {
             };
             self.report.notes.push(format!(
                 "backup {} was begun on {begun:.0} and has no manifest: it was never finished, or its manifest is \
-                 lost\nDETAIL: The next backup takes over what it stored, and expire aborts it.",
+                 lost\nDETAIL: The next backup reuses what it stored, and expire aborts it.",
                 one.id
             ));
         }

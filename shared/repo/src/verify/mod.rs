@@ -219,7 +219,9 @@ impl Run<'_> {
                 if backups.len() == 1 { "this backup is" } else { "these backups are" }
             )),
             backups,
-            remedy: "Take a backup: it stores these blocks anew. Until then restore from another backup or another repository.".into(),
+            remedy: "Take a backup: it stores these blocks again. Until then, restore from another backup \
+                or another repository."
+                .into(),
         });
     }
 }

@@ -175,36 +175,44 @@ fn finding(
     needed: &BTreeMap<LineageId, &NeededWal>,
 ) -> VerifyFinding {
     let remedy = match object {
-        ClusterObject::Index(..) => "Delete it: it is written again with the next segments that are archived.".into(),
+        ClusterObject::Index(..) => {
+            "Delete it: it is written again with the next segments that are archived.".into()
+        }
         ClusterObject::Summaries(_) => {
-            "Delete it: it only repeats what manifests say, and is written again when there are many backups.".into()
+            "Delete it: it only repeats what manifests say, and is written again when there are many backups."
+                .into()
         }
         ClusterObject::Evidence(_) => {
-            "Nothing has to be done: what it proved is lost, and no restore needs it.".into()
+            "Nothing needs to be done: no restore needs it, although what it proved is lost.".into()
         }
         ClusterObject::Lease => Cure::WaitOrForce,
         ClusterObject::Intent(_) | ClusterObject::Progress(_) => {
-            "Nothing has to be done: a finished backup does not need it, and of an unfinished one the next backup stores anew \
-             what it cannot take over."
+            "Nothing needs to be done: a finished backup does not need it, and for an unfinished one, the \
+             next backup stores again what it cannot reuse."
                 .into()
         }
         ClusterObject::Published(_) => {
-            "Nothing has to be done: it only says that there was a manifest.".into()
+            "Nothing needs to be done: it only says that there was a manifest.".into()
         }
         ClusterObject::Point(..) => {
-            "Delete the object and recover to its time or LSN: the restore point cannot be found by its name.".into()
+            "Delete the object and recover to its time or LSN: the restore point cannot be found by its name."
+                .into()
         }
         ClusterObject::Wal(_, WalEntry::File(WalFileName::Backup(..))) => {
             "Delete it: no restore needs PostgreSQL's note of a backup.".into()
         }
         ClusterObject::Wal(_, WalEntry::Ended(..)) => {
-            "Delete it if the whole segment is stored; else take a backup: it may be all that is left of its segment.".into()
+            "If the whole segment is stored, delete it. Otherwise take a backup: it may be the only copy \
+             of its segment."
+                .into()
         }
         // What needs it is not known where the facts of its lineage are not.
         ClusterObject::Wal(lineage, WalEntry::File(WalFileName::Segment(_)))
             if needed.contains_key(lineage) =>
         {
-            "Store it again if a backup in another repository needs it, else delete it: no backup that is kept here needs it.".into()
+            "If a backup in another repository needs it, store it again. Otherwise delete it: no backup \
+             that is kept here needs it."
+                .into()
         }
         _ => Cure::Resupply,
     };

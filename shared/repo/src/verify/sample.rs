@@ -132,7 +132,7 @@ impl Run<'_> {
             && let Err(error) = self.remember(last, &SamplePosition { after }).await
         {
             let error = error_chain(&error);
-            self.report.notes.push(format!("the next run begins where this one did: {error}"));
+            self.report.notes.push(format!("the next run starts where this one started: {error}"));
         }
         Ok(())
     }
@@ -181,7 +181,8 @@ impl Run<'_> {
     /// that it was not written.
     async fn remember(&mut self, last: u64, place: &SamplePosition) -> Result<()> {
         let paths = ClusterPaths::new(self.cluster);
-        let internal = |what: String| RepoError::Internal(format!("the place cannot be written: {what}"));
+        let internal =
+            |what: String| RepoError::Internal(format!("could not record where the run stopped: {what}"));
         let key = paths.lease(TASK, last + 1).map_err(|e| internal(e.to_string()))?;
         let json = serde_json::to_vec(place).map_err(|e| internal(e.to_string()))?;
         let sealed =
@@ -200,7 +201,7 @@ impl Run<'_> {
                     let error = error_chain(&error);
                     self.report
                         .notes
-                        .push(format!("\"{key}\" is of no use any more and was not deleted: {error}"));
+                        .push(format!("\"{key}\" is no longer needed and could not be deleted: {error}"));
                 }
                 Ok(())
             }

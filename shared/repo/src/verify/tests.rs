@@ -104,7 +104,10 @@ pub(crate) fn replace(path: &PathBuf, bytes: &[u8]) {
 
 /// What the run itself found.
 fn found_now(report: &Verified) -> impl Iterator<Item = &VerifyFinding> {
-    report.findings.iter().filter(|finding| !finding.what.contains("was not found whole again since"))
+    report
+        .findings
+        .iter()
+        .filter(|finding| !finding.what.contains("no full verification has found it sound since"))
 }
 
 fn of_packs(report: &Verified) -> Vec<(FindingKind, String)> {
@@ -324,14 +327,14 @@ async fn a_place_that_was_stored_is_the_next_beginning_though_the_old_one_stays(
         let result = verify(&repository, &cluster(), &outlook, Arc::new(Anything), &options).await;
         let died = store.has_crashed().await;
         let Ok(report) = result else { continue };
-        let begins_there = report.notes.iter().any(|note| note.contains("begins where this one did"));
+        let begins_there = report.notes.iter().any(|note| note.contains("starts where this one started"));
         assert_eq!(begins_there, newest().await == before, "{life}: {report:#?}");
         notes.extend(report.notes);
         if !died {
             break;
         }
     }
-    assert!(notes.iter().any(|note| note.contains("was not deleted")), "{notes:#?}");
+    assert!(notes.iter().any(|note| note.contains("could not be deleted")), "{notes:#?}");
 }
 
 /// A repository whose segments can be read, with two backups.

@@ -92,7 +92,7 @@ impl Run<'_> {
                             archive,
                             name,
                             FindingKind::Missing,
-                            "it is in the index and not there".to_owned(),
+                            "it is in the index but missing".to_owned(),
                         );
                     }
                 }

@@ -218,7 +218,7 @@ impl WalArchive {
         };
         let content = reader.next_part(Vec::new()).await?;
         if self.sealer().content_hash(&content) != hash {
-            return Err(RepoError::corrupt(&key, "its content is another one than its name says"));
+            return Err(RepoError::corrupt(&key, "its content does not match its name"));
         }
         Ok(Some(content))
     }
@@ -239,7 +239,7 @@ impl WalArchive {
             let mut table = Vec::new();
             meta.read_all(MAX_TABLE, &mut table).map_err(|e| RepoError::corrupt(&key, e))?;
             let table = PartTable::parse(&table)
-                .ok_or_else(|| RepoError::corrupt(&key, "its table of parts makes no sense"))?;
+                .ok_or_else(|| RepoError::corrupt(&key, "its table of parts is invalid"))?;
             Rest::Parts { table, next: 0, whole: Box::new(self.sealer().content_hasher()) }
         } else {
             Rest::Whole(Some(bytes))
@@ -274,7 +274,7 @@ impl WalArchive {
     /// Reads a segment's header and holds it against the name and the lineage.
     fn check_header(&self, key: &Key, name: SegmentName, meta: &[u8]) -> Result<WalHeader> {
         let header =
-            WalHeader::parse(meta).ok_or_else(|| RepoError::corrupt(key, "its header makes no sense"))?;
+            WalHeader::parse(meta).ok_or_else(|| RepoError::corrupt(key, "its header is invalid"))?;
         let lineage = self.lineage();
         let ours =
             header.lineage == lineage.id && header.size == lineage.segment_size && header.name() == name;

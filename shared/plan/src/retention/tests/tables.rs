@@ -54,7 +54,7 @@ fn without_a_policy_nothing_goes() {
     let labels = [("pre-deploy".to_owned(), Rule { count: Some(1), ..Rule::default() })].into();
     let decisions = decide(&daily(), &Policy { labels, ..Policy::default() }, at(NOW));
     assert_eq!(decisions.iter().filter(|d| d.stays()).count(), 20);
-    assert_eq!(decisions[0].because(), "no rule is about it");
+    assert_eq!(decisions[0].because(), "no rule keeps it");
 }
 
 #[test]

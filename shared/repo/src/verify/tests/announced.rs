@@ -200,7 +200,10 @@ async fn findings_are_told_where_nothing_can_be_written() {
         let check = Arc::new(super::Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).await.unwrap();
         assert_eq!(report.findings[0].object, segment_key(&bed, 20), "{report:#?}");
-        assert!(report.notes.iter().any(|note| note.contains("could not be announced")), "{report:#?}");
+        assert!(
+            report.notes.iter().any(|note| note.contains("could not record the damaged objects")),
+            "{report:#?}"
+        );
     }
     assert_eq!(announced(&bed).await, 0);
 }
