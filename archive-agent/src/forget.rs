@@ -170,7 +170,7 @@ fn confirm(cluster: &ClusterName, document: &ForgetDocument) -> anyhow::Result<(
     // Who does not see what is to be deleted types no name.
     let question = format!("{}Type {cluster} to delete all of this for good: ", document.text());
     io::Write::write_all(&mut io::stderr(), question.as_bytes())
-        .context("nothing was deleted: the question could not be asked")?;
+        .context("nothing was deleted: could not ask for the cluster's name")?;
     let mut typed = String::new();
     io::stdin().lock().read_line(&mut typed)?;
     match typed.trim() {

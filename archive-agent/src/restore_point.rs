@@ -35,7 +35,10 @@ use crate::check::{archiving, source, whose_files};
 const MAX_NAME: usize = 63;
 
 const EXAMPLES: &[(&str, &str)] = &[
-    ("Before a deployment, name the moment to return to", "archive-agent restore-point before-release-42"),
+    (
+        "Before a deployment, create a restore point to return to",
+        "archive-agent restore-point before-release-42",
+    ),
     (
         "In a script, keep the command that restores to it",
         "archive-agent restore-point before-release-42 --json | jq -r .command",
@@ -161,8 +164,8 @@ async fn primary(selection: &Selection<StoreSettings>) -> anyhow::Result<(Server
     let identity = server.identity().await?;
     if identity.in_recovery {
         bail!(
-            "cannot create a restore point: the server on {} is in recovery\nHINT: Set conninfo to the primary: only what it \
-             writes can be named.",
+            "cannot create a restore point: the server on {} is in recovery\nHINT: Set conninfo to the \
+             primary: only the primary can create a restore point.",
             server.connection().host()
         );
     }

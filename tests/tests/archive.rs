@@ -123,7 +123,7 @@ fn what_is_not_this_clusters_sound_wal_is_refused_with_the_reason() {
         (first, &|b| b.fill(0), "all its bytes are zero"),
         (first, &|b| b[..64].copy_from_slice(&[b'x'; 64]), "not a WAL segment"),
         (second, &|_| {}, "holds the WAL of another segment"),
-        ("00000002.history", &|b| *b = b"1 elsewhere".to_vec(), "is not what its name says"),
+        ("00000002.history", &|b| *b = b"1 elsewhere".to_vec(), "does not match its name"),
     ];
     for (name, change, says) in cases {
         let path = make(name, change);

@@ -114,7 +114,8 @@ impl BackupWal {
             let Some(header) = archive.header(name).await? else { continue };
             if header.damaged {
                 bail!(
-                    "segment {name}, which the backup needs, was stored though it is damaged (push --accept-damaged)\nDETAIL: \
+                    "segment {name}, which the backup needs, was stored although it is damaged (push \
+                     --accept-damaged)\nDETAIL: \
                      Recovery would end in it."
                 );
             }

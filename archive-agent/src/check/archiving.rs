@@ -16,8 +16,8 @@ use crate::wal::comparison;
 const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
 
 /// What turns archiving on, also in a restored copy, where "on" in postgresql.conf would change nothing.
-const ARCHIVE: &str = "Run \"alter system set archive_mode = on\", which also wins over the off that a restore writes into \
-                       postgresql.auto.conf, and restart PostgreSQL.";
+const ARCHIVE: &str = "Run \"alter system set archive_mode = on\", which also overrides the off that a \
+    restore writes to postgresql.auto.conf, and restart PostgreSQL.";
 
 /// A segment that arrives sooner is not worth a word.
 const QUIET: Duration = Duration::from_secs(3);
@@ -74,7 +74,8 @@ pub(crate) async fn timeout(report: &mut CheckReport, server: &mut Server) {
     match settings.archive_timeout {
         0 => report.warning(
             what,
-            "archive_timeout is 0: on a quiet server what was committed is not archived until its segment is full",
+            "archive_timeout is 0: on a quiet server, committed transactions are not archived until their \
+             segment is full",
             "Set archive_timeout = 60 and reload PostgreSQL.",
         ),
         seconds => {

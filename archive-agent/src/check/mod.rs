@@ -164,7 +164,7 @@ async fn measure(
     for extra in extra_paths {
         if !extra.is_absolute() || inside(extra, pgdata) {
             let found = format!("{} of extra_paths is relative, or in the data directory", extra.display());
-            report.failed(what, found, "Set extra_paths to absolute paths of what lies outside pgdata.");
+            report.failed(what, found, "Set extra_paths to absolute paths outside pgdata.");
             return None;
         }
     }
@@ -174,7 +174,7 @@ async fn measure(
     let (measure, entered) = report.take(what, measured)?;
     report.ok(
         what,
-        format!("{}, {}, may all be read", human::count(measure.files, "file"), human::size(measure.bytes)),
+        format!("{}, {}, all readable", human::count(measure.files, "file"), human::size(measure.bytes)),
     );
     Some((measure, entered))
 }
@@ -288,17 +288,22 @@ fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, gap_to
             let is_told = |problem: &HealthProblem| {
                 gap_told && problem.kind == ProblemKind::Gap && problem.cluster == selection.cluster
             };
-            reply.problems.iter().filter(|problem| !is_told(problem)).for_each(|problem| fails(report, problem));
+            reply
+                .problems
+                .iter()
+                .filter(|problem| !is_told(problem))
+                .for_each(|problem| fails(report, problem));
         }
         Err(health::NoAnswer::Absent(error)) => report.warning(
             "daemon",
             format!("no process listens on {shown}: {error}"),
-            "Start \"archive-agent run\": without it each segment is archived by a process of its own.",
+            "Start \"archive-agent run\": without it, each segment is archived by a separate process.",
         ),
         Err(error @ health::NoAnswer::Silent { .. }) => report.failed(
             "daemon",
             error.to_string(),
-            "Restart \"archive-agent run\": until then each segment waits for it before a process of its own archives it.",
+            "Restart \"archive-agent run\": until then, each segment waits for it before a separate \
+             process archives it.",
         ),
     }
 }
@@ -309,7 +314,7 @@ fn fails(report: &mut CheckReport, problem: &HealthProblem) {
     match problem.kind {
         ProblemKind::SplitBrain => report.failed("daemon", found, ""),
         ProblemKind::Gap | ProblemKind::Other => {
-            let found = found.detail("The daemon tries again by itself; its log has more.");
+            let found = found.detail("The daemon retries by itself; its log has more.");
             report.warning("daemon", found, "");
         }
     }

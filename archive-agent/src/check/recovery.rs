@@ -28,8 +28,8 @@ pub(super) async fn settings(report: &mut CheckReport, server: &mut Server) {
         "recovery has ended, but {found} would keep a standby made from this server from following it"
     );
     let advice = format!(
-        "As a superuser, run: {remedy} select pg_reload_conf();\nHINT: On a standby that was made before, remove these \
-         lines from its own postgresql.auto.conf."
+        "As a superuser, run: {remedy} select pg_reload_conf();\nHINT: On standbys that already exist, \
+         remove these lines from their postgresql.auto.conf."
     );
     report.warning(what, found, &advice);
 }

@@ -103,7 +103,8 @@ async fn replication(
     let tried = identify(server, identity, settings).await;
     let error = match tried {
         Ok(role) => {
-            return report.ok(what, format!("role \"{role}\" is let in, and the server is the same cluster"));
+            return report
+                .ok(what, format!("role \"{role}\" can connect, and the server is the same cluster"));
         }
         Err(error) => error,
     };

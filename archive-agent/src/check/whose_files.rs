@@ -125,9 +125,9 @@ async fn another(server: &mut Server, pgdata: &Path) -> anyhow::Error {
 pub(crate) fn same_process(proven: i32, now: i32) -> anyhow::Result<()> {
     if proven != now {
         bail!(
-            "two server processes ({proven} and {now}) executed the statements of one session\nDETAIL: A connection pooler \
-             stands between this program and the server.\nHINT: Set conninfo to the server itself: a backup needs a session \
-             of its own."
+            "two server processes ({proven} and {now}) executed the statements of one session\nDETAIL: \
+             There is a connection pooler between this program and the server.\nHINT: Set conninfo to the \
+             server itself: a backup needs its own session."
         );
     }
     Ok(())

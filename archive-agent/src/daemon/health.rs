@@ -46,8 +46,8 @@ impl TaskState {
 }
 
 /// Why a task has not begun.
-const LATE: &str = "the data directory was not found, or the tasks that this one replaces have not ended\nHINT: If the daemon's log \
-     does not say what they wait for, restart the daemon.";
+const LATE: &str = "the data directory was not found, or the tasks that this one replaces have not \
+    ended\nHINT: If the daemon's log does not show what they are waiting for, restart the daemon.";
 
 /// Whose task it is, and which.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

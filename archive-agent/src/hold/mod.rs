@@ -279,8 +279,9 @@ async fn remove(
         let damaged = known.damaged.iter().any(|damaged| damaged.number == args.number);
         if damaged && selection.repositories.len() > 1 {
             return Err(Failure::usage(anyhow!(
-                "hold {0} of repository {name} cannot be read\nDETAIL: Each repository has numbers of its own.\nHINT: If you \
-                 mean that one, add --repo {name}, else the option with the name of the other.",
+                "hold {0} of repository {name} cannot be read\nDETAIL: Each repository has numbers of its \
+                 own.\nHINT: If you mean that hold, add --repo {name}. Otherwise, add --repo with the \
+                 name of the other repository.",
                 args.number
             )));
         }
@@ -350,7 +351,7 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
         parsed?.to_time()
     };
     if end <= now {
-        bail!("--until {text} lies in the past: such a hold keeps nothing");
+        bail!("--until {text} is in the past: such a hold protects nothing");
     }
     Ok(Some(end))
 }

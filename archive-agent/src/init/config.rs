@@ -132,7 +132,7 @@ fn new_repository(
         (Some((name, _)), _) => name.clone(),
         (None, Some(other)) => {
             return Err(Failure::usage(anyhow!(
-                "{} has a [repository.{}] already, at {} and with settings of its own\nHINT: Choose another name with \
+                "{} already has a [repository.{}], at {} and with its own settings\nHINT: Choose another name with \
                  --repo-name.",
                 path.display(),
                 args.repo_name,

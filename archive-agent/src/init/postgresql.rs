@@ -47,7 +47,7 @@ impl ServerSetting {
         let line = format!("{} = '{value}'", self.name);
         match &self.current {
             Some(current) if *current == self.value => format!("{line}  # set already"),
-            Some(current) if self.is_set() => format!("{line}  # '{current}', which is set, will do too"),
+            Some(current) if self.is_set() => format!("{line}  # the current '{current}' works too"),
             _ => line,
         }
     }

@@ -480,7 +480,7 @@ async fn unbound(
                 pgdata.display(),
                 lineage.id
             ),
-            "Copy walpoint.lineage to a standby that was made before.",
+            "Copy walpoint.lineage to standbys that already exist.",
         );
     }
     Ok(found.or(first))

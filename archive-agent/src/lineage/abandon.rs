@@ -136,7 +136,8 @@ async fn look(
     let children = lineage.facts().graph.children(timeline);
     if let Some((child, _)) = children.into_iter().find(|(child, _)| !abandoned(child)) {
         bail!(
-            "timeline {child} goes on from timeline {timeline}, which is therefore not the latest: if {child} was abandoned, settle \
+            "timeline {child} continues timeline {timeline}, which is therefore not the latest: if \
+             {child} was abandoned, settle \
              that first"
         );
     }

@@ -103,7 +103,7 @@ impl ServerState {
             tokio::time::timeout(TIME_LIMIT, dropped::gap(uploader)),
             tokio::time::timeout(TIME_LIMIT, split_brain::split_brains(uploader)),
         );
-        let what = "cannot determine whether WAL was dropped that no backup makes up for";
+        let what = "cannot determine whether WAL was dropped since the last backup";
         match gap {
             Ok(Ok(gap)) => self.dropped = gap,
             Ok(Err(problem)) => {
@@ -156,7 +156,7 @@ impl ServerState {
                 self.last_failed_time.map(|t| format!(", {}", ago(t.to_time(), now))).unwrap_or_default();
             let wal = shown(self.last_failed_wal.as_deref().unwrap_or("a file"));
             parts.push(format!(
-                "FAILING: {wal} was refused{since} (failure {})\nHINT: Look up the reason in the server's log.",
+                "FAILING: {wal} was refused{since} (failure {})\nHINT: The server's log has the reason.",
                 self.failed_count
             ));
         }

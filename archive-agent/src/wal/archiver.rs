@@ -301,8 +301,9 @@ impl<U: Upload> Archiver<U> {
         let directory = self.wal_directory();
         if seen.system_id != wanted.system_id {
             return format!(
-                "the daemon serves {}, a cluster with system identifier {}, and this file comes from {}\nHINT: Each cluster \
-                 needs a push socket of its own, and pgdata in the daemon's configuration must be this server's.",
+                "the daemon serves {}, a cluster with system identifier {}, and this file comes from \
+                 {}\nHINT: Each cluster needs its own push socket, and pgdata in the daemon's \
+                 configuration must be this server's.",
                 directory.display(),
                 seen.system_id,
                 wanted.system_id

@@ -48,7 +48,7 @@ pub(crate) enum CheckError {
         end: Lsn,
     },
     /// Another file that is not what its name says.
-    #[error("{path:?} is not what its name says: {what}")]
+    #[error("the content of {path:?} does not match its name: {what}")]
     Text {
         /// Which file.
         path: PathBuf,

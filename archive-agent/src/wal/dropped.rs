@@ -67,7 +67,8 @@ impl fmt::Display for Gap {
         let asked = [(*skipped, "push --skip"), (*damaged, "push --accept-damaged")];
         let queue_max = (skipped + damaged < *files).then(|| "because more than queue_max waited".to_owned());
         let asked = asked.into_iter().filter(|(count, _)| *count > 0);
-        let why = queue_max.into_iter().chain(asked.map(|(_, command)| format!("as {command} asked for")));
+        let why =
+            queue_max.into_iter().chain(asked.map(|(_, command)| format!("as requested with {command}")));
         let why = why.collect::<Vec<_>>().join(", or ");
         write!(f, ", {why}: recovery cannot pass them\nHINT: Take a new backup.")
     }
@@ -230,11 +231,11 @@ mod tests {
         );
         assert!(one.to_string().contains("queue_max"));
         let skipped = Dropped { reason: DropReason::Skipped, ..dropped("000000010000000000000005") };
-        assert!(Gap::of(&[skipped]).unwrap().to_string().contains("as push --skip asked for"));
+        assert!(Gap::of(&[skipped]).unwrap().to_string().contains("as requested with push --skip"));
         let accepted = Dropped { reason: DropReason::Damaged, ..dropped("000000010000000000000005") };
         let accepted = Gap::of(&[accepted]).unwrap().to_string();
         assert!(accepted.contains(
-            "05 was archived although damaged, 1970-01-01T00:00:07Z, as push --accept-damaged asked for"
+            "05 was archived although damaged, 1970-01-01T00:00:07Z, as requested with push --accept-damaged"
         ));
         let two =
             Gap::of(&[dropped("000000010000000000000005"), dropped("000000010000000000000006")]).unwrap();

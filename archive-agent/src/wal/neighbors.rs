@@ -198,7 +198,8 @@ impl Newcomer<'_> {
             return Ok(());
         }
         Err(self.not_shown(format!(
-            "segment {stored} is stored and cannot be read, though the repository answers, and nothing shows that this server wrote \
+            "segment {stored} is stored and cannot be read, although the repository answers, and nothing \
+             shows that this server wrote \
              it\nHINT: Check the disk or the store, and run \"archive-agent verify\". If it stays \
              unreadable, move its object away."
         )))

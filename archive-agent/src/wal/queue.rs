@@ -133,7 +133,8 @@ impl Queue {
     pub(crate) fn skip(&self, name: WalFileName, problem: &str) -> String {
         self.dropped.notify_one();
         let says = format!(
-            "dropped and not archived, as push --skip asked for: {problem}\nDETAIL: Recovery cannot pass this file.\nHINT: \
+            "dropped and not archived, as requested with push --skip: {problem}\nDETAIL: Recovery cannot \
+             pass this file.\nHINT: \
              Take a new backup."
         );
         tracing::error!(file = %name, "{says}");

@@ -82,8 +82,8 @@ pub(crate) async fn look_ahead<U: Upload>(
         } else if count > 0 && std::mem::take(&mut asked) && !archiver.asking().is_by_hand() {
             tracing::warn!(
                 waiting = count,
-                "nothing more is archived ahead of PostgreSQL, which no longer asks for its WAL to be archived: it was \
-                 restarted, or archive_command was switched off"
+                "the daemon stops archiving ahead of PostgreSQL, which no longer requests archiving: it \
+                 was restarted, or archive_command was switched off"
             );
         }
         // A large directory takes long to read: keep scanning below a tenth of the time.

@@ -137,7 +137,7 @@ async fn judge_as(archives: &[&WalArchive], error: RepoError, asked: Asked) -> V
     match lasts {
         true => Verdict::Lasting(RepoError::corrupt(
             &key,
-            format!("it cannot be read, though the repository answers: {problem}"),
+            format!("it cannot be read, although the repository answers: {problem}"),
         )),
         false => Verdict::Doubtful(error),
     }
@@ -145,8 +145,9 @@ async fn judge_as(archives: &[&WalArchive], error: RepoError, asked: Asked) -> V
 
 fn described(key: &str, archive: &WalArchive, problem: &str) -> String {
     format!(
-        "{key} cannot be read, though repository {} answers: {problem}\nDETAIL: It proves nothing, as if it were damaged, and \
-         recovery cannot use it.\nHINT: Check the disk or the store, and run \"archive-agent verify\". If \
+        "{key} cannot be read, although repository {} answers: {problem}\nDETAIL: It is treated as \
+         damaged, and recovery cannot use it.\nHINT: Check the disk or the store, and run \"archive-agent \
+         verify\". If \
          it stays unreadable, move \
          the object away and restart the daemon, which copies it from another repository that has it; if none has it, take a new \
          backup.",

@@ -423,7 +423,7 @@ impl Uploader {
     }
 }
 
-/// Whether each of these archives holds a segment of that name that was stored though damaged. Then it is not judged again:
+/// Whether each of these archives holds a segment of that name that was stored although damaged. Then it is not judged again:
 /// equal content is stored already, other content is a conflict.
 async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, RepoError> {
     let WalFileName::Segment(name) = name else { return Ok(false) };

@@ -238,7 +238,7 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
             report.removed_count
         ));
     }
-    text.push_str(&format!("recovery goes to {}\n", report.recovery_end));
+    text.push_str(&format!("recovery target: {}\n", report.recovery_end));
     for note in &report.notes {
         text.push_str(&format!("{}\n", human::hanging("note: ", note)));
     }

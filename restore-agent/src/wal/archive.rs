@@ -120,7 +120,7 @@ pub(crate) struct WantedFile<'a> {
     pub(crate) durability: Durability,
     /// How it is built, if it is not to be had under its own name.
     pub(crate) built: Option<Built>,
-    /// Whether a copy will do that was archived though damaged.
+    /// Whether a copy will do that was archived although damaged.
     pub(crate) flagged: bool,
 }
 

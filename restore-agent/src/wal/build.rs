@@ -30,7 +30,7 @@ impl ClusterArchive {
         if !self.stops_before(segment.cut) {
             if proof == Proof::NotWanted {
                 return FetchResult::Absent(format!(
-                    "\"{}\" is only built when PostgreSQL asks for it",
+                    "\"{}\" is built only when PostgreSQL requests it",
                     segment.name
                 ));
             }
@@ -65,7 +65,7 @@ impl ClusterArchive {
         let note = self.note().filter(|note| alone && note.settings == self.targets())?;
         if proof == Proof::NotWanted {
             return Some(FetchResult::Absent(format!(
-                "\"{segment}\" is only given when PostgreSQL asks for it"
+                "\"{segment}\" is delivered only when PostgreSQL requests it"
             )));
         }
         match prove::left(self, last, from, Some(timeline)).await {

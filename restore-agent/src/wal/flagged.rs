@@ -24,11 +24,11 @@ pub(crate) struct Flagged<'a> {
 
 /// Why another repository's copy is preferred.
 pub(crate) fn failure(source: &FetchSource) -> Failed {
-    let why = "its copy was archived though damaged (push --accept-damaged)".to_owned();
+    let why = "its copy was archived although damaged (push --accept-damaged)".to_owned();
     Failed { repository: source.name.clone(), why, refused: false }
 }
 
-/// Why a copy that was archived though damaged is not taken: a repository that is not asked may have a sound one.
+/// Why a copy that was archived although damaged is not taken: a repository that is not asked may have a sound one.
 pub(crate) fn left_out(name: &str) -> Failed {
     let why = "--repo leaves it out, and it may have a sound copy".to_owned();
     Failed { repository: name.to_owned(), why, refused: true }

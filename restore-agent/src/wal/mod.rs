@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`archive`], [`source`] | the repositories of a cluster as one archive; one of them |
 //! | [`asking`] | asking several repositories, of which one may hang |
-//! | [`flagged`] | which copy of a segment is taken that was archived though damaged |
+//! | [`flagged`] | which copy of a segment is taken that was archived although damaged |
 //! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
 //! | [`fetch`] | one file, and the exit status |
 //! | [`refusal`] | what waiting does not change |

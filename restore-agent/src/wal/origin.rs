@@ -92,7 +92,7 @@ impl RecoveryOrigin {
         match (known.lineage, found.lineage) {
             (Some(known), Some(found)) if known != found => {
                 bail!(LastingError(format!(
-                    "lineage {} was made anew in it after this recovery began",
+                    "lineage {} was created again in it after this recovery began",
                     self.lineage
                 )))
             }

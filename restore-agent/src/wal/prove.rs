@@ -281,7 +281,7 @@ async fn around_segment(
 ) -> anyhow::Result<()> {
     if wal.inherits(name) {
         bail!(
-            "\"{name}\" lies before the fork from the parent of lineage {}, which should have it",
+            "\"{name}\" is before the fork from the parent of lineage {}, which should have it",
             wal.lineage().id
         );
     }

@@ -102,7 +102,7 @@ impl PrefetchServer {
         let own = rustix::process::geteuid().as_raw();
         if peer != own && peer != 0 {
             return Err(io::Error::other(format!(
-                "uid {peer} asked\nDETAIL: This prefetcher answers root and uid {own}."
+                "refused a request from uid {peer}\nDETAIL: This prefetcher serves only root and uid {own}."
             )));
         }
         let request = tokio::time::timeout(REQUEST_LIMIT, read_request(&mut stream)).await??;
@@ -200,8 +200,8 @@ impl PrefetchServer {
         let place = self.prefetcher.place();
         if request.system_id != place.system_id || request.directory != place.inode {
             return Some(format!(
-                "the prefetcher at this socket serves {} (system identifier {}), not {}\nHINT: Each data directory needs a \
-                 socket of its own.",
+                "the prefetcher at this socket serves {} (system identifier {}), not {}\nHINT: Each data \
+                 directory needs its own socket.",
                 place.wal.display(),
                 place.system_id,
                 request.path

@@ -237,7 +237,7 @@ impl Socket {
         let shown = path.display();
         match socket::connect(path, OTHER) {
             Ok(_) => anyhow::bail!(
-                "another prefetcher answers at {shown}\nHINT: Each data directory needs a socket of its own."
+                "another prefetcher answers at {shown}\nHINT: Each data directory needs its own socket."
             ),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => anyhow::bail!(
                 "another prefetcher listens at {shown} and hangs: {error}\nHINT: End that process, or name another socket \

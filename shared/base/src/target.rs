@@ -148,7 +148,7 @@ pub enum TimeError {
     Unreadable(#[from] ParseError),
     /// Clocks are turned back there, and show it twice.
     #[error(
-        "{text:?} happens twice, because clocks in that zone are turned back\nHINT: Write \"{first}\" or \"{second}\"."
+        "{text:?} occurs twice, because clocks in that zone are turned back\nHINT: Write \"{first}\" or \"{second}\"."
     )]
     Twice {
         /// The text as it was given.
@@ -160,7 +160,8 @@ pub enum TimeError {
     },
     /// Clocks are put forward there, and never show it.
     #[error(
-        "{text:?} never happens, because clocks in that zone are put forward\nHINT: Write \"{before}\" or \"{after}\", as far \
+        "{text:?} never occurs, because clocks in that zone are turned forward\nHINT: Write \"{before}\" \
+         or \"{after}\", as far \
          before or after the change."
     )]
     Never {

@@ -186,7 +186,10 @@ mod tests {
         let made = Repository::init("main", &settings, None).await.unwrap_err().to_string();
         let opened = Repository::open("main", &settings).await.unwrap_err().to_string();
         for told in [&made, &opened] {
-            assert!(told.contains("cluster main: the object is lost\nDETAIL: "), "{told}");
+            assert!(
+                told.contains("cluster main, but no walpoint.json: that object is lost\nDETAIL: "),
+                "{told}"
+            );
         }
         assert!(!descriptor.exists() && keys(&bed).await == before);
         walpoint_base::durable::replace(&descriptor, &bytes, 0o640).unwrap();

@@ -367,7 +367,7 @@ impl ClusterSettings {
         if let Some((other, _)) = clusters.iter().find(same_socket) {
             refuse(
                 "push_socket",
-                format!("is shared with cluster \"{other}\"\nHINT: Give each cluster a socket of its own."),
+                format!("is shared with cluster \"{other}\"\nHINT: Give each cluster its own socket."),
             );
         }
         found.extend(self.relative_paths());

@@ -11,7 +11,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
     let cancelled = token.clone();
     tokio::spawn(async move {
         let name = tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
-        tracing::info!("{name}: finishing what is under way; send it again to stop at once");
+        tracing::info!("{name}: finishing the work in progress; send it again to stop immediately");
         cancelled.cancel();
         let number = tokio::select! { _ = terminate.recv() => 15, _ = interrupt.recv() => 2 };
         abandon(number);

@@ -141,9 +141,10 @@ pub async fn lost(store: &Store) -> Result<Option<RepoError>> {
         return Ok(Some(RepoError::NoRepository {
             store: store.name().to_owned(),
             what: format!(
-                "it has no walpoint.json, and it has what was stored of cluster {cluster}: the object is lost\nDETAIL: A \
-                 repository that was created here now would make everything that is stored unreadable, so that is \
-                 refused.\nHINT: Put the object back, from another version of it in the store or from a copy of the store."
+                "it has objects of cluster {cluster}, but no walpoint.json: that object is lost\nDETAIL: \
+                 Creating a repository here would make everything that is stored unreadable, so it is \
+                 refused.\nHINT: Put the object back, from another version of it in the store or from a \
+                 copy of the store."
             ),
             remedy: None,
         }));

@@ -295,7 +295,7 @@ pub fn found<T>(result: Result<T>) -> Result<Option<T>> {
 /// Where to look: what decides who may do what in a store.
 fn allowed_by(store: &str) -> &'static str {
     match store.starts_with("file:") {
-        true => "Check who owns the directory and what is in it, and as which user this runs.",
+        true => "Check who owns the directory and its files, and which user runs this command.",
         false => "Check the credentials and what they are allowed to do.",
     }
 }

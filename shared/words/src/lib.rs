@@ -62,7 +62,8 @@ pub fn hint(remedy: &Remedy) -> String {
             format!("If you can do without that backup, run \"archive-agent expire --backup {id}\".")
         }
         Remedy::PlaceHoldAnew { number, repository } => format!(
-            "Place a new hold on what it may have held, then run \"archive-agent hold remove {number} --repo {repository}\"."
+            "Place a new hold on the backups that it may have held, then run \"archive-agent hold remove \
+             {number} --repo {repository}\"."
         ),
         Remedy::VerifyAll => "Run \"archive-agent verify\" without --light, --sample, --budget and --backup: it records again what \
              is damaged, and deletes this object. Then repeat the deletions that you requested by name."
@@ -131,7 +132,8 @@ mod tests {
         let error = anyhow::Error::from(damaged).context("repository \"main\"");
         assert_eq!(
             format_chain(&error),
-            "repository \"main\": walpoint.json is damaged: torn\nHINT: Place a new hold on what it may have held, then run \
+            "repository \"main\": walpoint.json is damaged: torn\nHINT: Place a new hold on the backups \
+             that it may have held, then run \
              \"archive-agent hold remove 2 --repo main\"."
         );
         let advised = advised(Err(Failure::usage(error))).unwrap_err();

@@ -71,7 +71,7 @@ impl Other {
     fn reason(self) -> &'static str {
         match self {
             Other::Repository => "this recovery began with repository",
-            Other::Lineage => "was made anew in it after this recovery began",
+            Other::Lineage => "was created again in it after this recovery began",
             Other::OlderCopy => "this is an older copy of the repository",
         }
     }

@@ -192,7 +192,7 @@ fn names_of_another_host_take_no_repositorys_place() {
     let id = made.stdout.split("to acknowledge WAL: ").nth(1).unwrap().split(' ').next().unwrap();
     let refused = alone.init(&["--lost-repo", id]);
     assert!(!refused.success() && replaced() == 0, "{refused:#?}");
-    assert!(refused.stderr.contains("is not known to archive there"), "{refused:#?}");
+    assert!(refused.stderr.contains("has no record of archiving there"), "{refused:#?}");
     // One that is configured and answers is not lost.
     bed.agent.write();
     let refused = bed.agent.init(&["--lost-repo", id]);

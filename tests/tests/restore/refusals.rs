@@ -284,7 +284,7 @@ fn nothing_is_restored_into_a_repository_or_a_data_directory() {
     let output =
         bed.agent.restore(&["restore", "--replace", "--pgdata", &text(around), "--tablespace", &spaces]);
     let output = output.expect_status(1);
-    assert!(output.stderr.contains("lie within each other"), "{output:#?}");
+    assert!(output.stderr.contains("overlap"), "{output:#?}");
     bed.agent.restore(&["restore", "--pgdata", &good, "--tablespace", &spaces]).expect_success();
 }
 

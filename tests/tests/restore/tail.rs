@@ -1,5 +1,5 @@
 //! What lies at the end of an archive: segments that are lost although the index names them, a dead primary's last segment,
-//! which never was complete, and one that was stored though damaged.
+//! which never was complete, and one that was stored although damaged.
 
 use std::fs;
 use std::path::PathBuf;
@@ -269,7 +269,7 @@ fn a_history_that_is_gone_is_read_from_a_younger_timelines() {
     assert_eq!(trimmed(again), trimmed(whole));
 }
 
-/// Promise 7: recovery ends in a segment that was stored though damaged, also if it is the last one.
+/// Promise 7: recovery ends in a segment that was stored although damaged, also if it is the last one.
 #[test]
 fn a_damaged_last_segment_is_not_counted_on() {
     let (mut bed, mut ledger) = bed();

@@ -76,7 +76,7 @@ impl InForce {
     fn holds(&self) -> bool {
         if !self.has_ended() && !(self.ask)() {
             tracing::warn!(
-                "data checksums were switched off during the backup: pages are not verified any more"
+                "data checksums were switched off during the backup: the remaining pages are not verified"
             );
             self.ended.store(true, Ordering::Relaxed);
         }

@@ -21,7 +21,8 @@ pub(crate) async fn sound(report: &mut CheckReport, destinations: &[Destination]
 /// Puts into words what is known to be wrong with backups, the oldest of which comes first.
 fn judge_backups(report: &mut CheckReport, what: String, backups: &[&Candidate]) {
     let broken = |backup: &Candidate| backup.soundness() == Soundness::Broken;
-    let advice = "Take a backup (archive-agent backup): it stores again what is damaged; \"archive-agent verify\" lists that.";
+    let advice = "Take a backup (archive-agent backup): it stores the damaged objects again; \
+        \"archive-agent verify\" lists them.";
     match backups.last().filter(|newest| broken(newest)) {
         Some(newest) if backups.iter().all(|backup| broken(backup)) => report.failed(
             what,

@@ -64,8 +64,9 @@ impl Superseding<'_> {
             }
             Some(_) => {
                 refused = Some(
-                    "this data directory is not known to archive there, so nothing shows that its WAL is what was \
-                     acknowledged\nHINT: Run this on the server in production, once it has archived a segment on its timeline \
+                    "this data directory has no record of archiving there, so nothing shows that its WAL \
+                     is what was acknowledged\nHINT: Run this on the server in production, once it has \
+                     archived a segment on its timeline \
                      (select pg_switch_wal() after a transaction)."
                         .to_owned(),
                 );

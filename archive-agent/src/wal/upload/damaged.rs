@@ -275,8 +275,8 @@ pub(super) async fn is_readable(
             tracing::error!(
                 %file,
                 repository = target.name(),
-                "what is stored of it is damaged, and in the way of the file in pg_wal\nHINT: Move that object away: the file \
-                 is stored at PostgreSQL's next attempt."
+                "the stored object is damaged, and the file in pg_wal cannot be stored in its \
+                 place\nHINT: Move that object away. PostgreSQL's next attempt then stores the file."
             );
             Err(error.into())
         }

@@ -26,7 +26,7 @@ pub(super) enum FetchedFrom {
     /// Its length, and the tablespaces that replay of it creates.
     Landed(u64, Vec<CreatedTablespace>),
     Missing(WalArchive),
-    /// It was archived though damaged.
+    /// It was archived although damaged.
     Flagged(WalArchive),
     /// It is there and cannot be handed over.
     Unusable(anyhow::Error),
@@ -124,7 +124,8 @@ async fn read(wal: &WalArchive, wanted: &WantedFile<'_>) -> Result<Option<WalRea
 
 fn flagged(name: WalFileName) -> LastingError {
     LastingError(format!(
-        "\"{name}\" was archived though damaged (push --accept-damaged), and PostgreSQL would end recovery in it\nHINT: \
+        "\"{name}\" was archived although damaged (push --accept-damaged), and PostgreSQL would end \
+         recovery in it\nHINT: \
          Choose a target before it, or set fetch_damaged = true to recover up to the damage."
     ))
 }

@@ -108,7 +108,7 @@ fn converse(child: &mut Child, mut input: &[u8], limit: Duration) -> Result<Zero
         }
         match (has_ended, stdout.is_none(), Instant::now() >= until) {
             (true, true, _) | (true, false, true) => return Ok(printed),
-            (false, _, true) => return Err(format!("gave no answer in {} s", limit.as_secs())),
+            (false, _, true) => return Err(format!("did not answer within {} s", limit.as_secs())),
             _ if waits => sleep(PAUSE),
             _ => {}
         }
@@ -163,13 +163,14 @@ impl<'a> Turn<'a> {
                     }
                     let since = since.elapsed().as_secs();
                     return Err(format!(
-                        "was killed {since} s ago and has not ended, so it is not started again: a filesystem that it uses hangs"
+                        "was killed {since} s ago and has not exited, so it is not started again: a \
+                         filesystem that it uses hangs"
                     ));
                 }
             }
             let left = limit.saturating_sub(begun.elapsed());
             if left.is_zero() {
-                return Err(format!("is under way already and gave no answer in {} s", limit.as_secs()));
+                return Err(format!("is already running and did not answer within {} s", limit.as_secs()));
             }
             runs = ENDED.wait_timeout(runs, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -188,7 +189,7 @@ impl<'a> Turn<'a> {
         while !ended(&child)? {
             if begun.elapsed() >= TO_END {
                 self.left = Some((child, begun));
-                return Err(killed.map_or_else(cannot, |()| "does not end although it was killed".to_owned()));
+                return Err(killed.map_or_else(cannot, |()| "did not exit although it was killed".to_owned()));
             }
             sleep(PAUSE);
         }
@@ -245,11 +246,11 @@ mod tests {
         let limit = Duration::from_secs(1);
         let begun = Instant::now();
         let error = run_for(limit, "sleep 7001 | cat", None, true).unwrap_err();
-        assert!(error.contains("gave no answer in 1 s"), "{error}");
+        assert!(error.contains("did not answer within 1 s"), "{error}");
         assert!(begun.elapsed() < limit * 5, "{:?}", begun.elapsed());
         assert!(!runs("sleep 7001"), "it still runs");
         let error = run_for(limit, "sleep 7002", Some(&[b'x'; 1 << 20]), true).unwrap_err();
-        assert!(error.contains("gave no answer in 1 s") && !runs("sleep 7002"), "{error}");
+        assert!(error.contains("did not answer within 1 s") && !runs("sleep 7002"), "{error}");
     }
 
     #[test]
@@ -285,7 +286,7 @@ mod tests {
                 sleep(PAUSE);
             }
             let error = run_for(limit, "sleep 2; echo late", None, true).unwrap_err();
-            assert!(error.contains("under way already"), "{error}");
+            assert!(error.contains("already running"), "{error}");
             assert_eq!(first.join().unwrap().unwrap().as_slice(), b"late\n");
         });
         assert!(super::runs().is_empty());

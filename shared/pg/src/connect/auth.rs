@@ -95,7 +95,8 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
             | Message::AuthenticationSspi
             | Message::AuthenticationKerberosV5
             | Message::AuthenticationScmCredential => {
-                let what = "the server asks for Kerberos, GSSAPI or SSPI, which are not supported\nHINT: Use scram-sha-256 or \
+                let what = "the server requires Kerberos, GSSAPI or SSPI, which are not supported\nHINT: \
+                    Use scram-sha-256 or \
                             cert for this role in pg_hba.conf.";
                 return Err(ConnectFailure::Authentication(what.to_owned()));
             }
@@ -146,8 +147,8 @@ impl<'a> Login<'a> {
         password.ok_or_else(|| {
             let user = self.user;
             let mut what =
-                Diagnostic::new(format!("the server asks for the password of {user:?} and there is none"))
-                    .hint("Put it into ~/.pgpass or PGPASSWORD.");
+                Diagnostic::new(format!("the server requires a password for {user:?}, and none was found"))
+                    .hint("Put it in ~/.pgpass or PGPASSWORD.");
             if let Some(problem) = self.passfile_problem {
                 what.add_cause(&Diagnostic::new(problem));
             }

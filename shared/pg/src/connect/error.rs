@@ -38,7 +38,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No answer in time. The statement is cancelled before the connection is used again.
-    #[error("PostgreSQL at {host} gave no answer within {after:?}")]
+    #[error("PostgreSQL at {host} did not answer within {after:?}")]
     Timeout {
         /// The server.
         host: String,

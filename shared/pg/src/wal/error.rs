@@ -10,7 +10,8 @@ use walpoint_base::{Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, System
 pub enum WalError {
     /// Not WAL at all.
     #[error(
-        "{name} is not a WAL segment: {what}\nHINT: Check that archive_command passes %p and that the file lies in pg_wal."
+        "{name} is not a WAL segment: {what}\nHINT: Check that archive_command passes %p and that the \
+         file is in pg_wal."
     )]
     NotWal {
         /// The name it was given under.
@@ -122,8 +123,8 @@ impl std::fmt::Display for Differs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::OtherCluster => {
-                "\nDETAIL: Two clusters archive to the same place, or this one was created anew.\nHINT: Give it a name of its \
-                 own."
+                "\nDETAIL: Two clusters archive to the same place, or this one was created again.\nHINT: \
+                 Give it its own name."
             }
             Self::Upgraded => "\nHINT: After an upgrade, register the new version.",
             Self::SegmentSize => "\nDETAIL: pg_resetwal changed it.\nHINT: Register the cluster again.",

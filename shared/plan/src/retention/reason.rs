@@ -107,7 +107,7 @@ impl fmt::Display for RetentionReason {
             Self::Count(1) => write!(f, "it is the newest one (count = 1)"),
             Self::Count(n) => write!(f, "it is one of the newest {n} (count = {n})"),
             Self::Age(span) => write!(f, "it is not older than {span:#} (age)"),
-            Self::Window(span) => write!(f, "it lies in the recovery window of {span:#} (window)"),
+            Self::Window(span) => write!(f, "it is in the recovery window of {span:#} (window)"),
             Self::WindowBegin(span, timeline) => {
                 write!(f, "the recovery window of {span:#} begins with it on timeline {timeline} (window)")
             }

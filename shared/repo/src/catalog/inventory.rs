@@ -1,7 +1,7 @@
 //! Which segments of a timeline are there and what is in them: the index for what is sealed, a listing for the tail.
 //!
 //! The index may lag: a segment that arrived late is in the store before it is in the index. So every gap in the sealed
-//! part is listed before anybody is told of it. A segment that was stored though damaged counts as missing, because
+//! part is listed before anybody is told of it. A segment that was stored although damaged counts as missing, because
 //! recovery ends there. What a lineage inherits is read from its parent's index.
 //!
 //! The index names what was stored, and `expire` takes a segment out of it before it deletes it. So what the index names and a

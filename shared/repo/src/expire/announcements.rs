@@ -54,8 +54,9 @@ impl KnownAnnouncements {
         let keys: Vec<String> =
             early.iter().take(NAMED).map(|one| paths.announcement(one.n).to_string()).collect();
         Some(format!(
-            "marks for deletion were stored while the store's clock was ahead, and what they name is not deleted before \
-             {until:.0}\nDETAIL: The store has these with times up to {stored:.0}: {}.\nHINT: In a directory, set their times \
+            "marks for deletion were stored while the store's clock was ahead, and the objects that they \
+             name are not deleted before {until:.0}\nDETAIL: The store has these with times up to \
+             {stored:.0}: {}.\nHINT: In a directory, set their times \
              right (touch). In another store, delete them: the next expire marks the same objects again, and deletions \
              that were asked for by name have to be asked for once more.",
             keys.join(", ")

@@ -57,7 +57,7 @@ pub(super) async fn make(
     report: &mut Expired,
 ) -> Result<Room> {
     report.notes.push(
-        "the filesystem is full: what had been announced long enough ago was deleted before anything was written"
+        "the filesystem is full: objects that were marked long enough ago were deleted before anything was written"
             .to_owned(),
     );
     let store = repository.store();
@@ -84,12 +84,12 @@ pub(super) fn explain(error: RepoError, deleted: &BTreeMap<Class, Tally>) -> Rep
         (objects.saturating_add(tally.objects), bytes.saturating_add(tally.bytes))
     });
     let before = match objects {
-        0 => "Nothing was deleted: of what was announced for deletion long enough ago, nothing can be deleted before something \
-              is written."
+        0 => "Nothing was deleted: none of the objects that were marked long enough ago can be deleted \
+            before something is written."
             .to_owned(),
         _ => format!(
-            "Of what was announced for deletion long enough ago, objects were deleted first ({objects}, with {bytes} bytes), \
-             and that did not make enough room."
+            "Objects that were marked long enough ago were deleted first ({objects}, with {bytes} bytes), \
+             but that did not free enough space."
         ),
     };
     let source = |source: &dyn std::fmt::Display| {

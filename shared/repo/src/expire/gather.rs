@@ -128,7 +128,9 @@ impl Gathered {
         for held in gathered.facts.holds.iter().filter(|h| h.until.is_none_or(|until| now < until)) {
             let known = catalog.backups().iter().any(|listed| Some(listed.id) == held.backup);
             if let Some(id) = held.backup.filter(|_| !known) {
-                gathered.notes.push(format!("hold {} is on backup {id}, which is not here", held.number));
+                gathered
+                    .notes
+                    .push(format!("hold {} is on backup {id}, which does not exist here", held.number));
             }
         }
         let Announcements { read: announced, damaged } = backups.announcements().await?;
@@ -283,7 +285,7 @@ impl Gathered {
                 // Read and not found, and listed all the same: absence is proven, or nothing is deleted for it.
                 ManifestState::Unfinished if backups.lists_manifest(id).await? => {
                     self.notes.push(format!(
-                        "{}: it is listed, and the store says that it is not there\nDETAIL: It is unknown \
+                        "{}: the store lists it, but reports that it does not exist\nDETAIL: It is unknown \
                          which packs the backup needs, so the backup and all older packs are kept.",
                         backups.paths().manifest(id)
                     ));

@@ -168,7 +168,7 @@ async fn add_manifests(
             }
             Err(RepoError::NotFound { .. }) if backups.lists_manifest(id).await? => {
                 notes.push(format!(
-                    "{}: it is listed, and the store says that it is not there\nDETAIL: All packs older \
+                    "{}: the store lists it, but reports that it does not exist\nDETAIL: All packs older \
                      than it are kept.",
                     backups.paths().manifest(id)
                 ));

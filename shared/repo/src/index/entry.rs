@@ -45,7 +45,7 @@ pub struct SegmentEntry {
     pub transactions: Option<TransactionRange>,
     /// Whether it ends with a segment switch.
     pub switched: bool,
-    /// Whether it was stored though damaged: recovery cannot pass it.
+    /// Whether it was stored although damaged: recovery cannot pass it.
     pub damaged: bool,
     /// What it keeps of the records that cross its edges.
     pub crossing: CrossingFacts,

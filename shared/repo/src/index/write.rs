@@ -295,8 +295,8 @@ impl IndexWriter {
 
     fn beaten(&self, timeline: TimelineId) -> RepoError {
         RepoError::Internal(format!(
-            "the index of timeline {timeline} of {} was written by other processes {ATTEMPTS} times in a row\nDETAIL: It is \
-             right, and lacks at most what was stored last.",
+            "the index of timeline {timeline} of {} was written by other processes {ATTEMPTS} times in a \
+             row\nDETAIL: The index is correct, but may lack what was stored last.",
             self.archive.lineage().id
         ))
     }

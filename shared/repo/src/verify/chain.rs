@@ -59,7 +59,9 @@ impl Run<'_> {
         let (kind, what, remedy) = match (fault.is_split_brain(), recorded) {
             (true, true) => (
                 FindingKind::Gap,
-                format!("it does not continue the segment before it, though one server wrote both: {fault}"),
+                format!(
+                    "it does not continue the segment before it, although one server wrote both: {fault}"
+                ),
                 GAP.into(),
             ),
             (true, false) => (

@@ -367,7 +367,7 @@ impl Run<'_> {
             self.report.finding(VerifyFinding {
                 kind: FindingKind::Missing,
                 object: paths.segment(range.names(size).0).to_string(),
-                what: format!("{} is not there or was stored though damaged", range.describe(size)),
+                what: format!("{} is not there or was stored although damaged", range.describe(size)),
                 backups: vec![id.to_string()],
                 moments: Some("the backup does not become consistent without it".to_owned()),
                 remedy: Cure::Resupply,

@@ -81,7 +81,7 @@ impl Run<'_> {
                             archive,
                             name,
                             FindingKind::Records,
-                            "it was stored though damaged".to_owned(),
+                            "it was stored although damaged".to_owned(),
                         );
                     }
                 }

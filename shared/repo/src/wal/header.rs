@@ -78,7 +78,7 @@ pub struct WalHeader {
     pub whole: bool,
     /// Whether it ends with a segment switch.
     pub switched: bool,
-    /// Whether it was stored though damaged.
+    /// Whether it was stored although damaged.
     pub damaged: bool,
     /// What it keeps of the records that cross its edges.
     pub crossing: CrossingFacts,

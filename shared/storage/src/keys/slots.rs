@@ -191,8 +191,9 @@ impl KeySlots {
             Ok(false) => {
                 self.store.delete(&layout::key_slot(number)).await?;
                 Err(self.locked(format!(
-                    "the {source} does not open the slot that was made with it; the slot was removed again\nDETAIL: The \
-                     secret is another one each time, or wrap_command and unwrap_command do not fit together."
+                    "the {source} does not open the slot that was created with it; the slot was removed \
+                     again\nDETAIL: The secret is different each time, or wrap_command and unwrap_command \
+                     do not match."
                 )))
             }
             Err(error) => {

@@ -170,10 +170,7 @@ impl Store {
             return Ok(None);
         };
         let corrupt = |what: String| {
-            RepoError::corrupt(
-                key,
-                format!("{what}\nDETAIL: It is in the way of what was to be stored there."),
-            )
+            RepoError::corrupt(key, format!("{what}\nDETAIL: It prevents storing an object under that name."))
         };
         let (header, _) =
             ObjectHeader::parse(sealer, key, &found.bytes).map_err(|error| corrupt(error.to_string()))?;

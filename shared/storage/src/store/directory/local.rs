@@ -242,7 +242,7 @@ impl Root {
     fn check_mount(&self) -> Result<(), Failure> {
         match mounts::of(&self.path) {
             Some(now) if self.mount.is_some_and(|then| then != now) => {
-                Err(self.gone("lies on another mount than when it was opened"))
+                Err(self.gone("is on another mount than when it was opened"))
             }
             _ => Ok(()),
         }
