@@ -137,7 +137,7 @@ pub(crate) enum Command {
     /// [cluster.NAME.retention] in the configuration sets what to keep; without it, nothing expires. One run marks expired objects
     /// for deletion; a run after the grace period [default: 24h] deletes them.
     Expire(ExpireArgs),
-    /// Permanently delete everything that the repositories hold of a cluster.
+    /// Delete everything that the repositories hold of a cluster; this cannot be undone.
     ///
     /// Asks you to type the cluster's name.
     Forget(ForgetArgs),

@@ -64,12 +64,8 @@ pub fn permit(pgdata: &Path, created: &[CreatedTablespace]) -> Result<Vec<String
         let CreatedTablespace { record, oid, .. } = tablespace;
         let shown = shown(&location.to_string_lossy());
         let what = format!("at {record} replay creates tablespace {oid} in \"{shown}\"");
-        let unknown = |error: io::Error| {
-            format!(
-                "{what}, and the contents of that directory cannot be \
-            determined: {error}"
-            )
-        };
+        let unknown =
+            |error: io::Error| format!("{what}, and the contents of that directory are unknown: {error}");
         let major = major(pgdata).map_err(unknown)?;
         match version_directories(location, major).map_err(unknown)? {
             None => missing.push(format!(
