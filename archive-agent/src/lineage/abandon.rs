@@ -89,8 +89,7 @@ fn the_fork(timeline: TimelineId, known: &[Known]) -> anyhow::Result<Option<(Tim
     }
     if found.is_none() && known.iter().any(|one| one.origin == TimelineOrigin::Damaged) {
         bail!(
-            "the history of timeline {timeline} cannot be read, so it is unknown which timeline that \
-             is\nHINT: Archive it \
+            "the history of timeline {timeline} cannot be read, so it is not known which timeline that is\nHINT: Archive it \
              again from pg_wal (archive-agent push), then run this again."
         );
     }
@@ -136,8 +135,7 @@ async fn look(
     let children = lineage.facts().graph.children(timeline);
     if let Some((child, _)) = children.into_iter().find(|(child, _)| !abandoned(child)) {
         bail!(
-            "timeline {child} continues timeline {timeline}, which is therefore not the latest: if \
-             {child} was abandoned, settle \
+            "timeline {child} goes on from timeline {timeline}, which is therefore not the latest: if {child} was abandoned, settle \
              that first"
         );
     }

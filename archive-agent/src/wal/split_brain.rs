@@ -81,9 +81,8 @@ impl SplitBrain {
     pub(crate) fn advice(&self) -> String {
         if self.of_the_timeline {
             return format!(
-                "On the server that writes timeline {0}, set archive_mode = off, or run \"archive-agent \
-                 init --new-lineage --cluster {1}\" and then take a backup. Then run \"archive-agent \
-                 lineage settle --timeline {0} --abandoned \
+                "On the server that writes timeline {0}, set archive_mode = off, or run \"archive-agent init --new-lineage \
+                 --cluster {1}\" and then back it up. Then run \"archive-agent lineage settle --timeline {0} --abandoned \
                  --reason TEXT\". Until then a restore has to name its timeline (--target-timeline). If timeline {0} is the \
                  one that counts, run \"archive-agent lineage settle --timeline {0} --reason TEXT\".",
                 self.timeline, self.cluster
@@ -99,8 +98,8 @@ impl SplitBrain {
             false => String::new(),
         };
         format!(
-            "{if_this} server is the one to archive from now on, run \"archive-agent init --new-lineage \
-             --cluster {}\" on it and then take a backup. If it is a copy, set archive_mode = off on it.{then}",
+            "{if_this} server is the one to archive from now on, run \"archive-agent init --new-lineage --cluster {}\" on it \
+             and then back it up. If it is a copy, set archive_mode = off on it.{then}",
             self.cluster
         )
     }

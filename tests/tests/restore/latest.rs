@@ -207,7 +207,7 @@ fn a_timeline_that_was_thrown_away_is_settled_and_is_no_longer_the_latest() {
     bed.settle();
     assert_eq!(plan(&bed.agent, &[])["timeline"], 2);
     let refused = settle("1").expect_status(1);
-    assert!(refused.stderr.contains("timeline 2 continues timeline 1"), "{refused:#?}");
+    assert!(refused.stderr.contains("timeline 2 goes on from timeline 1"), "{refused:#?}");
     // The last segment of it comes later.
     let door = bed.back_door();
     let segment =
