@@ -198,7 +198,7 @@ async fn replay(
         }
         Err(error) => {
             return Err(error.context(
-                "WAL in the data directory's pg_wal, which is not archived and which recovery would need, \
+                "WAL in the data directory's pg_wal, which is not archived and which recovery would replay, \
                  cannot be replayed\nHINT: To recover without that WAL, use --discard-unarchived-wal: the \
                  restore keeps the files.",
             ));

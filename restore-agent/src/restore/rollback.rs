@@ -69,7 +69,7 @@ pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failur
         return output::json(&report);
     }
     let mut text = match &report.previous_pgdata {
-        Some(aside) => format!("{} is restored to its previous state, from {aside}\n", report.pgdata),
+        Some(aside) => format!("{} was put back from {aside}\n", report.pgdata),
         None => format!("{} is in place; there was nothing left to put back\n", report.pgdata),
     };
     if report.replaced_pgdata.is_some() {
