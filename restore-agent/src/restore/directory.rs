@@ -7,8 +7,10 @@
 //! data directory's, is never emptied, whatever an interrupted restore had meant to put there.
 //!
 //! Root believes a marker only where no other user could have put it, or in a directory of the user's own: there it does
-//! nothing that this user could not do by himself.
+//! nothing that this user could not do by himself. A marker that came along with a copy of its directory, or beside which a server has
+//! run, is none ([`about`]).
 
+mod about;
 mod links;
 mod marker;
 
@@ -22,7 +24,8 @@ use walpoint_base::durable;
 pub(crate) use self::links::resolve;
 use self::marker::read_marker;
 pub(crate) use self::marker::{
-    MARKER, Marker, RelativeTime, belongs_to, claim, claim_other, claimed, disown, is_claimed, release,
+    MARKER, Marker, RelativeTime, announce, belongs_to, claim, claim_other, claimed, disown, is_claimed,
+    release,
 };
 use super::beneath::Anchor;
 use super::running::{self, LockFile, Reason, RunningServer};
@@ -205,6 +208,7 @@ pub(crate) fn free_space(path: &Path) -> io::Result<u64> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::marker::write;
     use super::*;
 
     fn marker() -> Marker {
@@ -234,22 +238,57 @@ mod tests {
         claim(&pgdata, &marker()).unwrap();
         assert_eq!(fs::read_dir(&pgdata).unwrap().count(), 1);
         assert_eq!(inspect(&pgdata).unwrap(), Contents::Unfinished(marker()));
-        fs::create_dir(pgdata.join("global")).unwrap();
-        durable::create(&pgdata.join("global/pg_control"), b"x").unwrap();
+        complete(&pgdata);
         assert_eq!(inspect(&pgdata).unwrap(), Contents::Finished(marker()));
         release(&pgdata, &marker(), None).unwrap();
         assert_eq!(inspect(&pgdata).unwrap(), Contents::Occupied("global".into()));
+    }
+
+    /// Puts `pg_control` into place, as the end of a restore does.
+    fn complete(pgdata: &Path) {
+        let control = pgdata.join("global/pg_control");
+        durable::create_directories(&pgdata.join("global")).unwrap();
+        durable::create(&pgdata.join("waits"), b"x").unwrap();
+        announce(pgdata, &marker(), &pgdata.join("waits")).unwrap();
+        assert_eq!(inspect(pgdata).unwrap(), Contents::Unfinished(marker()));
+        durable::rename(&pgdata.join("waits"), &control).unwrap();
+    }
+
+    #[test]
+    fn a_marker_answers_neither_for_a_copy_nor_for_what_a_server_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pgdata, copy) = (dir.path().join("data"), dir.path().join("copy"));
+        let take_along = |name: &str| {
+            durable::create(&copy.join(name), &fs::read(pgdata.join(name)).unwrap()).unwrap();
+        };
+        durable::create_directories(&pgdata).unwrap();
+        durable::create_directories(&copy.join("global")).unwrap();
+        claim(&pgdata, &marker()).unwrap();
+        take_along(MARKER);
+        assert_eq!(inspect(&copy).unwrap(), Contents::Occupied("global".into()), "an unfinished one");
+        complete(&pgdata);
+        fs::remove_file(copy.join(MARKER)).unwrap();
+        take_along(MARKER);
+        take_along("global/pg_control");
+        assert_eq!(inspect(&copy).unwrap(), Contents::Occupied("global".into()));
+        let moved = dir.path().join("moved");
+        durable::rename(&pgdata, &moved).unwrap();
+        assert_eq!(inspect(&moved).unwrap(), Contents::Finished(marker()));
+        durable::replace(&moved.join("global/pg_control"), b"started", 0o600).unwrap();
+        assert_eq!(inspect(&moved).unwrap(), Contents::Occupied("global".into()));
     }
 
     #[test]
     fn a_cluster_that_is_being_claimed_is_not_finished() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("global")).unwrap();
-        durable::create(&dir.path().join("global/pg_control"), b"old").unwrap();
+        let control = dir.path().join("global/pg_control");
+        durable::create(&control, b"old").unwrap();
         let claiming = Marker { claiming: true, delta: true, ..marker() };
-        let json = serde_json::to_vec(&claiming).unwrap();
-        durable::create(&dir.path().join(MARKER), &json).unwrap();
+        write(dir.path(), &claiming, Some(&control)).unwrap();
         assert_eq!(inspect(dir.path()).unwrap(), Contents::Unfinished(claiming.clone()));
+        durable::replace(&control, b"written since", 0o600).unwrap();
+        assert_eq!(inspect(dir.path()).unwrap(), Contents::Occupied("global".into()));
         claim(dir.path(), &claiming).unwrap();
         assert!(!dir.path().join("global/pg_control").exists());
         let claimed = Marker { claiming: false, ..claiming };

@@ -322,6 +322,8 @@ impl Restore {
             owner: self.owner,
             hand_over: &hand_over,
         };
+        directory::announce(anchor.path(), &self.marker, &anchor.path().join(UNFINISHED_CONTROL))
+            .map_err(|error| anchor.explain(error.into()))?;
         finish.write().map_err(|error| anchor.explain(error))?;
         directory::release(pgdata, &self.marker, self.owner)?;
         Ok(raised)

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{SegmentName, SegmentSize, SystemId, TimelineId, WalFileName};
+use walpoint_pg::control::CONTROL_FILE;
 use walpoint_pg::wal::{LONG_HEADER, LongHeader};
 use walpoint_repo::wal::{WalArchive, WalCopies, WalHeader};
 use walpoint_runtime::args::CommonArgs;
@@ -452,7 +453,9 @@ fn is_of_a_server(name: &OsStr) -> bool {
         || name.to_str().is_some_and(|name| name.parse::<WalFileName>().is_ok())
 }
 
-/// Whether a server worked on what lies there, or could: it has a `pg_wal` then. An unfinished restore need not have one.
+/// Whether a server worked on what lies there, or could: it has a `pg_wal` then. An unfinished restore need not have one; the marker of
+/// one that was finished says nothing of what came after.
 fn had_a_server(pgdata: &Path) -> bool {
-    pgdata.join("PG_VERSION").is_file() && !pgdata.join(MARKER).exists()
+    let is_unfinished = || pgdata.join(MARKER).exists() && !pgdata.join(CONTROL_FILE).exists();
+    pgdata.join("PG_VERSION").is_file() && !is_unfinished()
 }

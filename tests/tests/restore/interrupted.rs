@@ -2,6 +2,7 @@
 //! finishes it.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rand::Rng;
@@ -43,7 +44,7 @@ fn pg_ctl_start(bed: &Archived, pgdata: &Path) -> process::Output {
 
 /// The names below a directory that belong to nobody once a restore is done.
 fn left_over(pgdata: &Path) -> Vec<String> {
-    let mut command = std::process::Command::new("find");
+    let mut command = Command::new("find");
     command.arg(pgdata).args(["-name", ".walpoint*", "-o", "-name", "walpoint-restore*"]);
     process::run(&mut command, wait::SOON).expect_success().stdout.lines().map(str::to_owned).collect()
 }
@@ -266,7 +267,7 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
 }
 
 /// R5: a restore was killed before it could remove its marker, and the cluster was started and used. The marker says nothing
-/// any more: the same command neither calls it done nor empties the directory.
+/// any more, and nothing of a copy: the same command neither calls it done nor empties the directory.
 #[test]
 fn a_marker_that_a_server_has_outlived_counts_for_nothing() {
     let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
@@ -296,6 +297,13 @@ fn a_marker_that_a_server_has_outlived_counts_for_nothing() {
     let output = again();
     assert!(output.stderr.contains("not empty"), "{output:#?}");
     std::fs::rename(bed.place("control"), &control).unwrap();
+    // As pg_basebackup leaves it: with a label, and without what the start of a server writes.
+    let copy = bed.place("copy");
+    process::run(Command::new("cp").arg("-a").args([&pgdata, &copy]), wait::SOON).expect_success();
+    std::fs::remove_file(copy.join("postmaster.opts")).unwrap();
+    std::fs::rename(copy.join("backup_label.old"), copy.join("backup_label")).unwrap();
+    let output = bed.try_restore("copy", &[]).expect_status(1);
+    assert!(output.stderr.contains("not empty") && copy.join("pg_wal").exists(), "{output:#?}");
     server.start();
     assert_eq!(server.psql("select count(*) from mine"), "1");
 }

@@ -1,8 +1,8 @@
 //! The marker of an unfinished restore: put there before anything is changed, believed only where no other user could have put
 //! it, and removed last.
 //!
-//! The one in the data directory says what the restore wants; one in a directory outside says for which data directory that is
-//! filled.
+//! The one in the data directory says what the restore wants and which directory it is about ([`super::about`]); one in a directory
+//! outside says for which data directory that is filled.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
+use walpoint_pg::control::CONTROL_FILE;
 
+use super::about::About;
 use super::{DirectoryError, error_at};
 use crate::restore::beneath::Anchor;
 use crate::restore::finished::RequestedRecovery;
@@ -51,6 +53,29 @@ pub(crate) struct Marker {
     pub(crate) claiming: bool,
 }
 
+/// The file: a marker, and what it is about.
+#[derive(Serialize, Deserialize)]
+struct MarkerFile {
+    #[serde(flatten)]
+    marker: Marker,
+    /// `None` in the marker of an older program.
+    #[serde(default)]
+    about: Option<About>,
+}
+
+impl MarkerFile {
+    /// Whether it counts in a directory. One that does not say what it is about is believed only where there is nothing that a server could
+    /// have written to.
+    fn counts_in(&self, pgdata: &Path) -> io::Result<bool> {
+        let control = pgdata.join(CONTROL_FILE);
+        let control = control.exists().then_some(control.as_path());
+        match &self.about {
+            Some(about) => Ok(about.counts_in(&About::of(pgdata, control)?)),
+            None => Ok(control.is_none()),
+        }
+    }
+}
+
 /// A time relative to now, and what it meant when the restore began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RelativeTime {
@@ -60,8 +85,8 @@ pub(crate) struct RelativeTime {
     pub(crate) meant: i64,
 }
 
-/// The marker of an unfinished restore. A damaged one counts as none, as does one that is not to be believed: then the
-/// directory is simply not empty.
+/// The marker of an unfinished restore. A damaged one counts as none, as does one that is not to be believed or is about another
+/// directory: then this one is simply not empty.
 pub(super) fn read_marker(pgdata: &Path) -> Result<Option<Marker>, DirectoryError> {
     let path = pgdata.join(MARKER);
     let read = || {
@@ -74,7 +99,8 @@ pub(super) fn read_marker(pgdata: &Path) -> Result<Option<Marker>, DirectoryErro
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        Ok(serde_json::from_slice(&bytes).ok())
+        let Ok(file) = serde_json::from_slice::<MarkerFile>(&bytes) else { return Ok(None) };
+        Ok(file.counts_in(pgdata)?.then_some(file.marker))
     };
     read().map_err(error_at(&path))
 }
@@ -108,21 +134,29 @@ pub(crate) fn claim(pgdata: &Path, marker: &Marker) -> Result<(), DirectoryError
         fs::set_permissions(pgdata, fs::Permissions::from_mode(0o700)).map_err(error_at(pgdata))?;
     }
     durable::remove_abandoned(pgdata).map_err(error_at(pgdata))?;
-    let path = pgdata.join(MARKER);
-    let write = |claiming| {
-        let marker = Marker { claiming, ..marker.clone() };
-        let json = serde_json::to_vec_pretty(&marker).map_err(io::Error::from).map_err(error_at(&path))?;
-        durable::replace(&path, &json, 0o600).map_err(error_at(&path))
-    };
-    let control = pgdata.join("global/pg_control");
+    let control = pgdata.join(CONTROL_FILE);
     // With a marker that does not say so, a pg_control would be that of a finished restore.
     let claiming = control.exists();
-    write(claiming)?;
+    write(pgdata, &Marker { claiming, ..marker.clone() }, claiming.then_some(control.as_path()))?;
     if claiming {
         durable::remove(&control).or_else(no_parent).map_err(error_at(&control))?;
-        write(false)?;
+        write(pgdata, &Marker { claiming: false, ..marker.clone() }, None)?;
     }
     Ok(())
+}
+
+/// Says in the marker which `pg_control` completes the restore: `control`, which is about to get its name.
+pub(crate) fn announce(pgdata: &Path, marker: &Marker, control: &Path) -> Result<(), DirectoryError> {
+    write(pgdata, &Marker { claiming: false, ..marker.clone() }, Some(control))
+}
+
+/// Puts a marker into a directory. `control`: beside which `pg_control` it counts there.
+pub(super) fn write(pgdata: &Path, marker: &Marker, control: Option<&Path>) -> Result<(), DirectoryError> {
+    let path = pgdata.join(MARKER);
+    let about = About::of(pgdata, control).map_err(error_at(control.unwrap_or(pgdata)))?;
+    let file = MarkerFile { marker: marker.clone(), about: Some(about) };
+    let json = serde_json::to_vec_pretty(&file).map_err(io::Error::from).map_err(error_at(&path))?;
+    durable::replace(&path, &json, 0o600).map_err(error_at(&path))
 }
 
 /// A file in a directory that does not exist is gone as well.
