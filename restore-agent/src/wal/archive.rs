@@ -27,7 +27,7 @@ use walpoint_words::format_chain;
 use self::from_one::FetchedFrom;
 use self::lineage::BindingFile;
 use crate::wal::asking::{Began, PendingQuestions};
-use crate::wal::atomic_file::{self, Durability};
+use crate::wal::atomic_file::{self, Durability, Unwritable};
 use crate::wal::creates::Marked;
 use crate::wal::flagged::{self, Flagged};
 use crate::wal::note::{Built, TargetNote};
@@ -49,6 +49,24 @@ pub(crate) enum FetchResult {
     Uncertain(String),
     /// The same, and no later attempt will come to anything else until something is done.
     Refused(String, Remedy),
+    /// A repository gave it, and it cannot be written where it was to land. Says why.
+    Unwritten(String),
+}
+
+impl FetchResult {
+    /// What it came to where there is no other place to land in.
+    pub(crate) fn in_the_only_place(self) -> Self {
+        match self {
+            Self::Unwritten(why) => Self::Uncertain(why),
+            other => other,
+        }
+    }
+
+    /// That a file whose content is known did not land.
+    pub(crate) fn not_landed(error: &anyhow::Error) -> Self {
+        let why = format_chain(error);
+        if error.is::<Unwritable>() { Self::Unwritten(why) } else { Self::Uncertain(why) }
+    }
 }
 
 /// A file that is there.
@@ -137,6 +155,8 @@ pub(crate) struct ArchiveAnswer<'a> {
     silent: Vec<&'a str>,
     /// Whether one of them has it, and cannot give it.
     pub(crate) there: bool,
+    /// Why it could not be written where it was to land.
+    pub(crate) unwritten: Option<String>,
 }
 
 impl<'a> ArchiveAnswer<'a> {
@@ -261,6 +281,9 @@ impl ClusterArchive {
         if let Some(landed) = asked.landed {
             return FetchResult::Landed(landed);
         }
+        if let Some(why) = asked.unwritten {
+            return FetchResult::Unwritten(why);
+        }
         if let Some(built) = built.filter(|_| of_itself.is_none()) {
             return self.build(wanted, built, proof, asked).await;
         }
@@ -273,7 +296,7 @@ impl ClusterArchive {
                 atomic_file::blocking(move || atomic_file::land(&target, &content, durability)).await;
             return match landed {
                 Ok(()) => FetchResult::Landed(Landed { note, ..Landed::of(size) }),
-                Err(error) => FetchResult::Uncertain(format_chain(&error)),
+                Err(error) => FetchResult::not_landed(&error),
             };
         }
         // Whatever the others say: one of them has it, and only cannot give it.
@@ -311,6 +334,10 @@ impl ClusterArchive {
                     asked.there = true;
                     asked.failures.push(source.failed(&error));
                 }
+                Err(error) if error.is::<Unwritable>() => {
+                    asked.unwritten = Some(error.to_string());
+                    return asked;
+                }
                 Err(error) => asked.unanswered(source, source.failed(&error)),
             }
         }
@@ -339,6 +366,10 @@ impl ClusterArchive {
             let wanted = WantedFile { flagged: true, ..wanted };
             match self.fetch_from(source, wanted, Began::default()).await {
                 Ok(FetchedFrom::Landed(size, creates)) => return asked.land(wanted, source, size, creates),
+                Err(error) if error.is::<Unwritable>() => {
+                    asked.unwritten = Some(error.to_string());
+                    return;
+                }
                 Ok(FetchedFrom::Unusable(error)) | Err(error) => asked.failures.push(source.failed(&error)),
                 Ok(FetchedFrom::Missing(_) | FetchedFrom::Flagged(_)) => {}
             }

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use walpoint_base::durable;
@@ -19,6 +20,22 @@ pub(crate) enum Durability {
     Ours,
 }
 
+/// A file cannot be written where it is wanted: whoever has what belongs into it is not to blame.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unwritable(pub(crate) String);
+
+/// Why a file could not be written, once it could not: what reads from an object and writes to a file has one error for both.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trouble(Arc<OnceLock<String>>);
+
+impl Trouble {
+    /// That a file could not be written, if so; else the other error.
+    pub(crate) fn or(&self, other: impl Into<anyhow::Error>) -> anyhow::Error {
+        self.0.get().map_or_else(|| other.into(), |why| Unwritable(why.clone()).into())
+    }
+}
+
 /// A file that is being written. Dropped before it is finished, it is removed.
 #[derive(Debug)]
 pub(crate) struct AtomicFile {
@@ -26,6 +43,7 @@ pub(crate) struct AtomicFile {
     temporary: PathBuf,
     path: PathBuf,
     finished: bool,
+    trouble: Trouble,
 }
 
 impl AtomicFile {
@@ -33,8 +51,18 @@ impl AtomicFile {
     pub(crate) fn begin(path: &Path) -> anyhow::Result<Self> {
         let temporary = durable::temporary_beside(path);
         let file = durable::create_locked(&temporary)
-            .with_context(|| format!("{} cannot be created", temporary.display()))?;
-        Ok(Self { file, temporary, path: path.to_owned(), finished: false })
+            .map_err(|error| Unwritable(format!("{} cannot be created: {error}", temporary.display())))?;
+        let trouble = Trouble::default();
+        Ok(Self { file, temporary, path: path.to_owned(), finished: false, trouble })
+    }
+
+    /// Where it is noted that a write failed.
+    pub(crate) fn trouble(&self) -> Trouble {
+        self.trouble.clone()
+    }
+
+    fn unwritable(&self, error: &io::Error) -> Unwritable {
+        Unwritable(format!("{} cannot be written: {error}", self.path.display()))
     }
 
     /// Gives the file its name, replacing what is there.
@@ -45,7 +73,7 @@ impl AtomicFile {
                 self.file.sync_all().and_then(|()| durable::rename(&self.temporary, &self.path))
             }
         };
-        finished.with_context(|| format!("{} cannot be written", self.path.display()))?;
+        finished.map_err(|error| self.unwritable(&error))?;
         self.finished = true;
         Ok(())
     }
@@ -53,7 +81,11 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        self.file.write(bytes).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.trouble.0.get_or_init(|| self.unwritable(error).0);
+            }
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -73,7 +105,8 @@ impl Drop for AtomicFile {
 /// Makes `path` a file with that content, all or nothing.
 pub(crate) fn land(path: &Path, content: &[u8], durability: Durability) -> anyhow::Result<()> {
     let mut file = AtomicFile::begin(path)?;
-    file.write_all(content).with_context(|| format!("{} cannot be written", path.display()))?;
+    let trouble = file.trouble();
+    file.write_all(content).map_err(|error| trouble.or(error))?;
     file.finish(durability)
 }
 
@@ -101,7 +134,15 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert!(land(&dir.path().join("missing/x"), b"", Durability::Readers).is_err());
         fs::create_dir(dir.path().join("directory")).unwrap();
-        assert!(land(&dir.path().join("directory"), b"", Durability::Readers).is_err());
+        let error = land(&dir.path().join("directory"), b"", Durability::Readers).unwrap_err();
+        assert!(error.is::<Unwritable>(), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing temporary is left");
+        let mut full = AtomicFile::begin(&path).unwrap();
+        full.file = File::options().write(true).open("/dev/full").unwrap();
+        let trouble = full.trouble();
+        let error = full.write_all(b"x").unwrap_err();
+        let error = trouble.or(error);
+        assert!(error.is::<Unwritable>() && error.to_string().contains("No space left"), "{error}");
+        assert!(!Trouble::default().or(io::Error::other("x")).is::<Unwritable>());
     }
 }

@@ -39,9 +39,10 @@ impl ClusterArchive {
             }
         }
         let asked = self.ask(WantedFile { built: Some(built), ..wanted }).await;
-        match asked.landed {
-            Some(landed) => FetchResult::Landed(landed),
-            None => {
+        match (asked.landed, asked.unwritten) {
+            (Some(landed), _) => FetchResult::Landed(landed),
+            (None, Some(why)) => FetchResult::Unwritten(why),
+            (None, None) => {
                 let why = format!(
                     "the restore planned to build it from \"{}\", up to {}, and no repository has that: {}",
                     segment.source_name(),

@@ -140,7 +140,8 @@ async fn attempts(
     let archive = ClusterArchive::new(selection, place);
     // PostgreSQL syncs what it restores itself.
     let durability = if place.is_some() { Durability::Readers } else { Durability::Ours };
-    let attempt = || archive.fetch(name, &args.path, Proof::Wanted, durability);
+    let attempt =
+        || async { archive.fetch(name, &args.path, Proof::Wanted, durability).await.in_the_only_place() };
     let server = place.filter(|place| place.server);
     let standby = place.filter(|place| place.is_standby());
     let outcome = if standby.is_some() {
@@ -218,7 +219,9 @@ fn conclude(name: WalFileName, standby: bool, policy: HistoryOutage, outcome: &F
             tracing::info!("{why}");
             ABSENT
         }
-        FetchResult::Uncertain(why) => unfetched(name, standby && later(name, policy), why, Remedy::Fix),
+        FetchResult::Uncertain(why) | FetchResult::Unwritten(why) => {
+            unfetched(name, standby && later(name, policy), why, Remedy::Fix)
+        }
         FetchResult::Refused(why, remedy) => unfetched(name, standby && later(name, policy), why, *remedy),
     }
 }

@@ -6,6 +6,7 @@
 //! not believe.
 
 mod handing;
+mod outage;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use walpoint_base::{
 };
 use walpoint_runtime::config::ClusterSettings;
 
+use self::outage::Outage;
 use crate::wal::archive::{ClusterArchive, FetchResult, Landed, Proof};
 use crate::wal::atomic_file::Durability;
 use crate::wal::branch;
@@ -68,6 +70,8 @@ struct State {
     pause: Option<(SegmentNo, Instant)>,
     /// The data directory was bound to another lineage, and transfers of the old one are under way.
     rebound: bool,
+    /// The spool cannot be written.
+    outage: Option<Outage>,
 }
 
 /// What is known about a file.
@@ -142,6 +146,7 @@ impl Prefetcher {
 
     /// The outcome if there is one; starts a fetch if none is under way.
     fn look(self: &Arc<Self>, name: WalFileName) -> Option<FetchResult> {
+        let outage = self.outage();
         let mut state = self.state();
         match state.slots.get(&name) {
             Some(Slot::Loading) => return None,
@@ -155,6 +160,10 @@ impl Prefetcher {
             }
             // Taken by a client that then died, or removed by another program: fetch it again.
             Some(Slot::Ready(_)) | None => {}
+        }
+        if let Some((_, why)) = outage {
+            state.slots.remove(&name);
+            return Some(FetchResult::Unwritten(why));
         }
         state.slots.insert(name, Slot::Loading);
         drop(state);
@@ -187,8 +196,11 @@ impl Prefetcher {
             drop(held);
             outcome
         });
-        task.await
-            .unwrap_or_else(|error| FetchResult::Uncertain(format!("internal error while fetching: {error}")))
+        let outcome = task.await.unwrap_or_else(|error| {
+            FetchResult::Uncertain(format!("internal error while fetching: {error}"))
+        });
+        self.learn_of_spool(&outcome);
+        outcome
     }
 
     /// Remembers where PostgreSQL is.
@@ -239,6 +251,9 @@ impl Prefetcher {
         if self.spool.free_bytes().is_ok_and(|free| free < spare) {
             return Some(PAUSE);
         }
+        if let Some((rest, _)) = self.outage() {
+            return Some(rest + Duration::from_millis(10));
+        }
         let mut state = self.state();
         if state.rebound {
             return None;
@@ -277,7 +292,7 @@ impl Prefetcher {
                 }
                 FetchResult::Absent(_) => {}
                 // Whether PostgreSQL should take an older name is not known.
-                FetchResult::Uncertain(_) | FetchResult::Refused(..) => break,
+                FetchResult::Uncertain(_) | FetchResult::Refused(..) | FetchResult::Unwritten(_) => break,
             }
         }
         let mut state = self.state();

@@ -159,7 +159,8 @@ impl PrefetchServer {
             }
             (outcome, _) => outcome,
         };
-        if request.ahead && !matches!(outcome, FetchResult::Landed(_)) {
+        // Whoever fetches it directly answers the same question of the pass.
+        if request.ahead && !matches!(outcome, FetchResult::Landed(_) | FetchResult::Unwritten(_)) {
             self.prefetcher.pass().refuse(name, pass);
         }
         match outcome {
@@ -184,6 +185,7 @@ impl PrefetchServer {
             FetchResult::Absent(why) => reply(FetchOutcome::Absent, why),
             FetchResult::Uncertain(why) => self.unfetched(name, standby, &why, Remedy::Fix),
             FetchResult::Refused(why, remedy) => self.unfetched(name, standby, &why, remedy),
+            FetchResult::Unwritten(why) => reply(FetchOutcome::Elsewhere, self.prefetcher.untold(&why)),
         }
     }
 

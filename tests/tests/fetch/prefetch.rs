@@ -1,6 +1,7 @@
 //! F4 and F6: fetching ahead, on real WAL and without a server.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use walpoint_tests::process;
@@ -114,6 +115,30 @@ fn a_spool_that_was_left_is_not_believed() {
                 && !target.pgdata.join("pg_wal/.walpoint-tmp-x").exists()
         });
     }
+}
+
+/// F4: a spool that cannot be written slows recovery down and does not stop it. PostgreSQL's log has it once.
+#[test]
+fn a_spool_that_cannot_be_written_is_done_without() {
+    let bed = Bed::new();
+    let target = bed.target();
+    let second = names(&bed.wal, 2);
+    bed.check(&target, &second[0]);
+    wait::until_true(wait::SOON, "something waits", || !target.ready().is_empty());
+    let ready = target.spool().join("ready");
+    let set_mode = |mode| fs::set_permissions(&ready, fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o500);
+    let name = &second[5];
+    for told in [true, false] {
+        let output = target.fetch(name);
+        assert_eq!(output.status, 0, "{output:#?}");
+        assert!(
+            target.file() == fs::read(bed.wal.archive.join(name)).ok(),
+            "{name} is not what was archived"
+        );
+        assert_eq!(output.stderr.contains("the spool cannot be used"), told, "{output:#?}");
+    }
+    set_mode(0o700);
 }
 
 /// F4: it ends when nobody asks, and leaves nothing.

@@ -13,7 +13,7 @@ use walpoint_storage::layout::WalEntry;
 
 use super::{ClusterArchive, WantedFile};
 use crate::wal::asking::Began;
-use crate::wal::atomic_file::{self, AtomicFile};
+use crate::wal::atomic_file::{self, AtomicFile, Unwritable};
 use crate::wal::creates;
 use crate::wal::cut::CutFile;
 use crate::wal::refusal::LastingError;
@@ -143,16 +143,22 @@ async fn land(
     let keep = fork.map_or(size, |fork| fork.cut.since(start(&fork).unwrap_or(fork.cut)));
     let (path, durability) = (wanted.path.to_owned(), wanted.durability);
     let file = atomic_file::blocking(move || AtomicFile::begin(&path)).await?;
+    let trouble = file.trouble();
     let cut = CutFile::new(file, keep, size).expecting(wanted.built.and_then(|built| built.hash));
     let file = match reader.write_to(cut).await {
         Ok((cut, _)) => match atomic_file::blocking(move || cut.finish()).await {
             Ok(file) => file,
-            Err(error) => return Ok(Err(error.context(format!("\"{}\"", wanted.stored())))),
+            Err(error) => return unused(trouble.or(error.context(format!("\"{}\"", wanted.stored())))),
         },
-        Err(error) => return Ok(Err(error.into())),
+        Err(error) => return unused(trouble.or(error)),
     };
     atomic_file::blocking(move || file.finish(durability)).await?;
     Ok(Ok(size))
+}
+
+/// What could not be used: what cannot be written is no fault of the repository's.
+fn unused(error: anyhow::Error) -> anyhow::Result<Result<u64, anyhow::Error>> {
+    if error.is::<Unwritable>() { Err(error) } else { Ok(Err(error)) }
 }
 
 /// The newest segment from `segment` on that one page of a listing shows, but for what the timeline went on to hold after a
