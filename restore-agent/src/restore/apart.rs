@@ -11,7 +11,8 @@
 //! | the same | under the name of a later segment, where it waits to be used again |
 //! | the history of a timeline on the path | under its name |
 //!
-//! A segment that is damaged counts up to its last valid record, one that the archive has damaged not at all. Of the parent's segment in
+//! A segment that is damaged counts up to its last valid record, one that the archive has damaged not at all. Bytes that mean nothing do
+//! not count ([`same_records`](walpoint_pg::wal::same_records)): a disk may have changed one. Of the parent's segment in
 //! which a timeline begins several servers have different ones. Where nothing is left to compare, the edges decide.
 
 use std::collections::BTreeSet;
@@ -28,7 +29,7 @@ use walpoint_repo::wal::{WalArchive, WalCopies};
 use walpoint_storage::RepoError;
 
 use super::reach;
-use super::stored::{hash, header, sound};
+use super::stored::{hash, header, holds_the_records, length_of_records, sound};
 use super::unarchived::inspect;
 use crate::plan::Planned;
 
@@ -129,17 +130,22 @@ async fn differs_from(archive: &WalArchive, name: SegmentName, path: &Path) -> a
     let inspected = path.to_owned();
     let facts = tokio::task::spawn_blocking(move || inspect(name, &inspected, None)).await??;
     let Ok((facts, damage)) = facts else { return Ok(None) };
-    if damage.is_none() && facts.whole && !facts.switched {
-        return Ok(Some(true));
-    }
-    let begin = name.number(facts.size).map_or(facts.end, |number| number.start(facts.size));
-    let length = facts.end.since(begin);
+    let is_compared_whole = damage.is_none() && facts.whole && !facts.switched;
+    let length = length_of_records(&facts);
     if length == 0 {
         return Ok(None);
     }
-    let stored = sound(archive, archive.hash_of_beginning(WalFileName::Segment(name), length).await)?;
-    let Some(stored) = stored else { return Ok(None) };
-    Ok(Some(stored != hash(archive, path, length).await?))
+    if !is_compared_whole {
+        let stored = sound(archive, archive.hash_of_beginning(WalFileName::Segment(name), length).await)?;
+        let Some(stored) = stored else { return Ok(None) };
+        if stored == hash(archive, path, length).await? {
+            return Ok(Some(false));
+        }
+    } else if header.chain != facts.chain {
+        return Ok(Some(true));
+    }
+    // A byte that a disk changed where nothing checks it is no other server's.
+    Ok(Some(!holds_the_records(archive, path, &facts).await?))
 }
 
 /// The segments that files of a directory hold which have got the name of a later one, and wait to be used again under that. Blocks.

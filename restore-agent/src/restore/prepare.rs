@@ -206,9 +206,12 @@ async fn replay(
     };
     let latest = args.target.follows_the_latest();
     let left = behind::find(not_stored, planned, latest, &replay.unarchived.replayed).await?;
-    match left.filter(|_| !decided.does(&Step::LeaveWal)) {
-        Some(left) => Err(left.refusal(layout.pgdata(), &elsewhere::read(&not_stored.copies))),
-        None => Ok(replay),
+    let (pgdata, read) = (layout.pgdata(), elsewhere::read(&not_stored.copies));
+    match (left, &replay.unarchived.hole) {
+        _ if decided.does(&Step::LeaveWal) => Ok(replay),
+        (Some(left), _) => Err(left.refusal(pgdata, &read)),
+        (None, Some(hole)) => Err(hole.refusal(pgdata, &read)),
+        (None, None) => Ok(replay),
     }
 }
 

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{SegmentName, SegmentSize, SystemId, TimelineId, WalFileName};
+use walpoint_base::{SegmentFacts, SegmentName, SegmentSize, SystemId, TimelineId, WalFileName};
 use walpoint_pg::control::CONTROL_FILE;
-use walpoint_pg::wal::{LONG_HEADER, LongHeader};
+use walpoint_pg::wal::{LONG_HEADER, LongHeader, same_records};
 use walpoint_repo::wal::{WalArchive, WalCopies, WalHeader};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::RepoError;
@@ -339,18 +339,44 @@ async fn compare_segment(
     let facts = tokio::task::spawn_blocking(move || inspect(name, &inspected, None)).await??;
     // Nothing follows what is torn or damaged that could be compared.
     let Ok((facts, None)) = facts else { return Ok(Comparison::Other) };
+    let length = length_of_records(&facts);
     // Behind a switch lies what a standby, or what made a copy, happened to write there.
     if facts.whole && !facts.switched {
-        return Ok(Comparison::Other);
+        let same = header.chain == facts.chain && holds_the_records(archive, &path, &facts).await?;
+        return Ok(if same { Comparison::Records } else { Comparison::Other });
     }
-    let begin = name.number(facts.size).map_or(facts.end, |number| number.start(facts.size));
-    let length = facts.end.since(begin);
     let stored = sound(archive, archive.hash_of_beginning(WalFileName::Segment(name), length).await)?;
     Ok(match stored {
         None => Comparison::Missing,
         Some(stored) if stored == hash(archive, &path, length).await? => Comparison::Records,
+        Some(_) if holds_the_records(archive, &path, &facts).await? => Comparison::Records,
         Some(_) => Comparison::Other,
     })
+}
+
+/// How many bytes of a segment its records take: of one that a switch or the end of WAL ends, those up to there.
+pub(super) fn length_of_records(facts: &SegmentFacts) -> u64 {
+    let begin = facts.name.number(facts.size).map_or(facts.end, |number| number.start(facts.size));
+    if facts.whole && !facts.switched { facts.size.bytes() } else { facts.end.since(begin) }
+}
+
+/// Whether an archive's copy of a segment has all records of the file, whatever differs in bytes that mean nothing. Both are read whole.
+pub(super) async fn holds_the_records(
+    archive: &WalArchive,
+    path: &Path,
+    facts: &SegmentFacts,
+) -> anyhow::Result<bool> {
+    let name = facts.name;
+    let stored = sound(archive, archive.get(WalFileName::Segment(name)).await)?;
+    let Some(stored) = stored else { return Ok(false) };
+    let length = usize::try_from(length_of_records(facts)).unwrap_or(usize::MAX);
+    let file = path.to_owned();
+    let compared = tokio::task::spawn_blocking(move || -> io::Result<bool> {
+        let mut ours = Vec::new();
+        reach::plain(&file)?.read_to_end(&mut ours)?;
+        Ok(same_records(name, &ours, &stored.content, length))
+    });
+    compared.await?.with_context(|| format!("could not read \"{}\"", path.display()))
 }
 
 /// Histories are compared as they are.

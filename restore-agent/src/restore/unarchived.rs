@@ -11,6 +11,7 @@
 //! marked as waiting, if the restored server archives, and as archived otherwise.
 
 mod content;
+mod hole;
 mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal
 
 pub(super) use self::content::inspect;
 use self::content::{UnarchivedSegment, effects, same_beginning, start};
+use self::hole::Hole;
 use self::proof::{end_of, judge};
 use super::kept;
 use super::owners::{self, Owner};
@@ -51,6 +53,8 @@ pub(super) struct Unarchived {
     pub(super) required: RequiredSettings,
     /// Why others are not replayed.
     pub(super) left: Option<String>,
+    /// Damage before WAL that the same server wrote.
+    pub(super) hole: Option<Hole>,
     /// What shows that those in `pg_wal` are another server's than the archive's, if anything does.
     pub(super) apart: Option<String>,
 }
@@ -148,6 +152,7 @@ impl Unarchived {
             self.replayed.push(ReplayedSegment { name, end: best.facts.end, whole, kept });
             content.push(UnarchivedSegment { facts: best.facts.clone(), path });
             if !whole {
+                self.hole = Hole::behind(&best.facts, best.damage.as_ref(), best.path, candidates).await?;
                 break;
             }
         }

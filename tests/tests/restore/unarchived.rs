@@ -294,25 +294,57 @@ fn what_does_not_continue_the_archive_is_not_replayed() {
     assert_eq!(rows_after_recovery(&mut bed), "1000");
 }
 
-/// R4: a segment that the archive has is damaged in the directory that is repaired. It is no other server's for that: what follows it is
-/// replayed.
+/// R4: a segment that the archive has is damaged in the directory that is repaired, and in another one a byte that nothing checks is not
+/// what it was. They are no other server's for that: what follows them is replayed.
 #[test]
 fn what_follows_a_damaged_segment_that_the_archive_has_is_replayed() {
     let (mut bed, open) = crashed(17);
     let wal = bed.cluster.pgdata().join("pg_wal");
     let entries = fs::read_dir(&wal).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
-    let archived = entries.filter(|name| name.len() == 24 && *name < open).max().unwrap();
-    let mut content = fs::read(wal.join(&archived)).unwrap();
+    let mut archived: Vec<String> = entries.filter(|name| name.len() == 24 && *name < open).collect();
+    archived.sort();
+    let [.., padded, archived] = &archived[..] else { panic!("{archived:?}") };
+    // The padding of its first page's header.
+    let mut content = fs::read(wal.join(padded)).unwrap();
+    content[20] ^= 1;
+    fs::write(wal.join(padded), &content).unwrap();
+    let mut content = fs::read(wal.join(archived)).unwrap();
     // In the body of its first record.
     let total = u32::from_le_bytes(content[40..44].try_into().unwrap()) as usize;
     content[40 + total - 1] ^= 1;
-    fs::write(wal.join(&archived), &content).unwrap();
+    fs::write(wal.join(archived), &content).unwrap();
     let restored = repair(&bed, &[]);
     assert!(
         restored.stdout.contains("after the end of the archive, recovery replays unarchived WAL"),
         "{restored:#?}"
     );
     assert_eq!(rows_after_recovery(&mut bed), "2000");
+}
+
+/// R4: damage in a segment that no archive has, behind which the same server went on: what was committed there is not left out for a note
+/// in the report.
+#[test]
+fn damage_before_wal_of_the_same_server_is_refused() {
+    let (mut bed, _) = crashed(17);
+    bed.cluster.start();
+    bed.cluster.psql("alter system set archive_command = 'false'");
+    bed.stop_daemon();
+    bed.cluster.reload();
+    let [damaged, next] = [2, 3].map(|n| {
+        bed.cluster.psql(&format!("insert into t select generate_series({n}001, {}000)", n + 1));
+        bed.cluster.switch_wal()
+    });
+    bed.cluster.crash();
+    let path = bed.cluster.pgdata().join("pg_wal").join(&damaged);
+    let mut content = fs::read(&path).unwrap();
+    // In the middle of a page, more bytes than lie between two records.
+    content[30_000..30_016].iter_mut().for_each(|byte| *byte ^= 1);
+    fs::write(&path, &content).unwrap();
+    let options = ["--replace", "--server-is-down"];
+    let refused = bed.try_restore("data", &options).expect_status(1);
+    let says = |text: &str| assert!(refused.stderr.contains(text), "{text}: {refused:#?}");
+    ["recovery would end in", &damaged, &next, "nothing was changed"].into_iter().for_each(says);
+    bed.try_restore("data", &[&options[..], &["--discard-unarchived-wal"]].concat()).expect_success();
 }
 
 /// CRC-32C, a bit at a time; `before`: of what precedes.

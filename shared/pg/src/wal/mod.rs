@@ -14,6 +14,7 @@
 //! | [`Inspector`] | one segment's facts, and whether it may be archived |
 //! | [`RecordReader`] | records over consecutive segments |
 //! | [`DatabaseCopies`] | databases that were copied file by file, and what changed their sources afterwards |
+//! | `same` | whether two files hold the same records |
 //! | `touched` | which directories of databases a record changes |
 //! | [`find`](mod@find) | where recovery stops |
 //!
@@ -34,6 +35,7 @@ mod page;
 mod pending;
 mod reader;
 mod record;
+mod same;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -51,4 +53,5 @@ pub use kind::{
 pub use page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, magic_of_major, major_of_magic};
 pub use reader::{RecordReader, SegmentRecords};
 pub use record::{RECORD_HEADER, RecordHeader, Rmgr, WalRecord};
+pub use same::same_records;
 pub use walk::SegmentEnd;
