@@ -1,24 +1,29 @@
-//! `archive-agent lineage settle`: says that a refused history no longer puts its timeline in doubt, or that a timeline was
-//! abandoned.
+//! `archive-agent lineage settle`: says that a timeline's stored history counts, although another one was refused or it contradicts an
+//! ancestor's, or that a timeline was abandoned.
 //!
 //! One record for each refused history or abandoned timeline, in each repository. A crash in the middle leaves some of them; the same
 //! command creates the others.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, Diagnostic, LineageId, SegmentName, TimelineId};
+use walpoint_base::{ClusterName, Diagnostic, LineageId, SegmentName, TimelineId, WalFileName};
 use walpoint_repo::Repository;
 use walpoint_repo::lineage::DamagedLineage;
+use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::args::{self, CommonArgs};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
+use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
 use crate::hold::user;
+use crate::wal::contradiction;
 
 mod abandon;
 
@@ -32,8 +37,8 @@ const EXAMPLES: &[(&str, &str)] = &[(
 pub(crate) enum LineageCommand {
     /// Settle a timeline that two servers claimed, or that was abandoned.
     ///
-    /// If another server's history was refused for the timeline, the stored history counts from now on. Otherwise the timeline counts as
-    /// abandoned, and is no longer the latest. Nothing that is stored changes.
+    /// If another server's history was refused for the timeline, or its history contradicts that of an earlier timeline, its stored history
+    /// counts from now on. Otherwise the timeline counts as abandoned, and is no longer the latest. Nothing that is stored changes.
     Settle(SettleArgs),
 }
 
@@ -78,12 +83,15 @@ struct Settlement {
     repository: String,
     /// The lineage.
     lineage: LineageId,
-    /// The hash of the history file that was refused and no longer puts the timeline in doubt. Absent if the timeline was abandoned.
+    /// The hash of the history that was settled: the refused one, or the stored one that counts. Absent if the timeline was abandoned.
     #[serde(skip_serializing_if = "Option::is_none")]
     history_hash: Option<String>,
     /// The last segment of the timeline that was abandoned. Absent if a history was settled.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_abandoned_segment: Option<SegmentName>,
+    /// Whether it is the stored history that is named.
+    #[serde(skip)]
+    is_stored: bool,
 }
 
 /// Runs the command.
@@ -139,6 +147,7 @@ async fn settle(
     let repository = Repository::open(name, settings).await?;
     let mut ever = false;
     let mut open: Vec<(LineageId, ContentHash)> = Vec::new();
+    let mut own: BTreeMap<LineageId, (ContentHash, Vec<u8>)> = BTreeMap::new();
     let lineages = repository.lineages(cluster).await?;
     unless_meant(&lineages.damaged, args)?;
     let lineages = lineages.read;
@@ -148,6 +157,13 @@ async fn settle(
         ever |= of_it().next().is_some();
         let unsettled = of_it().filter(|refused| !listed.settled.contains(refused));
         open.extend(unsettled.map(|(_, history)| (lineage.id, *history)));
+        if let Some(history) = contradicting(&repository.wal(lineage), args.timeline).await? {
+            let hash = repository.sealer().content_hash(&history);
+            if !open.contains(&(lineage.id, hash)) {
+                open.push((lineage.id, hash));
+            }
+            own.insert(lineage.id, (hash, history));
+        }
     }
     let Some((first, _)) = open.first().copied() else { return Ok(ever.then(Vec::new)) };
     if let Some((other, _)) = open.iter().find(|(lineage, _)| *lineage != first) {
@@ -159,17 +175,43 @@ async fn settle(
     let lineage = lineages.iter().find(|lineage| lineage.id == first).context("the lineage is gone")?;
     let archive = repository.wal(lineage);
     let who = args.who.clone().unwrap_or_else(user);
-    let mut settled = Vec::new();
+    let (contradicting, mut settled) = (own.get(&first), Vec::new());
     for (_, history) in open {
-        archive.settle_history(args.timeline, history, args.reason.trim(), &who).await?;
+        let is_stored = contradicting.is_some_and(|(hash, _)| *hash == history);
+        let (timeline, reason) = (args.timeline, args.reason.trim());
+        if !is_stored {
+            archive.settle_history(timeline, history, reason, &who).await?;
+        } else if !archive.count_history(timeline, history, reason, &who).await? {
+            return Err(anyhow!(
+                "timeline {timeline} of lineage {first} was settled before as one whose history does not count\nHINT: If it \
+                 counts now, settle the timelines that it contradicts as abandoned (\"archive-agent status\" shows them)."
+            ));
+        }
         settled.push(Settlement {
             repository: name.to_owned(),
             lineage: first,
             history_hash: Some(history.to_string()),
             last_abandoned_segment: None,
+            is_stored,
         });
     }
+    // Where records are copied to another repository, it goes with the history that it is about. Kept earlier, that would put the
+    // timeline in doubt until it is settled.
+    if let Some((_, history)) = own.remove(&first) {
+        archive.put_refused_history(args.timeline, history).await?;
+    }
     Ok(Some(settled))
+}
+
+/// The stored history of a timeline if it contradicts that of an ancestor and no person has settled that.
+async fn contradicting(archive: &WalArchive, timeline: TimelineId) -> anyhow::Result<Option<Vec<u8>>> {
+    let stored = match archive.get(WalFileName::History(timeline)).await {
+        Err(RepoError::Corrupt { .. }) => None,
+        read => read?.map(|file| file.content),
+    };
+    let Some(content) = stored else { return Ok(None) };
+    let split = contradiction::of_stored(archive, timeline, &content).await?;
+    Ok(split.map(|_| content))
 }
 
 /// Fails if a lineage whose facts are damaged is the one in which a timeline is to be settled, or may be.
@@ -194,9 +236,12 @@ fn print(
         return output::json(&SettleDocument { cluster, timeline, settlements: settled });
     }
     let line = |one: &Settlement| {
-        let Settlement { repository, lineage, history_hash, last_abandoned_segment } = one;
+        let Settlement { repository, lineage, history_hash, last_abandoned_segment, .. } = one;
         let timeline = args.timeline;
         match (history_hash, last_abandoned_segment) {
+            (Some(history), _) if one.is_stored => format!(
+                "repository {repository}: timeline {timeline} of lineage {lineage} is settled: its stored history, {history}, counts\n"
+            ),
             (Some(history), _) => format!(
                 "repository {repository}: timeline {timeline} of lineage {lineage} is settled: the stored history counts, not {history}\n"
             ),

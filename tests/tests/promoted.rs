@@ -427,7 +427,40 @@ fn a_timeline_that_comes_from_another_servers_timeline_says_nothing_of_productio
     assert!(doubt["message"].as_str().unwrap().contains("two servers claim timeline 2"), "{doubt:#}");
     assert_eq!(plan(&["--target-timeline", "2"], 0)["path"], own);
     all_done(&heir, &segments(&heir, 1, 100));
+    // Stored as it is, it lets nothing be acknowledged that no restore follows by itself.
+    let daemon = beside.daemon();
+    second.start();
+    segments(&second, 1, 100);
+    wait::until_true(SOON, "it is told", || daemon.log().contains("split brain: timeline 3"));
+    std::thread::sleep(SCANNED);
+    assert_eq!(of_timeline(&bed, "00000003").len(), 1, "{}", daemon.log());
     let settle = ["lineage", "settle", "--timeline", "3", "--abandoned", "--reason", "a test"];
     agent.run(&settle).expect_success();
     assert_eq!(plan(&[], 0)["path"], own);
+}
+
+/// Of two timelines whose histories contradict each other a person says that the younger one counts.
+#[test]
+fn a_timeline_that_contradicts_another_ones_history_is_settled_as_the_one_that_counts() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let _daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    for (timeline, history) in [(2, "1\t0/400000\tx\n"), (3, "1\t0/500000\tx\n2\t0/600000\ty\n")] {
+        bed.archive().put_history(timeline, history.into());
+    }
+    user::give_tree(bed.store.root().unwrap());
+    let claimed = "two servers claim timeline 2";
+    let plan = bed.agent.restore(&["plan"]).expect_status(1);
+    assert!(plan.stderr.contains(claimed) && plan.stderr.contains("settle --timeline 3"), "{plan:?}");
+    let settle = ["lineage", "settle", "--timeline", "3", "--reason", "it is production", "--who", "dba"];
+    let settled = bed.agent.run(&settle).expect_success();
+    assert!(
+        settled.stdout.contains("timeline 3") && settled.stdout.contains("its stored history"),
+        "{settled:?}"
+    );
+    let plan = bed.agent.restore(&["plan"]);
+    assert!(!plan.stderr.contains(claimed), "{plan:?}");
+    let status = bed.agent.run(&["status"]).stdout;
+    assert!(status.contains("settled by dba") && status.contains("it is production"), "{status}");
 }

@@ -68,6 +68,7 @@ pub(super) async fn abandon(
             lineage: archive.lineage().id,
             history_hash: None,
             last_abandoned_segment: Some(until),
+            is_stored: false,
         });
     }
     Ok(settled)

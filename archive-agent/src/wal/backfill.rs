@@ -65,7 +65,7 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
     let cluster = uploader.identity().await?;
     let directory = archiver.wal_directory();
     let wal = directory.clone();
-    let Some((history, _)) = disk::look(&directory, move || history_in(&wal, timeline)).await? else {
+    let Some((mut history, _)) = disk::look(&directory, move || history_in(&wal, timeline)).await? else {
         tracing::warn!(
             %timeline,
             "{} has no history of this timeline: what the server before the promotion did not archive is not looked for",
@@ -74,6 +74,9 @@ async fn fill(archiver: &Arc<Archiver>, timeline: TimelineId) -> anyhow::Result<
         return Ok(());
     };
     let size = cluster.segment_size;
+    for target in uploader.targets().iter().filter(|target| target.acknowledges) {
+        history = contradiction::settled_part(&target.archive(&cluster).await?, history).await?;
+    }
     store_histories(archiver, &cluster, &history, &directory).await?;
     let path = history.clone();
     let wal = directory.clone();

@@ -5,11 +5,14 @@
 //! Such a history is kept beside those that are stored, so that readers elsewhere can tell, and nothing of its timeline is stored.
 //! A crash leaves it or not.
 
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::path::Path;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
-use walpoint_repo::wal::WalArchive;
+use walpoint_plan::graph::contradictions;
+use walpoint_repo::wal::{ListedHistories, WalArchive};
 use walpoint_storage::RepoError;
 
 use super::disk;
@@ -19,23 +22,124 @@ use super::split_brain::SplitBrain;
 /// Histories that are read at the same time, at most.
 const AT_ONCE: usize = 8;
 
-/// What shows that a history descends from another timeline than the one of an ancestor's number that is stored, if anything
-/// does. What is missing or damaged proves nothing.
-async fn with_stored(archive: &WalArchive, history: &TimelineHistory) -> Result<Option<String>, RepoError> {
+/// The newest ancestor that a history does not descend from, but from another timeline of that number than the stored one; and whether
+/// a person has settled that: that one was abandoned, or this one counts, or one that it comes from. What is missing or damaged proves
+/// nothing.
+async fn contradicted(
+    archive: &WalArchive,
+    history: &TimelineHistory,
+) -> Result<Option<(TimelineId, bool)>, RepoError> {
     let parents: Vec<TimelineId> = later_than_first(history).collect();
-    let mut stored = stream::iter(parents)
+    let mut stored = stream::iter(parents.into_iter().rev())
         .map(|parent| async move { unless_damaged(archive.history(parent).await) })
         .buffered(AT_ONCE);
+    let mut agreeing = vec![history.timeline()];
     while let Some(ancestor) = stored.try_next().await? {
-        if let Some(ancestor) = ancestor.filter(|ancestor| history.contradicts(ancestor)) {
-            let (own, parent) = (WalFileName::History(history.timeline()), ancestor.timeline());
-            return Ok(Some(format!(
-                "{own} names other switch points before timeline {parent} than {} does, which is stored",
-                WalFileName::History(parent)
-            )));
+        let Some(ancestor) = ancestor else { continue };
+        if history.contradicts(&ancestor) {
+            let listed = archive.all_histories().await?;
+            let abandoned = archive.abandoned_here(&listed.abandoned).await?;
+            let ancestor = ancestor.timeline();
+            let settled =
+                abandoned.contains_key(&ancestor) || any_counts(archive, &listed, &agreeing).await?;
+            return Ok(Some((ancestor, settled)));
         }
+        agreeing.push(ancestor.timeline());
     }
     Ok(None)
+}
+
+/// What shows that a history descends from another timeline than the one of an ancestor's number that is stored, if anything
+/// does and no person has settled it.
+async fn with_stored(archive: &WalArchive, history: &TimelineHistory) -> Result<Option<String>, RepoError> {
+    let found = contradicted(archive, history).await?;
+    Ok(found.filter(|(_, settled)| !settled).map(|(of, _)| other_switch_points(history.timeline(), of)))
+}
+
+/// The part of a history that is of the server whose WAL an archive holds: the lines behind the ancestor that it contradicts, if a
+/// person has settled that.
+pub(super) async fn settled_part(
+    archive: &WalArchive,
+    history: TimelineHistory,
+) -> Result<TimelineHistory, RepoError> {
+    let Some((of, true)) = contradicted(archive, &history).await? else { return Ok(history) };
+    let behind = history.entries().iter().filter(|entry| entry.parent > of).count();
+    Ok(history.newest(behind))
+}
+
+fn other_switch_points(timeline: TimelineId, ancestor: TimelineId) -> String {
+    let (own, ancestors) = (WalFileName::History(timeline), WalFileName::History(ancestor));
+    format!(
+        "{own} names other switch points before timeline {ancestor} than {ancestors} does, which is stored"
+    )
+}
+
+/// Whether a person has said of one of these timelines that its stored history counts.
+async fn any_counts(
+    archive: &WalArchive,
+    listed: &ListedHistories,
+    timelines: &[TimelineId],
+) -> Result<bool, RepoError> {
+    for timeline in timelines.iter().filter(|id| listed.settled.iter().any(|(settled, _)| settled == *id)) {
+        let stored = unless_damaged(archive.get(WalFileName::History(*timeline)).await)?;
+        let hash = stored.map(|file| archive.repository().sealer().content_hash(&file.content));
+        let Some(hash) = hash else { continue };
+        let settlement = unless_damaged(archive.settlement(*timeline, hash).await)?;
+        if settlement.is_some_and(|settlement| settlement.stored) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a history that is stored contradicts that of an ancestor. Whoever reads the archive takes neither for the latest by itself, so
+/// nothing more of the timeline is acknowledged until that is settled. `None` if it was.
+pub(crate) async fn of_stored(
+    archive: &WalArchive,
+    timeline: TimelineId,
+    content: &[u8],
+) -> Result<Option<SplitBrain>, RepoError> {
+    let Ok(history) = TimelineHistory::parse(timeline, content) else { return Ok(None) };
+    let what = with_stored(archive, &history).await?;
+    Ok(what.map(|what| SplitBrain::new(archive, timeline, what).of_the_timeline()))
+}
+
+/// [`of_stored`] for all histories of an archive, but for those of timelines that were abandoned.
+pub(super) async fn among_stored(
+    archive: &WalArchive,
+    listed: &ListedHistories,
+    histories: &BTreeMap<TimelineId, TimelineHistory>,
+) -> Result<Vec<SplitBrain>, RepoError> {
+    let found = contradictions(histories);
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut among = Vec::new();
+    let abandoned = archive.abandoned_here(&listed.abandoned).await?;
+    for (timeline, ancestor) in found {
+        let Some(history) = histories.get(&timeline) else { continue };
+        let below = history.path().filter(|on_it| *on_it > ancestor);
+        let same = |id: &TimelineId| histories.get(id).is_some_and(|own| !history.contradicts(own));
+        let agreeing: Vec<TimelineId> = below.filter(same).collect();
+        if !abandoned.contains_key(&ancestor) && !any_counts(archive, listed, &agreeing).await? {
+            let what = other_switch_points(timeline, ancestor);
+            among.push(SplitBrain::new(archive, timeline, what).of_the_timeline());
+        }
+    }
+    Ok(among)
+}
+
+/// The histories of an archive; what is damaged proves nothing.
+pub(super) async fn read_all(
+    archive: &WalArchive,
+    listed: &ListedHistories,
+) -> Result<BTreeMap<TimelineId, TimelineHistory>, RepoError> {
+    let read = stream::iter(listed.stored.clone())
+        .map(|timeline| async move { unless_damaged(archive.history(timeline).await) })
+        .buffered(AT_ONCE);
+    read.try_filter_map(|history| ready(Ok(history.map(|history| (history.timeline(), history)))))
+        .try_collect()
+        .await
 }
 
 /// What shows that the histories of ancestors that lie in a directory are not those that are stored, if anything does.
@@ -82,7 +186,7 @@ pub(crate) async fn refuse(
 ) -> Result<Option<SplitBrain>, RepoError> {
     let mut found = with_stored(archive, history).await?;
     if let (None, Some(wal)) = (&found, wal) {
-        found = in_directory(archive, history, wal).await?;
+        found = in_directory(archive, &settled_part(archive, history.clone()).await?, wal).await?;
     }
     let Some(what) = found else { return Ok(None) };
     let timeline = history.timeline();

@@ -19,6 +19,7 @@ use walpoint_storage::object::ContentHash;
 
 use super::beginning::{Beginning, stored};
 use super::comparison::{self, Comparison, begun};
+use super::contradiction;
 use super::elsewhere;
 use super::neighbors::{self, StoredNeighbor};
 use super::split_brain::SplitBrain;
@@ -165,6 +166,7 @@ pub(super) struct Forks {
     /// By the timeline that begins there: the hash of its history, and the fork.
     found: BTreeMap<TimelineId, (ContentHash, Option<Fork>, ForkComparison)>,
     disputed: Vec<SplitBrain>,
+    histories: BTreeMap<TimelineId, TimelineHistory>,
     /// Timelines that a person says do not count.
     abandoned: BTreeSet<TimelineId>,
 }
@@ -385,11 +387,16 @@ async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoEr
             Err(error) => return Err(error),
         };
         let hash = archive.repository().sealer().content_hash(&content);
-        let fork = TimelineHistory::parse(timeline, &content).ok();
-        let fork = fork.and_then(|history| Fork::of(&history, size));
-        target.known(lineage, |known| known.forks.found.insert(timeline, (hash, fork, ForkComparison::Open)));
+        let history = TimelineHistory::parse(timeline, &content).ok();
+        let fork = history.as_ref().and_then(|history| Fork::of(history, size));
+        target.known(lineage, |known| {
+            known.forks.found.insert(timeline, (hash, fork, ForkComparison::Open));
+            known.forks.histories.extend(history.map(|history| (timeline, history)));
+        });
     }
-    let disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
+    let mut disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
+    let histories = target.known(lineage, |known| known.forks.histories.clone());
+    disputed.extend(contradiction::among_stored(archive, &listed, &histories).await?);
     let abandoned = archive.abandoned_here(&listed.abandoned).await?;
     target.known(lineage, |known| {
         known.forks.disputed = disputed;
@@ -403,10 +410,13 @@ async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoEr
     Ok(())
 }
 
-/// The timelines of an archive that did not come from their parents' servers, unless they were settled or abandoned.
+/// The timelines of an archive that did not come from their parents' servers, or come from another server's timeline than the stored
+/// one, unless they were settled or abandoned.
 pub(super) async fn disputed(archive: &WalArchive) -> Result<Vec<SplitBrain>, RepoError> {
     let listed = archive.all_histories().await?;
     let mut disputed = disputed_of(archive, &listed.refused, &listed.settled).await?;
+    let histories = contradiction::read_all(archive, &listed).await?;
+    disputed.extend(contradiction::among_stored(archive, &listed, &histories).await?);
     let abandoned = archive.abandoned_here(&listed.abandoned).await?;
     disputed.retain(|split| !abandoned.contains_key(&split.timeline()));
     Ok(disputed)
@@ -441,7 +451,8 @@ async fn dispute(archive: &WalArchive, fork: &Fork, what: String) -> Result<Spli
     Ok(SplitBrain::new(archive, child, what).of_the_timeline())
 }
 
-/// Whether the history of a timeline is stored and known not to come from its parent's server; what that means.
+/// Whether the history of a timeline that is stored is known not to come from its parent's server, or to contradict a stored
+/// ancestor's; what that means.
 pub(super) async fn is_disputed(
     archive: &WalArchive,
     timeline: TimelineId,
@@ -451,7 +462,7 @@ pub(super) async fn is_disputed(
     if archive.refused_history(timeline, hash).await?.is_none()
         || archive.settlement(timeline, hash).await?.is_some()
     {
-        return Ok(None);
+        return contradiction::of_stored(archive, timeline, content).await;
     }
     disputed_of(archive, &[(timeline, hash)], &[]).await.map(|mut found| found.pop())
 }

@@ -3,7 +3,7 @@
 //! PostgreSQL hands a history over once, and not at all when it marked the file as archived by itself. So whoever stores WAL of
 //! a timeline stores its history, from beside the WAL, from `pg_wal` or from another repository. A history that differs from
 //! the one that is stored is kept beside it for readers elsewhere, and nothing of that timeline is stored; likewise one
-//! that descends from another timeline than an ancestor's that is stored. One that PostgreSQL has
+//! that descends from another timeline than an ancestor's that is stored, even if it was stored before that. One that PostgreSQL has
 //! not written to its end is damaged, and refused by its name: it could never be replaced, and would lead recovery astray. A
 //! crash leaves a history or none.
 

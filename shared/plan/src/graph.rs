@@ -19,8 +19,8 @@ pub struct TimelineGraph {
 pub type Contradictions = BTreeMap<TimelineId, TimelineId>;
 
 impl TimelineGraph {
-    /// The graph of all stored histories, and those that contradict others. Where such a timeline comes from is left open: what is
-    /// stored under its ancestors' numbers is not what it comes from. If descendants contradict each other about an ancestor
+    /// The graph of all stored histories, and those that contradict others. Such a timeline begins behind the ancestor that it
+    /// contradicts: what is stored under that number and older ones is not what it comes from. If descendants contradict each other about an ancestor
     /// without a history, those of `last` do, or else all of them.
     pub fn of(
         stored: impl IntoIterator<Item = TimelineHistory>,
@@ -37,8 +37,14 @@ impl TimelineGraph {
         for history in first.into_iter().chain(later).filter_map(|id| stored.get(id)) {
             graph.add(history.clone());
         }
-        for timeline in contradictions.keys() {
-            graph.histories.insert(*timeline, TimelineHistory::root(*timeline));
+        for (history, of) in
+            contradictions.iter().filter_map(|(timeline, of)| Some((stored.get(timeline)?, of)))
+        {
+            // What is told of it and of no stored timeline behind it may be another server's as well.
+            let entries = history.entries();
+            let first = entries.iter().position(|e| e.parent > *of && stored.contains_key(&e.parent));
+            let behind = first.map_or(0, |first| entries.len() - first);
+            graph.histories.insert(history.timeline(), history.newest(behind));
         }
         graph.stored = stored;
         (graph, contradictions)
@@ -128,7 +134,7 @@ impl TimelineGraph {
 }
 
 /// The timelines that contradict a stored ancestor's own history.
-fn contradictions(stored: &BTreeMap<TimelineId, TimelineHistory>) -> Contradictions {
+pub fn contradictions(stored: &BTreeMap<TimelineId, TimelineHistory>) -> Contradictions {
     let mut found = Contradictions::new();
     // Ancestors have lower ids.
     for (timeline, history) in stored {
@@ -245,7 +251,8 @@ mod tests {
         assert_eq!(graph.history(tli(2)).unwrap().begin_of(tli(2)), Some(Lsn(0x4000000)));
         assert_eq!(graph.children(tli(2)), [(tli(3), Lsn(0x6000000))]);
         assert_eq!(graph.left_at(tli(1)).collect::<Vec<_>>(), [Lsn(0x4000000), Lsn(0x4000000)]);
-        assert_eq!(graph.roots().map(TimelineId::get).collect::<Vec<_>>(), [1, 4, 5]);
+        assert_eq!(graph.roots().map(TimelineId::get).collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(graph.children(tli(4)), [(tli(5), Lsn(0x9000000))]);
         assert_eq!(graph.stored().len(), 4);
     }
 

@@ -63,6 +63,35 @@ async fn a_timeline_that_begins_between_two_segments_has_to_continue_its_parents
     assert!(matches!(told, TargetError::SplitBrain(_)), "{told}");
 }
 
+/// A timeline that comes from another server's timeline 2 was stored before this one's history of timeline 2.
+#[tokio::test]
+async fn nothing_is_stored_of_a_timeline_whose_stored_history_contradicts_a_stored_ancestors() {
+    let bed = Bed::new().await;
+    let three = [switch_in("000000010000000000000004", 0x800), switch_in("000000020000000000000006", 0x800)];
+    let content = three.concat();
+    bed.put_history(3, content.clone()).await;
+    let [theirs, ours] =
+        ["000000030000000000000007", "000000020000000000000004"].map(|name| name.parse().unwrap());
+    assert!(!judged(&bed, theirs).await.unwrap());
+    bed.put_history(2, switch_in("000000010000000000000003", 0x800)).await;
+    let told = judged(&bed, theirs).await.unwrap_err().to_string();
+    assert!(told.starts_with("split brain: timeline 3") && told.contains("settle --timeline 3"), "{told}");
+    assert!(!judged(&bed, ours).await.unwrap());
+    assert_eq!(disputed(&bed.archive).await.unwrap().len(), 1);
+    assert!(is_disputed(&bed.archive, theirs.timeline, &content).await.unwrap().is_some());
+
+    let four = [content.clone(), switch_in("000000030000000000000008", 0x800)].concat();
+    let history = TimelineHistory::parse(TimelineId::new(4).unwrap(), &four).unwrap();
+    let refused = async || contradiction::refuse(&bed.archive, &history, &four, None).await.unwrap();
+    assert!(refused().await.is_some());
+    let hash = bed.archive.repository().sealer().content_hash(&content);
+    assert!(bed.archive.count_history(theirs.timeline, hash, "it is production", "dba").await.unwrap());
+    assert!(!judged(&bed, theirs).await.unwrap());
+    assert!(disputed(&bed.archive).await.unwrap().is_empty());
+    assert!(is_disputed(&bed.archive, theirs.timeline, &content).await.unwrap().is_none());
+    assert_eq!(refused().await, None, "production was promoted once more");
+}
+
 /// What completes a fork soon after a look is compared all the same, unless segments come in a torrent.
 #[test]
 fn a_few_segments_in_a_row_are_each_looked_for() {

@@ -164,7 +164,8 @@ fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -
              {timeline} comes from another server's timeline {of}.\nHINT: To recover to timeline {instead}, add \
              --target-timeline {instead}.\nHINT: If timeline {timeline} is not needed, run \"archive-agent lineage settle \
              --timeline {timeline} --abandoned\" to settle it. Give the server that writes it a lineage of its own (archive-agent \
-             init --new-lineage)."
+             init --new-lineage).\nHINT: If timeline {timeline} is the one that counts, run \"archive-agent lineage settle \
+             --timeline {timeline}\", and back up the server that writes it."
         ),
         Doubt::Damaged(_) | Doubt::Missing | Doubt::NoBackup => text,
     }

@@ -128,6 +128,12 @@ impl TimelineHistory {
         self.entries.get(..at)
     }
 
+    /// Its newest lines alone, as of a timeline whose older ancestors nothing tells.
+    pub fn newest(&self, lines: usize) -> Self {
+        let older = self.entries.len().saturating_sub(lines);
+        Self { timeline: self.timeline, entries: self.entries.get(older..).unwrap_or_default().to_vec() }
+    }
+
     /// Whether this history descends from another timeline of that number than the one whose history `own` is. What one of the two
     /// lacks at its beginning proves nothing: where the history of the timeline that it leaves is missing, PostgreSQL begins
     /// a new one (`writeTimeLineHistory` in `src/backend/access/transam/timeline.c`).

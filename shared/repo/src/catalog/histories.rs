@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt};
 use walpoint_base::diagnostic::shown;
-use walpoint_base::{TimelineHistory, TimelineId};
+use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
 use walpoint_plan::graph::{Contradictions, TimelineGraph};
 use walpoint_plan::restore::{Abandoned, Answer, BackupState, Doubt, Facts, Question};
 use walpoint_storage::error::{RepoError, Result};
@@ -52,6 +52,7 @@ impl LineageCatalog {
         let abandoned = abandoned(&archive, &listed_histories.abandoned, &mut of_verdicts).await?;
         let last = refused.iter().chain(abandoned.keys()).copied().collect();
         let (mut graph, contradictions) = TimelineGraph::of(read, &last);
+        let counted = counted(&archive, &listed_histories, &contradictions).await?;
         let stored: BTreeSet<TimelineId> = listed_histories.stored.iter().copied().collect();
         for timeline in timelines {
             if timeline > TimelineId::FIRST && !stored.contains(&timeline) {
@@ -66,7 +67,7 @@ impl LineageCatalog {
             graph.add_known(timeline);
         }
         problems.extend(of_verdicts);
-        doubts.extend(unsettled_contradictions(contradictions, &abandoned));
+        doubts.extend(unsettled_contradictions(contradictions, &graph, &abandoned, &counted));
         doubts.extend(refused.into_iter().map(|timeline| (timeline, Doubt::Refused)));
         settled.extend(abandoned.values().map(ToString::to_string));
         let mut disputed = Vec::new();
@@ -106,6 +107,7 @@ impl LineageCatalog {
             problems,
             disputed,
             settled,
+            counted,
         })
     }
 }
@@ -121,8 +123,9 @@ async fn unsettled(
         if listed.settled.contains(&(timeline, history)) {
             match archive.settlement(timeline, history).await {
                 Ok(Some(found)) => {
+                    let which = if found.stored { "counts" } else { "was refused" };
                     settled.push(format!(
-                        "timeline {timeline}: the history {history} was refused; settled by {} on {}: {}",
+                        "timeline {timeline}: the history {history} {which}; settled by {} on {}: {}",
                         shown(&found.who),
                         found.settled,
                         shown(&found.reason)
@@ -139,15 +142,43 @@ async fn unsettled(
     Ok((refused, settled))
 }
 
-/// The timelines that contradict others' histories. Who abandons one of the two settles that, and keeps the other.
+/// The timelines that contradict others' histories and of which a person says that their stored histories count.
+async fn counted(
+    archive: &WalArchive,
+    listed: &ListedHistories,
+    contradictions: &Contradictions,
+) -> Result<BTreeSet<TimelineId>> {
+    let mut counted = BTreeSet::new();
+    let settled = |timeline: &TimelineId| listed.settled.iter().any(|(settled, _)| settled == timeline);
+    for timeline in contradictions.keys().copied().filter(settled) {
+        let Some(file) = archive.get(WalFileName::History(timeline)).await? else { continue };
+        match archive.settlement(timeline, archive.repository().sealer().content_hash(&file.content)).await {
+            Ok(Some(settlement)) if settlement.stored => {
+                counted.insert(timeline);
+            }
+            Ok(_) | Err(RepoError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(counted)
+}
+
+/// The timelines that contradict others' histories. Who abandons one of the two settles that, and keeps the other; so does who says
+/// that a timeline counts, which holds for what comes from it.
 pub(super) fn unsettled_contradictions(
     contradictions: Contradictions,
+    graph: &TimelineGraph,
     abandoned: &BTreeMap<TimelineId, Abandoned>,
-) -> impl Iterator<Item = (TimelineId, Doubt)> {
-    let open = contradictions
-        .into_iter()
-        .filter(|(timeline, of)| !abandoned.contains_key(timeline) && !abandoned.contains_key(of));
-    open.map(|(timeline, of)| (timeline, Doubt::OtherAncestor(of)))
+    counted: &BTreeSet<TimelineId>,
+) -> Vec<(TimelineId, Doubt)> {
+    let counts = |timeline: &TimelineId, of: &TimelineId| {
+        let mut path = graph.stored().get(timeline).into_iter().flat_map(TimelineHistory::path);
+        path.any(|on_it| on_it > *of && counted.contains(&on_it))
+    };
+    let open = contradictions.into_iter().filter(|(timeline, of)| {
+        !abandoned.contains_key(timeline) && !abandoned.contains_key(of) && !counts(timeline, of)
+    });
+    open.map(|(timeline, of)| (timeline, Doubt::OtherAncestor(of))).collect()
 }
 
 /// Histories that are read at the same time, at most.
@@ -177,7 +208,7 @@ async fn read_histories(
 
 #[cfg(test)]
 mod tests {
-    use walpoint_base::{SegmentName, WalFileName};
+    use walpoint_base::SegmentName;
     use walpoint_storage::layout::AbandonedUntil;
 
     use super::*;
@@ -192,7 +223,6 @@ mod tests {
     async fn a_younger_timeline_of_another_server_leaves_the_stored_history_as_it_is() {
         let bed = bed().await;
         let archive = &bed.archive;
-        let fork = Some((tli(2), walpoint_base::Lsn(0x60_0000)));
         for (id, text) in [(2, "1\t0/200000\tx\n"), (3, "1\t0/400000\tx\n2\t0/600000\ty\n")] {
             archive.put_file(WalFileName::History(tli(id)), text.as_bytes().to_vec()).await.unwrap();
         }
@@ -208,6 +238,38 @@ mod tests {
         assert!(catalog.disputed()[0].starts_with("timeline 3: two servers claim timeline 2"));
         assert!(catalog.unread().is_empty());
 
+        let counts = async |id: u32| {
+            let stored = archive.get(WalFileName::History(tli(id))).await.unwrap().unwrap().content;
+            let hash = archive.repository().sealer().content_hash(&stored);
+            assert!(archive.count_history(tli(id), hash, "production", "dba").await.unwrap());
+            archive.put_refused_history(tli(id), stored).await.unwrap();
+        };
+        let four = "1\t0/400000\tx\n2\t0/600000\ty\n3\t0/900000\tz\n";
+        archive.put_file(WalFileName::History(tli(4)), four.as_bytes().to_vec()).await.unwrap();
+        assert_eq!(load().await.facts().doubts.len(), 2);
+        counts(3).await;
+        let catalog = load().await;
+        assert!(catalog.facts().doubts.is_empty() && catalog.disputed().is_empty());
+        assert!(catalog.settled()[0].contains("settled by dba"), "{:?}", catalog.settled());
+        assert_eq!(begin(&catalog), Some(walpoint_base::Lsn(0x20_0000)));
+        assert_eq!(catalog.facts().graph.children(tli(3)), [(tli(4), walpoint_base::Lsn(0x90_0000))]);
+        assert!(catalog.facts().graph.children(tli(2)).is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_abandons_one_of_two_timelines_settles_what_they_contradict_each_other_about() {
+        let bed = bed().await;
+        let archive = &bed.archive;
+        let fork = Some((tli(2), walpoint_base::Lsn(0x60_0000)));
+        for (id, text) in [(2, "1\t0/200000\tx\n"), (3, "1\t0/400000\tx\n2\t0/600000\ty\n")] {
+            archive.put_file(WalFileName::History(tli(id)), text.as_bytes().to_vec()).await.unwrap();
+        }
+        let load = async || {
+            let backups = Backups::of(archive.repository(), &archive.lineage().cluster);
+            LineageCatalog::load(archive.clone(), &backups, &[]).await.unwrap()
+        };
+        let begin =
+            |catalog: &LineageCatalog| catalog.facts().graph.history(tli(2)).unwrap().begin_of(tli(2));
         let until = SegmentName { timeline: tli(3), log: 0, segment: 6 };
         archive.abandon_timeline(AbandonedUntil { until, fork }, "a test copy", "dba").await.unwrap();
         let catalog = load().await;

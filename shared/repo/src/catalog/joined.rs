@@ -36,7 +36,7 @@ impl LineageCatalog {
         let beside: Vec<WalArchive> = others.iter().map(|other| other.archive.clone()).collect();
         let own = &self.facts;
         let (mut doubts, mut without_history) = (own.doubts.clone(), own.without_history.clone());
-        let mut abandoned = own.abandoned.clone();
+        let (mut abandoned, mut counted) = (own.abandoned.clone(), self.counted.clone());
         let mut stored = own.graph.stored().clone();
         let mut known: BTreeSet<TimelineId> = own.graph.ids().collect();
         for theirs in others.iter().map(|other| &other.facts) {
@@ -77,7 +77,12 @@ impl LineageCatalog {
             let said = theirs.abandoned.iter().filter(|(timeline, _)| same(**timeline));
             abandoned.extend(said.map(|(timeline, record)| (*timeline, record.clone())));
         }
-        for (timeline, doubt) in unsettled_contradictions(contradictions, &abandoned) {
+        for other in others {
+            let theirs = other.facts.graph.stored();
+            let same = |timeline: &TimelineId| theirs.get(timeline) == graph.stored().get(timeline);
+            counted.extend(other.counted.iter().copied().filter(same));
+        }
+        for (timeline, doubt) in unsettled_contradictions(contradictions, &graph, &abandoned, &counted) {
             doubts.entry(timeline).or_insert(doubt);
         }
         let mut facts = Facts::new(own.lineage, own.major, own.segment_size, graph, own.backups.clone());
@@ -100,6 +105,7 @@ impl LineageCatalog {
             problems: self.problems.clone(),
             disputed: self.disputed.clone(),
             settled: self.settled.clone(),
+            counted,
         }
     }
 }

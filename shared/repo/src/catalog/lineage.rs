@@ -37,6 +37,8 @@ pub struct LineageCatalog {
     pub(super) disputed: Vec<String>,
     /// Timelines that two servers claimed or that were abandoned, and what a person says about it.
     pub(super) settled: Vec<String>,
+    /// Timelines that contradict another one's history and count, as a person says.
+    pub(super) counted: BTreeSet<TimelineId>,
 }
 
 impl LineageCatalog {

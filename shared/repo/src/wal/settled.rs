@@ -1,4 +1,5 @@
-//! Settlements: a person has looked at a history that was refused, and the one that is stored counts from then on.
+//! Settlements: a person has looked at a history that was refused, and the one that is stored counts from then on; or at a stored one
+//! that contradicts an ancestor's, and it counts.
 //!
 //! `<TLI>.history.settled/<hash>` is a document, created once, for one refused history. Another one that is refused later puts
 //! the timeline in doubt again. Nothing that is stored changes.
@@ -20,9 +21,12 @@ pub struct Settlement {
     /// The timeline that two servers claimed.
     #[serde(with = "as_text")]
     pub timeline: TimelineId,
-    /// The history that was refused.
+    /// The history that was refused, or the stored one.
     #[serde(with = "as_text")]
     pub history: ContentHash,
+    /// Whether it is the stored one, which counts. One that was refused may have been stored since by who does not compare it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stored: bool,
     /// Why the stored one counts.
     pub reason: String,
     /// Who says so.
@@ -47,9 +51,32 @@ impl WalArchive {
         reason: &str,
         who: &str,
     ) -> Result<()> {
+        self.settle(timeline, (history, false), reason, who).await
+    }
+
+    /// Says that a stored history counts although it contradicts that of an ancestor. `false` if it was settled before as one that was
+    /// refused: that stays as it is.
+    pub async fn count_history(
+        &self,
+        timeline: TimelineId,
+        history: ContentHash,
+        reason: &str,
+        who: &str,
+    ) -> Result<bool> {
+        self.settle(timeline, (history, true), reason, who).await?;
+        Ok(self.settlement(timeline, history).await?.is_some_and(|settlement| settlement.stored))
+    }
+
+    async fn settle(
+        &self,
+        timeline: TimelineId,
+        (history, stored): (ContentHash, bool),
+        reason: &str,
+        who: &str,
+    ) -> Result<()> {
         let (reason, who, format) =
             (reason.to_owned(), who.to_owned(), walpoint_storage::object::FORMAT_VERSION);
-        let settlement = Settlement { format, timeline, history, reason, who, settled: now() };
+        let settlement = Settlement { format, timeline, history, stored, reason, who, settled: now() };
         self.note_settlement(&settlement).await
     }
 
