@@ -4,7 +4,7 @@
 //! such a restore names the timeline ([`super::note`]). PostgreSQL asks for the history all the same when recovery ends, because it looks
 //! for the first number of a timeline that is free. That it is in use is known; what is in the history is not.
 
-use walpoint_base::{Recovery, TimelineId, WalFileName};
+use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
 
 use crate::wal::archive::{ClusterArchive, Missing, Proof};
 
@@ -56,17 +56,51 @@ impl ClusterArchive {
     }
 }
 
-/// The history of a timeline that none of these repositories has any more, if a younger timeline's begins with it, and the
+/// The history of a timeline that none of these repositories has any more, if a younger timeline's begins with it, and a
 /// repository that has that. Which it is counts only for its own timeline; what cannot be read says nothing.
 async fn from_younger(missing: &[Missing<'_>], timeline: TimelineId) -> Option<(String, Vec<u8>)> {
+    let mut told = Vec::new();
     for source in missing {
         match source.wal.history_from_younger(timeline).await {
-            Ok(Some(content)) => return Some((source.name.to_owned(), content)),
-            Ok(None) => {}
+            Ok(content) => told.extend(content.map(|content| (source.name.to_owned(), content))),
             Err(error) => {
                 tracing::debug!("the histories in repository {} cannot be read: {error}", source.name)
             }
         }
     }
-    None
+    agreed(timeline, told)
+}
+
+/// What repositories tell of a history, unless they tell different things: then a younger timeline of one of them comes from another
+/// server's timeline of that number.
+fn agreed(timeline: TimelineId, told: Vec<(String, Vec<u8>)>) -> Option<(String, Vec<u8>)> {
+    let switches = |content: &[u8]| {
+        let history = TimelineHistory::parse(timeline, content).ok()?;
+        Some(history.entries().iter().map(|entry| (entry.parent, entry.switch)).collect::<Vec<_>>())
+    };
+    let mut all = told.iter().map(|(_, content)| switches(content));
+    let first = all.next()?;
+    if all.any(|other| other != first) {
+        return None;
+    }
+    told.into_iter().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories_that_tell_different_things_of_a_lost_history_tell_nothing() {
+        let two = TimelineId::new(2).unwrap();
+        let told = |all: &[&str]| {
+            let told = all.iter().map(|content| ("main".to_owned(), content.as_bytes().to_vec()));
+            agreed(two, told.collect()).map(|(_, content)| String::from_utf8(content).unwrap())
+        };
+        let (one, other) = ("1\t0/400000\tx\n", "1\t0/500000\tx\n");
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[one]).as_deref(), Some(one));
+        assert_eq!(told(&[one, "1\t0/400000\tanother reason\n"]).as_deref(), Some(one));
+        assert_eq!(told(&[one, other]), None);
+    }
 }

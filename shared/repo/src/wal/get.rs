@@ -175,39 +175,6 @@ impl WalArchive {
         TimelineHistory::parse(timeline, &file.content).map(Some).map_err(|e| RepoError::corrupt(&key, e))
     }
 
-    /// The lines of a timeline's history that is not there, from a younger timeline that comes from it: PostgreSQL copies them,
-    /// and adds one that names the timeline. `None` if no younger one does, or if younger ones contradict each other: then one of
-    /// them comes from another server's timeline of that number. One listing, and one request for each younger history.
-    pub async fn history_from_younger(&self, timeline: TimelineId) -> Result<Option<Vec<u8>>> {
-        let mut found: Option<(Vec<u8>, TimelineHistory)> = None;
-        for younger in self.histories().await?.into_iter().filter(|id| *id > timeline) {
-            let file = match self.get(WalFileName::History(younger)).await {
-                Err(RepoError::Corrupt { .. }) if found.is_some() => continue,
-                read => read?,
-            };
-            let Some(mut file) = file else { continue };
-            let key = self.paths().file(WalFileName::History(younger));
-            let history =
-                TimelineHistory::parse(younger, &file.content).map_err(|e| RepoError::corrupt(&key, e))?;
-            if found.as_ref().is_some_and(|(_, found)| history.contradicts(found)) {
-                return Ok(None);
-            }
-            let Some(own) = history.of_ancestor(timeline).filter(|_| found.is_none()) else { continue };
-            let names = |line: &[u8]| {
-                let id = line.trim_ascii_start().split(u8::is_ascii_whitespace).next();
-                id.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok()) == Some(timeline.get())
-            };
-            let before = file.content.split_inclusive(|byte| *byte == b'\n').take_while(|line| !names(line));
-            let length = before.map(<[u8]>::len).sum();
-            file.content.truncate(length);
-            // Cut anywhere else, it would tell another story.
-            if TimelineHistory::parse(timeline, &file.content).is_ok_and(|cut| cut == own) {
-                found = Some((file.content, own));
-            }
-        }
-        Ok(found.map(|(content, _)| content))
-    }
-
     /// A history that was refused because its timeline has another one; `None` if there is none of that hash.
     pub async fn refused_history(&self, timeline: TimelineId, hash: ContentHash) -> Result<Option<Vec<u8>>> {
         let key = self.paths().refused_history(timeline, hash);

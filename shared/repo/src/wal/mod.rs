@@ -30,6 +30,7 @@ mod beginning;
 pub mod content;
 pub mod copies;
 mod edges;
+mod from_younger;
 pub mod gaps;
 mod get;
 pub mod header;
