@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use walpoint_base::chain::{ChainFacts, Link};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
@@ -22,15 +22,9 @@ use super::comparison::{self, Comparison, begun};
 use super::contradiction;
 use super::elsewhere;
 use super::neighbors::{self, StoredNeighbor};
+use super::pace::Pace;
 use super::split_brain::SplitBrain;
 use super::target::{TargetError, WalTarget};
-
-/// How often to look for forks that others stored, if segments come that often for long.
-const INTERVAL: Duration = Duration::from_secs(15);
-
-/// So many looks follow each other without a pause. The segment that completes a fork may be the last one for hours, and came soon
-/// after another.
-const IN_A_ROW: u32 = 4;
 
 /// Where a timeline begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,25 +134,6 @@ async fn between_segments(archive: &WalArchive, fork: &Fork, wal: &Path) -> Resu
     })
 }
 
-/// When to look for forks that others stored: at each of a few segments, and in a torrent of them now and then.
-#[derive(Debug, Default)]
-struct Pace {
-    /// When the next look would be due if they were evenly spread.
-    next: Option<Instant>,
-}
-
-impl Pace {
-    /// Whether to look now, which counts as done then.
-    fn is_due(&mut self, now: Instant) -> bool {
-        let next = self.next.map_or(now, |next| next.max(now));
-        let due = next.duration_since(now) <= INTERVAL * (IN_A_ROW - 1);
-        if due {
-            self.next = Some(next + INTERVAL);
-        }
-        due
-    }
-}
-
 /// What is known of the forks in an archive.
 #[derive(Debug, Default)]
 pub(super) struct Forks {
@@ -167,6 +142,8 @@ pub(super) struct Forks {
     found: BTreeMap<TimelineId, (ContentHash, Option<Fork>, ForkComparison)>,
     disputed: Vec<SplitBrain>,
     histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// The last segment, if no look was due at it.
+    left: Option<SegmentName>,
     /// Timelines that a person says do not count.
     abandoned: BTreeSet<TimelineId>,
 }
@@ -188,6 +165,11 @@ impl Forks {
         let open = self.disputed.iter().filter(|split| !self.abandoned.contains(&split.timeline()));
         open.cloned().collect()
     }
+
+    /// Whether a segment came at which no look was due, and none since.
+    pub(super) fn are_left(&self) -> bool {
+        self.left.is_some()
+    }
 }
 
 /// A segment of a directory that is about to be stored.
@@ -205,7 +187,14 @@ impl ForkSide<'_> {
     /// is stored of the other timeline came first, or this one is known to be another server's. `true` if a stored timeline
     /// was found to be another server's.
     pub(super) async fn judge(&self) -> Result<bool, TargetError> {
-        look(self.target, self.archive).await?;
+        let looked = look(self.target, self.archive).await?;
+        let left = (!looked).then_some(self.name);
+        self.target.known(self.archive.lineage().id, |known| known.forks.left = left);
+        self.compare().await
+    }
+
+    /// [`Self::judge`] by what is known already.
+    async fn compare(&self) -> Result<bool, TargetError> {
         let (timeline, lineage) = (self.name.timeline, self.archive.lineage().id);
         let (split, forks) = self.target.known(lineage, |known| {
             let split = known.forks.disputed.iter().find(|split| split.timeline() == timeline).cloned();
@@ -359,18 +348,18 @@ impl ForkSide<'_> {
 }
 
 /// Looks for forks that are stored, and for timelines that were found to be another server's, unless that was done a moment
-/// ago: one listing, and one request for each history that is new.
-async fn look(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoError> {
+/// ago: one listing, and one request for each history that is new. Whether it looked.
+async fn look(target: &WalTarget, archive: &WalArchive) -> Result<bool, RepoError> {
     let lineage = archive.lineage().id;
     let due = target.known(lineage, |known| known.forks.pace.is_due(Instant::now()));
     if !due {
-        return Ok(());
+        return Ok(false);
     }
     let looked = look_now(target, archive).await;
     if looked.is_err() {
         target.known(lineage, |known| known.forks.pace = Pace::default());
     }
-    looked
+    looked.map(|()| true)
 }
 
 async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoError> {
@@ -408,6 +397,26 @@ async fn look_now(target: &WalTarget, archive: &WalArchive) -> Result<(), RepoEr
         }
     });
     Ok(())
+}
+
+/// Compares what was left out at the last segments, because they came too fast, as it is stored by now: the next one may not come for
+/// hours. `true` if a stored timeline was found to be another server's; an error as of [`ForkSide::judge`].
+pub(super) async fn compare_left(
+    target: &WalTarget,
+    archive: &WalArchive,
+    wal: &Path,
+) -> Result<bool, TargetError> {
+    let (lineage, size) = (archive.lineage().id, archive.lineage().segment_size);
+    let Some(last) = target.known(lineage, |known| known.forks.left.take()) else { return Ok(false) };
+    if let Err(error) = look_now(target, archive).await {
+        target.known(lineage, |known| known.forks.left = known.forks.left.or(Some(last)));
+        return Err(error.into());
+    }
+    let Some(number) = last.number(size) else { return Ok(false) };
+    // As when the next one came: the last one lies in the archive now, and its file may be gone.
+    let name = SegmentNo(number.0 + 1).name(last.timeline, size);
+    let path = wal.join(name.to_string());
+    ForkSide { target, archive, name, path: &path, chain: None }.compare().await
 }
 
 /// The timelines of an archive that did not come from their parents' servers, or come from another server's timeline than the stored

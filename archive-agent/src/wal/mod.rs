@@ -20,6 +20,7 @@
 //! | [`look_back`] | whether it continues what is stored before it |
 //! | [`ancestry`] | whether WAL of earlier timelines continues what is stored |
 //! | [`fork`], [`beginning`] | whether a timeline begins with what its parent's server wrote; reading what a segment begins with |
+//! | [`pace`] | when to look for forks that others stored |
 //! | `fixtures` | repositories with WAL for the tests of all of these, without a server |
 //! | [`known`] | what this process knows of a lineage |
 //! | [`control`] | who a server is and what it writes |
@@ -72,6 +73,7 @@ mod neighbors;
 pub(crate) mod once;
 mod opening;
 pub(crate) mod order;
+mod pace;
 mod points;
 pub(crate) mod postmaster;
 pub(crate) mod prepare;

@@ -175,6 +175,19 @@ pub(crate) async fn split_brains(uploader: &Uploader) -> anyhow::Result<Vec<Spli
     Ok(found)
 }
 
+/// Compares the forks at which segments came too fast to look for them.
+async fn compare_left(uploader: &Uploader) {
+    for target in uploader.targets().iter().filter(|target| target.has_forks_left()) {
+        // That something cannot be read is told elsewhere.
+        let Ok(cluster) = uploader.identity().await else { return };
+        let Ok(archive) = target.archive(&cluster).await else { continue };
+        let compared = fork::compare_left(target, &archive, &uploader.wal_directory()).await;
+        if let Err(TargetError::SplitBrain(split)) = compared {
+            target.refuse(&split, None);
+        }
+    }
+}
+
 /// Compares at the start, then looks whether anything was refused as another server's; `working` is called whenever nothing
 /// was. An error names what was: it is started again.
 pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
@@ -198,5 +211,6 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         }
         working();
         tokio::time::timeout(INTERVAL, uploader.refused.notified()).await.ok();
+        compare_left(uploader).await;
     }
 }

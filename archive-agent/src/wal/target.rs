@@ -165,6 +165,11 @@ impl WalTarget {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).forks.disputed()
     }
 
+    /// Whether segments came at which no look for forks was due, and none since.
+    pub(super) fn has_forks_left(&self) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).forks.are_left()
+    }
+
     /// What is wrong with histories that are stored, while this server has sound ones of its own.
     pub(crate) fn damaged_histories(&self) -> Vec<String> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).damaged()

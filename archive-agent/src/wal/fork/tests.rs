@@ -1,6 +1,7 @@
 //! Forks in an archive of segments that are no WAL: each seed is a server.
 
 use super::super::fixtures::{Bed, switch_in};
+use super::super::pace::IN_A_ROW;
 use super::*;
 
 /// A timeline whose first segment does not continue its parent's WAL, and the next segment of it.
@@ -92,15 +93,24 @@ async fn nothing_is_stored_of_a_timeline_whose_stored_history_contradicts_a_stor
     assert_eq!(refused().await, None, "production was promoted once more");
 }
 
-/// What completes a fork soon after a look is compared all the same, unless segments come in a torrent.
-#[test]
-fn a_few_segments_in_a_row_are_each_looked_for() {
-    let (mut pace, begun) = (Pace::default(), Instant::now());
-    let mut looks = |from: u64, to: u64| {
-        (from..to).filter(|second| pace.is_due(begun + Duration::from_secs(*second))).count()
+/// The last segment before hours without any came in a torrent.
+#[tokio::test]
+async fn a_fork_that_was_stored_during_a_torrent_is_compared_behind_it() {
+    let bed = Bed::new().await;
+    let (target, wal) = (bed.target(true), bed.pgdata().join("pg_wal"));
+    let name: SegmentName = "000000010000000000000003".parse().unwrap();
+    let path = wal.join(name.to_string());
+    let judge = async || {
+        ForkSide { target: &target, archive: &bed.archive, name, path: &path, chain: None }.judge().await
     };
-    assert_eq!(looks(0, 4), 4);
-    let hour = looks(4, 3600);
-    assert!((3600 / 15 - 4..=3600 / 15).contains(&hour), "{hour}");
-    assert_eq!(looks(3700, 3703), 3);
+    for _ in 0..IN_A_ROW {
+        assert!(!judge().await.unwrap());
+    }
+    bed.put_history(2, switch_in("000000010000000000000003", 0)).await;
+    bed.put("000000010000000000000002", 1).await;
+    bed.put("000000020000000000000003", 2).await;
+    assert!(!judge().await.unwrap() && target.has_forks_left(), "no look is due");
+    assert!(compare_left(&target, &bed.archive, &wal).await.unwrap());
+    assert_eq!(disputed(&bed.archive).await.unwrap().len(), 1);
+    assert!(!target.has_forks_left());
 }
