@@ -81,6 +81,29 @@ fn recovered(bed: &Archived, ledger: &Ledger, options: &[&str]) -> (Vec<u32>, St
     found
 }
 
+/// Promise 3, 12: a timeline begins exactly between two segments. What lies on either side is recovered, and its archive takes it for
+/// the same server's.
+#[test]
+fn recovery_passes_a_fork_between_two_segments() {
+    let (mut bed, mut ledger) = bed(17);
+    bed.cluster.psql(PREPARE);
+    ledger.append_as(&bed.cluster, "a1");
+    lose_and_restore(&mut bed, "lost", &[], None);
+    let history = fs::read_to_string(bed.cluster.wal_dir().join("00000002.history")).unwrap();
+    assert!(history.split('\t').nth(1).unwrap().ends_with("00000"), "not on a boundary: {history}");
+    let first = ledger.append_as(&bed.cluster, "b1").xid.to_string();
+    ledger.append_as(&bed.cluster, "b2");
+    bed.settle();
+    assert!(!bed.daemon().log().contains("split brain"), "{}", bed.daemon().log());
+    for (options, path, rows) in [
+        (&[][..], vec![1, 2], "a1 b1 b2"),
+        (&["--target-xid", &first], vec![1, 2], "a1 b1"),
+        (&["--target-timeline", "1"], vec![1], "a1"),
+    ] {
+        assert_eq!(recovered(&bed, &ledger, options), (path, rows.to_owned()), "{options:?}");
+    }
+}
+
 /// Promise 3, 12: recovery to a moment before an earlier fork follows the timeline on which it stops.
 #[track_caller]
 fn a_second_recovery_follows_the_timeline_it_stops_on(major: u32) {
