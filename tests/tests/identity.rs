@@ -289,6 +289,9 @@ fn a_history_that_differs_is_kept_beside_where_there_are_several_lineages() {
     second_agent.init(&["--new-lineage"]).expect_success();
     all_done(&bed.cluster, &segments(&bed.cluster, 1));
     let (heir, heir_agent) = next(&bed);
+    // What both have shows which lineage the heir's WAL belongs to.
+    all_done(&bed.cluster, &segments(&bed.cluster, 1));
+    heir.wait_replayed(&bed.cluster);
     bed.cluster.stop(Shutdown::Fast);
     assert_eq!(daemon.stop(), 0);
     let beside = heir_agent.daemon();
