@@ -4,13 +4,14 @@ mod archive_bed;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archive_bed::{Bed, register};
+use archive_bed::{Bed, all_done, register, segments};
 use walpoint_repo::Repository;
 use walpoint_repo::lease::{Holder, LeaseAnswer, Leases};
 use walpoint_tests::agent::Agent;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::faults;
 use walpoint_tests::http_faults::{FaultRule, HttpProxy};
 use walpoint_tests::process::Background;
@@ -272,4 +273,34 @@ fn without_a_daemon_one_file_in_a_minute_waits_for_a_silent_repository_outside_a
     println!("8 segments beside a repository that is silent: {took:?}");
     assert!(took.iter().filter(|took| **took > Duration::from_secs(4)).count() < 2, "{took:?}");
     assert!(bed.cluster.wal_dir().join("walpoint-resting").exists());
+}
+
+/// Promise 12: a copy that runs with production's `archive_command` stores nothing through production's configuration, without a daemon
+/// either, and nobody pushes from its directory by hand while it runs.
+#[test]
+fn a_copy_that_runs_archives_nothing_through_productions_configuration() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    let place = bed.cluster.base_backup(&["-X", "stream"]);
+    let mut copy = Cluster::adopt(Arc::clone(bed.cluster.dir()), bed.cluster.major(), place, None);
+    copy.start();
+    let theirs = segments(&copy, 2, 150);
+    wait::until_true(SOON, "it is refused", || {
+        copy.log().contains("is not the one that PostgreSQL archives")
+    });
+    assert!(copy.log().contains("archive-agent init --new-lineage"), "{}", copy.log());
+    assert_eq!(bed.archive().get(theirs.last().unwrap()), None, "{}", copy.log());
+    let path = copy.wal_dir().join(theirs.last().unwrap());
+    let path = path.to_str().unwrap();
+    for options in [&[][..], &["--accept-damaged"], &["--skip"], &["--same-server"]] {
+        let refused = bed.agent.run(&[&["push", path], options].concat()).expect_status(1).stderr;
+        let says = if options == ["--skip"] { "is not waiting" } else { "of a server that runs" };
+        assert!(refused.contains(says), "{options:?}: {refused}");
+    }
+    all_done(&bed.cluster, &segments(&bed.cluster, 3, 100));
+    // What is left of it can be pushed by hand once it is stopped, and is then judged by its content.
+    copy.stop(Shutdown::Fast);
+    let refused = bed.agent.run(&["push", path]).expect_status(1).stderr;
+    assert!(refused.contains("split brain"), "{refused}");
 }

@@ -42,6 +42,7 @@
 //! | [`ready`] | looking ahead in `archive_status` |
 //! | [`socket`], [`serve`] | answering `archive-push` |
 //! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |
+//! | [`handed_over`] | whether a file that is pushed without a daemon may be another server's |
 
 mod ancestry;
 pub(crate) mod archiver;
@@ -62,6 +63,7 @@ mod elsewhere;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod fork;
+mod handed_over;
 mod history;
 pub(crate) mod identity;
 pub(crate) mod index;

@@ -19,6 +19,7 @@ use walpoint_storage::store::StoreSettings;
 use super::ancestry;
 use super::check::history_in;
 use super::disk;
+use super::handed_over::{self, Giver};
 use super::postmaster::time_limit;
 use super::queue::{Overflow, Queue};
 use super::upload::{UploadError, Uploader};
@@ -35,6 +36,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let selection = choose(common, &path).await?;
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
+    handed_over::require_own(Giver::of_this_process(), &selection, pgdata, &path).await?;
     let uploader = Uploader::new(&selection, pgdata);
     let push_timeout = duration(selection.settings.push_timeout);
     let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
@@ -128,6 +130,7 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
     let selection = choose(common, &absolute).await?;
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
+    handed_over::require_own(Giver::Person, &selection, pgdata, &absolute).await?;
     let uploader = Uploader::new(&selection, pgdata);
     let wal = uploader.wal_directory();
     if !wal.join(name.to_string()).exists() {
@@ -160,6 +163,11 @@ pub(crate) async fn push_without_ancestors(common: &CommonArgs, path: &Path) -> 
     let selection = common.select::<StoreSettings>()?;
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
+    if handed_over::names_a_directory(path) {
+        let absolute =
+            std::path::absolute(path).with_context(|| format!("cannot archive {}", path.display()))?;
+        handed_over::require_own(Giver::Person, &selection, pgdata, &absolute).await?;
+    }
     let uploader = Uploader::new(&selection, pgdata);
     let own = uploader.wal_directory().join(name.to_string());
     if own.exists() {
