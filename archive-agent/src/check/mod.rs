@@ -45,6 +45,7 @@ use crate::health;
 use crate::selection::pgdata;
 use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
+use crate::wal::socket::check_place;
 use crate::wal::upload::Uploader;
 use crate::walk::{BackupRoots, Entered, Measure};
 
@@ -211,7 +212,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
             format!("{silent}\nDETAIL: Nothing of this cluster is archived or backed up until it answers."),
             "",
         );
-        daemon(&mut report, &selection, false);
+        daemon(&mut report, &selection, false).await;
     } else if let Some(why) = why_remote(args.remote, &selection) {
         tracing::info!("checking only the server, {why}");
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
@@ -222,7 +223,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
         let gap_told = gap(&mut report, &selection, &examined.source.pgdata).await;
-        daemon(&mut report, &selection, gap_told);
+        daemon(&mut report, &selection, gap_told).await;
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
         repository::latest(&mut report, &destinations, &identity).await;
@@ -279,7 +280,7 @@ async fn gap(report: &mut CheckReport, selection: &Selection<StoreSettings>, pgd
 
 /// Whether a daemon answers, and what it fails at, except a gap of this cluster that was reported already. Archiving goes on without
 /// one, only slower.
-fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, gap_told: bool) {
+async fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, gap_told: bool) {
     let socket = selection.settings.push_socket(&selection.cluster);
     let shown = socket.display();
     match health::ask(&socket) {
@@ -294,11 +295,14 @@ fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, gap_to
                 .filter(|problem| !is_told(problem))
                 .for_each(|problem| fails(report, problem));
         }
-        Err(health::NoAnswer::Absent(error)) => report.warning(
-            "daemon",
-            format!("no process listens on {shown}: {error}"),
-            "Start \"archive-agent run\": without it, each segment is archived by a separate process.",
-        ),
+        Err(health::NoAnswer::Absent(error)) => match place_of(&socket).await {
+            Ok(()) => report.warning(
+                "daemon",
+                format!("no process listens on {shown}: {error}"),
+                "Start \"archive-agent run\": without it, each segment is archived by a separate process.",
+            ),
+            Err(why) => report.failed("daemon", format!("none can listen on {shown}: {why:#}"), ""),
+        },
         Err(error @ health::NoAnswer::Silent { .. }) => report.failed(
             "daemon",
             error.to_string(),
@@ -306,6 +310,12 @@ fn daemon(report: &mut CheckReport, selection: &Selection<StoreSettings>, gap_to
              process archives it.",
         ),
     }
+}
+
+/// Whether a daemon that this user starts would listen there.
+async fn place_of(socket: &Path) -> anyhow::Result<()> {
+    let (place, user) = (socket.to_owned(), rustix::process::geteuid().as_raw());
+    disk::look(socket, move || check_place(&place, user)).await?
 }
 
 /// Reports what a daemon fails at: what does not pass by itself as a failure.

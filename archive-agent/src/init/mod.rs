@@ -36,6 +36,7 @@ use self::register::RegisteredCluster;
 use crate::check::report::{CheckReport, Grade, Line};
 use crate::check::{inside, source};
 use crate::key::args::SecretArgs;
+use crate::wal::socket::check_place;
 
 /// The heading of options about the cluster.
 const CLUSTER: &str = "Cluster";
@@ -164,6 +165,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
     let plan = config::plan(common, args)?;
     let pgdata = plan.pgdata()?.to_owned();
     owner::require(&pgdata)?;
+    if let Some(socket) = plan.settings.push_socket.as_deref() {
+        check_place(socket, rustix::process::geteuid().as_raw()).map_err(Failure::usage)?;
+    }
     let (_, control) = source::read_control(&pgdata)?;
     let mut report = CheckReport::default();
     let mut server = server(&mut report, &plan, &control).await?;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use walpoint_runtime::config::unusable_push_socket;
 use walpoint_runtime::exit::Failure;
 
 use super::config::utf8;
@@ -15,6 +16,10 @@ pub(super) fn absolute(args: &InitArgs) -> Result<InitArgs, Failure> {
         if let Some(path) = path {
             *path = std::path::absolute(&*path).context(name)?;
         }
+    }
+    if let Some((socket, why)) = args.push_socket.as_deref().and_then(|p| Some((p, unusable_push_socket(p)?)))
+    {
+        return Err(Failure::usage(anyhow!("--push-socket: {} {why}", socket.display())));
     }
     let StoreArgs { ca_file, access_key_id_file, secret_access_key_file, .. } = &mut args.store;
     for path in [ca_file, access_key_id_file, secret_access_key_file].into_iter().flatten() {

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::{Context, bail};
 use tokio::net::UnixListener;
+use walpoint_runtime::config::SOCKET_DIRECTORY;
 
 /// A socket that this process listens on. Dropping it removes the socket's name, so that clients see at once that nobody
 /// answers.
@@ -172,6 +173,14 @@ impl Drop for PushSocket {
     }
 }
 
+/// Refuses a path at which a daemon of that user would not listen. What is missing of its directory is for the daemon to create.
+pub(crate) fn check_place(path: &Path, owner: u32) -> anyhow::Result<()> {
+    match path.parent().filter(|directory| directory.exists()) {
+        Some(directory) => check_directory(directory, owner),
+        None => Ok(()),
+    }
+}
+
 /// Refuses a directory in which somebody else could replace the socket: by writing there, or in one above it.
 fn check_directory(directory: &Path, owner: u32) -> anyhow::Result<()> {
     let real = directory.canonicalize().with_context(|| format!("{} cannot be read", directory.display()))?;
@@ -188,9 +197,14 @@ fn check_directory(directory: &Path, owner: u32) -> anyhow::Result<()> {
         // In a sticky directory above, such as /tmp, others cannot rename what is not theirs.
         let sticky = depth > 0 && meta.mode() & 0o1000 != 0;
         if meta.mode() & 0o022 != 0 && !sticky {
+            // What others share is not to be closed to them.
+            let close = match meta.uid() == owner {
+                true => format!("Run \"chmod go-w {}\", or choose", place.display()),
+                false => "Choose".to_owned(),
+            };
             bail!(
                 "the push socket must not be below {}: others can write there (mode {:04o}) and could answer \"stored\" in \
-                 the daemon's place\nHINT: Run chmod go-w on it, or set push_socket.",
+                 the daemon's place\nHINT: {close} another directory for push_socket, such as {SOCKET_DIRECTORY}.",
                 place.display(),
                 meta.mode() & 0o7777
             );
@@ -207,6 +221,21 @@ mod tests {
 
     fn uid() -> u32 {
         rustix::process::geteuid().as_raw()
+    }
+
+    #[test]
+    fn a_shared_directory_is_refused_without_closing_it_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("main.push");
+        check_place(&path, uid()).unwrap();
+        check_place(&dir.path().join("missing/main.push"), uid()).unwrap();
+        for mode in [0o777, 0o1777] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let refused = check_place(&path, uid()).unwrap_err().to_string();
+            assert!(refused.contains("chmod go-w") && refused.contains("/run/walpoint"), "{refused}");
+        }
+        let refused = check_place(Path::new("/tmp/main.push"), uid() + 1).unwrap_err().to_string();
+        assert!(!refused.contains("chmod"), "{refused}");
     }
 
     #[tokio::test]

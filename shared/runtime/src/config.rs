@@ -5,6 +5,7 @@
 
 mod examine;
 mod problem;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use walpoint_base::table::{FromTable, WrongKey};
 use walpoint_base::{ClusterName, span};
 
 pub use self::problem::{Problem, Problems};
+pub use self::sockets::unusable_push_socket;
 use crate::retention::RetentionSettings;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALPOINT_CONFIG` says.
@@ -371,6 +373,7 @@ impl ClusterSettings {
             );
         }
         found.extend(self.relative_paths());
+        found.extend(self.unusable_sockets());
         found.extend(not_above_zero(&[
             ("push_timeout", self.push_timeout),
             ("fetch_timeout", self.fetch_timeout),
@@ -399,6 +402,15 @@ impl ClusterSettings {
             found.push(("extra_paths", what));
         }
         found
+    }
+
+    /// Sockets that could never be opened. A path that is not absolute is told as that.
+    fn unusable_sockets(&self) -> Vec<(&'static str, String)> {
+        let set = |path: &'_ Option<PathBuf>| path.clone().filter(|path| path.is_absolute());
+        let push = set(&self.push_socket).and_then(|path| unusable_push_socket(&path));
+        let fetch = set(&self.fetch_socket).and_then(|path| sockets::too_long(&path));
+        let found = [("push_socket", push), ("fetch_socket", fetch)];
+        found.into_iter().filter_map(|(key, why)| Some((key, format!("\"{key}\" {}", why?)))).collect()
     }
 }
 

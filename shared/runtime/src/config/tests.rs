@@ -117,6 +117,22 @@ fn contradictions_are_refused() {
 }
 
 #[test]
+fn sockets_that_can_never_be_opened_are_refused() {
+    for directory in ["/tmp", "/tmp/.", "/var/tmp", "/dev/shm"] {
+        let error = parse(&format!("{GOOD}push_socket = \"{directory}/main.push\"\n")).unwrap_err();
+        assert!(error.contains("line 5, [cluster.prod]: \"push_socket\" must not be directly in"), "{error}");
+        assert!(error.contains("such as /run/walpoint.") && !error.contains("chmod"), "{error}");
+    }
+    let path = |length: usize| format!("/run/{}", "x".repeat(length - 5));
+    for key in ["push_socket", "fetch_socket"] {
+        let error = parse(&format!("{GOOD}{key} = \"{}\"\n", path(108))).unwrap_err();
+        assert!(error.contains(&format!("line 5, [cluster.prod]: \"{key}\" is 108 bytes long")), "{error}");
+        parse(&format!("{GOOD}{key} = \"{}\"\n", path(107))).unwrap();
+    }
+    parse(&format!("{GOOD}push_socket = \"/tmp/own/main.push\"\nfetch_socket = \"/tmp/fetch\"\n")).unwrap();
+}
+
+#[test]
 fn everything_that_is_wrong_is_found_at_once_with_its_line() {
     let text = "[repository.main]
 url = \"file:///backup\"
