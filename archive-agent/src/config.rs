@@ -93,6 +93,11 @@ pub(crate) fn run(common: &CommonArgs, command: &ConfigCommand) -> Result<(), Fa
     if let (Some(config), Some(name)) = (&config, &common.cluster) {
         known_cluster(config, name)?;
     }
+    for (name, settings) in config.iter().flat_map(|config| &config.cluster) {
+        if has_password(settings) {
+            tracing::warn!("[cluster.{name}]: {PASSWORD}\nHINT: {PASSWORD_HINT}");
+        }
+    }
     let report = ConfigReport::of(&path, config.as_ref(), problems, common.cluster.as_ref());
     match common.json {
         true => output::json(&report)?,
@@ -118,6 +123,19 @@ fn contradictions(settings: &StoreSettings) -> Vec<WrongKey> {
         other => WrongKey { key: "url", what: other.to_string(), hint: String::new() },
     };
     store.chain(KeySource::of(&settings.encryption).err()).map(wrong).collect()
+}
+
+/// A secret in the file, which more people may read than a password file.
+pub(crate) const PASSWORD: &str = "\"conninfo\" holds a password";
+/// Where it belongs.
+pub(crate) const PASSWORD_HINT: &str =
+    "Put it into a password file (~/.pgpass, or passfile=… in the connection string), and change it.";
+
+/// Whether the file gives the password of the cluster's server.
+pub(crate) fn has_password(settings: &ClusterSettings) -> bool {
+    let environment = Environment::empty().with_os_user("walpoint");
+    let parsed = settings.conninfo.as_deref().map(|text| ConnInfo::parse_in(text, &environment));
+    parsed.is_some_and(|parsed| parsed.is_ok_and(|info| info.has_password()))
 }
 
 /// What is wrong with the settings of a cluster that would show only when its server is asked.
@@ -313,6 +331,17 @@ mod tests {
         assert!(known_cluster(&config, &"x".parse().unwrap()).is_ok());
         let refused = known_cluster(&config, &"nope".parse().unwrap()).unwrap_err();
         assert!(refused.status == 2 && refused.to_string().contains("no [cluster.nope]"), "{refused}");
+    }
+
+    #[test]
+    fn a_password_in_conninfo_is_noticed() {
+        let mut settings = ClusterSettings::with_repositories(Vec::new());
+        for (conninfo, has) in
+            [("host=db password=x", true), ("postgresql://u:x@db/p", true), ("host=db", false)]
+        {
+            settings.conninfo = Some(conninfo.to_owned());
+            assert_eq!(has_password(&settings), has, "{conninfo}");
+        }
     }
 
     #[test]

@@ -78,6 +78,9 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         // What acknowledges is never a matter of one command line.
         cli.common.without_repo("archiving")?;
     }
+    if matches!(cli.command, Command::Run { .. } | Command::Push { .. } | Command::Health) {
+        cli.common.require_config()?;
+    }
     match &cli.command {
         Command::Run { once: false } => daemon::run(&cli.common).await,
         Command::Run { once: true } => daemon::once(&cli.common).await,

@@ -41,13 +41,13 @@ use walpoint_storage::store::StoreSettings;
 use self::remote::{RemoteSource, examine_remote, why_remote};
 use self::report::{CheckReport, Grade, Line};
 use self::repository::Destination;
-use crate::health;
 use crate::selection::pgdata;
 use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
 use crate::wal::socket::check_place;
 use crate::wal::upload::Uploader;
 use crate::walk::{BackupRoots, Entered, Measure};
+use crate::{config, health};
 
 /// The heading of options about the segment that is switched.
 const WAL: &str = "Switching WAL";
@@ -206,6 +206,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
     let waiting = ByteProgress::waiting("checking", common.show_progress());
     let mut report = CheckReport::default();
     let limit = args.timeout;
+    if config::has_password(&selection.settings) {
+        report.warning("configuration", config::PASSWORD, config::PASSWORD_HINT);
+    }
     if let Some(silent) = silent(&selection, args.remote).await {
         report.failed(
             "data directory",

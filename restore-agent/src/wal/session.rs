@@ -68,6 +68,7 @@ pub(crate) struct PrefetchArgs {
 
 /// Runs a prefetcher; with `--persistent` one after the other, for whatever data directory appears.
 pub(crate) async fn run(common: &CommonArgs, args: &PrefetchArgs) -> Result<(), Failure> {
+    common.require_config()?;
     let selection = common.select_to_read::<StoreSettings>()?;
     let pgdata = args.pgdata.clone().or_else(|| selection.settings.pgdata.clone());
     let pgdata = pgdata.ok_or_else(|| {

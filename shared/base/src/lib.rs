@@ -13,6 +13,7 @@
 //! | [`chain`] | whether one segment continues another |
 //! | [`crossing`] | what two segments know together of the record between them |
 //! | [`durable`] | files that survive a power cut |
+//! | [`mask`] | addresses in messages, without the secrets that somebody wrote into them |
 //! | [`mounts`] | on which mount a path lies, though its filesystem hangs |
 //! | [`nearest`] | the known word that was meant by one that is not known |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
@@ -40,6 +41,7 @@ pub mod ids;
 #[cfg(feature = "json")]
 pub mod json;
 pub mod lsn;
+pub mod mask;
 pub mod mounts;
 pub mod nearest;
 pub mod place;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use walpoint_base::mask::masked;
+
 use crate::layout::Key;
 
 /// Where a store is.
@@ -67,21 +69,23 @@ impl Location {
         }
         let (scheme, rest) = url
             .split_once("://")
-            .ok_or_else(|| WrongUrl(format!("{url:?} is neither an absolute path nor a URL")))?;
+            .ok_or_else(|| WrongUrl(format!("{:?} is neither an absolute path nor a URL", masked(url))))?;
         if scheme == "file" {
             let path = Path::new(rest);
             return match path.is_absolute() {
                 true => Ok(Self::Directory(path.to_owned())),
-                false => {
-                    Err(WrongUrl(format!("{url:?} has no absolute path\nHINT: Write file:///directory.")))
-                }
+                false => Err(WrongUrl(format!(
+                    "{:?} has no absolute path\nHINT: Write file:///directory.",
+                    masked(url)
+                ))),
             };
         }
         let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let (name, prefix) = (name.to_owned(), prefix.trim_matches('/').to_owned());
         if name.is_empty() || name.contains(['@', '?', '#', ':']) {
             return Err(WrongUrl(format!(
-                "{url:?} does not name a bucket\nHINT: Write {scheme}://bucket/prefix."
+                "{:?} does not name a bucket\nHINT: Write {scheme}://bucket/prefix.",
+                masked(url)
             )));
         }
         if !prefix.is_empty() && prefix.parse::<Key>().is_err() {
@@ -104,6 +108,17 @@ impl Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_in_a_wrong_url_is_not_shown() {
+        for url in ["s3://key:hidden@bucket/p", "key:hidden@bucket", "s3://bucket?sig=hidden"] {
+            let error = Location::of(url).unwrap_err().to_string();
+            assert!(
+                error.contains("***") && error.contains("bucket") && !error.contains("hidden"),
+                "{error}"
+            );
+        }
+    }
 
     #[test]
     fn urls() {

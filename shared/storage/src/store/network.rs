@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
+use walpoint_base::mask::masked;
 use walpoint_base::secret::{Secret, SecretError, SecretSource};
 use walpoint_base::small_file;
 
@@ -79,13 +80,13 @@ impl NetworkSettings {
         if endpoint.starts_with("https://") {
             return Ok(false);
         }
+        let shown = masked(endpoint);
         if !endpoint.starts_with("http://") {
-            let what = format!("{endpoint:?} must begin with https:// (or http://)");
+            let what = format!("{shown:?} must begin with https:// (or http://)");
             return Err(RepoError::settings("endpoint", what));
         }
         if !self.allow_http {
-            let what =
-                format!("{endpoint:?} is not encrypted\nHINT: Use https://, or set allow_http = true.");
+            let what = format!("{shown:?} is not encrypted\nHINT: Use https://, or set allow_http = true.");
             return Err(RepoError::settings("endpoint", what));
         }
         Ok(true)
