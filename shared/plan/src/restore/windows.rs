@@ -83,17 +83,66 @@ pub fn of_timeline(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
 }
 
 /// The segments that are missing between a timeline's first and its last one, those included that were stored and cannot be
-/// had: nothing after them can be reached from before. The segment of the fork is missing too if only the parent has it.
+/// had: nothing after them can be reached from before. The segment of the fork is missing too if only the parent has it, and all
+/// from there on if anything is stored of what leads to the fork. The last one is no less than that before which a younger
+/// timeline left it: whoever recovers there reads all up to the fork under this timeline's name.
 pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
     let Some(path) = Path::to(facts, timeline) else { return Ok(Vec::new()) };
+    // Asked first: what arrives meanwhile is seen here and not there, and never the other way round.
+    let left = followed_until(facts, timeline)?;
     let runs = facts.wal(timeline)?;
     let lost = facts.lost(timeline)?;
     let first = runs.first().or_else(|| lost.and_then(Runs::first));
-    let last = runs.last().max(lost.and_then(Runs::last));
-    let (Some(first), Some(last)) = (first, last) else { return Ok(Vec::new()) };
+    let last = runs.last().max(lost.and_then(Runs::last)).max(left);
     let fork = path.history().begin_of(timeline).filter(|l| l.is_valid());
-    let first = fork.map_or(first, |lsn| SegmentNo(lsn.0 / facts.segment_size.bytes()));
+    let fork = fork.map(|lsn| SegmentNo(lsn.0 / facts.segment_size.bytes()));
+    let first = match fork {
+        Some(fork) if is_led_to(facts, &path, fork)? => Some(fork),
+        _ => first,
+    };
+    let (Some(first), Some(last)) = (first, last) else { return Ok(Vec::new()) };
     path.missing(first, last)
+}
+
+/// Whether anything is or was stored of the path up to the segment of its fork: where archiving began behind that, nothing is missing.
+fn is_led_to(facts: &Facts, path: &Path<'_>, fork: SegmentNo) -> Asking<bool> {
+    for ancestor in path.history().path().filter(|timeline| *timeline != path.timeline()) {
+        if facts.lost(ancestor)?.and_then(Runs::first).is_some_and(|first| first <= fork) {
+            return Ok(true);
+        }
+    }
+    Ok(path.next_readable(SegmentNo(0))?.is_some_and(|first| first <= fork))
+}
+
+/// The last segment of a timeline that the path to a younger one reads, of which anything is stored behind the fork. What a
+/// person says was abandoned asks for nothing.
+fn followed_until(facts: &Facts, timeline: TimelineId) -> Asking<Option<SegmentNo>> {
+    let size = facts.segment_size;
+    let mut until = None;
+    for younger in facts.graph.ids().filter(|id| *id > timeline && !facts.abandoned.contains_key(id)) {
+        let history = facts.graph.history(younger);
+        let left = history.and_then(|history| history.end_of(timeline));
+        let Some(last) = left.and_then(|left| (left.0 / size.bytes()).checked_sub(1)) else { continue };
+        let last = Some(SegmentNo(last));
+        if last > until && has_begun(facts, younger)? {
+            until = last;
+        }
+    }
+    Ok(until)
+}
+
+/// Whether anything is stored that a timeline wrote, or else what its parent wrote in the segment in which it was left: an
+/// incomplete copy is all that there is of it before the timeline's own first segment is full.
+fn has_begun(facts: &Facts, timeline: TimelineId) -> Asking<bool> {
+    if facts.wal(timeline)?.first().is_some() || facts.lost(timeline)?.and_then(Runs::first).is_some() {
+        return Ok(true);
+    }
+    let size = facts.segment_size;
+    let Some(parent) = facts.graph.history(timeline).and_then(|history| history.parent()) else {
+        return Ok(false);
+    };
+    let copy = SegmentNo(parent.switch.0 / size.bytes()).name(parent.parent, size);
+    Ok(facts.partial(copy)?.is_some() || facts.damaged_partial(copy)?.is_some())
 }
 
 /// The WAL without which a backup does not become consistent.

@@ -277,7 +277,7 @@ impl Run<'_> {
 
     /// Holds the WAL that is there against what backups and windows need.
     async fn promised(&mut self, catalog: &mut LineageCatalog, decisions: &[Decision]) -> Result<NeededWal> {
-        let (lineage, size) = (catalog.lineage().clone(), catalog.lineage().segment_size);
+        let lineage = catalog.lineage().clone();
         let here = |decision: &&Decision| {
             let base = decision
                 .reasons
@@ -329,7 +329,7 @@ impl Run<'_> {
                 if self.is_lost(&lineage, &gap, &need).await? {
                     let onward = self.there_now(&onward).await?;
                     let need = need_of(catalog, &onward, &self.there_now(&alone).await?);
-                    self.gap(lineage.id, size, &gap, &need, &onward);
+                    self.gap(catalog, &gap, &need, &onward);
                 }
             }
             self.report.segment_count = self.report.segment_count.saturating_add(wanted.count());
@@ -388,28 +388,34 @@ impl Run<'_> {
     }
 
     /// A gap, if anything that is promised lies behind it.
-    fn gap(
-        &mut self,
-        lineage: LineageId,
-        size: walpoint_base::SegmentSize,
-        gap: &SegmentRange,
-        need: &WalNeed,
-        onward: &[Candidate],
-    ) {
+    fn gap(&mut self, catalog: &LineageCatalog, gap: &SegmentRange, need: &WalNeed, onward: &[Candidate]) {
         if !need.needs_any(gap.timeline, gap.first, gap.last) {
             return;
         }
+        let (lineage, size) = (catalog.id(), catalog.lineage().segment_size);
         let (from, until) = (gap.first.start(size), gap.last.end(size));
-        let next = onward.iter().filter(|b| b.id.timeline() == gap.timeline && b.id.start() >= until);
+        let last = catalog.wal(gap.timeline).and_then(|wal| wal.runs().last());
+        let at_end = last.is_none_or(|last| last < gap.first);
+        // What goes on behind the end of a timeline are those that left it there.
+        let graph = &catalog.facts().graph;
+        let goes_on = |id: TimelineId| match at_end {
+            true => graph.history(id).is_some_and(|path| path.timeline_at(until - 1) == gap.timeline),
+            false => id == gap.timeline,
+        };
+        let next = onward.iter().filter(|b| goes_on(b.id.timeline()) && b.id.start() >= until);
         let next = next.min_by_key(|backup| backup.id.start()).map(|backup| backup.id);
         let before = onward.iter().filter(|b| b.id.timeline() <= gap.timeline && b.stop <= from);
         let upto = next.map_or("the end of the archive".to_owned(), |id| format!("backup {id}"));
+        let on = match at_end {
+            true => format!("timeline {} and what goes on from it", gap.timeline),
+            false => format!("timeline {}", gap.timeline),
+        };
         self.report.finding(VerifyFinding {
             kind: FindingKind::Gap,
             object: format!("{lineage}: {}", gap.describe(size)),
             what: format!("missing on timeline {} from {from} to {until}", gap.timeline),
             backups: before.map(|backup| backup.id.to_string()).collect(),
-            moments: Some(format!("from {from} up to {upto} on timeline {}", gap.timeline)),
+            moments: Some(format!("from {from} up to {upto} on {on}")),
             remedy: Cure::ResupplyOrBackup("the gap"),
         });
     }

@@ -3,6 +3,7 @@
 
 mod announced;
 mod content;
+mod gaps;
 mod large;
 
 use std::io::Write;

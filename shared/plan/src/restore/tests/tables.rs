@@ -1,7 +1,7 @@
 //! Cases written by hand: one timeline that forked twice, three backups, and what is asked of them.
 
 use walpoint_base::target::FullXid;
-use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline};
+use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineHistory};
 
 use crate::restore::testing::forked::{mb, on, world};
 use crate::restore::testing::world::*;
@@ -442,6 +442,41 @@ fn windows_and_gaps_of_each_timeline() {
     let whole = world.ask(|facts| windows::on_path(facts, tli(1)));
     assert_eq!((whole[0].oldest, whole[0].from_time), (first, Some(at(260))));
     assert!(second > first);
+}
+
+/// Timeline 1 ends before the fork of what goes on from it: what is missing up to there belongs to neither of their files.
+#[test]
+fn what_is_missing_before_a_fork_is_a_gap_of_the_parent() {
+    let (mut world, _) = world();
+    let range =
+        |id, first, last| SegmentRange { timeline: tli(id), first: SegmentNo(first), last: SegmentNo(last) };
+    let gaps = |world: &World, id| world.ask(|facts| windows::gaps(facts, tli(id)));
+    world.files.retain(|(timeline, number)| *timeline != tli(1) || number.0 < 8);
+    assert_eq!(gaps(&world, 1), [range(1, 8, 9)]);
+    assert_eq!((gaps(&world, 2), gaps(&world, 3)), (vec![], vec![]));
+    // Nothing is stored behind the fork, or only what a person says was abandoned: it is the end of the archive.
+    let behind = world.files.clone();
+    world.files.retain(|(timeline, _)| *timeline != tli(2));
+    assert_eq!(gaps(&world, 1), []);
+    world.partials.insert((tli(1), SegmentNo(10)), Lsn(mb(10)));
+    assert_eq!(gaps(&world, 1), [range(1, 8, 9)], "but for an incomplete copy of the segment of the fork");
+    world.partials.clear();
+    let abandoned = || Abandoned { settled: at(0).to_time(), verdict: String::new() };
+    world.files = behind;
+    let without = world.ask(|facts| {
+        let mut facts = facts.clone();
+        facts.abandoned.insert(tli(2), abandoned());
+        windows::gaps(&facts, tli(1))
+    });
+    assert_eq!(without, []);
+    // One that has no segment of its own left, between two that have: all of it is missing.
+    world.graph.add(TimelineHistory::parse(tli(4), b"1\t0/A80000\tx\n2\t0/D80000\tx\n").unwrap());
+    world.files.retain(|(timeline, _)| *timeline == tli(1));
+    world.files.insert((tli(4), SegmentNo(13)));
+    assert_eq!((gaps(&world, 1), gaps(&world, 2)), (vec![range(1, 8, 9)], vec![range(2, 10, 12)]));
+    // Archiving began behind both forks.
+    world.files.retain(|(timeline, _)| *timeline == tli(4));
+    assert_eq!((gaps(&world, 1), gaps(&world, 2), gaps(&world, 4)), (vec![], vec![], vec![]));
 }
 
 /// Promise 11: a backup with damaged pages is planned only where no sound one serves, or if it was asked for.

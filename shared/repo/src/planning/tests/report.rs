@@ -51,3 +51,16 @@ async fn status_shows_windows_gaps_and_forks() {
     let refused = planning::plan(repository, &nobody, &request, &decoder, at(0).to_time()).await.unwrap();
     assert_eq!(refused.unwrap_err().why, Why::NoCluster("nobody".to_owned()));
 }
+
+/// Timeline 1 has nothing of its own behind what is missing: it is a gap on the way to timeline 2.
+#[tokio::test]
+async fn status_shows_what_is_missing_before_a_fork() {
+    let (mut world, _) = world();
+    world.files.retain(|(timeline, number)| *timeline != tli(1) || number.0 < 8);
+    let bed = bed().await;
+    archive(&world, &bed, &mut StdRng::seed_from_u64(1)).await;
+    let parts = open(&world, &bed).await.parts().await.unwrap();
+    let missing = SegmentRange { timeline: tli(1), first: SegmentNo(8), last: SegmentNo(9) };
+    assert_eq!(parts[0].gaps, [missing]);
+    assert!(parts[1].gaps.is_empty() && parts[2].gaps.is_empty(), "{parts:?}");
+}
