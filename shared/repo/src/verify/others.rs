@@ -1,5 +1,5 @@
 //! What else is stored of a cluster and read by no one: restore points, PostgreSQL's own files, segments that nothing needs or that
-//! end early, index objects, superseded generations too, and the small objects that backups leave. Each is read as a whole, with every
+//! end early, index objects, superseded generations too, and the small objects that backups and holds leave. Each is read as a whole, with every
 //! check it carries, and a large file with its parts.
 
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ impl Run<'_> {
                     {
                         ObjectKind::RestorePoints
                     }
+                    // The entry itself is read with all holds.
+                    ClusterObject::Hold(n) if entry.key == paths.hold_given(*n) => ObjectKind::Hold,
                     _ => kind_of(&object, &needed)?,
                 };
                 Some((kind, object))
@@ -193,6 +195,10 @@ fn finding(
         }
         ClusterObject::Published(_) => {
             "Nothing needs to be done: it only says that there was a manifest.".into()
+        }
+        ClusterObject::Hold(_) => {
+            "Nothing needs to be done: that it is there says that a hold was placed, whatever it contains."
+                .into()
         }
         ClusterObject::Point(..) => {
             "Delete the object and recover to its time or LSN: the restore point cannot be found by its name."
