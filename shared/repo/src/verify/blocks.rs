@@ -24,7 +24,7 @@ use crate::backup::{
 const AT_ONCE: usize = 4;
 
 /// Blocks of a window: what is remembered of it is some megabytes.
-const WINDOW: u32 = 1 << 18;
+pub(super) const WINDOW: u32 = 1 << 18;
 
 /// Memory for which blocks were read of packs that no backup uses all of: enough for some hundred gigabytes as they are
 /// stored. What lies beyond is read with every backup that refers to it.
@@ -45,8 +45,8 @@ struct BadPage {
 }
 
 impl Run<'_> {
-    /// Goes through the backups, oldest first.
-    pub(super) async fn blocks(&mut self) -> Result<()> {
+    /// Goes through the backups, oldest first. Which blocks of packs were read.
+    pub(super) async fn blocks(&mut self) -> Result<Covered> {
         let mut covered = Covered::default();
         for id in self.ids.clone() {
             let reader = match self.backups.open(id).await {
@@ -65,7 +65,7 @@ impl Run<'_> {
                 covered.add_whole(used.filter_map(|pack| Some((owner(pack)?, pack.pack.0))));
             }
         }
-        Ok(())
+        Ok(covered)
     }
 
     /// Reads what a backup refers to and is not covered; whether its tables led to all of it.
@@ -90,7 +90,11 @@ impl Run<'_> {
                 let Some(owner) = owners.get(usize::from(at.frame.backup.0)) else { return true };
                 let pack = (*owner, at.frame.pack.0);
                 let users = self.packs.get(&pack).map_or(0, |(_, users)| users.len());
-                users < 2 || covered.is_new(pack, at)
+                // What one backup alone uses of a pack is noted where it does not use all of it.
+                let whole = reader.manifest().packs.get(at.frame).is_some_and(|pack| pack.live == pack.units);
+                let alone = users < 2;
+                let is_new = (alone && whole) || covered.is_new(pack, at);
+                alone || is_new
             });
             let known = Arc::new(known_bad(reader));
             let check = Arc::clone(&self.check);
@@ -229,6 +233,12 @@ pub(super) struct Covered {
 }
 
 impl Covered {
+    /// Whether a data frame was read, as far as there was memory to know: one block is read with the others in its frame.
+    pub(super) fn has_frame(&self, pack: (BackupId, u32), frame: u16) -> bool {
+        let frames = || self.packs.get(&pack)?.get(usize::from(frame)).copied();
+        self.whole.contains(&pack) || frames().is_some_and(|read| read != 0)
+    }
+
     /// Whether a block is asked about for the first time, as far as there is memory to know.
     fn is_new(&mut self, pack: (BackupId, u32), at: BlockRef) -> bool {
         if !self.again.is_empty() && self.again.contains(&(pack.0, pack.1, at.frame.frame, at.index)) {

@@ -6,6 +6,7 @@
 //! | `parts` | whether the parts of large segments are there |
 //! | `chain` | whether neighboring segments continue each other |
 //! | `blocks` | every block of every backup: frame check, hash, page checksum |
+//! | `rest` | what no backup needs of packs |
 //! | `wal` | every segment that is needed: hashes, and records across segments |
 //! | `others` | restore points, PostgreSQL's own files, segments that nothing needs, index objects |
 //! | `sample` | a share of the objects, or as many as a time allows, going on where the last run stopped |
@@ -23,6 +24,7 @@ pub(crate) mod light;
 mod others;
 mod parts;
 mod report;
+mod rest;
 mod sample;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -146,9 +148,10 @@ pub async fn verify(
     match options.depth {
         Depth::Light => {}
         Depth::Full => {
-            run.blocks().await?;
+            let covered = run.blocks().await?;
             run.wal(&needed).await?;
             if options.backup.is_none() {
+                run.rest(&covered).await?;
                 run.others(&needed).await?;
             }
         }

@@ -113,9 +113,10 @@ impl Run<'_> {
                 Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match &item {
                     Item::Pack(owner, pack, _)
                         if error.is_not_found() && !self.is_still_used(*owner, *pack).await? => {}
-                    Item::Pack(owner, pack, _) => {
+                    Item::Pack(owner, pack, _) if error.is_not_found() => {
                         self.bad_pack(*owner, *pack, FindingKind::Damaged, error.to_string())
                     }
+                    Item::Pack(owner, pack, _) => self.damaged_pack(*owner, *pack, error.to_string()).await?,
                     Item::Segment(archive, name, _)
                         if error.is_not_found() && !self.is_needed_now(archive, *name).await? => {}
                     Item::Segment(archive, name, _) => {

@@ -23,6 +23,7 @@ use crate::backup::{
 };
 use crate::expire::outlook;
 use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world, world_of};
+use crate::holds::{HeldOn, Holds, Placement};
 use crate::index::tests::Bed;
 
 /// Finds nothing wrong with any page or record.
@@ -398,6 +399,20 @@ async fn small_objects_are_read_and_lineages_are_missed() {
         (finding.kind, finding.object.as_str(), finding.backups.len()),
         (FindingKind::Missing, lineage.as_str(), 2)
     );
+}
+
+/// K4: what says that a hold was placed is read by a full verification, beside the hold itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_says_that_a_hold_was_placed_is_read() {
+    let (bed, _) = readable_world().await;
+    let (on, at) = (HeldOn::Label("audit".to_owned()), Timestamp::now());
+    let placement = Placement { on, reason: String::new(), who: String::new(), at, until: None };
+    let number = Holds::of(bed.archive.repository(), &cluster()).add(&placement).await.unwrap();
+    assert_eq!(run(&bed, Depth::Full).await.findings, []);
+    let given = ClusterPaths::new(&cluster()).hold_given(number);
+    flip(&path(&bed, given.as_str()));
+    let objects = run(&bed, Depth::Full).await.findings.into_iter().map(|finding| finding.object);
+    assert_eq!(objects.collect::<Vec<_>>(), [given.to_string()]);
 }
 
 /// K4: what `expire` deletes beside a run is no finding, and is not announced as damaged.

@@ -18,6 +18,8 @@ use super::super::pack::{FrameKind, PackDirectory, PackFrame};
 
 /// What is read of a pack to see its directory: enough for most.
 const FRONT: u64 = 64 << 10;
+/// The same of a small one.
+const SMALL_FRONT: u64 = 4 << 10;
 /// The longest frame of a directory: what a pack of 16,384 frames can have, and room.
 const MAX_FRONT: u64 = 2 << 20;
 /// Directories held: each of up to 400 kB, mostly less than a tenth of it. What many backups wrote is in as many packs.
@@ -44,10 +46,10 @@ pub(in crate::backup) struct OpenPack {
 impl OpenPack {
     /// Reads the front of a pack. `bytes` may be cut anywhere behind the directory; `None` if it is cut before: the
     /// number of bytes needed is given.
-    fn parse(backups: &Backups, key: &Key, bytes: &[u8], size: u32) -> Result<Result<Self, u64>> {
+    fn parse(backups: &Backups, key: &Key, bytes: &[u8], size: u64) -> Result<Result<Self, u64>> {
         let corrupt = |what: &dyn std::fmt::Display| RepoError::corrupt(key, what);
         let (header, keys) = ObjectHeader::parse(backups.sealer(), key, bytes).map_err(|e| corrupt(&e))?;
-        if header.kind != ObjectKind::Pack || header.object_len != u64::from(size) {
+        if header.kind != ObjectKind::Pack || header.object_len != size {
             return Err(corrupt(&"it is not the pack that the manifest names"));
         }
         let front = OBJECT_HEADER as u64 + u64::from(header.meta_len);
@@ -66,8 +68,13 @@ impl OpenPack {
 
     /// Reads the front of a pack that has `size` bytes.
     pub(in crate::backup) async fn read(backups: &Backups, key: &Key, size: u32) -> Result<Arc<Self>> {
-        let front = backups.store().get_range(key, 0..FRONT).await?;
-        if front.size != u64::from(size) {
+        Self::read_front(backups, key, u64::from(size), FRONT).await
+    }
+
+    /// The same, of which so many bytes are read first.
+    async fn read_front(backups: &Backups, key: &Key, size: u64, front: u64) -> Result<Arc<Self>> {
+        let front = backups.store().get_range(key, 0..front).await?;
+        if front.size != size {
             let is = front.size;
             return Err(RepoError::corrupt(key, format!("it has {is} bytes, the manifest says {size}")));
         }
@@ -98,6 +105,47 @@ impl OpenPack {
     ) -> Result<()> {
         let opened = open_frame(&self.keys, u32::from(index), bytes, codec, out);
         opened.map(drop).map_err(|e| RepoError::corrupt(&self.key, e))
+    }
+}
+
+impl Backups {
+    /// Reads the frames of a pack of `size` bytes that were not read before, and the one that ends it, which no directory names.
+    pub(crate) async fn read_rest(&self, key: &Key, size: u32, was_read: impl Fn(u16) -> bool) -> Result<()> {
+        let size = u64::from(size);
+        // In proportion, so that little is read twice of a small one.
+        let pack = OpenPack::read_front(self, key, size, FRONT.min((size / 256).max(SMALL_FRONT))).await?;
+        let frames = pack.directory.frames();
+        let corrupt = |what: &dyn std::fmt::Display| RepoError::corrupt(key, what);
+        let (mut rest, mut begin) = (Vec::new(), 0);
+        for (index, frame) in (1u16..).zip(frames) {
+            let range = pack.directory.range(frame);
+            begin = range.end;
+            if !was_read(index) {
+                rest.push((index, range));
+            }
+        }
+        let end = u16::try_from(frames.len() + 1).map_err(|e| corrupt(&e))?;
+        if begin >= size || frames.is_empty() {
+            return Err(corrupt(&"no frame ends it"));
+        }
+        rest.push((end, begin..size));
+        let (mut codec, mut plain) = (Codec::for_opening(), Vec::new());
+        for joined in joined(rest.iter().map(|(_, range)| range.clone())) {
+            let bytes = self.store().get_range(key, joined.clone()).await?.bytes;
+            let ranges = PackRanges(vec![(joined.start, bytes)]);
+            let inside = |range: &Range<u64>| joined.start <= range.start && range.end <= joined.end;
+            for (index, range) in rest.iter().filter(|(_, range)| inside(range)) {
+                let bytes =
+                    ranges.get(range).ok_or_else(|| corrupt(&format!("it ends before frame {index}")))?;
+                plain.clear();
+                let frame = open_frame(&pack.keys, u32::from(*index), bytes, &mut codec, &mut plain);
+                let frame = frame.map_err(|e| corrupt(&e))?;
+                if frame.last != (*index == end) || frame.length != bytes.len() {
+                    return Err(corrupt(&format!("frame {index} is not what its directory says")));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -199,3 +199,23 @@ async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
     assert_eq!(pages.len(), 1, "{report:#?}");
     assert_eq!(pages[0].backups, [made[1].to_string()]);
 }
+
+/// K4: the end of a pack is read like the rest of it, and costs no backup its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_no_backup_needs_is_found_and_bars_none() {
+    let (bed, ids) = world().await;
+    let key = ClusterPaths::new(&cluster()).pack(ids[1], 0);
+    let file = path(&bed, key.as_str());
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    replace(&file, &bytes);
+    for depth in [Depth::Full, Depth::Sample(1.0)] {
+        let report = run(&bed, depth).await;
+        assert_eq!(of_packs(&report), [(FindingKind::Damaged, key.to_string())]);
+        let finding = report.findings.iter().find(|finding| finding.object == key.as_str()).unwrap();
+        assert!(finding.backups.is_empty(), "{finding:#?}");
+    }
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let announced = backups.announcements().await.unwrap().read;
+    assert!(announced.iter().all(|one| one.announcement.packs.is_empty()), "{announced:?}");
+}
