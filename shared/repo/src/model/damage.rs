@@ -144,7 +144,13 @@ impl World {
         for finding in objects {
             let key: Key = finding.object.parse().unwrap();
             match self.paths.parse(&key) {
-                Some(ClusterObject::Pack(owner, n)) => drop(packs.insert((owner, n))),
+                Some(ClusterObject::Pack(owner, n)) => {
+                    packs.insert((owner, n));
+                    // What names no backup is damage that none of them needs.
+                    if !finding.backups.is_empty() {
+                        self.announced.insert((owner, n));
+                    }
+                }
                 Some(ClusterObject::Manifest(id)) => drop(manifests.insert(id)),
                 Some(ClusterObject::Wal(_, entry)) => {
                     let number = entry.segment().unwrap().number(segment_size()).unwrap().0;
@@ -160,7 +166,6 @@ impl World {
         let broken = self.made.iter().filter(|(_, made)| made.manifest != Readable::All);
         assert_eq!(manifests, broken.map(|(id, _)| *id).collect(), "manifests");
         assert!(wal.is_subset(&self.damaged_wal), "found {wal:?}, damaged are {:?}", self.damaged_wal);
-        self.announced.extend(&packs);
         self.reported_wal.extend(&wal);
         for id in &manifests {
             self.made.get_mut(id).unwrap().reported = true;
