@@ -117,6 +117,8 @@ pub struct RetainedLineage {
     pub timelines: BTreeMap<TimelineId, RetainedTimeline>,
     /// Backups of the lineages that it was split off from, made before it was: it can be recovered from them as well.
     pub inherits: BTreeSet<BackupId>,
+    /// The WAL that is missing: for each gap whose it is, and the last byte of the first segment.
+    pub gaps: BTreeSet<(TimelineId, Lsn)>,
 }
 
 /// When a timeline was in use.
@@ -192,6 +194,14 @@ impl RetainedLineage {
     /// Whether recovery from a backup of a lineage that it was split off from can follow the path to `timeline`.
     pub(super) fn leads_from_parent(&self, backup: &Candidate, timeline: TimelineId) -> bool {
         self.inherits.contains(&backup.id) && self.has_on_path(backup, timeline)
+    }
+
+    /// Whether WAL is missing between a backup that leads to `timeline` and the end of that. It may be archived again, so such a
+    /// backup is none the less kept; but it stands in for no other one.
+    pub(super) fn is_cut_off(&self, backup: &Candidate, timeline: TimelineId) -> bool {
+        let path = self.graph.history(timeline);
+        let mut behind = self.gaps.iter().filter(|(_, at)| *at >= backup.stop);
+        path.is_some_and(|path| behind.any(|(of, at)| path.timeline_at(*at) == *of))
     }
 
     fn has_on_path(&self, backup: &Candidate, timeline: TimelineId) -> bool {

@@ -62,7 +62,10 @@ pub(super) fn reached_only_from<'a>(
         let leads =
             |backup: &Candidate| life.leads_from(backup, newest) || life.leads_from_parent(backup, newest);
         let has_own = backup.lineage == life.lineage || others().any(|other| other.lineage == life.lineage);
-        let as_good = |other: &Candidate| other.soundness() >= backup.soundness();
+        let is_cut_off = life.is_cut_off(backup, newest);
+        let as_good = |other: &Candidate| {
+            other.soundness() >= backup.soundness() && (is_cut_off || !life.is_cut_off(other, newest))
+        };
         let alone = has_own && leads(backup) && !others().any(|other| leads(other) && as_good(other));
         alone.then_some((life.lineage, newest))
     })
@@ -80,10 +83,21 @@ fn base<'a>(
 }
 
 /// The newest backup that leads to the timeline stays, so that what is dropped is never wanted again; with the WAL after it, unless
-/// an older one keeps that.
+/// an older one keeps that. Where WAL is missing behind it, the newest one stays as well behind which none is.
 fn keep_path(life: &RetainedLineage, timeline: TimelineId, decisions: &mut [Decision]) {
-    let leads =
-        |backup: &Candidate| life.leads_from(backup, timeline) || life.leads_from_parent(backup, timeline);
+    keep_newest(life, timeline, decisions, |_| true);
+    keep_newest(life, timeline, decisions, |backup| !life.is_cut_off(backup, timeline));
+}
+
+fn keep_newest(
+    life: &RetainedLineage,
+    timeline: TimelineId,
+    decisions: &mut [Decision],
+    counts: impl Fn(&Candidate) -> bool,
+) {
+    let leads = |backup: &Candidate| {
+        (life.leads_from(backup, timeline) || life.leads_from_parent(backup, timeline)) && counts(backup)
+    };
     let pool = decisions.iter().filter(|decision| leads(&decision.backup) && !decision.is_requested());
     let Some(best) = newest_of(pool.clone().map(|decision| &decision.backup)) else { return };
     let leads_on = |decision: &Decision| {
@@ -98,6 +112,7 @@ fn keep_path(life: &RetainedLineage, timeline: TimelineId, decisions: &mut [Deci
         (true, true) if decision.stays() => {}
         (true, true) => decision.stay(RetentionReason::Path(timeline), RetentionVerdict::Alone),
         (true, false) => decision.stay(RetentionReason::Path(timeline), RetentionVerdict::Onward),
+        (false, _) if decision.is_base_of(life.lineage, timeline) => {}
         (false, _) => {
             decision.stay(RetentionReason::Base(life.lineage, Base::Path(timeline)), RetentionVerdict::Onward)
         }
@@ -105,6 +120,12 @@ fn keep_path(life: &RetainedLineage, timeline: TimelineId, decisions: &mut [Deci
 }
 
 impl Decision {
+    /// Whether it stays already as that from which a lineage is recovered on a timeline.
+    fn is_base_of(&self, lineage: LineageId, timeline: TimelineId) -> bool {
+        let of_it = |reason: &RetentionReason| matches!(reason, RetentionReason::Base(of, Base::Path(on)) if (*of, *on) == (lineage, timeline));
+        self.reasons.iter().any(of_it)
+    }
+
     /// It stays for one more reason.
     fn stay(&mut self, reason: RetentionReason, verdict: RetentionVerdict) {
         if !self.stays() {

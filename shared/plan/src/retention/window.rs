@@ -5,7 +5,7 @@
 //! it belong to it. When a backup ended is taken for as late as it can be: what is taken for older than it is would push out the one
 //! before it, and with it the moments in between. Backups whose label has a rule of its own follow that rule; only where no other backup reaches as far
 //! back are they needed too. What a lineage wrote between the fork and its first own backup is recovered from its parent's. Where the one that begins the window is known to be damaged, the newest sound one before it begins
-//! it as well.
+//! it as well; where WAL is missing behind it, the newest one before it behind which none is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,9 +56,13 @@ pub(super) fn wanted(
             for begin in base.or(before.last()).into_iter().chain(better) {
                 wanted.begins.entry(begin.id).or_insert(timeline);
             }
-            if base.is_none() {
+            let reaches = |backup: &&&Candidate| !life.is_cut_off(backup, timeline);
+            if !base.iter().any(reaches) {
+                if let Some(begin) = newest().find(reaches) {
+                    wanted.begins.entry(begin.id).or_insert(timeline);
+                }
                 // Whatever is older than the first general one reaches where that does not.
-                let first = within.iter().find(general).map(|backup| backup.complete_by);
+                let first = within.iter().find(|b| general(b) && reaches(b)).map(|backup| backup.complete_by);
                 let older = within.iter().take_while(|b| first.is_none_or(|first| b.complete_by < first));
                 wanted.within.extend(older.map(|backup| backup.id));
             }

@@ -145,6 +145,7 @@ impl Gathered {
         for lineage in catalog.lineages() {
             gathered.add_lineage(lineage).await?;
         }
+        super::soundness::find_gaps(&mut gathered, &mut catalog).await?;
         gathered.find_successors();
         gathered.find_lost_lineages(repository, cluster).await?;
         Ok(gathered)
@@ -372,6 +373,7 @@ impl Gathered {
             superseded: None,
             timelines: BTreeMap::new(),
             inherits: BTreeSet::new(),
+            gaps: BTreeSet::new(),
         };
         let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
         life.inherits.extend(self.facts.backups.iter().filter(shared).map(|backup| backup.id));

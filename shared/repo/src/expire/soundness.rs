@@ -1,11 +1,12 @@
 //! What is known to be wrong with finished backups: packs that their manifests name and that are missing, or that were announced
-//! as damaged; segments without which they do not become consistent and that are missing, or were announced as damaged.
+//! as damaged; segments without which they do not become consistent and that are missing, or were announced as damaged; WAL that is missing behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, TimelineId};
+use walpoint_plan::restore::windows;
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::ClusterObject;
 
@@ -17,6 +18,7 @@ use crate::backup::{
     AnnouncedPacks, AnnouncedSet, AnnouncedWal, Announcement, AnnouncementReason, Backups, ManifestState,
     PackNo,
 };
+use crate::catalog::Catalog;
 use crate::reach::Roots;
 
 /// Manifests that are read at the same time, and packs that are asked for.
@@ -121,6 +123,23 @@ impl Proven {
     pub(super) fn plain(standing: ManifestState) -> Self {
         Self { standing, lost: BTreeSet::new(), announced: BTreeSet::new(), manifest: false }
     }
+}
+
+/// Finds the WAL that is missing between backups and what they lead to.
+pub(super) async fn find_gaps(gathered: &mut Gathered, catalog: &mut Catalog) -> Result<()> {
+    // Nothing stands in for the only backup.
+    if gathered.facts.backups.len() < 2 {
+        return Ok(());
+    }
+    for lineage in catalog.lineages_mut() {
+        let (id, size) = (lineage.id(), lineage.lineage().segment_size);
+        let Some(life) = gathered.facts.lives.iter_mut().find(|life| life.lineage == id) else { continue };
+        for timeline in lineage.facts().graph.ids().collect::<Vec<TimelineId>>() {
+            let gaps = lineage.ask(None, |facts| windows::gaps(facts, timeline)).await?;
+            life.gaps.extend(gaps.iter().map(|gap| (gap.timeline, gap.first.end(size) - 1)));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a backup that is there uses something that an announcement of damage names, or may use it, or a window leads through

@@ -1,7 +1,7 @@
 //! K1: what each rule keeps, and what is said about it.
 
 use jiff::Span;
-use walpoint_base::BackupId;
+use walpoint_base::{BackupId, Lsn};
 
 use super::super::{
     Damage, DeletionRequest, Policy, Protection, RetainedLineage, RetentionFacts, Rule, decide, protections,
@@ -414,4 +414,29 @@ fn the_only_backup_of_the_branch_in_use_is_protected() {
     assert_eq!(keep(&facts, &Policy::default(), NOW), "15+");
     facts.lives[0].superseded = Some(at(NOW));
     assert_eq!(against(&facts, second, &[first]), [], "the cluster went on in another lineage");
+}
+
+/// K1, K3: timeline 2 left timeline 1 behind WAL that is missing: a backup before that stands in for none behind it.
+#[test]
+fn a_backup_before_a_gap_stands_in_for_none_behind_it() {
+    let [first, mut second] = [backup("2026-11-10T10:00:00Z", 1, 10), backup("2026-11-12T10:00:00Z", 2, 30)];
+    second.damage.pages = 1;
+    // The branch that was left has newer backups, a damaged one among them.
+    let mut left = [backup("2026-11-19T10:00:00Z", 1, 40), backup("2026-11-20T10:00:00Z", 1, 50)];
+    left[1].damage.pages = 1;
+    let ids = [first.id, second.id];
+    let mut facts = facts([vec![first, second], left.to_vec()].concat());
+    fork(&mut facts.lives[0], 2, 1, 20, "2026-11-11T10:00:00Z");
+    facts.lives[0].timelines.values_mut().for_each(|life| life.written = Some(at(NOW)));
+    let one = Policy { rule: Rule { count: Some(1), ..Rule::default() }, ..Policy::default() };
+    assert_eq!(keep(&facts, &one, NOW), "10+ 40+ 50+", "the sound one leads to timeline 2");
+    facts.lives[0].gaps.insert((tli(1), Lsn(15 << 20)));
+    assert_eq!(keep(&facts, &one, NOW), "10+ 30+ 40+ 50+");
+
+    facts.backups[1].damage.pages = 0;
+    let alone = [Protection::Path(lineage(1), tli(2))];
+    assert_eq!(protections(&facts, ids[1], &[].into(), at(NOW)), alone);
+    assert_eq!(protections(&facts, ids[0], &[].into(), at(NOW)), []);
+    facts.lives[0].gaps = [(tli(1), Lsn(25 << 20))].into();
+    assert_eq!(protections(&facts, ids[1], &[].into(), at(NOW)), [], "it is not on the way");
 }
