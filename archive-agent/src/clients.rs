@@ -15,7 +15,7 @@ const CLIENTS: [&str; 2] = ["archive-push", "restore-fetch"];
 pub(crate) fn install(directory: &Path) -> Result<(), Failure> {
     let own = std::env::current_exe().context("the path of this program is not known")?;
     let beside = own.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory)
+    durable::create_public_directories(directory)
         .with_context(|| format!("{} cannot be created", directory.display()))?;
     for name in CLIENTS {
         let (from, to) = (beside.join(name), directory.join(name));

@@ -1,6 +1,7 @@
 //! What people type: the configuration checked as a file, and options that are misspelt. No server is needed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -143,5 +144,27 @@ fn a_full_standard_error_changes_no_exit_status() {
         let expected = status(started(), null);
         assert_ne!(expected, Some(0), "{program} {arguments:?} logs nothing");
         assert_eq!(status(started(), full), expected, "{program} {arguments:?}");
+    }
+}
+
+/// Another user than the one who installs runs the clients, and none but that one may replace them: whatever the umask is.
+#[test]
+fn what_is_installed_is_everybodys_to_use_and_nobodys_to_replace() {
+    for umask in ["000", "077"] {
+        let dir = TestDir::new();
+        for command in ["install-clients", "man"] {
+            let place = dir.join(command).join("below");
+            let script = format!("umask {umask}; exec \"$0\" {command} \"$1\"");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script]).arg(testbed::under_test("archive-agent")).arg(&place);
+            process::run(user::become_user(&mut shell), Duration::from_secs(30)).expect_success();
+            let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+            assert_eq!((mode(&dir.join(command)), mode(&place)), (0o755, 0o755), "{command}, umask {umask}");
+            let wanted = if command == "man" { 0o644 } else { 0o755 };
+            for entry in fs::read_dir(&place).expect("a directory") {
+                let path = entry.expect("an entry").path();
+                assert_eq!(mode(&path), wanted, "{}, umask {umask}", path.display());
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -35,7 +35,8 @@ pub fn create(path: &Path, content: &[u8]) -> io::Result<Created> {
     }
 }
 
-/// Gives `path` the `content` and mode, replacing what was there: afterwards it is the old file or the new one.
+/// Gives `path` the `content` and, whatever the umask is, the mode, replacing what was there: afterwards it is the old file or the new
+/// one.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = write_temporary(path, content, mode)?;
     fs::rename(&temporary, path).inspect_err(|_| {
@@ -75,7 +76,6 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Creates a directory and its missing parents with mode 0700, and makes their names durable.
 pub fn create_directories(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
     if path.is_dir() {
         return Ok(());
     }
@@ -86,6 +86,24 @@ pub fn create_directories(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => Err(error),
         _ => sync_parent(path),
     }
+}
+
+/// Creates a directory and its missing parents with mode 0755 whatever the umask is: for programs and pages that every user may use
+/// and only the owner may replace.
+pub fn create_public_directories(path: &Path) -> io::Result<()> {
+    const MODE: u32 = 0o755;
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_public_directories(parent)?;
+    }
+    match fs::DirBuilder::new().mode(MODE).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(MODE))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(error) => return Err(error),
+    }
+    sync_parent(path)
 }
 
 /// Makes the name of `path` durable.
@@ -143,6 +161,8 @@ pub fn remove_abandoned(directory: &Path) -> io::Result<usize> {
 fn write_temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     let temporary = temporary_beside(path);
     let mut file = create_locked_with(&temporary, mode)?;
+    // Whatever it lacks, the umask took. A filesystem without modes has none to give.
+    file.set_permissions(fs::Permissions::from_mode(mode)).ok();
     let written = file.write_all(content).and_then(|()| file.sync_all());
     written.inspect_err(|_| {
         // The write's own error is the one to report.

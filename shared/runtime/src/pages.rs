@@ -33,7 +33,7 @@ pub fn completions(mut command: Command, shell: Shell) -> Result<(), Failure> {
 /// Writes a page for the program, one for each command that is not hidden, and the given ones into a directory, replacing
 /// what is there.
 pub fn manual(command: Command, others: &[ManualPage], directory: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(directory)
+    durable::create_public_directories(directory)
         .with_context(|| format!("{} cannot be created", directory.display()))?;
     let mut command = command.disable_help_subcommand(true);
     command.build();
