@@ -19,7 +19,7 @@ use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
-use crate::selection::unknown_repository;
+use crate::selection::{as_owner, unknown_repository};
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Show what would be deleted", "archive-agent forget old --dry-run"),
@@ -67,7 +67,7 @@ walpoint_runtime::document!(ForgetDocument, "archive-agent forget");
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Failure> {
-    let repositories = repositories(common, args)?;
+    let repositories = repositories(common, args).await?;
     let (even_if_held, even_if_in_use) = (args.even_if_held, args.even_if_in_use);
     let options = ForgetOptions { dry_run: true, even_if_held, even_if_in_use };
     let mut document =
@@ -140,7 +140,10 @@ async fn look(
 }
 
 /// The repositories of the cluster. One that the configuration no longer has is looked for where `--repo` says.
-fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, StoreSettings)>, Failure> {
+async fn repositories(
+    common: &CommonArgs,
+    args: &ForgetArgs,
+) -> Result<Vec<(String, StoreSettings)>, Failure> {
     let cluster = &args.cluster;
     if let Some(other) = common.cluster.as_ref().filter(|other| *other != cluster) {
         return Err(Failure::usage(anyhow!("--cluster {other} contradicts the argument {cluster}")));
@@ -150,7 +153,11 @@ fn repositories(common: &CommonArgs, args: &ForgetArgs) -> Result<Vec<(String, S
     let described =
         common.url()?.is_some() || config.as_ref().is_none_or(|config| config.cluster.contains_key(cluster));
     let Some(config) = config.filter(|_| !described) else {
-        return Ok(common.select::<StoreSettings>()?.repositories);
+        let selection = common.select::<StoreSettings>()?;
+        if !args.dry_run {
+            as_owner(&selection).await?;
+        }
+        return Ok(selection.repositories);
     };
     let names = common.names();
     if names.is_empty() {

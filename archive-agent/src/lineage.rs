@@ -23,6 +23,7 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
 use crate::hold::user;
+use crate::selection::as_owner;
 use crate::wal::contradiction;
 
 mod abandon;
@@ -103,6 +104,7 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
         )));
     }
     let selection = common.select::<StoreSettings>()?;
+    as_owner(&selection).await?;
     let (mut settled, mut failed, mut refused) = (Vec::new(), Vec::new(), false);
     for (name, settings) in &selection.repositories {
         match settle(name, settings, &selection.cluster, args).await {

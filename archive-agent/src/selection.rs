@@ -6,7 +6,10 @@ use walpoint_base::ClusterName;
 use walpoint_runtime::args::{CommonArgs, RepoArgument, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config};
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
+
+use crate::wal::disk;
 
 /// The clusters that the options name: one, or all of the configuration that are in the repositories named.
 pub(crate) fn selections(common: &CommonArgs) -> Result<Vec<Selection<StoreSettings>>, Failure> {
@@ -55,4 +58,13 @@ pub(crate) fn pgdata(selection: &Selection<StoreSettings>) -> Result<&Path, Fail
             selection.cluster
         ))
     })
+}
+
+/// Refuses a command that writes to repositories unless it runs as PostgreSQL's user, where that user's data directory is visible. One
+/// that hangs refuses nothing: repositories take care of what another user creates in them.
+pub(crate) async fn as_owner(selection: &Selection<StoreSettings>) -> Result<(), Failure> {
+    let Some(pgdata) = selection.settings.pgdata.clone() else { return Ok(()) };
+    let directory = pgdata.clone();
+    let own = move || if directory.exists() { owner::require(&directory) } else { Ok(()) };
+    Ok(disk::look(&pgdata, own).await.unwrap_or(Ok(()))?)
 }

@@ -1,5 +1,6 @@
 //! K1 to K3 and promise 11 on real clusters and stores: `archive-agent expire` and `hold`.
 
+use std::process::Command;
 use std::time::Duration;
 
 use rand::Rng;
@@ -10,10 +11,10 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::faults;
 use walpoint_tests::http_faults::{FaultRule, HttpProxy};
-use walpoint_tests::process::{Background, Output};
+use walpoint_tests::process::{self, Background, Output};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{needs_root, testbed, user, wait};
 
 #[track_caller]
 fn json(output: &Output) -> Value {
@@ -193,7 +194,7 @@ fn the_window_of_a_lineage_that_was_split_off_begins_at_the_fork() {
     fill(&bed.cluster, "both");
     bed.cluster.stop(Shutdown::Fast);
     let place = bed.place("split");
-    let copied = std::process::Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&place).status();
+    let copied = Command::new("cp").arg("-a").arg(bed.cluster.pgdata()).arg(&place).status();
     assert!(copied.unwrap().success());
     bed.cluster.start();
     fill(&bed.cluster, "production");
@@ -487,4 +488,42 @@ fn without_a_retention_nothing_is_deleted() {
     }
     let missing = ["hold", "remove", "7"];
     assert!(bed.agent.run(&missing).expect_status(1).stderr.contains("has no hold 7"));
+}
+
+/// A command of root's is refused where it has the data directory, and keeps nobody out where it has none; what is closed all the same
+/// is named with the command that opens it.
+#[test]
+fn root_keeps_nobody_out_of_a_repository() {
+    needs_root!();
+    let bed = bed(Store::local(), "count = 1");
+    let id = bed.backup();
+    let as_root = |arguments: &[&str]| {
+        let mut command = Command::new(testbed::under_test("archive-agent"));
+        process::run(command.args(arguments), Duration::from_secs(60))
+    };
+    let config = bed.agent.write().display().to_string();
+    let own = format!("runuser -u {} -- ", user::name());
+    for command in [&["expire"][..], &["hold", "remove", "1"], &["verify", "--sample", "10%"]] {
+        let told = as_root(&[command, &["--config", &config]].concat()).expect_status(1).stderr;
+        assert!(told.contains(&own) && told.contains(&command.join(" ")), "{told}");
+    }
+    as_root(&["expire", "--dry-run", "--config", &config]).expect_success();
+    as_root(&["verify", "--light", "--config", &config]).expect_success();
+
+    let url = bed.store.url();
+    let without = ["--repo", &url, "--cluster", "main"];
+    let hold = ["hold", "add", "--backup", &id, "--reason", "audit", "--until", "30d"];
+    as_root(&[&hold[..], &without].concat()).expect_success();
+    as_root(&[&["verify", "--sample", "100%"][..], &without].concat()).expect_success();
+    assert!(bed.agent.run(&["hold", "list"]).expect_success().stdout.contains("audit"));
+    bed.agent.run(&["expire"]).expect_success();
+    bed.agent.run(&["verify", "--sample", "100%"]).expect_success();
+
+    let holds = bed.store.root().unwrap().join("clusters/main/holds");
+    std::os::unix::fs::chown(&holds, Some(0), Some(0)).unwrap();
+    let repair = format!("chown -R {}: {}", user::name(), bed.store.root().unwrap().display());
+    let told = bed.agent.run(&["check", "--no-switch"]).expect_status(3).stdout;
+    assert!(told.split_whitespace().collect::<Vec<_>>().join(" ").contains(&repair), "{told}");
+    let told = bed.agent.run(&["expire"]).expect_status(1).stderr;
+    assert!(told.contains(&repair), "{told}");
 }

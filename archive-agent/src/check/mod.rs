@@ -220,6 +220,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         tracing::info!("checking only the server, {why}");
         if let Some(mut examined) = examine_remote(&mut report, &selection, limit, false).await {
             repository::latest(&mut report, &examined.destinations, &examined.identity).await;
+            repository::usable(&mut report, &examined.destinations).await;
             repository::sound(&mut report, &examined.destinations).await;
             repository::unreadable(&mut report, &examined.destinations).await;
             arrives(&mut report, &mut examined, args, limit).await;
@@ -233,6 +234,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         if !gap_told {
             repository::reach(&mut report, &destinations, &identity, &pgdata).await;
         }
+        repository::usable(&mut report, &destinations).await;
         repository::sound(&mut report, &destinations).await;
         repository::unreadable(&mut report, &destinations).await;
         let mut examined = RemoteSource { server, identity, destinations, pgdata: Some(pgdata), archives };

@@ -139,6 +139,20 @@ pub(crate) async fn unreadable(report: &mut CheckReport, destinations: &[Destina
     }
 }
 
+/// Whether this user can list, read and write what the next backup and `expire` have to.
+pub(crate) async fn usable(report: &mut CheckReport, destinations: &[Destination]) {
+    for Destination { repository, lineage, .. } in destinations {
+        let what = format!("repository {}: owner", repository.name());
+        match repository.store().unusable(&lineage.cluster).await {
+            Ok(None) => {}
+            Ok(Some(unusable)) => {
+                report.failed(what, unusable.found, &format!("Run as root: {}", unusable.repair));
+            }
+            Err(error) => report.error(what, &error.into()),
+        }
+    }
+}
+
 /// Whether a restore to the latest moment follows this server.
 pub(crate) async fn latest(
     report: &mut CheckReport,

@@ -22,6 +22,8 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
+use crate::selection::as_owner;
+
 /// The heading of options about one backup.
 const ONE: &str = "One backup";
 
@@ -73,6 +75,9 @@ walpoint_runtime::document!(ExpireDocument, "archive-agent expire");
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
+    if !args.dry_run {
+        as_owner(&selection).await?;
+    }
     let options = options(&selection, args);
     let mut document =
         ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };

@@ -26,6 +26,7 @@ use walpoint_words::format_chain;
 
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
+use crate::selection::as_owner;
 
 /// Manifests that are read at once.
 const AT_ONCE: usize = 8;
@@ -104,6 +105,9 @@ pub(crate) struct RemoveArgs {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, command: &HoldCommand) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
+    if !matches!(command, HoldCommand::List { .. }) {
+        as_owner(&selection).await?;
+    }
     match command {
         HoldCommand::Add(args) => add(common, &selection, args).await,
         HoldCommand::List { all } => list(common, &selection, *all).await,

@@ -28,6 +28,7 @@ use walpoint_storage::keys::{KeySlots, KeySource};
 use walpoint_storage::store::StoreSettings;
 
 use self::args::SecretArgs;
+use crate::selection::as_owner;
 
 const LIST: &[(&str, &str)] = &[("List the slots of a repository", "archive-agent key list --repo far")];
 
@@ -119,6 +120,9 @@ walpoint_runtime::document!(KeyDocument, "archive-agent key");
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, command: &KeyCommand) -> Result<(), Failure> {
+    if !matches!(command, KeyCommand::List) {
+        as_owner(&common.select::<StoreSettings>()?).await?;
+    }
     match command {
         KeyCommand::List => list::run(common).await,
         KeyCommand::Add(new) => add::run(common, new).await,

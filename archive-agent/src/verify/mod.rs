@@ -25,6 +25,7 @@ use walpoint_words::format_chain;
 
 use self::content::PgContent;
 use self::document::VerifyDocument;
+use crate::selection::as_owner;
 
 /// The heading of options about how much is read.
 const READ: &str = "How much to read [default: every byte]";
@@ -63,6 +64,10 @@ pub(crate) struct VerifyArgs {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Failure> {
     let selection = common.select::<StoreSettings>()?;
+    if args.sample.is_some() || args.budget.is_some() {
+        // These remember where the next run continues.
+        as_owner(&selection).await?;
+    }
     let options = VerifyOptions {
         backup: args.backup,
         depth: match (args.light, args.sample, args.budget) {

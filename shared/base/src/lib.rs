@@ -24,6 +24,7 @@
 //! | [`tablespace`] | what lies where replay creates tablespaces |
 //! | [`json`] | how all that appears in the JSON that commands print |
 //! | [`socket`] | the messages between the thin clients and their servers |
+//! | [`user`] | users of this machine, and the commands that a person types about them |
 //!
 //! Without the features `time`, `secret` and `json` nothing is linked into a thin client but the standard library and, for system calls
 //! that it does not offer, `rustix`.
@@ -58,6 +59,7 @@ pub mod tablespace;
 #[cfg(feature = "time")]
 pub mod target;
 pub mod timeline;
+pub mod user;
 
 pub use clock::PgTimestamp;
 pub use diagnostic::Diagnostic;

@@ -3,20 +3,31 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use walpoint_base::user;
+
+use crate::sibling::quoted;
+
 /// Refuses to go on unless this process runs as the owner of the data directory.
 pub fn require(pgdata: &Path) -> anyhow::Result<()> {
     let meta = std::fs::metadata(pgdata)
         .map_err(|e| anyhow::anyhow!("the data directory {} cannot be read: {e}", pgdata.display()))?;
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = user::effective();
     if uid == meta.uid() {
         return Ok(());
     }
+    let owner = user::name(meta.uid()).map_or(String::new(), |name| format!(" ({name})"));
     anyhow::bail!(
-        "{} belongs to uid {} but this process runs as uid {uid}\nHINT: Run it as PostgreSQL's user (for example: runuser -u \
-         postgres -- …).",
+        "{} belongs to uid {}{owner} but this process runs as uid {uid}\nHINT: Run it as PostgreSQL's user: {}",
         pgdata.display(),
         meta.uid(),
+        user::run_as(meta.uid(), &typed()),
     )
+}
+
+/// The command line of this process.
+fn typed() -> String {
+    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -36,5 +47,7 @@ mod tests {
         let error = require(foreign).unwrap_err().to_string();
         let uid = rustix::process::geteuid().as_raw();
         assert!(error.contains(&format!("runs as uid {uid}")) && error.contains("belongs to uid"), "{error}");
+        let program = std::env::args().next().unwrap();
+        assert!(error.contains(&quoted(&program)), "{error}");
     }
 }

@@ -5,11 +5,13 @@
 //! repository: those have [`RepoError::NoRepository`], so that nobody takes a lost mount for the end of WAL.
 
 use std::fmt;
+use std::path::Path;
 
 use walpoint_base::{BackupId, Diagnostic};
 
 use crate::ids::ContentHash;
 use crate::layout::Key;
+use crate::store::Owner;
 
 /// The error beneath: from the object store library or the operating system.
 pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -293,10 +295,15 @@ pub fn found<T>(result: Result<T>) -> Result<Option<T>> {
 }
 
 /// Where to look: what decides who may do what in a store.
-fn allowed_by(store: &str) -> &'static str {
-    match store.starts_with("file:") {
-        true => "Check who owns the directory and its files, and which user runs this command.",
-        false => "Check the credentials and what they are allowed to do.",
+fn allowed_by(store: &str) -> String {
+    let path =
+        store.strip_prefix("file://").or_else(|| store.starts_with('/').then_some(store)).map(Path::new);
+    match path.map(|path| (path, Owner::of(path))) {
+        Some((path, Ok(owner))) => owner.advice(path),
+        Some((_, Err(_))) => {
+            "Check who owns the directory and its files, and which user runs this command.".to_owned()
+        }
+        None => "Check the credentials and what they are allowed to do.".to_owned(),
     }
 }
 

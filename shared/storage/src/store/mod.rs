@@ -66,7 +66,7 @@ use self::buffers::Buffers;
 pub use self::counts::Requests;
 pub use self::create::{Creation, NumberClaim};
 pub use self::delete::BULK;
-pub use self::directory::{DIRECTORY_MODE, grant};
+pub use self::directory::{DIRECTORY_MODE, Owner, Unusable, grant};
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
 pub use self::probe::{Probe, ProbeFinding};

@@ -27,6 +27,7 @@ use futures_util::stream::{self, BoxStream};
 use walpoint_base::durable;
 
 use super::mounts;
+use super::owner::{self, Owner};
 use super::share::{Share, Spot};
 use crate::layout::Key;
 use crate::object::MAX_OBJECT;
@@ -58,6 +59,8 @@ struct Root {
     inode: u64,
     /// The mount on which it lies, where that is known.
     mount: Option<u64>,
+    /// To whom it belongs.
+    owner: Owner,
     /// Directories below the root whose own names, up to the root, were synced by this process.
     synced: Mutex<HashSet<PathBuf>>,
     share: Arc<Share>,
@@ -88,9 +91,9 @@ impl Local {
             mounts::leads_to(path, real);
         }
         let (synced, mount) = (Mutex::new(HashSet::new()), mounts::of(path));
-        let (path, device, inode) = (path.to_owned(), meta.dev(), meta.ino());
+        let (path, device, inode, owner) = (path.to_owned(), meta.dev(), meta.ino(), Owner::of(path)?);
         let share = Share::of(Spot::Directory(device, inode, mount));
-        Ok(Self(Arc::new(Root { path, device, inode, mount, synced, share })))
+        Ok(Self(Arc::new(Root { path, device, inode, mount, owner, synced, share })))
     }
 
     /// Where a name lies.
@@ -256,12 +259,12 @@ impl Root {
     fn create(&self, path: &Path, pieces: &[Bytes]) -> Result<(), Failure> {
         let directory = path.parent().unwrap_or(&self.path);
         self.make_directory(directory)?;
-        let temporary = match write_temporary(path, pieces) {
+        let temporary = match write_temporary(path, pieces, self.owner) {
             // Somebody deleted the last object in this directory, and the directory with it.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.forget(directory);
                 self.make_directory(directory)?;
-                write_temporary(path, pieces)?
+                write_temporary(path, pieces, self.owner)?
             }
             written => written?,
         };
@@ -298,11 +301,21 @@ impl Root {
         let parent = path.parent().unwrap_or(&self.path);
         self.make_directory(parent)?;
         match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-            // By its path: a umask may have taken away the right to open it.
-            Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))?,
+            Ok(()) => self.hand_over(path).inspect_err(|_| {
+                // Nobody could use it. Somebody may have put something into it already.
+                fs::remove_dir(path).ok();
+            })?,
             // Its maker may have died before this.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                grant(&File::open(path)?, DIRECTORY_MODE)
+                let opened = match self.owner.is_others() {
+                    false => Some(File::open(path)?),
+                    // Where a link leads is not to be given away, nor opened for more users.
+                    true => owner::within(&self.path, path).ok(),
+                };
+                if let Some(directory) = opened {
+                    self.owner.give_left(&directory, self.device)?;
+                    grant(&directory, DIRECTORY_MODE);
+                }
             }
             Err(error) => return Err(error),
         }
@@ -314,6 +327,19 @@ impl Root {
             synced.insert(path.to_owned());
         }
         Ok(())
+    }
+
+    /// Gives a directory that was made now its owner and its mode.
+    fn hand_over(&self, path: &Path) -> io::Result<()> {
+        let mode = fs::Permissions::from_mode(DIRECTORY_MODE);
+        if self.owner.is_others() {
+            let directory = owner::within(&self.path, path)?;
+            self.owner.give(&directory)?;
+            return directory.set_permissions(mode);
+        }
+        // By its path: a umask may have taken away the right to open it.
+        fs::set_permissions(path, mode)?;
+        self.owner.give(&File::open(path)?)
     }
 
     fn forget(&self, path: &Path) {
@@ -422,13 +448,14 @@ fn read(path: &Path, range: Option<Range<u64>>, buffers: &Buffers) -> Result<Ran
     Ok(Ranged { bytes: Bytes::from_owner(buffer), size })
 }
 
-fn write_temporary(path: &Path, pieces: &[Bytes]) -> io::Result<PathBuf> {
+fn write_temporary(path: &Path, pieces: &[Bytes], owner: Owner) -> io::Result<PathBuf> {
     let temporary = durable::temporary_beside(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&temporary)?;
+    let owned = owner.give(&file);
     // Of a file that was made now no mode was chosen: whatever it lacks, the umask took.
     file.set_permissions(fs::Permissions::from_mode(FILE_MODE)).ok();
-    let written = pieces.iter().try_for_each(|piece| file.write_all(piece)).and_then(|()| file.sync_all());
-    written.inspect_err(|_| {
+    let written = owned.and_then(|()| pieces.iter().try_for_each(|piece| file.write_all(piece)));
+    written.and_then(|()| file.sync_all()).inspect_err(|_| {
         // The write's own error is the one to report.
         fs::remove_file(&temporary).ok();
     })?;
