@@ -237,9 +237,16 @@ fn print(
         let (cluster, timeline) = (cluster.clone(), args.timeline);
         return output::json(&SettleDocument { cluster, timeline, settlements: settled });
     }
+    let timeline = args.timeline;
+    let standbys = match settled.iter().any(|one| one.last_abandoned_segment.is_some()) {
+        true => format!(
+            "A standby that already follows timeline {timeline} stays on it: create it anew (restore-agent restore --standby, or \
+             pg_basebackup).\n"
+        ),
+        false => String::new(),
+    };
     let line = |one: &Settlement| {
         let Settlement { repository, lineage, history_hash, last_abandoned_segment, .. } = one;
-        let timeline = args.timeline;
         match (history_hash, last_abandoned_segment) {
             (Some(history), _) if one.is_stored => format!(
                 "repository {repository}: timeline {timeline} of lineage {lineage} is settled: its stored history, {history}, counts\n"
@@ -253,5 +260,5 @@ fn print(
             ),
         }
     };
-    output::text(&settled.iter().map(line).collect::<String>())
+    output::text(&settled.iter().map(line).chain([standbys]).collect::<String>())
 }

@@ -439,6 +439,55 @@ fn a_timeline_that_comes_from_another_servers_timeline_says_nothing_of_productio
     assert_eq!(plan(&[], 0)["path"], own);
 }
 
+/// A standby that starts passes over a timeline that was settled as abandoned, also after a look while it ran has left the history in
+/// `pg_wal`. Its promotion does not take that number, and a standby that waited follows the new timeline.
+#[test]
+fn a_standby_passes_over_an_abandoned_timeline_and_follows_the_next_one() {
+    let mut bed = bed();
+    bed.cluster.start();
+    let daemon = bed.agent.daemon();
+    bed.agent.run(&["backup"]).expect_success();
+    all_done(&bed.cluster, &segments(&bed.cluster, 1, 100));
+    let (mut copy, beside) = standby(&bed);
+    let archiving = beside.daemon();
+    copy.promote();
+    all_done(&copy, &segments(&copy, 2, 100));
+    copy.stop(Shutdown::Fast);
+    drop(archiving);
+    all_done(&bed.cluster, &segments(&bed.cluster, 3, 100));
+    let settled = bed.agent.run(&["lineage", "settle", "--timeline", "2", "--reason", "a test"]);
+    assert!(settled.expect_success().stdout.contains("already follows timeline 2"));
+
+    let restored = bed.cluster.dir().join("restored");
+    let arguments = ["restore", "--standby", "--pgdata", restored.to_str().unwrap()];
+    bed.agent.restore(&arguments).expect_success();
+    let follower = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), restored);
+    follower.wait_for("select count(*) > 0 from t", "t");
+    assert_eq!(follower.psql("show recovery_target_timeline"), "latest");
+
+    let mut heir = bed.cluster.standby();
+    let agent = Agent::with(&heir, &bed.store);
+    agent.archive_from(&heir);
+    heir.set("restore_command", agent.restore_command());
+    heir.start();
+    heir.wait_replayed(&bed.cluster);
+    // As a look of the running server leaves it.
+    let history = heir.wal_dir().join("00000002.history");
+    heir.stop(Shutdown::Fast);
+    std::fs::write(&history, bed.archive().get("00000002.history").unwrap()).unwrap();
+    user::give(&history);
+    heir.start();
+    heir.wait_replayed(&bed.cluster);
+    bed.cluster.stop(Shutdown::Fast);
+    assert_eq!(daemon.stop(), 0);
+    let _daemon = agent.daemon();
+    heir.promote();
+    assert_eq!(heir.psql("select timeline_id from pg_control_checkpoint()"), "3");
+    all_done(&heir, &segments(&heir, 2, 100));
+    let rows = heir.psql("select count(*) from t");
+    follower.wait_for("select count(*) from t", &rows);
+}
+
 /// Of two timelines whose histories contradict each other a person says that the younger one counts.
 #[test]
 fn a_timeline_that_contradicts_another_ones_history_is_settled_as_the_one_that_counts() {

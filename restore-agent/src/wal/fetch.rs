@@ -23,7 +23,7 @@ use crate::wal::histories::HistoryCache;
 use crate::wal::pass::Pass;
 use crate::wal::refusal::Remedy;
 use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
-use crate::wal::{creates, parents};
+use crate::wal::{abandoned, creates, parents};
 
 /// The file is there.
 const DONE: u8 = 0;
@@ -83,7 +83,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     {
         tracing::debug!("could not clean up {}: {error}", directory.display());
     }
-    if let Some(outcome) = place.as_ref().and_then(|p| from_cache(p, name, &args.path)) {
+    // What a repository has to say of it comes before.
+    let probe = server.is_some_and(|place| abandoned::is_probe(place, name));
+    if !probe && let Some(outcome) = place.as_ref().and_then(|p| from_cache(p, name, &args.path)) {
         return conclude(name, standby, HistoryOutage::Missing, &outcome);
     }
     if let Some(place) = &place
@@ -143,6 +145,14 @@ async fn attempts(
     let attempt =
         || async { archive.fetch(name, &args.path, Proof::Wanted, durability).await.in_the_only_place() };
     let server = place.filter(|place| place.server);
+    if let Some(place) = server {
+        if let Some(why) = abandoned::passed_over(&archive, place, name).await {
+            return FetchResult::Absent(why);
+        }
+        if let Some(known) = from_cache(place, name, &args.path) {
+            return known;
+        }
+    }
     let standby = place.filter(|place| place.is_standby());
     let outcome = if standby.is_some() {
         let within = args.within.map_or(STANDBY_ATTEMPT, config::duration);

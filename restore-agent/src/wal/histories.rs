@@ -57,6 +57,11 @@ impl HistoryCache {
         durable::replace(&path, content, 0o600)
     }
 
+    /// Forgets one history.
+    pub(crate) fn drop_one(&self, timeline: TimelineId) -> io::Result<()> {
+        durable::remove(&self.path(timeline))
+    }
+
     /// Forgets the histories of an earlier recovery.
     pub(crate) fn forget(&self) -> io::Result<()> {
         let entries = match std::fs::read_dir(&self.directory) {

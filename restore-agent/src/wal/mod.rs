@@ -5,6 +5,7 @@
 //! | [`archive`], [`source`] | the repositories of a cluster as one archive; one of them |
 //! | [`asking`] | asking several repositories, of which one may hang |
 //! | [`flagged`] | which copy of a segment is taken that was archived although damaged |
+//! | `abandoned` | histories that a standby passes over |
 //! | [`absence`], [`prove`] | when a file is proven not to be in it, and reading what proves it |
 //! | [`fetch`] | one file, and the exit status |
 //! | [`refusal`] | what waiting does not change |
@@ -28,8 +29,10 @@
 //! | [`watchdog`] | when a prefetcher ends |
 //! | [`session`] | the command `prefetch` |
 //!
-//! The one rule above all: PostgreSQL hears "not in the archive" only when that is proven.
+//! The one rule above all: PostgreSQL hears "not in the archive" only when that is proven. The only exception is the history of a
+//! timeline that a person says was abandoned, for a standby that starts.
 
+mod abandoned;
 pub(crate) mod absence;
 pub(crate) mod archive;
 pub(crate) mod asking;

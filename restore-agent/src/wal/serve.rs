@@ -21,7 +21,7 @@ use crate::wal::histories::HistoryCache;
 use crate::wal::prefetch::Prefetcher;
 use crate::wal::refusal::Remedy;
 use crate::wal::retry_budget::{self, STANDBY_ATTEMPT};
-use crate::wal::{creates, fetch, parents};
+use crate::wal::{abandoned, creates, fetch, parents};
 
 /// A client writes its request at once.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -134,7 +134,7 @@ impl PrefetchServer {
         // Asked anew each time: a promotion ends it.
         let recovery = Recovery::of(&place.pgdata);
         let standby = recovery == Recovery::Standby && request.ahead;
-        let cached = if request.ahead { self.cached(recovery, name).await } else { None };
+        let cached = if request.ahead { self.known(recovery, name).await } else { None };
         let pass = if request.ahead { self.prefetcher.pass().ask(name) } else { None };
         let demand = || async {
             self.prefetcher.follow_binding().await;
@@ -213,6 +213,15 @@ impl PrefetchServer {
         (!is_current).then(|| {
             format!("the prefetcher at this socket served an earlier recovery in {}", place.wal.display())
         })
+    }
+
+    /// The answer to a question that needs no look for the file: a history that is passed over, or one that was seen before.
+    async fn known(&self, recovery: Recovery, name: WalFileName) -> Option<FetchResult> {
+        let (archive, place) = (self.prefetcher.archive(), self.prefetcher.place());
+        match abandoned::passed_over(archive, place, name).await {
+            Some(why) => Some(FetchResult::Absent(why)),
+            None => self.cached(recovery, name).await,
+        }
     }
 
     /// A history that need not be asked for, put into the spool.

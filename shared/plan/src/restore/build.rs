@@ -78,7 +78,7 @@ impl<'a> Planner<'a> {
     /// With a target, PostgreSQL must not read ahead of it: what lies behind may be damaged, or not to be had now, and is not
     /// needed. Without one, that counts where what follows is not proven to be absent.
     fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt, stops: bool) -> Vec<RecoverySetting> {
-        let newest = self.facts.graph.ids().next_back() == Some(ending.timeline);
+        let newest = self.counting().next_back() == Some(ending.timeline);
         let mut all = settings(self.request, ending.timeline, newest, at);
         let gap = ending.missing.start(self.facts.segment_size);
         let near = gap.0.saturating_sub(until.0) <= LOOK_AHEAD;

@@ -98,7 +98,7 @@ pub(super) const LOOKS_AHEAD_SINCE: u8 = 15;
 /// The settings, in the order in which they are to be written. `restore_command` is not among them: the plan does not
 /// know by which program the WAL will come.
 ///
-/// `newest`: no younger timeline is known.
+/// `newest`: no younger timeline is known that counts. Abandoned ones a standby passes over.
 pub(super) fn settings(
     request: &RestoreRequest,
     timeline: TimelineId,

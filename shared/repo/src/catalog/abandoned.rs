@@ -40,7 +40,7 @@ pub(super) async fn abandoned(
             }
             Err(error) => return Err(error),
         };
-        match later(archive, until).await? {
+        match archive.stored_behind(until).await? {
             None => drop(abandoned.insert(timeline, settled(&record))),
             Some(later) => problems.push(format!(
                 "timeline {timeline} was settled as abandoned up to \"{until}\", and \"{later}\" was stored since: it counts again"
@@ -53,19 +53,6 @@ pub(super) async fn abandoned(
 /// What a planner has to know of it.
 fn settled(record: &Abandonment) -> Abandoned {
     Abandoned { settled: record.settled, verdict: record.to_string() }
-}
-
-/// A segment of the same timeline that lies behind one.
-async fn later(archive: &WalArchive, until: SegmentName) -> Result<Option<SegmentName>> {
-    let mut entries = archive.list(until.timeline, Some(until));
-    while let Some((entry, _)) = entries.try_next().await? {
-        if let WalEntry::File(WalFileName::Segment(name)) = entry
-            && name > until
-        {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
 }
 
 impl LineageCatalog {

@@ -7,14 +7,15 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::diagnostic::shown;
-use walpoint_base::{Lsn, SegmentName, TimelineHistory, TimelineId};
+use walpoint_base::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_storage::descriptor::now;
 use walpoint_storage::document::{self, as_text};
 use walpoint_storage::error::{RepoError, Result, found};
-use walpoint_storage::layout::AbandonedUntil;
+use walpoint_storage::layout::{AbandonedUntil, WalEntry};
 
 use super::WalArchive;
 use crate::lineage::LineageFork;
@@ -111,6 +112,33 @@ impl WalArchive {
             }
         }
         Ok(here)
+    }
+
+    /// Of listed records those of [`Self::abandoned_here`] whose timelines have had no WAL since.
+    pub async fn still_abandoned(
+        &self,
+        listed: &[AbandonedUntil],
+    ) -> Result<BTreeMap<TimelineId, AbandonedUntil>> {
+        let mut still = BTreeMap::new();
+        for (timeline, name) in self.abandoned_here(listed).await? {
+            if self.stored_behind(name.until).await?.is_none() {
+                still.insert(timeline, name);
+            }
+        }
+        Ok(still)
+    }
+
+    /// A stored segment of the same timeline that lies behind one.
+    pub async fn stored_behind(&self, until: SegmentName) -> Result<Option<SegmentName>> {
+        let mut entries = self.list(until.timeline, Some(until));
+        while let Some((entry, _)) = entries.try_next().await? {
+            if let WalEntry::File(WalFileName::Segment(name)) = entry
+                && name > until
+            {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// Says that a timeline was abandoned. What was said before stays as it is.

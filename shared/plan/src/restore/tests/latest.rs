@@ -145,6 +145,10 @@ fn an_abandoned_timeline_is_not_the_latest() {
     assert_eq!(on(&[3], &RestoreRequest { timeline: TargetTimeline::Id(tli(3)), ..latest.clone() }), 3);
     assert_ne!(on(&[3], &RestoreRequest { backup: Some(first), ..latest.clone() }), 3);
     assert_eq!(on(&[2, 3], &RestoreRequest { backup: Some(second), ..latest.clone() }), 1);
+    // It passes over timeline 3, and follows what comes after it.
+    let standby = RestoreRequest { standby: true, ..latest.clone() };
+    let plan = world.plan_with(facts(&[3]), &standby).unwrap();
+    assert!(plan.settings.iter().any(|s| s.line() == "recovery_target_timeline = 'latest'"), "{plan:?}");
     let plan = world.plan_with(facts(&[3]), &latest).unwrap();
     assert!(
         matches!(&plan.notes[..], [Note::NotTheLatest { timeline, .. }] if *timeline == tli(3)),
