@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
 use tokio::sync::Mutex;
 use walpoint_base::facts::SegmentMarks;
-use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
 use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupDescription, WalStored};
 use walpoint_repo::wal::WalArchive;
@@ -17,6 +18,7 @@ use walpoint_runtime::human;
 use walpoint_words::format_chain;
 
 use crate::check::archiving::why_not_archived;
+use crate::check::source::read_control;
 
 /// Segments that are looked for at the same time.
 const AT_ONCE: usize = 16;
@@ -33,6 +35,10 @@ pub(crate) struct BackupWal {
     last: SegmentNo,
     stored: WalStored,
     history: TimelineHistory,
+    /// The last position that the backup needs.
+    stop: Lsn,
+    /// The next timeline's copy of the last segment, where the server was promoted before that was full.
+    taken_over: OnceLock<SegmentName>,
 }
 
 impl BackupWal {
@@ -46,6 +52,8 @@ impl BackupWal {
             last: SegmentNo::before(facts.stop_lsn, size),
             stored: WalStored { first, last },
             history,
+            stop: facts.stop_lsn,
+            taken_over: OnceLock::new(),
         })
     }
 
@@ -76,9 +84,10 @@ impl BackupWal {
 
     /// The names that a segment may be stored under: one, but where the timeline changed within it.
     pub(crate) fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
+        let taken_over = self.taken_over.get().copied().filter(|_| segment == self.last);
         match segment {
-            _ if segment == self.first => vec![self.stored.first],
-            _ if segment == self.last => vec![self.stored.last],
+            _ if segment == self.first => [self.stored.first].into_iter().chain(taken_over).collect(),
+            _ if segment == self.last => [self.stored.last].into_iter().chain(taken_over).collect(),
             _ => self.history.candidates(segment, self.size).map(|t| segment.name(t, self.size)).collect(),
         }
     }
@@ -124,6 +133,52 @@ impl BackupWal {
         Ok(None)
     }
 
+    /// The names that the last segment may have on the path of `history`, on which the server has left the timeline of the backup's end
+    /// inside it: on that timeline it is never finished. Empty if that is not so.
+    fn successors(&self, history: &TimelineHistory) -> Vec<SegmentName> {
+        let old = self.stored.last.timeline;
+        let left = history.end_of(old).filter(|switch| *switch >= self.stop);
+        if left.is_none_or(|switch| SegmentNo::of(switch, self.size) != self.last) {
+            return Vec::new();
+        }
+        let younger = history.candidates(self.last, self.size).filter(|timeline| *timeline > old);
+        younger.map(|timeline| self.last.name(timeline, self.size)).collect()
+    }
+
+    /// Where the server was promoted, or followed a promotion, inside the segment that is missing: takes the copy of it that the next
+    /// timeline begins with. Otherwise the promotion, if the backup waits for nothing else.
+    async fn take_over(
+        &self,
+        archive: &WalArchive,
+        pgdata: &Path,
+        missing: SegmentNo,
+    ) -> anyhow::Result<Option<String>> {
+        let (_, control) = read_control(pgdata)?;
+        let old = self.stored.last.timeline;
+        let Some(newest) = control.newest_timeline().filter(|newest| missing == self.last && *newest > old)
+        else {
+            return Ok(None);
+        };
+        let file = WalFileName::History(newest).to_string();
+        let content = std::fs::read(pgdata.join("pg_wal").join(&file)).context(file)?;
+        let names = self.successors(&TimelineHistory::parse(newest, &content)?);
+        let Some(first) = names.first().copied() else { return Ok(None) };
+        if archive.history(newest).await?.is_some() {
+            for name in names {
+                if archive.header(name).await?.is_some() {
+                    self.taken_over.get_or_init(|| name);
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(format!(
+            "the server left timeline {old} for timeline {newest} inside segment {}, which is never finished, and {first} is not in \
+             repository {}",
+            self.stored.last,
+            archive.repository().name()
+        )))
+    }
+
     /// Waits until all are in the archive, `limit` at the most. What keeps them away is logged meanwhile, and in the error.
     /// Gives those in which a database was copied file by file.
     pub(crate) async fn wait(
@@ -154,6 +209,20 @@ impl BackupWal {
             if missing != next {
                 (next, moved, pause) = (missing, Instant::now(), Duration::from_millis(50));
             }
+            if let Some(pgdata) = pgdata {
+                match self.take_over(archive, pgdata, missing).await {
+                    // What is on its way arrives soon.
+                    Ok(Some(promotion)) if moved.elapsed() >= QUIET => bail!(
+                        "no backup was taken: a promotion came between: {promotion}\nHINT: Run the backup again."
+                    ),
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(
+                        repository,
+                        "could not look for a promotion: {}",
+                        format_chain(&error)
+                    ),
+                }
+            }
             let timed_out = began.elapsed() >= limit;
             if timed_out || (moved.elapsed() >= QUIET && reported.elapsed() >= QUIET) {
                 let name = self.names(missing).first().map_or_else(String::new, SegmentName::to_string);
@@ -183,4 +252,44 @@ impl BackupWal {
 
 fn is_transient(error: &anyhow::Error) -> bool {
     error.downcast_ref::<walpoint_storage::RepoError>().is_some_and(walpoint_storage::RepoError::is_transient)
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::TimelineId;
+
+    use super::*;
+
+    #[test]
+    fn the_next_timelines_copy_takes_the_place_of_a_segment_that_is_never_finished() {
+        let name = |text: &str| text.parse::<SegmentName>().unwrap();
+        let (first, last) = (name("000000010000000000000004"), name("000000010000000000000005"));
+        let needed = BackupWal {
+            size: SegmentSize::DEFAULT,
+            first: SegmentNo(4),
+            last: SegmentNo(5),
+            stored: WalStored { first, last },
+            history: TimelineHistory::root(TimelineId::FIRST),
+            stop: Lsn(0x500_0100),
+            taken_over: OnceLock::new(),
+        };
+        let successors = |text: &[u8]| {
+            let timeline =
+                TimelineId::new(u32::try_from(text.split(|b| *b == b'\n').count()).unwrap()).unwrap();
+            needed.successors(&TimelineHistory::parse(timeline, text).unwrap())
+        };
+        let child = name("000000020000000000000005");
+        assert_eq!(successors(b"1\t0/5000200\tx\n"), [child]);
+        assert_eq!(successors(b"1\t0/5000100\tx\n"), [child], "at the end of the backup");
+        assert_eq!(
+            successors(b"1\t0/5000200\tx\n2\t0/5000300\ty\n"),
+            [name("000000030000000000000005"), child]
+        );
+        assert_eq!(successors(b"1\t0/5000090\tx\n"), [], "the backup goes on behind it");
+        assert_eq!(successors(b"1\t0/6000200\tx\n"), [], "the segment was finished");
+        assert_eq!(needed.names(SegmentNo(5)), [last]);
+        needed.taken_over.set(child).unwrap();
+        assert_eq!(needed.names(SegmentNo(5)), [last, child]);
+        assert_eq!(needed.names(SegmentNo(4)), [first]);
+    }
 }

@@ -107,6 +107,33 @@ fn a_backup_from_a_standby() {
     source.assert_equal(&walpoint_tests::oracle::Contents::of(&bed.recover(&id.to_string())));
 }
 
+/// B2: the primary dies before the segment with the end of a standby's backup is full, and the standby is promoted: the new timeline's
+/// copy of that segment is what the backup waits for.
+#[test]
+fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
+    let mut bed = Bed::local(Cluster::builder());
+    bed.cluster.psql("create table t as select generate_series(1, 1000) i");
+    let mut standby = bed.cluster.standby();
+    let agent = walpoint_tests::agent::Agent::with(&standby, &bed.store);
+    agent.archive_from(&standby);
+    standby.start();
+    standby.wait_replayed(&bed.cluster);
+    let _daemon = agent.daemon();
+    let mut command = agent.command("archive-agent", ["backup", "--json"]);
+    let log = agent.place().join("backup.log");
+    let mut backup = walpoint_tests::process::Background::start(&mut command, &log);
+    walpoint_tests::wait::until_true(std::time::Duration::from_secs(60), "the backup waits", || {
+        backup.log().contains("waiting: the backup needs WAL")
+    });
+    bed.cluster.crash();
+    standby.promote();
+    standby.psql("insert into t values (7)");
+    standby.switch_wal();
+    assert_eq!(backup.wait(std::time::Duration::from_secs(60)), 0, "{}", backup.log());
+    let id = bed.repository().finished()[0];
+    assert_eq!(bed.restore(&id.to_string()).psql("select count(*) from t"), "1001");
+}
+
 /// B6: a server that was promoted while it did not archive has never stored its timeline's history. Without it no recovery
 /// begins, so the backup brings it along.
 #[test]
