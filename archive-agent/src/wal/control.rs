@@ -43,7 +43,8 @@ pub(crate) fn writes(pgdata: &Path, control: &ControlFile, timeline: TimelineId)
     control.newest_timeline() == Some(timeline) && !recovers(pgdata, control)
 }
 
-fn recovers(pgdata: &Path, control: &ControlFile) -> bool {
+/// Whether a server is a standby, recovers from an archive, or will when it is started. Blocks.
+pub(crate) fn recovers(pgdata: &Path, control: &ControlFile) -> bool {
     let asked = |name: &str| pgdata.join(name).exists();
     matches!(control.state, ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery)
         || asked("standby.signal")

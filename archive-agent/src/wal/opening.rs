@@ -122,14 +122,31 @@ impl WalTarget {
         }
         let elsewhere = bound_elsewhere(&all, cluster.system_id).map(|(_, id)| id);
         match self.chosen(&repository, cluster, &moment, elsewhere).await {
+            Ok(Some(lineage)) => {
+                self.leave_for(&repository, &lineage).await;
+                Ok(())
+            }
             // It is said when something is to be archived.
-            Ok(_)
+            Ok(None)
             | Err(
                 TargetError::UnknownLineage { .. }
                 | TargetError::DamagedLineage(_)
                 | TargetError::SplitBrain(_),
             ) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets the lineage of an unbound directory if its WAL shows another one by now: its primary continues in that one, and nothing
+    /// else of the standby changes.
+    async fn leave_for(&self, repository: &Repository, lineage: &Lineage) {
+        let mut opened = self.opened.lock().await;
+        let Some(open) = opened.as_mut().filter(|open| open.repository.id() == repository.id()) else {
+            return;
+        };
+        let left = matches!(&open.archive, Some((_, By::Wal(..), archive)) if !archive.lineage().is_same_life(lineage));
+        if left {
+            open.archive = None;
         }
     }
 

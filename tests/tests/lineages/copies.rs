@@ -185,6 +185,51 @@ fn a_copy_that_is_far_ahead_does_not_keep_productions_standby_from_archiving() {
     assert!(keys.iter().any(|key| key.contains("-1/wal/") && key.ends_with(&name)), "{keys:?}");
 }
 
+/// The running daemon of a copy's standby, which archives always, goes on in the copy's new lineage. That is begun on the copy: on the
+/// standby `init` refuses.
+#[test]
+fn the_standby_of_a_copy_goes_on_in_the_copys_new_lineage() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    let _daemon = bed.agent.daemon();
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    let mut copy = bed.cluster.standby();
+    let copys = Agent::with(&copy, &bed.store);
+    copys.archive_from(&copy);
+    copy.set("archive_command", "false");
+    copy.start();
+    copy.wait_replayed(&bed.cluster);
+    copy.stop(Shutdown::Fast);
+    std::fs::remove_file(copy.pgdata().join("standby.signal")).unwrap();
+    copy.start();
+    segment(&copy, "copy");
+    for _ in 0..5 {
+        archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    }
+    let mut standby = copy.standby();
+    let agent = Agent::with(&standby, &bed.store);
+    agent.archive_from(&standby);
+    standby.set("archive_mode", "always");
+    let _beside = agent.daemon();
+    standby.start();
+    let name = segment(&copy, "copy");
+    wait::until_true(wait::SOON, "it is refused", || standby.log().contains("split brain"));
+    let refused = agent.init(&["--new-lineage"]).expect_status(1);
+    assert!(refused.stderr.contains("HINT: Run this on the primary"), "{}", refused.stderr);
+
+    copys.init(&["--new-lineage"]).expect_success();
+    let _copys = copys.daemon();
+    copy.set("archive_command", copys.archive_command());
+    copy.reload();
+    archived(&copy, &segment(&copy, "copy"));
+    let done = standby.wal_dir().join(format!("archive_status/{name}.done"));
+    // Once a minute it looks which lineage its WAL is in.
+    wait::until_true(2 * wait::SOON + std::time::Duration::from_secs(60), "the standby archives", || {
+        done.exists()
+    });
+}
+
 /// `init` says of a data directory that is bound to none of several lineages that it is not, or binds it.
 #[test]
 fn init_says_what_a_data_directory_without_a_binding_is_bound_to() {

@@ -14,6 +14,7 @@ use walpoint_repo::lineage::{BINDING, LineageUid, ParentLineage};
 
 use crate::binding;
 use crate::init::config::ConfigurationPlan;
+use crate::wal::control::recovers;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::target::TargetError;
 use crate::wal::{check, comparison, lineage};
@@ -120,6 +121,14 @@ pub(super) async fn no_second(
         ));
     }
     if bound_to.is_empty() {
+        if recovers(pgdata, control) {
+            bail!(
+                "{} is a standby's data directory, or one that recovers: a new lineage is its primary's, and nothing was changed\nHINT: \
+                 Run this on the primary. The standby's daemon finds that lineage by itself. A copy that is to be archived by itself is \
+                 promoted first.",
+                pgdata.display()
+            );
+        }
         return Ok(());
     }
     bail!(
