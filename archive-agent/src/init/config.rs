@@ -65,7 +65,7 @@ impl Change {
 
 /// What the arguments and the file that is there ask for.
 pub(crate) fn plan(common: &CommonArgs, args: &InitArgs) -> Result<ConfigurationPlan, Failure> {
-    let path = common.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
+    let path = common.given_config().map_or_else(|| PathBuf::from(DEFAULT_PATH), Path::to_owned);
     let path = std::path::absolute(&path).context("--config")?;
     let args = &paths::absolute(args)?;
     let existing = match path.exists() {

@@ -26,9 +26,9 @@ impl PlanOptions {
     pub(super) fn of(common: &CommonArgs, listed: &[Listed]) -> Self {
         let mut selection = Vec::new();
         let mut option = |name: &str, value: String| selection.extend([name.to_owned(), value]);
-        if let Some(config) = &common.config {
+        if let Some(config) = common.given_config() {
             // The command line is run elsewhere.
-            let config = std::path::absolute(config).unwrap_or_else(|_| config.clone());
+            let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
             option("--config", config.display().to_string());
         }
         common.repo.iter().for_each(|repo| option("--repo", repo.to_string()));

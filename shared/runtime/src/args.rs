@@ -1,9 +1,11 @@
 //! The options that every command takes, and what they select: one cluster and its repositories.
 
+mod config_file;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use walpoint_base::ClusterName;
 use walpoint_base::mask::masked;
 use walpoint_base::table::FromTable;
 
+use self::config_file::ConfigFile;
 use crate::config::{ClusterSettings, Config, DEFAULT_PATH};
 use crate::exit::Failure;
 use crate::help;
@@ -27,7 +30,7 @@ pub const UNNAMED_REPOSITORY: &str = "repo";
 #[command(next_help_heading = help::GLOBAL)]
 pub struct CommonArgs {
     /// Read this configuration file [default: /etc/walpoint/walpoint.toml].
-    #[arg(long, value_name = "FILE", env = "WALPOINT_CONFIG", global = true)]
+    #[arg(long, value_name = "FILE", env = "WALPOINT_CONFIG", value_parser = ConfigFile, global = true)]
     pub config: Option<PathBuf>,
     /// Use only this repository of the cluster: its name in the configuration, or a URL, which needs no configuration
     /// (file:///dir, s3://bucket/prefix, gs://…, az://…). A name can be repeated [default: all of the cluster's].
@@ -184,11 +187,16 @@ impl CommonArgs {
         }
     }
 
+    /// The file that was asked for. A variable that is empty asks for none.
+    pub fn given_config(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|given| !given.as_os_str().is_empty())
+    }
+
     /// The file to read: the one asked for, or the default one if it exists and no URL replaces it.
     pub fn config_path(&self) -> Option<PathBuf> {
         let replaced = self.repo.iter().any(|repo| matches!(repo, RepoArgument::Url(_)));
         let default = || Some(PathBuf::from(DEFAULT_PATH)).filter(|p| !replaced && p.exists());
-        self.config.clone().or_else(default)
+        self.given_config().map(Path::to_owned).or_else(default)
     }
 
     /// Fails if there is no file to read, for commands that a URL is not enough for.
