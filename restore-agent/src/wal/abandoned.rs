@@ -54,7 +54,7 @@ pub(crate) async fn passed_over(
         return None;
     }
     Some(format!(
-        "\"{name}\" is passed over: timeline {timeline} was settled as abandoned, and this standby follows the others"
+        "\"{name}\" is not handed over: timeline {timeline} was settled as abandoned, and this standby follows the others"
     ))
 }
 
