@@ -16,7 +16,7 @@ use walpoint_runtime::args::Selection;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 
-use super::Planned;
+use super::{Planned, remarks};
 use crate::choice::Refused;
 
 /// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
@@ -93,7 +93,7 @@ pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<
         cluster,
         lineage,
         plan,
-        remarks: Vec::new(),
+        remarks: known.unread_announcements().iter().map(|why| remarks::unread_announcement(why)).collect(),
         damage,
         together: false,
         doubtful_end: None,

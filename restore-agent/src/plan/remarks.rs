@@ -23,6 +23,14 @@ pub(super) fn without(name: &str, plan: &RestorePlan) -> String {
     )
 }
 
+/// What it means that what was found damaged cannot be read, and why it cannot.
+pub(super) fn unread_announcement(why: &str) -> String {
+    format!(
+        "This plan may need objects that were found damaged: what was found cannot be read: {why}\nHINT: Run \"archive-agent \
+         verify\", which reads everything and records anew what is damaged."
+    )
+}
+
 /// How a repository comes not to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unread {

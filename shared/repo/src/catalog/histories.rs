@@ -98,6 +98,7 @@ impl LineageCatalog {
             archive,
             backups: backups.clone(),
             announced: None,
+            unread_announcements: Vec::new(),
             stored_anew: BTreeSet::new(),
             found_beside: Vec::new(),
             believes_found: false,

@@ -96,6 +96,7 @@ impl LineageCatalog {
             archive: self.archive.joined(beside),
             backups: self.backups.clone(),
             announced: self.announced.clone(),
+            unread_announcements: self.unread_announcements.clone(),
             stored_anew: self.stored_anew.clone(),
             found_beside: others.iter().flat_map(|other| other.found_damaged()).collect(),
             believes_found: self.believes_found,

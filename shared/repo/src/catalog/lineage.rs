@@ -22,6 +22,8 @@ pub struct LineageCatalog {
     pub(super) backups: Backups,
     /// What is announced, once a backup was asked about; nothing if that cannot be read.
     pub(super) announced: Option<Option<Vec<NumberedAnnouncement>>>,
+    /// Why some of that could not be read.
+    pub(super) unread_announcements: Vec<String>,
     /// What of that is no longer damaged: lineage, timeline and number.
     pub(super) stored_anew: BTreeSet<(LineageId, TimelineId, SegmentNo)>,
     /// What was found damaged in repositories whose WAL is read together with this one's.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use walpoint_base::PgTimestamp;
 use walpoint_plan::restore::windows::Consistency;
 use walpoint_plan::restore::{BackupFacts, BackupState, Unusable};
-use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::error::{RepoError, Result, error_chain};
 
 use super::lineage::LineageCatalog;
 use crate::backup::{Announcements, BackupSummary, ListedState, ManifestState, NumberedAnnouncement};
@@ -38,17 +38,24 @@ impl LineageCatalog {
         self.announced.as_ref()?.as_deref()
     }
 
+    /// Why what is announced is not known in full: what was found damaged may count as sound.
+    pub fn unread_announcements(&self) -> &[String] {
+        &self.unread_announcements
+    }
+
     /// Remembers what is announced, but for WAL that was stored anew since. That it cannot be read is remembered, too: it is no
     /// condition of a restore.
     pub(super) async fn take_announcements(&mut self, read: Result<Announcements>) {
         let announced = match read {
             Ok(announced) => {
                 for damaged in announced.damaged {
+                    self.unread_announcements.push(format!("{} is damaged: {}", damaged.key, damaged.what));
                     self.add_problem(damaged.error().to_string());
                 }
                 Some(announced.read)
             }
             Err(error) => {
+                self.unread_announcements.push(error_chain(&error));
                 self.add_problem(error.to_string());
                 None
             }
