@@ -1,7 +1,5 @@
 //! The options that every command takes, and what they select: one cluster and its repositories.
 
-mod config_file;
-
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io::IsTerminal;
@@ -17,8 +15,8 @@ use walpoint_base::ClusterName;
 use walpoint_base::mask::masked;
 use walpoint_base::table::FromTable;
 
-use self::config_file::ConfigFile;
 use crate::config::{ClusterSettings, Config, DEFAULT_PATH};
+use crate::config_file::ConfigFile;
 use crate::exit::Failure;
 use crate::help;
 

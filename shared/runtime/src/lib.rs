@@ -5,6 +5,7 @@
 //! | [`args`] | the options that every command takes, and which cluster and repositories they select |
 //! | [`backoff`] | how long to wait before trying again, and when to give up |
 //! | [`config`] | the TOML file |
+//! | `config_file` | the option that names it, and its variable |
 //! | [`document`](mod@document) | the JSON documents that commands print, and their schemas |
 //! | [`exit`] | exit statuses, and how an error is told to a person |
 //! | [`help`] | headings, examples and width of the help of every command |
@@ -23,6 +24,7 @@
 pub mod args;
 pub mod backoff;
 pub mod config;
+mod config_file;
 pub mod document;
 pub mod exit;
 pub mod help;

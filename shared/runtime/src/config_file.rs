@@ -7,9 +7,9 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, Command};
 
-/// A file's path. Only a variable may be empty, which counts as one that is not set ([`super::CommonArgs::given_config`]).
+/// A file's path. Only a variable may be empty, which counts as one that is not set (`CommonArgs::given_config`).
 #[derive(Debug, Clone)]
-pub(super) struct ConfigFile;
+pub(crate) struct ConfigFile;
 
 impl TypedValueParser for ConfigFile {
     type Value = PathBuf;
