@@ -53,7 +53,13 @@ fn damaged_packs_are_found(bed: &Archived, pack: &str, first: &str) {
         assert!(!keys(bed, "/announcements/", "").is_empty(), "the next backup does not build on it");
         door.put(pack, whole);
     }
-    assert_eq!(keys(bed, "/announcements/", "").len(), 1, "announced once");
+    let announced = keys(bed, "/announcements/", "");
+    let [announced] = &announced[..] else { panic!("announced once: {announced:?}") };
+    let whole = door.get(announced).unwrap();
+    door.flip_bit(announced, whole.len() / 2);
+    let plan = bed.agent.restore(&["plan"]).expect_success().stdout;
+    assert!(plan.contains("what was found cannot be read"), "{plan}");
+    door.put(announced, whole);
     // What was announced is told by every run until it was read.
     verify(bed, &["--light"], 3);
     verify(bed, &[], 0);
