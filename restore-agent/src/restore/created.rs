@@ -123,8 +123,8 @@ impl Created {
     pub(super) fn obstacle(&self, states: &LocationStates) -> Option<String> {
         self.decide(states).find_map(|decided| match decided {
             Err(refusal) => Some(refusal.reason()),
-            Ok(DecidedLocation { location, record, step: LocationStep::Refuse { versions, server } }) => {
-                Some(would_overwrite(location, record, versions, server))
+            Ok(DecidedLocation { location, record, step: LocationStep::Refuse { versions, other } }) => {
+                Some(would_overwrite(location, record, versions, other))
             }
             Ok(_) => None,
         })
@@ -139,8 +139,8 @@ impl Created {
                 LocationStep::Nothing => {}
                 LocationStep::WarnOfMissing => found.missing.push(missing(location, record)),
                 LocationStep::PutAway(versions) => found.ours.extend_from_slice(versions),
-                LocationStep::Refuse { versions, server } => {
-                    bail!(overwrites(location, record, versions, server))
+                LocationStep::Refuse { versions, other } => {
+                    bail!(overwrites(location, record, versions, other))
                 }
             }
         }
@@ -159,8 +159,8 @@ impl Created {
                 LocationStep::Nothing => (LocationContents::Free, None),
                 LocationStep::WarnOfMissing => (LocationContents::Missing, Some(missing(location, record))),
                 LocationStep::PutAway(_) => (LocationContents::Replaced, None),
-                LocationStep::Refuse { versions, server } => {
-                    let text = overwrites(location, record, versions, server);
+                LocationStep::Refuse { versions, other } => {
+                    let text = overwrites(location, record, versions, other);
                     refusal.get_or_insert_with(|| text.clone());
                     (LocationContents::Occupied, Some(text))
                 }
@@ -191,13 +191,13 @@ fn overwrites(
     location: &Path,
     record: (Lsn, u32),
     versions: &[VersionDirectory],
-    server: Option<&Path>,
+    other: Option<&Path>,
 ) -> String {
     let lsn = record.0;
     format!(
         "{}: nothing was changed\nHINT: Recover to a moment before it (--target-lsn {lsn} --target-exclusive), or restore on a \
          machine or in a container where that directory is another one.",
-        would_overwrite(location, record, versions, server)
+        would_overwrite(location, record, versions, other)
     )
 }
 
@@ -205,10 +205,10 @@ fn would_overwrite(
     location: &Path,
     (lsn, oid): (Lsn, u32),
     versions: &[VersionDirectory],
-    server: Option<&Path>,
+    other: Option<&Path>,
 ) -> String {
     let names: Vec<_> = versions.iter().filter_map(|v| Some(v.path.file_name()?.to_string_lossy())).collect();
-    let user = server.map(|server| format!(", used by the server that runs on {}", server.display()));
+    let user = other.map(|other| format!(", used by the cluster in {}", other.display()));
     format!(
         "at {lsn} replay creates tablespace {oid} in {} and would overwrite what lies there ({}{})",
         shown(&location.to_string_lossy()),
@@ -233,7 +233,7 @@ mod tests {
             Ok(Lies::Versions {
                 versions: vec![VersionDirectory { path, in_use: None, immovable: None }],
                 link,
-                server: None,
+                other: None,
             })
         };
         let link = |hidden| Some(OwnLink { link: "pg_tblspc/16400".into(), hidden });

@@ -61,6 +61,8 @@ pub(super) struct Decided {
     crashed: Option<LockFile>,
     /// For whom root acts.
     pub(super) user: Option<Owner>,
+    /// The data directories that this one may be a copy of.
+    pub(super) originals: Vec<PathBuf>,
 }
 
 impl Decided {
@@ -98,12 +100,18 @@ impl Decided {
             kept,
             crashed,
             user: None,
+            originals: Vec::new(),
         })
     }
 
     /// The same, with the user for whom root acts.
     pub(super) fn acting_for(self, user: Option<Owner>) -> Self {
         Self { user, ..self }
+    }
+
+    /// The same, with the data directories that this one may be a copy of.
+    pub(super) fn beside(self, originals: Vec<PathBuf>) -> Self {
+        Self { originals, ..self }
     }
 
     /// What is done, in order.

@@ -166,7 +166,7 @@ pub(crate) fn used_by_another_server(pgdata: &Path, directories: &[PathBuf]) -> 
 }
 
 /// The directories that the links of a data directory lead to, in the mounts of the process whose root that is and in ours.
-fn linked(pgdata: &Path, root: &Path) -> BTreeSet<Identity> {
+pub(super) fn linked(pgdata: &Path, root: &Path) -> BTreeSet<Identity> {
     let spaces = fs::read_dir(pgdata.join(TABLESPACES)).into_iter().flatten().flatten();
     let links = spaces.map(|entry| entry.path()).chain([pgdata.join("pg_wal")]);
     let mut found = BTreeSet::new();

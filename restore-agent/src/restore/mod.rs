@@ -5,6 +5,7 @@
 //! | [`prepare`], [`execute`] | what is checked before the first byte is written; the order in which everything is written |
 //! | [`directory`] | what may be written to, and the marker of an unfinished restore |
 //! | [`running`], [`identity`] | whether a server runs there; which directory a path leads to |
+//! | [`originals`] | which data directories it may be a copy of |
 //! | [`workdir`] | where processes work, though a filesystem does not answer |
 //! | [`target_state`], [`existing`] | what is there, asked once |
 //! | [`steps`], [`refusal`] | what is done with it, decided without IO, or why nothing is |
@@ -60,6 +61,7 @@ mod kept;
 mod layout;
 mod named;
 mod origin;
+mod originals;
 mod outside;
 mod outside_state;
 mod owners;
@@ -96,6 +98,7 @@ use walpoint_repo::backup::{BackupReader, Backups};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::help;
+use walpoint_storage::store::StoreSettings;
 
 use crate::plan::{self, Planned};
 use crate::target::{TargetActionArgument, TargetArgs};
@@ -227,7 +230,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         (false, true) => RestoreMode::Replace { discard_wal },
         (false, false) => RestoreMode::New,
     };
-    let mut decided = Decided::look(&pgdata, mode, args.server_is_down)?;
+    let configured = configured(common);
+    let look = || Decided::look(&pgdata, mode, args.server_is_down);
+    let mut decided = look()?.beside(originals::of(&pgdata, &configured));
     decided.log_crashed(&pgdata);
     let resolved = resolved_before(&args.target, &decided.contents);
     let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
@@ -249,8 +254,15 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         let Err(failure) = attempt else { return Ok(()) };
         planned = stand_ins.instead(common, &request, &planned, failure).await?;
         // The next attempt starts over what this one left, as the same command would.
-        decided = Decided::look(&pgdata, mode, args.server_is_down)?;
+        decided = look()?.beside(originals::of(&pgdata, &configured));
     }
+}
+
+/// The data directories that the configuration names. One that cannot be read is told of where it is needed.
+fn configured(common: &CommonArgs) -> Vec<PathBuf> {
+    let config = common.read_config::<StoreSettings>().ok().flatten();
+    let clusters = config.into_iter().flat_map(|config| config.cluster.into_values());
+    clusters.filter_map(|cluster| cluster.pgdata).collect()
 }
 
 /// One attempt.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::identity::Position;
 use super::outside_state::{
-    DataState, FoundDirectory, Lies, LocationState, OutsideState, OwnLink, UsedDirectory, VersionDirectory,
+    DataState, FoundDirectory, Lies, LocationState, OutsideState, OwnLink, VersionDirectory,
 };
 use super::places::{self, Place};
 use super::previous::Immovable;
@@ -90,13 +90,13 @@ pub(super) fn decide(
     let places: Vec<&Place> = found.iter().map(|found| &found.place).chain([&state.data.place]).collect();
     places::require_apart(places, &state.repositories)?;
     found.iter().try_for_each(|found| require_reach(found))?;
-    if let Some(UsedDirectory { directory, server }) = &state.used {
-        return Err(OutsideRefusal::Used { directory: directory.clone(), server: server.clone() });
-    }
+    let used = |runs| state.used.iter().find(|used| used.runs == runs).cloned().map(OutsideRefusal::Used);
+    used(true).map_or(Ok(()), Err)?;
     found.iter().try_for_each(|found| require_own(found, data))?;
     found
         .iter()
         .try_for_each(|found| found.link.as_ref().map_or(Ok(()), |l| require_visible(path(found), l)))?;
+    used(false).map_or(Ok(()), Err)?;
     let steps = found.iter().map(|found| step(found, data)).collect::<Result<Vec<_>, _>>()?;
     if data == OfData::Moved {
         let moved =
@@ -199,8 +199,8 @@ pub(super) enum LocationStep<'a> {
     /// What this version has there is another cluster's, and replay would overwrite it.
     Refuse {
         versions: &'a [VersionDirectory],
-        /// The data directory of the server that uses it, if one was found.
-        server: Option<&'a Path>,
+        /// The other data directory that uses it, if one was found.
+        other: Option<&'a Path>,
     },
 }
 
@@ -217,11 +217,11 @@ pub(super) fn location<'a>(
         Lies::Missing if state.restored => Ok(LocationStep::Nothing),
         Lies::Missing => Ok(LocationStep::WarnOfMissing),
         Lies::Free => Ok(LocationStep::Nothing),
-        Lies::Versions { versions, link, server } => {
+        Lies::Versions { versions, link, other } => {
             // In a `pg_wal` no cluster has a tablespace.
             let link = link.as_ref().filter(|own| own.link != Path::new("pg_wal"));
-            let (Some(link), None) = (link, server) else {
-                return Ok(LocationStep::Refuse { versions, server: server.as_deref() });
+            let (Some(link), None) = (link, other) else {
+                return Ok(LocationStep::Refuse { versions, other: other.as_deref() });
             };
             require_visible(location, link)?;
             Ok(if state.restored { LocationStep::Nothing } else { LocationStep::PutAway(versions) })

@@ -16,6 +16,7 @@ use super::existing;
 use super::identity::{self, Position};
 use super::layout::Layout;
 use super::named::Named;
+use super::originals;
 use super::places::Place;
 use super::previous::Immovable;
 use super::running::Reason;
@@ -31,16 +32,27 @@ pub(super) struct OutsideState {
     pub(super) others: Vec<DirectoryState>,
     /// Repositories that are directories.
     pub(super) repositories: Vec<Position>,
-    /// The first of the others that a server uses which runs on another data directory. Where nothing may be written over, servers are
-    /// not looked for.
+    /// The first of the others that another data directory uses: one on which a server runs, or the one that this is a copy of. Where
+    /// nothing may be written over, neither is looked for.
     pub(super) used: Option<UsedDirectory>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UsedDirectory {
     pub(super) directory: PathBuf,
-    /// The data directory of the server.
-    pub(super) server: PathBuf,
+    /// The other data directory.
+    pub(super) data: PathBuf,
+    /// Whether a server runs on it.
+    pub(super) runs: bool,
+}
+
+impl UsedDirectory {
+    /// Looks for the first of these directories that another data directory uses.
+    fn look(pgdata: &Path, directories: &[PathBuf], decided: &Decided) -> Option<Self> {
+        let of = |runs| move |(directory, data)| Self { directory, data, runs };
+        let running = existing::used_by_another_server(pgdata, directories).map(of(true));
+        running.or_else(|| originals::sharing(&decided.originals, directories).map(of(false)))
+    }
 }
 
 /// What only the second part knows of the data directory.
@@ -109,8 +121,8 @@ pub(super) enum Lies {
         versions: Vec<VersionDirectory>,
         /// The link of the data directory that leads there.
         link: Option<OwnLink>,
-        /// The data directory of a server that uses it.
-        server: Option<PathBuf>,
+        /// The other data directory that uses it.
+        other: Option<PathBuf>,
     },
 }
 
@@ -136,7 +148,7 @@ impl OutsideState {
         let used = match decided.mode {
             RestoreMode::New => None,
             RestoreMode::Delta { .. } | RestoreMode::Replace { .. } => {
-                existing::used_by_another_server(pgdata, &found)
+                UsedDirectory::look(pgdata, &found, decided)
             }
         };
         Self {
@@ -147,7 +159,7 @@ impl OutsideState {
             },
             others,
             repositories: repositories.iter().cloned().map(Position::of).collect(),
-            used: used.map(|(directory, server)| UsedDirectory { directory, server }),
+            used,
         }
     }
 }
@@ -197,11 +209,11 @@ impl Lies {
         if versions.is_empty() || directory::belongs_to(location, pgdata, decided.user) {
             return Self::Free;
         }
-        let used = existing::used_by_another_server(pgdata, &[location.to_owned()]);
+        let used = UsedDirectory::look(pgdata, &[location.to_owned()], decided);
         Self::Versions {
             versions: versions.into_iter().map(VersionDirectory::look).collect(),
             link: OwnLink::look(location, decided),
-            server: used.map(|(_, server)| server),
+            other: used.map(|used| used.data),
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use walpoint_base::{Diagnostic, SystemId, WalFileName};
 
 use super::directory::{DirectoryError, InUse};
-use super::outside_state::OutsideState;
+use super::outside_state::{OutsideState, UsedDirectory};
 use super::previous::Immovable;
 use super::running::{LockFile, Reason};
 use super::target_state::TargetState;
@@ -145,8 +145,8 @@ pub(super) enum OutsideRefusal {
     WithinData { place: PathBuf, data: PathBuf },
     /// Root must not fill it for another user.
     Barred { why: String },
-    /// A server uses it that runs on another data directory.
-    Used { directory: PathBuf, server: PathBuf },
+    /// Another data directory uses it.
+    Used(UsedDirectory),
     /// Something is in the way there that is not the data directory's.
     InUse { directory: PathBuf, in_use: InUse },
     /// A server may be using it that cannot be seen.
@@ -191,11 +191,18 @@ impl OutsideRefusal {
                 data.display()
             ),
             Self::Barred { why } => anyhow!(why),
-            Self::Used { directory, server } => anyhow!(
+            Self::Used(UsedDirectory { directory, data, runs: true }) => anyhow!(
                 "{} is in use by the server that runs on {}: nothing was changed\nHINT: Choose another place with \
                  --tablespace OLD=NEW or --wal-dir.",
                 directory.display(),
-                server.display()
+                data.display()
+            ),
+            Self::Used(UsedDirectory { directory, data, runs: false }) => anyhow!(
+                "{0} belongs to the data directory {1}: nothing was changed\nDETAIL: A copy of a data directory has the \
+                 original's links, so the restore would overwrite what {1} needs.\nHINT: Choose another place with --tablespace \
+                 OLD=NEW or --wal-dir, or restore into {1} itself. If {1} is no longer needed, delete it first.",
+                directory.display(),
+                data.display()
             ),
             Self::InUse { directory, in_use } => anyhow!(in_use.explain(&directory)),
             Self::Hidden { directory, reason } => anyhow!(

@@ -17,8 +17,11 @@ use walpoint_runtime::{help, output};
 use super::directory;
 use super::existing::Existing;
 use super::kept::{self, Kept};
+use super::originals;
+use super::outside_state::UsedDirectory;
 use super::previous::{self, Immovable, Record};
 use super::reach;
+use super::refusal::OutsideRefusal;
 
 const EXAMPLES: &[(&str, &str)] = &[(
     "Put back the data directory from before the restore",
@@ -164,7 +167,13 @@ fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Opti
         let linkless = |moved: &previous::Move| moved.from == directory && moved.link.is_none();
         directory::belongs_to(directory, pgdata, user) || back.moves.iter().any(linkless)
     };
-    previous::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))
+    let found = previous::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))?;
+    let directories: Vec<PathBuf> = found.iter().map(|(directory, _)| directory.clone()).collect();
+    let copied = originals::sharing(&originals::of(pgdata, &[]), &directories);
+    match copied.map(|(directory, data)| UsedDirectory { directory, data, runs: false }) {
+        Some(used) => Err(OutsideRefusal::Used(used).explain()),
+        None => Ok(found),
+    }
 }
 
 fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {

@@ -135,7 +135,7 @@ fn a_crashed_servers_directory_is_repaired() {
 #[test]
 fn a_copys_links_prove_nothing_where_a_server_could_hide() {
     needs_root!();
-    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
     let space = bed.cluster.create_tablespace("fast");
     bed.cluster.psql("create table t tablespace fast as select i from generate_series(1, 100) i");
     bed.backup();
@@ -156,6 +156,20 @@ fn a_copys_links_prove_nothing_where_a_server_could_hide() {
         assert!(output.stderr.contains(says), "{way}: {output:#?}");
     }
     bed.cluster.psql("checkpoint; discard all");
+    assert_eq!(bed.cluster.psql("select count(*), sum(i) from t"), "2102|2210253");
+
+    // What a server has whose data directory is known is its own while it is down, too.
+    bed.cluster.crash();
+    let unseen = if on_a_host() { "belongs to the data directory" } else { "may be using it" };
+    for way in [&["--delta"][..], &["--delta", "--server-is-down"], &["--replace", "--server-is-down"]] {
+        let command = [&["restore", "--target-immediate", "--pgdata", copy], way].concat();
+        let output = bed.agent.restore(&command).expect_status(1);
+        let says = if way.len() > 1 { "belongs to the data directory" } else { unseen };
+        for says in [space.to_str().unwrap(), says, "nothing was changed"] {
+            assert!(output.stderr.contains(says), "{way:?}: {output:#?}");
+        }
+    }
+    bed.cluster.start();
     assert_eq!(bed.cluster.psql("select count(*), sum(i) from t"), "2102|2210253");
 }
 

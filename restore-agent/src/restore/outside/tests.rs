@@ -3,6 +3,7 @@
 
 use super::super::directory::{DirectoryError, InUse};
 use super::super::identity::fixtures::position;
+use super::super::outside_state::UsedDirectory;
 use super::super::outside_state::{DataState, DirectoryState};
 use super::super::running::{Hiding, Reason};
 use super::*;
@@ -231,7 +232,7 @@ impl Case {
             immovable: self.fixed.then_some(Immovable::MountPoint),
             ..free("/fast", &[1, 3])
         };
-        let used = UsedDirectory { directory: "/fast".into(), server: "/other".into() };
+        let used = UsedDirectory { directory: "/fast".into(), data: "/other".into(), runs: true };
         OutsideState { used: self.used.then_some(used), ..outside(vec![directory]) }
     }
 
@@ -261,7 +262,9 @@ impl Case {
             Is::MoveExtraAside => Ok(DirectoryStep::MoveAside { link: None }),
             Is::FinishMovingAside => Ok(DirectoryStep::FinishMovingAside),
             Is::Barred => Err(OutsideRefusal::Barred { why: "why".into() }),
-            Is::Used => Err(OutsideRefusal::Used { directory, server: "/other".into() }),
+            Is::Used => {
+                Err(OutsideRefusal::Used(UsedDirectory { directory, data: "/other".into(), runs: true }))
+            }
             Is::InUse => Err(OutsideRefusal::InUse { directory, in_use: in_use(self.lies).unwrap() }),
             Is::Hidden => Err(OutsideRefusal::Hidden { directory, reason: reason() }),
             Is::Unseen => Err(OutsideRefusal::Unseen { directory, error: "permission denied".into() }),
@@ -317,7 +320,7 @@ fn what_speaks_against_any_directory_comes_before_what_is_in_the_way_in_another_
     let hidden = || own("/b", &[1, 4], "pg_wal", Linked::Hidden);
     let barred = || FoundDirectory { barred: Some("why".into()), ..free("/c", &[1, 5]) };
     let within = || free("/data/new", &[1, 2]);
-    let used = || Some(UsedDirectory { directory: "/d".into(), server: "/other".into() });
+    let used = || Some(UsedDirectory { directory: "/d".into(), data: "/other".into(), runs: true });
     let with = |others: Vec<FoundDirectory>, used| OutsideState { used, ..outside(others) };
     let unread = |mut state: OutsideState| {
         let error = DirectoryError::NoDirectory("/e".into());
@@ -329,14 +332,20 @@ fn what_speaks_against_any_directory_comes_before_what_is_in_the_way_in_another_
     let refusal = decided(unread(with(all(), used())));
     assert_eq!(refusal, OutsideRefusal::Unread { name: "/e".into() });
     let error = refusal.explain_from(unread(outside(Vec::new())));
-    assert!(format!("{error:#}").starts_with("/e: /e is no directory"), "{error:#}");
+    assert!(format!("{error:#}").starts_with("/e: /e is not a directory"), "{error:#}");
     assert!(matches!(decided(with(all(), used())), OutsideRefusal::WithinEachOther { .. }));
     let apart = || vec![foreign(), hidden(), barred()];
     assert!(matches!(decided(with(apart(), used())), OutsideRefusal::Barred { .. }));
     let reached = || vec![hidden(), foreign()];
-    assert!(matches!(decided(with(reached(), used())), OutsideRefusal::Used { .. }));
+    assert!(matches!(decided(with(reached(), used())), OutsideRefusal::Used(_)));
     assert!(matches!(decided(outside(reached())), OutsideRefusal::InUse { .. }));
     assert!(matches!(decided(outside(vec![hidden()])), OutsideRefusal::Hidden { .. }));
+    let copied = || used().map(|used| UsedDirectory { runs: false, ..used });
+    assert!(matches!(decided(with(vec![hidden()], copied())), OutsideRefusal::Hidden { .. }));
+    assert!(matches!(
+        decided(with(vec![own("/b", &[1, 4], "pg_wal", Linked::Seen)], copied())),
+        OutsideRefusal::Used(UsedDirectory { runs: false, .. })
+    ));
 }
 
 #[test]
@@ -386,14 +395,14 @@ fn version() -> VersionDirectory {
 fn every_state_of_a_place_where_replay_creates_a_tablespace_is_decided_about() {
     let place = Path::new("/fast");
     let versions = [version()];
-    let found = |link: Option<OwnLink>, server: Option<&str>| Lies::Versions {
+    let found = |link: Option<OwnLink>, other: Option<&str>| Lies::Versions {
         versions: versions.to_vec(),
         link,
-        server: server.map(PathBuf::from),
+        other: other.map(PathBuf::from),
     };
     let tablespace = |linked| own_link("pg_tblspc/7", linked);
-    let refuse = |server: Option<&'static str>| {
-        Ok(LocationStep::Refuse { versions: &versions, server: server.map(Path::new) })
+    let refuse = |other: Option<&'static str>| {
+        Ok(LocationStep::Refuse { versions: &versions, other: other.map(Path::new) })
     };
     let put_away = || Ok(LocationStep::PutAway(&versions));
     let nothing = || Ok(LocationStep::Nothing);
