@@ -83,7 +83,7 @@ pub(crate) async fn register(
         true => present(report, plan).await?,
         false => Present::default(),
     };
-    if !args.even_if_bound {
+    if args.new_lineage && !args.even_if_bound {
         no_second(&there, plan, control).await?;
     }
     let opened = open(report, plan, args.encrypt, &away).await?;
