@@ -232,7 +232,10 @@ fn a_missing_data_directory_keeps_no_other_cluster_from_archiving() {
     let elsewhere = Agent::at(bed.cluster.dir(), &elsewhere, &bed.cluster.conninfo());
     let elsewhere = elsewhere.repository("main", &bed.store);
     let status = elsewhere.run(&["status"]).expect_success().stdout;
-    assert!(status.contains("cannot be seen from here (No such file or directory"), "{status}");
+    assert!(
+        status.contains("cannot determine from here how many files are waiting (No such file or directory"),
+        "{status}"
+    );
     let status: serde_json::Value =
         serde_json::from_str(&elsewhere.run(&["status", "--json"]).expect_success().stdout).unwrap();
     let server = &status["clusters"][0]["server"];

@@ -241,7 +241,7 @@ fn wal_beyond_queue_max_is_dropped_loudly_until_a_new_backup() {
     std::fs::copy(bed.cluster.wal_dir().join(&names[5]), saved.join(&names[5])).unwrap();
     user::give_tree(&saved);
     wait::until_true(SOON, "it is refused", || {
-        bed.cluster.log().contains("it is not dropped, because that cannot be noted")
+        bed.cluster.log().contains("it is not dropped, because that cannot be recorded")
     });
     assert_eq!(bed.ready(), names);
     std::fs::remove_dir(&record).unwrap();

@@ -134,7 +134,7 @@ mod tests {
         let exit = |code: i32| judge(ExitStatus::from_raw(code << 8));
         assert_eq!(exit(0), Ended::Stored);
         assert_eq!((exit(1), exit(125)), (Ended::Failed(1), Ended::Failed(125)));
-        assert!(matches!(exit(126), Ended::Broken(text) if text.contains("exit status 126")));
+        assert!(matches!(exit(126), Ended::Broken(text) if text.contains("exited with status 126")));
         assert!(matches!(exit(255), Ended::Broken(_)));
         for signal in [6, 9, 11, 15] {
             assert!(matches!(judge(ExitStatus::from_raw(signal)), Ended::Broken(text)

@@ -351,7 +351,7 @@ mod tests {
             assert!(matches!(&error, DirectoryError::NoDirectory(path) if *path == file), "{error}");
         }
         assert_eq!(InUse::look(&file), Some(InUse::NoDirectory));
-        assert!(InUse::NoDirectory.explain(&file).contains("no directory"));
+        assert!(InUse::NoDirectory.explain(&file).contains("not a directory"));
     }
 
     #[test]

@@ -204,7 +204,7 @@ mod tests {
     fn what_cannot_be_is_refused() {
         for (mappings, told) in [
             (vec!["99=/x"], "16400 (/ssd/fast)"),
-            (vec!["16400=/data/x"], "within each other"),
+            (vec!["16400=/data/x"], "overlap"),
             (vec!["16400=/x", "16401=/x/y"], "16400 and 16401"),
             (vec!["16400=x"], "absolute"),
             (vec!["16400=/x/../y"], "absolute"),

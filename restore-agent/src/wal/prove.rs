@@ -409,7 +409,7 @@ mod tests {
     #[test]
     fn what_repo_leaves_out_is_named_there_before_it_is_lost() {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
-        let lost = "Only if far, old is gone for good";
+        let lost = "Only if far, old is lost for good";
         let why = not_enough(&names(&["far", "old"]), &names(&["far", "third"]), &[], true);
         assert!(
             why.starts_with("none of the repositories that --repo names has it, but far, old must"),

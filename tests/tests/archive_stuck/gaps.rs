@@ -124,7 +124,7 @@ fn a_skipped_segment_is_a_gap_until_the_next_backup() {
         let copy = bed.copy(&names[0], "elsewhere").display().to_string();
         for path in [copy, place("0000000100000000000000F0")] {
             let refused = bed.agent.run(&["push", "--skip", &path]).expect_status(1);
-            assert!(refused.stderr.contains("does not wait for being archived"), "{refused:#?}");
+            assert!(refused.stderr.contains("is not waiting to be archived"), "{refused:#?}");
         }
         let skipped = bed.agent.run(&["push", "--skip", &place(&names[0])]).expect_success();
         assert!(skipped.stderr.contains("recovery cannot pass"), "{skipped:#?}");

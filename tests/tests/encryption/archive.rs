@@ -23,7 +23,7 @@ fn equal_segments_are_equal_though_their_bytes_differ() {
         let twin = bed.cluster.base_backup(&["-X", "stream", "-c", "fast"]);
         let conf = std::fs::read_to_string(twin.join("postgresql.conf")).unwrap();
         std::fs::write(twin.join("postgresql.conf"), conf + "\narchive_mode = off\n").unwrap();
-        let twin = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), twin);
+        let mut twin = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), twin);
         bed.cluster.psql("create table t as select 1");
         let name = bed.cluster.switch_wal();
         bed.cluster.wait_done(&name);
@@ -56,6 +56,8 @@ fn equal_segments_are_equal_though_their_bytes_differ() {
 
         twin.psql("create table other as select 2");
         while twin.switch_wal() < name {}
+        // Nothing is taken from a server that runs.
+        twin.crash();
         let other = twin.wal_dir().join(&name);
         let refused = bed.agent.run(&["push", other.to_str().unwrap()]).expect_status(1).stderr;
         assert!(refused.contains("already stored with different content"), "{refused}");

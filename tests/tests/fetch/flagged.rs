@@ -110,12 +110,12 @@ fn a_damaged_copy_is_not_taken_while_a_repository_is_silent() {
     fs::rename(root, root.with_extension("aside")).unwrap();
     for (output, file) in bed.recover("") {
         assert_eq!((output.status, file), (255, None), "{}", output.stderr);
-        assert!(output.stderr.contains("archived though damaged"), "{output:#?}");
+        assert!(output.stderr.contains("archived although damaged"), "{output:#?}");
     }
     for (output, file) in bed.recover("lost_repositories = [\"c\"]") {
         assert_eq!(output.status, 0, "{output:#?}");
         assert!(
-            file == Some(bed.content(Some(1))) && output.stderr.contains("though damaged"),
+            file == Some(bed.content(Some(1))) && output.stderr.contains("although damaged"),
             "{output:#?}"
         );
     }

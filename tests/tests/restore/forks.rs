@@ -248,7 +248,7 @@ fn a_timeline_whose_history_cannot_be_read_is_not_forgotten_by_latest() {
     let keys = bed.back_door().list("clusters/main");
     let history = keys.iter().find(|key| key.ends_with("00000002.history")).unwrap();
     let content = bed.back_door().get(history).unwrap();
-    for (damage, says) in [("flipped", "cannot be read"), ("gone", "its history is not")] {
+    for (damage, says) in [("flipped", "cannot be read"), ("gone", "its history is missing")] {
         match damage {
             "flipped" => bed.back_door().flip_bit(history, content.len() - 3),
             _ => bed.back_door().delete(history),

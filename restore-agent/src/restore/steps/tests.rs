@@ -424,7 +424,7 @@ fn where_a_server_runs_or_may_run_nothing_is_done_whatever_lies_there() {
 fn a_refusal_says_why_what_it_needs_could_not_be_read() {
     let pgdata = std::path::Path::new("/data");
     for (contents, data, moved, mode, says) in [
-        (In::Unreadable, Data::None, Moved::None, NEW, "/data is no directory"),
+        (In::Unreadable, Data::None, Moved::None, NEW, "/data is not a directory"),
         (In::Other, Data::Unreadable, Moved::None, DELTA, "/data: permission denied"),
         (In::Empty, Data::None, Moved::UnreadableRecord, REPLACE, "permission denied"),
         (

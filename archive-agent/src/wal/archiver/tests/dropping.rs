@@ -29,7 +29,7 @@ async fn what_is_refused_is_asked_again_and_dropped_only_after_the_documented_ti
     let (reply, took) = bed.pushed(&requests[0]).await;
     assert_eq!(reply.outcome, PushOutcome::Dropped);
     assert_lasts(took, FIRST);
-    for part in ["3 files (48.0 MiB) wait", "queue_max (32.0 MiB)", "403: not allowed", "HINT: "] {
+    for part in ["3 files (48.0 MiB) are waiting", "queue_max (32.0 MiB)", "403: not allowed", "HINT: "] {
         assert!(reply.message.contains(part), "{part}: {}", reply.message);
     }
     let attempts = bed.script().attempts(None);

@@ -237,7 +237,7 @@ async fn what_is_listed_and_not_found_is_not_gone() {
     store.hide(Some(manifest.as_str()));
     for _ in 0..2 {
         let report = expire(&repository, &cluster(), &at_once(2)).await.unwrap();
-        let told = |note: &String| note.contains(manifest.as_str()) && note.contains("it is listed");
+        let told = |note: &String| note.contains(manifest.as_str()) && note.contains("the store lists it");
         assert!(report.notes.iter().any(told), "{:?}", report.notes);
     }
     let of_it = |keys: &BTreeSet<String>| {
