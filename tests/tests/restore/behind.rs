@@ -246,7 +246,7 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     };
     let here = bed.cluster.wal_dir().join(&segment);
     let refused = restore(&here, &[]).expect_status(1);
-    assert!(refused.stderr.contains("could not be found out"), "{refused:#?}");
+    assert!(refused.stderr.contains("could not determine whether"), "{refused:#?}");
     restore(&here, &["--discard-unarchived-wal"]).expect_success();
     // The same of a directory that an earlier restore moved aside.
     bed.try_restore("data", &["--replace", "--server-is-down", "--target-immediate"]).expect_success();

@@ -103,8 +103,8 @@ fn tablespaces_of(major: u32) {
     let within = format!("{slow}={}", bed.place("one/within").display());
     for (options, says) in [
         (vec!["--tablespace", "1=/nowhere"], "no such tablespace"),
-        (vec!["--tablespace", &inside], "within each other"),
-        (vec!["--tablespace", &one, "--tablespace", &within], "within each other"),
+        (vec!["--tablespace", &inside], "overlap"),
+        (vec!["--tablespace", &one, "--tablespace", &within], "overlap"),
         (vec!["--tablespace", "16400"], "OLD=NEW"),
         (vec!["--tablespace", "16400=relative"], "absolute"),
         (vec!["--flatten-tablespaces", "--tablespace-dir", "/x"], "cannot be used with"),
