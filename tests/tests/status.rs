@@ -161,7 +161,7 @@ fn alone_says_the_same(store: &Store, lost: &str) {
     let gap = &alone["clusters"][0]["repositories"][0]["status"]["lineages"][0]["timelines"][0]["gaps"][0];
     assert_eq!(gap["first_segment"], lost);
     let text = bare(&["--repo", &store.url(), "--cluster", "main"], &[]).expect_success().stdout;
-    assert!(text.contains("was not asked"), "{text}");
+    assert!(text.contains("was not queried"), "{text}");
 }
 
 /// The far repository refuses, then swallows what it is sent: the other one and the server are shown within seconds.

@@ -116,7 +116,7 @@ fn a_backup_file_that_differs_never_stops_the_archive() {
     assert_eq!(bed.archive().get(&label), stored, "what is stored stays");
 }
 
-/// A data directory that is put back to an earlier state under a running daemon is another server.
+/// A data directory that is reset to an earlier state under a running daemon is another server.
 #[test]
 fn a_data_directory_put_back_under_a_running_daemon_stores_nothing_behind_the_lost_future() {
     let mut bed = bed();
@@ -177,7 +177,7 @@ fn a_data_directory_put_back_to_before_expired_wal_is_refused() {
     refused(&bed.cluster);
     none_stored(&bed.archive(), &again);
     assert!(
-        bed.cluster.log().contains("put back to an earlier state"),
+        bed.cluster.log().contains("reset to an earlier state"),
         "{}\n{}",
         bed.cluster.log(),
         daemon.log()

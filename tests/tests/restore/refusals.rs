@@ -276,7 +276,7 @@ fn nothing_is_restored_into_a_repository_or_a_data_directory() {
     let inner = text(second.root().unwrap().join("pg"));
     let options = ["restore", "--repo", "main", "--pgdata", &inner, "--tablespace", &spaces];
     let output = bed.agent.restore(&options).expect_status(1);
-    assert!(output.stderr.contains(&inner) && output.stderr.contains("within"), "{output:#?}");
+    assert!(output.stderr.contains(&inner) && output.stderr.contains("overlap"), "{output:#?}");
     // A cluster that would take the repository along is not moved or emptied either.
     let around = bed.store.root().unwrap().parent().unwrap().to_owned();
     std::fs::write(around.join("PG_VERSION"), "17\n").unwrap();

@@ -225,7 +225,7 @@ fn times_are_moments_in_any_zone() {
     }
     let tomorrow = clock("UTC", "Z").replacen("20", "21", 1);
     let output = bed.try_restore("refused", &["--target-time", &tomorrow]).expect_status(1);
-    assert!(output.stdout.contains("ahead of this machine's clock"), "{output:#?}");
+    assert!(output.stdout.contains("in the future by this machine's clock"), "{output:#?}");
 }
 
 /// R1: the server does at the target what it was told, and a standby goes on with what is archived later.

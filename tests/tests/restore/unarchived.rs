@@ -365,7 +365,7 @@ fn a_torn_end_is_cut_off() {
     cut[torn..].fill(0);
     fs::write(&segment, &cut).unwrap();
     let restored = repair(&bed, &[]);
-    assert!(restored.stdout.contains("recovery replays WAL"), "{restored:#?}");
+    assert!(restored.stdout.contains("recovery replays unarchived WAL"), "{restored:#?}");
     let placed = fs::read(bed.cluster.pgdata().join("pg_wal").join(&open)).unwrap();
     let end = placed.iter().rposition(|byte| *byte != 0).unwrap();
     assert!(0 < end && end < torn && placed[..=end] == content[..=end], "{end} {torn}");
