@@ -19,7 +19,7 @@ use walpoint_tests::dir::TestDir;
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::proxy::{Fault, Proxy};
 use walpoint_tests::store::Store;
-use walpoint_tests::{testbed, user};
+use walpoint_tests::{testbed, user, wait};
 
 /// `status` without any configuration.
 fn bare(arguments: &[&str], env: &[(String, String)]) -> Output {
@@ -206,6 +206,45 @@ fn a_failing_archiver_is_told() {
     assert_eq!(shown["clusters"][0]["server"]["ready_count"], 1);
 }
 
+/// K6: PostgreSQL counts as archived what goes nowhere, or archives nothing: nothing waits, nothing fails, and all is said.
+#[test]
+fn wal_that_bypasses_the_archive_is_told() {
+    let store = Store::local();
+    let mut cluster = builder().init();
+    let agent = Agent::with(&cluster, &store);
+    agent.archive_from(&cluster);
+    agent.init(&[]).expect_success();
+    cluster.start();
+    let told = |word: &str| {
+        wait::until_true(Duration::from_secs(60), word, || {
+            agent.run(&["status"]).expect_success().stdout.contains(word)
+        });
+        let report = agent.run(&["check", "--no-switch"]).expect_status(3).stdout;
+        assert!(report.contains("failed   archived WAL") && report.contains(word), "{report}");
+        let daemon = agent.daemon();
+        wait::until_true(Duration::from_secs(30), word, || agent.run(&["health"]).stderr.contains(word));
+        assert_eq!(daemon.stop(), 0);
+    };
+    cluster.wait_archived(&cluster.switch_wal());
+    let nothing = agent.run(&["check", "--no-switch"]).stdout;
+    assert!(!nothing.contains("archived WAL"), "{nothing}");
+    assert!(nothing.contains("there is no base backup"), "{nothing}");
+
+    cluster.set("archive_command", "/bin/true");
+    cluster.reload();
+    // The archiver may still run the old command once.
+    cluster.wait_archived(&cluster.switch_wal());
+    let segment = cluster.switch_wal();
+    cluster.wait_archived(&segment);
+    told(&format!("PostgreSQL marked segment {segment} as archived, but no repository has it"));
+
+    cluster.set("archive_mode", "off");
+    cluster.stop(Shutdown::Fast);
+    cluster.start();
+    let segment = cluster.switch_wal();
+    told(&format!("PostgreSQL finished segment {segment} and does not archive it"));
+}
+
 /// K6: a repository without this cluster, one without any, and none at all.
 #[test]
 fn an_empty_repository_is_no_failure_and_no_repository_is_one() {
@@ -228,7 +267,7 @@ fn an_empty_repository_is_no_failure_and_no_repository_is_one() {
     assert!(asked.contains("cannot be asked: "), "{asked}");
     // Wrong usage is status 2; what to do is a line of its own, in JSON a member.
     bare(&["--repo", &url], &[]).expect_status(2);
-    let (primary, hint) = ("no configuration: ", "Give --config FILE, or --repo URL and --cluster NAME.");
+    let (primary, hint) = ("no configuration: ", "Give --config FILE or set WALPOINT_CONFIG, or give --repo URL and --cluster NAME.");
     let told = bare(&[], &[]).expect_status(2).stderr;
     let lines: Vec<&str> = told.lines().collect();
     assert!(lines[0].contains(primary) && lines[1..] == [format!("HINT: {hint}")], "{told}");

@@ -42,6 +42,7 @@ use self::remote::{RemoteSource, examine_remote, why_remote};
 use self::report::{CheckReport, Grade, Line};
 use self::repository::Destination;
 use crate::selection::pgdata;
+use crate::wal::bypass::Watch;
 use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
 use crate::wal::socket::check_place;
@@ -227,6 +228,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         }
     } else if let Some(examined) = examine(&mut report, &selection, limit, false).await? {
         let gap_told = gap(&mut report, &selection, &examined.source.pgdata).await;
+        bypass(&mut report, &selection, &examined.source.pgdata).await;
         daemon(&mut report, &selection, gap_told).await;
         let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
@@ -281,6 +283,18 @@ async fn gap(report: &mut CheckReport, selection: &Selection<StoreSettings>, pgd
         "Take a backup now (archive-agent backup): until then, nothing after that WAL can be recovered.",
     );
     true
+}
+
+/// Reports finished WAL that PostgreSQL does not send to the repositories, though it reports no failure.
+async fn bypass(report: &mut CheckReport, selection: &Selection<StoreSettings>, pgdata: &Path) {
+    let what = "archived WAL";
+    // A repository that does not have to acknowledge may not have it yet.
+    if selection.chosen {
+        return;
+    }
+    if let Some(bypass) = report.take(what, Watch::once().look(&Uploader::new(selection, pgdata)).await).flatten() {
+        report.failed(what, bypass.found(), bypass.advice());
+    }
 }
 
 /// Whether a daemon answers, and what it fails at, except a gap of this cluster that was reported already. Archiving goes on without

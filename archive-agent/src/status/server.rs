@@ -14,6 +14,7 @@ use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
 
 use crate::check::{source, whose_files};
+use crate::wal::bypass::Watch;
 use crate::wal::dropped::{self, Gap};
 use crate::wal::upload::Uploader;
 use crate::wal::{ready, split_brain};
@@ -69,6 +70,10 @@ pub(super) struct ServerState {
     /// The size of the WAL written since the end of the last archived segment: what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
+    /// Why finished WAL does not reach the archive, though PostgreSQL reports no failure. Absent if it does.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Option<Diagnostic>")]
+    archive_error: Option<String>,
     /// WAL that was dropped, or archived although damaged, and after which no backup begins. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
@@ -89,20 +94,31 @@ impl ServerState {
         let mut state = asked
             .with_context(|| format!("the server did not answer within {}", human::span(TIME_LIMIT)))??;
         if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.ready_count.is_some()) {
-            state.compare(&Uploader::new(selection, pgdata)).await;
+            state.compare(&Uploader::new(selection, pgdata), selection.chosen).await;
         }
         Ok(state)
     }
 
     /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
-    async fn compare(&mut self, uploader: &Uploader) {
+    async fn compare(&mut self, uploader: &Uploader, chosen: bool) {
         let limit = |what: &str| {
             format!("{what}: the repositories did not answer within {}", human::span(TIME_LIMIT))
         };
-        let (gap, splits) = tokio::join!(
+        let watch = Watch::once();
+        let (gap, splits, bypass) = tokio::join!(
             tokio::time::timeout(TIME_LIMIT, dropped::gap(uploader)),
             tokio::time::timeout(TIME_LIMIT, split_brain::split_brains(uploader)),
+            tokio::time::timeout(TIME_LIMIT, watch.look(uploader)),
         );
+        let what = "cannot determine whether the repositories have what PostgreSQL archived last";
+        match bypass {
+            // A repository that does not have to acknowledge may not have it yet.
+            Ok(Ok(bypass)) => self.archive_error = bypass.filter(|_| !chosen).map(|bypass| bypass.to_string()),
+            Ok(Err(problem)) => {
+                self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
+            }
+            Err(_) => self.undetermined.push(limit(what)),
+        }
         let what = "cannot determine whether WAL was dropped since the last backup";
         match gap {
             Ok(Ok(gap)) => self.dropped = gap,
@@ -139,8 +155,9 @@ impl ServerState {
         let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
         let split = self.split_brains.iter().map(|split| ("IDENTITY", split.clone()));
         let archiver = ("archiver", self.archiver(now));
+        let bypass = self.archive_error.as_ref().map(|bypass| ("ARCHIVING", bypass.clone()));
         let unknown = self.undetermined.iter().map(|unknown| ("UNKNOWN", unknown.clone()));
-        [("server", server), archiver].into_iter().chain(dropped).chain(split).chain(unknown).collect()
+        [("server", server), archiver].into_iter().chain(bypass).chain(dropped).chain(split).chain(unknown).collect()
     }
 
     fn archiver(&self, now: jiff::Timestamp) -> String {
@@ -196,6 +213,7 @@ impl ServerState {
             failing: stats.is_failing(),
             ready_count,
             ready_error: None,
+            archive_error: None,
             dropped: None,
             split_brains: Vec::new(),
             undetermined: Vec::new(),

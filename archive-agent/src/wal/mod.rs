@@ -35,6 +35,7 @@
 //! | [`unreadable`] | objects that cannot be read though their repository answers |
 //! | [`unfinished`] | what could not be copied to one so far, and when that is tried again |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
+//! | [`bypass`] | whether finished WAL reaches the archive at all |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
 //! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |
@@ -51,6 +52,7 @@ pub(crate) mod backfill;
 mod base;
 mod beginning;
 pub(crate) mod beside;
+pub(crate) mod bypass;
 pub(crate) mod catch_up;
 pub(crate) mod check;
 pub(crate) mod claim;

@@ -17,6 +17,7 @@ use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_runtime::human;
 
 use super::archiver::Archiver;
+use super::bypass::Watch;
 use super::disk::{self, DiskError};
 use super::dropped;
 use super::reach::{self, Looked, UnreachedIn};
@@ -66,6 +67,7 @@ pub(crate) struct Queue {
     pub(crate) dropped: Notify,
     /// What is archived and cannot be recovered, until a look finds no such thing: whatever tells it is started again.
     unreached: Mutex<Option<UnreachedIn>>,
+    bypass: Watch,
 }
 
 /// A queue that is longer than it may be.
@@ -93,6 +95,7 @@ impl Queue {
             dropping: AtomicBool::new(false),
             dropped: Notify::new(),
             unreached: Mutex::default(),
+            bypass: Watch::from_now(),
         }
     }
 
@@ -223,6 +226,9 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
                 archiver.wal_directory().display(),
                 human::span(span)
             );
+        }
+        if let Some(bypass) = archiver.queue().bypass.look(archiver.uploader()).await? {
+            return Err(bypass.into());
         }
         if looked && let Some(damaged) = reach::damaged(archiver.uploader()).await? {
             bail!("{damaged}");

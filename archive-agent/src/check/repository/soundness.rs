@@ -1,4 +1,4 @@
-//! Whether what is known to be damaged leaves a backup that can be restored.
+//! Whether there is a backup, and what is known to be damaged leaves one that can be restored.
 
 use jiff::Timestamp;
 use walpoint_plan::retention::{Candidate, Policy, Soundness};
@@ -7,7 +7,7 @@ use walpoint_repo::expire::outlook;
 use super::Destination;
 use crate::check::report::CheckReport;
 
-/// Whether what is known to be damaged leaves a backup that can be restored.
+/// Whether there is a backup, and what is known to be damaged leaves one that can be restored.
 pub(crate) async fn sound(report: &mut CheckReport, destinations: &[Destination]) {
     for Destination { repository, lineage, .. } in destinations {
         let what = format!("repository {}: backups", repository.name());
@@ -20,6 +20,10 @@ pub(crate) async fn sound(report: &mut CheckReport, destinations: &[Destination]
 
 /// Puts into words what is known to be wrong with backups, the oldest of which comes first.
 fn judge_backups(report: &mut CheckReport, what: String, backups: &[&Candidate]) {
+    if backups.is_empty() {
+        let advice = "Take one (archive-agent backup): nothing can be restored without it.";
+        return report.warning(what, "there is no base backup", advice);
+    }
     let broken = |backup: &Candidate| backup.soundness() == Soundness::Broken;
     let advice = "Take a backup (archive-agent backup): it stores the damaged objects again; \
         \"archive-agent verify\" lists them.";
@@ -71,9 +75,10 @@ mod tests {
     /// What the repository knows to be damaged is no silent success.
     #[test]
     fn backups_that_are_known_to_be_damaged_are_told() {
-        for sound in [&[][..], &[0], &[0, 0], &[3, 0]] {
+        for sound in [&[0][..], &[0, 0], &[3, 0]] {
             assert_eq!(judged(sound).lines(), [], "{sound:?}");
         }
+        assert_eq!(judged(&[]).count(Grade::Warning), 1, "nothing can be restored");
         for (packs, grade) in [(&[0, 2][..], Grade::Warning), (&[2], Grade::Failed), (&[1, 2], Grade::Failed)]
         {
             let report = judged(packs);
