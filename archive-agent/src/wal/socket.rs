@@ -88,6 +88,7 @@ impl SocketLock {
     ///
     /// `owner` is PostgreSQL's user: nobody but that user and root may be able to put another socket there.
     pub(crate) fn take(path: &Path, owner: u32) -> anyhow::Result<Option<Self>> {
+        require_a_name(path)?;
         let directory = path.parent().context("the push socket has no directory")?;
         if !directory.exists() {
             walpoint_base::durable::create_directories(directory).with_context(|| {
@@ -175,10 +176,23 @@ impl Drop for PushSocket {
 
 /// Refuses a path at which a daemon of that user would not listen. What is missing of its directory is for the daemon to create.
 pub(crate) fn check_place(path: &Path, owner: u32) -> anyhow::Result<()> {
+    require_a_name(path)?;
     match path.parent().filter(|directory| directory.exists()) {
         Some(directory) => check_directory(directory, owner),
         None => Ok(()),
     }
+}
+
+/// Refuses a directory in the socket's own place.
+fn require_a_name(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!(
+            "the push socket's path {} is a directory\nHINT: Give the path of the socket itself, such as {}.",
+            path.display(),
+            path.join("main.push").display()
+        );
+    }
+    Ok(())
 }
 
 /// Refuses a directory in which somebody else could replace the socket: by writing there, or in one above it.
@@ -221,6 +235,16 @@ mod tests {
 
     fn uid() -> u32 {
         rustix::process::geteuid().as_raw()
+    }
+
+    #[test]
+    fn a_directory_is_no_place_for_a_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let hint = format!("such as {}/main.push", dir.path().display());
+        for told in [check_place(dir.path(), uid()), SocketLock::take(dir.path(), uid()).map(drop)] {
+            let told = told.unwrap_err().to_string();
+            assert!(told.contains("is a directory") && told.contains(&hint), "{told}");
+        }
     }
 
     #[test]

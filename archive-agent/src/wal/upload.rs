@@ -205,7 +205,8 @@ impl Uploader {
             match file.and_then(|file| FileIdentity::of(&file, matches!(name, WalFileName::Segment(_)))) {
                 Ok(identity) => Ok(identity),
                 Err(source) if source.kind() == ErrorKind::NotFound => Err(UploadError::permanent(format!(
-                    "the daemon finds no {}\nHINT: pgdata in its configuration must be this server's data directory.",
+                    "the daemon finds no {}\nHINT: pgdata in its configuration must be this server's data directory. Restart the \
+                     daemon when it was changed.",
                     path.display()
                 ))),
                 Err(source) => Err(CheckError::from(ReadError::Io { path, source }).into()),

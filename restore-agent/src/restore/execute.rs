@@ -86,7 +86,7 @@ impl Restore {
             .map_err(explain)?;
         let raised = self.finish(&pgdata, &roots)?;
         hook("--post-command", args.post_command.as_deref(), &pgdata)?;
-        Ok(self.report(args, &Done { written, removed, kept, raised }, began.elapsed()))
+        Ok(self.report(common, args, &Done { written, removed, kept, raised }, began.elapsed()))
     }
 
     /// Removes what the backup does not have, if the directory is repaired, and writes the backup's files. Once it has failed

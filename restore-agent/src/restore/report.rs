@@ -13,6 +13,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
+use walpoint_storage::store::StoreSettings;
 
 use super::start::ConfigurationFiles;
 use super::steps::RestoreMode;
@@ -76,6 +77,9 @@ pub(super) struct RestoreReport {
     notes: Vec<String>,
     /// The command that starts the server.
     start_command: String,
+    /// The same beside the original, at another port.
+    #[serde(skip)]
+    beside_command: String,
     /// Whether recovery pauses at the target.
     #[serde(skip)]
     pauses: bool,
@@ -91,7 +95,13 @@ enum RestoreResult {
 
 impl Restore {
     /// What was done, and what a person should know.
-    pub(super) fn report(&self, args: &RestoreArgs, done: &Done, took: Duration) -> RestoreReport {
+    pub(super) fn report(
+        &self,
+        common: &CommonArgs,
+        args: &RestoreArgs,
+        done: &Done,
+        took: Duration,
+    ) -> RestoreReport {
         let plan = &self.planned.plan;
         let mut notes = self.planned.notes();
         notes.extend(done.removed.unlinked.iter().map(|directory| {
@@ -139,6 +149,7 @@ impl Restore {
             notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
         notes.extend(not_archiving(args).map(str::to_owned));
+        notes.extend(args.resume_archiving.then(|| self.archives_elsewhere(common)).flatten());
         if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
             self.planned.repository.opened_by()
             && matches!(from, SecretSource::Environment(_))
@@ -167,7 +178,8 @@ impl Restore {
             archiving: args.resume_archiving,
             unarchived_segments: self.unarchived.replayed.iter().map(|one| one.name).collect(),
             notes,
-            start_command: files.command(pgdata, self.owner),
+            start_command: files.command(pgdata, self.owner, None),
+            beside_command: files.command(pgdata, self.owner, Some("PORT")),
             pauses: args.pauses_at(&plan.target),
         }
     }
@@ -194,6 +206,23 @@ impl Restore {
         let facts = &self.reader.manifest().summary.facts;
         let original = Path::new(OsStr::from_bytes(&facts.pgdata.0));
         ConfigurationFiles::find(&self.layout, original, facts.major.get())
+    }
+
+    /// What to do so that this directory is archived, where the configuration names another one.
+    fn archives_elsewhere(&self, common: &CommonArgs) -> Option<String> {
+        let config = common.read_config::<StoreSettings>().ok().flatten()?;
+        let named = config.cluster.get(&self.planned.cluster)?.pgdata.as_ref()?;
+        let pgdata = self.layout.pgdata();
+        let is_it = named == pgdata || named.canonicalize().is_ok_and(|named| named == *pgdata);
+        (!is_it).then(|| {
+            format!(
+                "the configuration names {} as the data directory of cluster {}, so that nothing of {} is archived\nHINT: Set \
+                 pgdata, and conninfo if need be, and restart the daemon before you start PostgreSQL.",
+                named.display(),
+                self.planned.cluster,
+                pgdata.display()
+            )
+        })
     }
 
     /// What to do about a configuration that lay outside the data directory, as Debian's does.
@@ -244,7 +273,7 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
     }
     text.push_str(&format!("start it: {}\n", report.start_command));
     if !report.archiving {
-        text.push_str("          on the original's machine, use another port: -o \"-p PORT\"\n");
+        text.push_str(&format!("on the original's machine, at another port: {}\n", report.beside_command));
     }
     if report.pauses {
         text.push_str(

@@ -62,8 +62,8 @@ impl ConfigurationFiles {
         given.flat_map(|(name, path)| ["-c".to_owned(), format!("{name}={}", path.display())]).collect()
     }
 
-    /// The command that starts the server. `pg_ctl` refuses to run as root.
-    pub(super) fn command(&self, pgdata: &Path, owner: Option<Owner>) -> String {
+    /// The command that starts the server, at that port if one is given. `pg_ctl` refuses to run as root.
+    pub(super) fn command(&self, pgdata: &Path, owner: Option<Owner>, port: Option<&str>) -> String {
         let text = |text: &str| text.to_owned();
         let mut words = match owner.map(|owner| (owner, owners::name_of_user(owner.uid))) {
             None => Vec::new(),
@@ -77,12 +77,14 @@ impl ConfigurationFiles {
             ],
         };
         words.extend([text("pg_ctl"), text("-D"), pgdata.display().to_string()]);
-        let options = self.options(pgdata);
+        let mut options = self.options(pgdata);
+        options.extend(port.into_iter().flat_map(|port| ["-p".to_owned(), port.to_owned()]));
         if !options.is_empty() {
             // pg_ctl hands them to a shell of its own.
             words.extend([text("-o"), shell::line(&options)]);
         }
-        words.push(text("start"));
+        // Recovery may take longer than the minute that pg_ctl waits by itself.
+        words.extend(["-w", "-t", "3600", "start"].map(text));
         shell::line(&words)
     }
 }
@@ -157,8 +159,8 @@ mod tests {
              'data_directory={data}'"
         );
         let inner = inner.replace('\'', "'\\''");
-        let expected = format!("pg_ctl -D '{data}' -o '{inner}' start");
-        assert_eq!(found.command(&pgdata, None), expected);
+        let expected = format!("pg_ctl -D '{data}' -o '{inner}' -w -t 3600 start");
+        assert_eq!(found.command(&pgdata, None, None), expected);
         // A data directory that is reached by another name.
         assert_eq!(ConfigurationFiles::find(&debian, Path::new("/other"), 17), found);
         assert_eq!(ConfigurationFiles::find(&debian, Path::new("/other"), 15).main, None);
@@ -167,10 +169,12 @@ mod tests {
         file(&pgdata.join("pg_ident.conf"), "");
         let inside = ConfigurationFiles::find(&debian, Path::new("/var/17"), 17);
         assert_eq!(
-            inside.command(&pgdata, None),
-            format!("pg_ctl -D '{data}' -o '-c hba_file={main}/pg_hba.conf' start")
+            inside.command(&pgdata, None, None),
+            format!("pg_ctl -D '{data}' -o '-c hba_file={main}/pg_hba.conf' -w -t 3600 start")
         );
         let none = ConfigurationFiles::find(&layout("/etc/other"), Path::new("/var/17"), 17);
-        assert_eq!(none.command(&pgdata, None), format!("pg_ctl -D '{data}' start"));
+        assert_eq!(none.command(&pgdata, None, None), format!("pg_ctl -D '{data}' -w -t 3600 start"));
+        let port = none.command(&pgdata, None, Some("5433"));
+        assert_eq!(port, format!("pg_ctl -D '{data}' -o '-p 5433' -w -t 3600 start"));
     }
 }

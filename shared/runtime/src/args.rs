@@ -201,7 +201,7 @@ impl CommonArgs {
     pub fn require_config(&self) -> Result<(), Failure> {
         match self.config_path() {
             None if self.url()?.is_none() => Err(Failure::usage(anyhow!(
-                "no configuration: {DEFAULT_PATH} does not exist\nHINT: Give --config FILE. \"archive-agent init\" writes one."
+                "no configuration: {DEFAULT_PATH} does not exist\nHINT: Give --config FILE or set WALPOINT_CONFIG. \"archive-agent init\" writes one."
             ))),
             _ => Ok(()),
         }
@@ -247,7 +247,7 @@ impl CommonArgs {
         }
         let Some(config) = config else {
             return Err(Failure::usage(anyhow!(
-                "no configuration: {DEFAULT_PATH} does not exist\nHINT: Give --config FILE, or --repo URL and --cluster NAME."
+                "no configuration: {DEFAULT_PATH} does not exist\nHINT: Give --config FILE or set WALPOINT_CONFIG, or give --repo URL and --cluster NAME."
             )));
         };
         let (cluster, settings) = self.pick(&config.cluster)?;

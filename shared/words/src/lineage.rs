@@ -109,11 +109,16 @@ pub fn window(w: &WindowStatus) -> String {
         Some(time) => format!("{} ({what}{lsn})", time.to_time()),
         None => format!("{what}{lsn}"),
     };
+    // What the last transaction before a backup's end ended at says nothing about where the window ends.
+    let until = match w.until_time.filter(|until| w.from_time.is_none_or(|from| *until >= from)) {
+        Some(time) => at(Some(time), "", w.until_lsn),
+        None => format!("{} (no transaction has ended since)", w.until_lsn),
+    };
     let start = if w.continues_parent { "fork, " } else { "backup, " };
     format!(
         "{} to {}, {}",
         at(w.from_time, start, w.from_lsn),
-        at(w.until_time, "", w.until_lsn),
+        until,
         human::count(w.backup_count as u64, "backup")
     )
 }

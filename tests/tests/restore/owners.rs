@@ -43,7 +43,7 @@ fn root_restores_for_postgresqls_user() {
     let arguments = ["restore", "--pgdata", &data, "--wal-dir", &wal_text, "--tablespace-dir", &spaces_text];
     let told = as_root(&bed, &arguments).expect_success().stdout;
     // Root cannot run pg_ctl.
-    let start = format!("start it: runuser -u {} -- pg_ctl -D {data} start", user::name());
+    let start = format!("start it: runuser -u {} -- pg_ctl -D {data} -w -t 3600 start", user::name());
     assert!(told.contains(&start), "{told}");
     [&pgdata, &wal, &spaces].into_iter().for_each(|directory| owned(directory));
     let restored = Cluster::start_restored(primary.dir(), primary.major(), &pgdata);

@@ -288,7 +288,7 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     let since = locks[0]["since_lsn"].as_str().unwrap();
     let note = paused["notes"][0].to_string();
     let advice = format!(
-        "--target-lsn {since} --target-exclusive, which stops before they were locked, after the same transactions"
+        "--target-lsn {since} --target-exclusive. It stops before the lock, after the same transactions"
     );
     assert!(
         note.contains(&oid) && note.contains("pg_wal_replay_resume()") && note.contains(&advice),

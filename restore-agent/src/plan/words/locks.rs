@@ -9,11 +9,11 @@ const NAMED: usize = 5;
 /// What a paused recovery does not let anybody read, and how to read it all the same.
 pub(super) fn locked(locked: &Locked) -> String {
     let mut note = format!(
-        "Transaction {} has not ended there and keeps the relations with the OIDs {} locked, as DROP and TRUNCATE do: queries \
-         that read them wait while recovery is paused.\nHINT: select pg_wal_replay_resume() ends recovery, which rolls the \
-         transaction back and releases its locks.",
+        "Transaction {} has not ended there and keeps {} locked, as DROP and TRUNCATE do: queries that read {} wait while \
+         recovery is paused. A target right before a DROP is usually of this kind.",
         locked.xid,
-        oids(&locked.relations),
+        named(&locked.relations),
+        if locked.relations.len() == 1 { "it" } else { "them" },
     );
     if let Some(before) = locked.before {
         let same = match before.same_transactions {
@@ -21,11 +21,15 @@ pub(super) fn locked(locked: &Locked) -> String {
             false => "though also before transactions that ended meanwhile",
         };
         note.push_str(&format!(
-            "\nHINT: To read them while it is paused: --target-lsn {} --target-exclusive, which stops before they were \
-             locked, {same}.",
+            "\nHINT: To read what it locks while recovery is paused, use this target instead: --target-lsn {} \
+             --target-exclusive. It stops before the lock, {same}.",
             before.lsn
         ));
     }
+    note.push_str(
+        "\nHINT: Otherwise, select pg_wal_replay_resume() ends recovery, which rolls the transaction back and releases its \
+         locks. In the restored server, \"select OID::regclass\" shows the name of a relation.",
+    );
     if locked.perhaps_prepared {
         note.push_str(
             "\nHINT: If select * from pg_prepared_xacts lists it, it was prepared and keeps its locks after recovery too, \
@@ -40,7 +44,7 @@ pub(super) fn prepared(open: &[PreparedTransaction], relations: &[u32]) -> Strin
     let names = open.iter().map(|p| format!("{} ('{}')", p.xid, shown(&p.gid.replace('\'', "''"))));
     let locked = match relations.is_empty() {
         true => String::new(),
-        false => format!(", the relations with the OIDs {} among what they lock", oids(relations)),
+        false => format!(", {} among what they lock", named(relations)),
     };
     format!(
         "Prepared transactions are open there: {}. They stay open and keep their locks, also after recovery has \
@@ -49,8 +53,13 @@ pub(super) fn prepared(open: &[PreparedTransaction], relations: &[u32]) -> Strin
     )
 }
 
-fn oids(relations: &[u32]) -> String {
-    first_of(relations.iter().map(u32::to_string), relations.len())
+/// Relations by their OIDs: their names are in the catalog, which is not read here.
+fn named(relations: &[u32]) -> String {
+    let oids = first_of(relations.iter().map(u32::to_string), relations.len());
+    match relations.len() {
+        1 => format!("the relation with the OID {oids}"),
+        _ => format!("the relations with the OIDs {oids}"),
+    }
 }
 
 /// The first of these, and how many more there are.

@@ -37,7 +37,9 @@ impl Planner<'_> {
         if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
             (&self.request.target, refusal.path)
         {
-            hints.extend(self.on_other_timelines(path, None)?.into_iter().map(Hint::OtherTimeline));
+            // It decides, where there is one.
+            let others = self.on_other_timelines(path, None)?.into_iter().map(Hint::OtherTimeline);
+            hints.splice(0..0, others);
         }
         Ok(hints)
     }

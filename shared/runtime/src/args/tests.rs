@@ -35,7 +35,7 @@ fn two_clusters() -> tempfile::NamedTempFile {
 fn what_needs_a_file_is_not_sent_for_a_url() {
     let error = CommonArgs::default().require_config().unwrap_err();
     assert!(error.status == 2 && !error.to_string().contains("--repo"), "{error}");
-    assert!(error.to_string().contains("HINT: Give --config FILE."), "{error}");
+    assert!(error.to_string().contains("HINT: Give --config FILE or set WALPOINT_CONFIG."), "{error}");
     let given = CommonArgs { repo: repo(&["/x"]), ..CommonArgs::default() };
     given.require_config().unwrap();
     let masked = CommonArgs { repo: repo(&["s3://k:hidden@b/p"]), ..CommonArgs::default() };
