@@ -1,8 +1,10 @@
 //! What the server's own `pg_wal` shows of a segment that it is about to be given: whether it continues what is there.
 //!
 //! Recovery keeps the segment that it replayed last, and those since its last restartpoint; a standby also keeps what it was streamed,
-//! which may be another server's than the archive's. What is streamed at the moment, or was left unfinished, shows nothing, and neither
-//! does a file that waits to be used again under the name of a later segment.
+//! which may be another server's than the archive's. A file that waits to be used again under the name of a later segment shows nothing.
+//!
+//! A segment that is streamed at the moment, or was left unfinished, counts up to its last complete record, and only against the archive's:
+//! two servers that were promoted at one position begin a timeline with the same records, and differ behind them.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -25,7 +27,7 @@ const PIECE: usize = 1 << 20;
 /// As much of a file as the header of its first page has.
 const HEADER: usize = 64;
 
-/// What the newest whole segment shows.
+/// What the newest segment shows.
 pub(crate) enum Own {
     /// The archive has that segment with the same content.
     Same(SegmentName),
@@ -41,7 +43,7 @@ pub(crate) struct Offered<'a> {
     pub(crate) chain: &'a ChainFacts,
 }
 
-/// Compares the newest whole segment of a directory, on the timeline of the one that an archive offers and not behind that, with what the
+/// Compares the newest segment of a directory, on the timeline of the one that an archive offers and not behind that, with what the
 /// archive has; `None` if nothing shows whose it is. `after`: what lies up to there is known to be the archive's.
 pub(crate) async fn shown(
     directory: &Path,
@@ -62,7 +64,9 @@ pub(crate) async fn shown(
         // Removed meanwhile, or never finished.
         let Some(own) = OwnSegment::read(wal, found, path).await? else { continue };
         let adjacent = found.number(size).is_some_and(|found| found.next() == number);
-        if adjacent && let Link::Broken(fault) = ChainEnd::UNKNOWN.after(&own.facts.chain).link(offered.chain)
+        if adjacent
+            && own.facts.whole
+            && let Link::Broken(fault) = ChainEnd::UNKNOWN.after(&own.facts.chain).link(offered.chain)
         {
             return Ok(Some(Own::Different(format!(
                 "\"{name}\" does not continue \"{found}\" in pg_wal: {fault}"
@@ -71,6 +75,7 @@ pub(crate) async fn shown(
         let stored = if found == name { Some(offered.hash) } else { stored(wal, found).await? };
         if let Some(stored) = stored
             && let Some(same) = own.is(wal, stored).await?
+            && own.shows(same)
         {
             return Ok(Some(judged(found, same)));
         }
@@ -78,7 +83,7 @@ pub(crate) async fn shown(
     Ok(None)
 }
 
-/// Compares the newest whole segment of a directory, on whatever timeline, with what an archive has; `None` if nothing shows whose it
+/// Compares the newest segment of a directory, on whatever timeline, with what an archive has; `None` if nothing shows whose it
 /// is.
 pub(crate) async fn newest(directory: &Path, wal: &WalArchive) -> anyhow::Result<Option<Own>> {
     let size = wal.lineage().segment_size;
@@ -97,6 +102,7 @@ pub(crate) async fn newest(directory: &Path, wal: &WalArchive) -> anyhow::Result
         let Some(own) = OwnSegment::read(wal, found, path).await? else { continue };
         if let Some(stored) = stored(wal, found).await?
             && let Some(same) = own.is(wal, stored).await?
+            && own.shows(same)
         {
             return Ok(Some(judged(found, same)));
         }
@@ -129,7 +135,7 @@ fn is_written(path: &Path, name: SegmentName, size: SegmentSize) -> bool {
         && PageHeader::parse(&header).is_some_and(|page| page.magic != 0 && Some(page.address) == begins)
 }
 
-/// A whole segment of the directory.
+/// A segment of the directory, whole or begun.
 struct OwnSegment {
     name: SegmentName,
     path: PathBuf,
@@ -138,7 +144,7 @@ struct OwnSegment {
 }
 
 impl OwnSegment {
-    /// Reads it; `None` if it is not a whole segment of that server.
+    /// Reads it; `None` if it is no segment of that server, or damaged.
     async fn read(wal: &WalArchive, name: SegmentName, path: PathBuf) -> anyhow::Result<Option<Self>> {
         let lineage = wal.lineage();
         let identity = WalIdentity {
@@ -150,27 +156,36 @@ impl OwnSegment {
         let read = tokio::task::spawn_blocking(move || {
             let mut inspector = Inspector::new(name, fs::metadata(&path)?.len(), None);
             let hash = hash(&path, u64::MAX, &sealer, |piece| inspector.feed(piece).is_ok())?;
-            let facts = inspector.finish().ok().filter(|facts| facts.whole && identity.check(facts).is_ok());
+            let facts = inspector.finish().ok().filter(|facts| identity.check(facts).is_ok());
             io::Result::Ok(facts.zip(hash).map(|(facts, hash)| Self { name, path, facts, hash }))
         });
         Ok(read.await?.ok().flatten())
     }
 
-    /// Whether it is the one that an archive stores with a hash; `None` if that cannot be found out. What lies behind a switch to the next
-    /// segment is no WAL, and may not have been streamed before the stream broke.
-    async fn is(self, wal: &WalArchive, stored: ContentHash) -> anyhow::Result<Option<bool>> {
-        if self.hash == stored || !self.facts.switched {
+    /// Whether a comparison says anything: that an unfinished segment begins like the stored one does not.
+    fn shows(&self, same: bool) -> bool {
+        self.facts.whole || !same
+    }
+
+    /// Whether it is the one that an archive stores with a hash, or begins like that if it is not whole; `None` if that cannot be found
+    /// out. What lies behind a switch to the next segment is no WAL, and may not have been streamed before the stream broke.
+    async fn is(&self, wal: &WalArchive, stored: ContentHash) -> anyhow::Result<Option<bool>> {
+        if self.hash == stored || self.facts.whole && !self.facts.switched {
             return Ok(Some(self.hash == stored));
         }
         let size = wal.lineage().segment_size;
         let Some(number) = self.name.number(size) else { return Ok(None) };
         let length = self.facts.end.since(number.start(size));
+        if self.facts.records == 0 || length == 0 {
+            return Ok(None);
+        }
         let theirs = match wal.hash_of_beginning(WalFileName::Segment(self.name), length).await {
             Err(RepoError::Corrupt { .. }) => None,
             theirs => theirs?,
         };
         let sealer = wal.repository().sealer().clone();
-        let ours = tokio::task::spawn_blocking(move || hash(&self.path, length, &sealer, |_| true));
+        let path = self.path.clone();
+        let ours = tokio::task::spawn_blocking(move || hash(&path, length, &sealer, |_| true));
         Ok(ours.await?.ok().flatten().zip(theirs).map(|(ours, theirs)| ours == theirs))
     }
 }

@@ -247,3 +247,49 @@ fn the_servers_own_wal_counts_before_anything_was_given_and_after_it_streamed() 
         assert_eq!(fetch(&target, fourth).status, 0, "{how}");
     }
 }
+
+/// A standby that was streamed a part of a segment, and is restarted, asks the archive for it: where that has another server's, what was
+/// streamed shows it, up to its last complete record. A beginning that both have shows nothing.
+#[test]
+fn a_segment_that_was_streamed_in_part_is_not_replaced_by_another_servers() {
+    let two = Two::start();
+    let near = Store::local();
+    let archive = Archive::create(two.production.pgdata(), &[("near", &near)]);
+    archive.put_all(&two.production.wal_dir(), |name| two.ours.iter().any(|ours| ours == name));
+    let third = &two.ours[3];
+    let of = |cluster: &Cluster| std::fs::read(cluster.wal_dir().join(third)).unwrap();
+    let (ours, theirs) = (of(&two.production), of(&two.copy));
+    let apart = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs).expect("a difference");
+    let ends = |content: &[u8]| {
+        let facts = walpoint_pg::wal::inspect(third.parse().unwrap(), content).unwrap();
+        usize::try_from(facts.end.0 % (1 << 20)).unwrap()
+    };
+    let whole = ends(&theirs);
+    assert!(apart < whole / 2, "{apart} {whole}");
+    let fetches: [(&str, Fetch); 2] = [("prefetcher", Target::fetch), ("directly", Target::fetch_directly)];
+    for (how, fetch) in fetches {
+        for (content, until, refused) in [
+            (&theirs, whole / 2 / 8192 * 8192, true),
+            (&ours, whole / 2 / 8192 * 8192, false),
+            (&theirs, apart, false),
+        ] {
+            let mut streamed = content.clone();
+            streamed[until..].fill(0);
+            let what = format!("{how}: up to {until}, complete up to {}", ends(&streamed));
+            for (target, status) in [(Target::standby as fn(Target) -> Target, 1), (|target| target, 255)] {
+                let target = target(
+                    Target::like(two.production.pgdata()).configure(|agent| agent.repository("near", &near)),
+                );
+                std::fs::write(target.pgdata.join("pg_wal").join(third), &streamed).unwrap();
+                user::give_tree(&target.pgdata);
+                let output = fetch(&target, third);
+                assert_eq!(output.status, if refused { status } else { 0 }, "{what}: {output:#?}");
+                assert_eq!(
+                    output.stderr.contains("another server's WAL than"),
+                    refused,
+                    "{what}: {output:#?}"
+                );
+            }
+        }
+    }
+}
