@@ -267,7 +267,10 @@ fn an_empty_repository_is_no_failure_and_no_repository_is_one() {
     assert!(asked.contains("cannot be asked: "), "{asked}");
     // Wrong usage is status 2; what to do is a line of its own, in JSON a member.
     bare(&["--repo", &url], &[]).expect_status(2);
-    let (primary, hint) = ("no configuration: ", "Give --config FILE or set WALPOINT_CONFIG, or give --repo URL and --cluster NAME.");
+    let (primary, hint) = (
+        "no configuration: ",
+        "Give --config FILE or set WALPOINT_CONFIG, or give --repo URL and --cluster NAME.",
+    );
     let told = bare(&[], &[]).expect_status(2).stderr;
     let lines: Vec<&str> = told.lines().collect();
     assert!(lines[0].contains(primary) && lines[1..] == [format!("HINT: {hint}")], "{told}");

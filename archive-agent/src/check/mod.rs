@@ -292,7 +292,9 @@ async fn bypass(report: &mut CheckReport, selection: &Selection<StoreSettings>, 
     if selection.chosen {
         return;
     }
-    if let Some(bypass) = report.take(what, Watch::once().look(&Uploader::new(selection, pgdata)).await).flatten() {
+    if let Some(bypass) =
+        report.take(what, Watch::once().look(&Uploader::new(selection, pgdata)).await).flatten()
+    {
         report.failed(what, bypass.found(), bypass.advice());
     }
 }

@@ -113,7 +113,9 @@ impl ServerState {
         let what = "cannot determine whether the repositories have what PostgreSQL archived last";
         match bypass {
             // A repository that does not have to acknowledge may not have it yet.
-            Ok(Ok(bypass)) => self.archive_error = bypass.filter(|_| !chosen).map(|bypass| bypass.to_string()),
+            Ok(Ok(bypass)) => {
+                self.archive_error = bypass.filter(|_| !chosen).map(|bypass| bypass.to_string())
+            }
             Ok(Err(problem)) => {
                 self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
             }
@@ -157,7 +159,13 @@ impl ServerState {
         let archiver = ("archiver", self.archiver(now));
         let bypass = self.archive_error.as_ref().map(|bypass| ("ARCHIVING", bypass.clone()));
         let unknown = self.undetermined.iter().map(|unknown| ("UNKNOWN", unknown.clone()));
-        [("server", server), archiver].into_iter().chain(bypass).chain(dropped).chain(split).chain(unknown).collect()
+        [("server", server), archiver]
+            .into_iter()
+            .chain(bypass)
+            .chain(dropped)
+            .chain(split)
+            .chain(unknown)
+            .collect()
     }
 
     fn archiver(&self, now: jiff::Timestamp) -> String {

@@ -234,7 +234,11 @@ mod tests {
         server(&bed, &[], 3600);
         assert_eq!(unmarked(&[first]), Some(first));
         server(&bed, &[], 30);
-        assert_eq!(unmarked(&[first]), None, "the server has been restarted since, with other settings maybe");
+        assert_eq!(
+            unmarked(&[first]),
+            None,
+            "the server has been restarted since, with other settings maybe"
+        );
         for mark in ["ready", "done"] {
             let bed = Bed::new().await;
             bed.write(FIRST, 1);

@@ -160,7 +160,7 @@ pub(crate) fn of_history(timeline: TimelineId, around: &Surroundings) -> Result<
     if let Some(later) = &around.later {
         return Err(format!("the timeline exists, although its history is missing: {later} is there"));
     }
-    // Ids are given one after the other: a higher one is in use only if this one is.
+    // A server takes the first number that it finds free: behind its own, a higher one is in use only if this one is.
     match around.later_timelines.iter().find(|id| **id > timeline) {
         Some(id) => {
             Err(format!("the history of the later timeline {id} is there, so this one must have existed"))

@@ -287,7 +287,7 @@ impl ClusterArchive {
         if let Some(built) = built.filter(|_| of_itself.is_none()) {
             return self.build(wanted, built, proof, asked).await;
         }
-        let ArchiveAnswer { missing, failures, there, .. } = asked;
+        let ArchiveAnswer { missing, failures, silent, there, .. } = asked;
         if let WalFileName::History(timeline) = name
             && let Some((content, note)) = self.history_instead(timeline, &missing, there, proof).await
         {
@@ -298,6 +298,12 @@ impl ClusterArchive {
                 Ok(()) => FetchResult::Landed(Landed { note, ..Landed::of(size) }),
                 Err(error) => FetchResult::not_landed(&error),
             };
+        }
+        if there
+            && silent.is_empty()
+            && let Some(why) = self.not_needed(name, &failures)
+        {
+            return FetchResult::Absent(why);
         }
         // Whatever the others say: one of them has it, and only cannot give it.
         if proof == Proof::Wanted && !there {

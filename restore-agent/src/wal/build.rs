@@ -125,6 +125,18 @@ impl ClusterArchive {
         note.youngest.filter(|_| note.settings == self.targets())
     }
 
+    /// The timeline that the recovery under way was told to follow by its number, as `restore` does it. Of a lower number PostgreSQL asks
+    /// for the history only to keep a copy (`restoreTimeLineHistoryFiles` in xlogarchive.c), and does without those that are missing: its
+    /// way leads along the history of the timeline itself, and the number of its own next one is looked for behind it.
+    pub(super) fn goal(&self) -> Option<TimelineId> {
+        let place = self.place()?;
+        if Recovery::of(&place.pgdata) != Recovery::Archive {
+            return None;
+        }
+        let note = self.note()?;
+        (note.settings == self.targets()).then_some(note.timeline)
+    }
+
     /// The note that the restore left, as it is now.
     pub(super) fn note(&self) -> Option<TargetNote> {
         TargetNote::read(&self.place()?.wal.join(spool::DIRECTORY))

@@ -7,6 +7,7 @@
 use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
 
 use crate::wal::archive::{ClusterArchive, Missing, Proof};
+use crate::wal::source::{Failed, listed};
 
 impl ClusterArchive {
     /// What can be given in place of a history that the repositories in `missing` do not have, or, if it is `there`, cannot give;
@@ -31,6 +32,17 @@ impl ClusterArchive {
              place, so that it does not take that number for its own timeline"
         );
         Some((content, note))
+    }
+
+    /// Why recovery does without a file that no repository can give, if it does: a history of a lower number than that of the timeline
+    /// that it was told to follow.
+    pub(super) fn not_needed(&self, name: WalFileName, failures: &[Failed]) -> Option<String> {
+        let WalFileName::History(timeline) = name else { return None };
+        let goal = self.goal().filter(|goal| *goal > timeline)?;
+        let why = listed(failures);
+        Some(format!(
+            "\"{name}\" is not handed over: {why}\nDETAIL: Recovery to timeline {goal} does without it."
+        ))
     }
 
     /// Whether the recovery under way was planned without a timeline whose history is damaged or lost.

@@ -4,6 +4,7 @@
 mod archive_bed;
 mod begun;
 mod copies;
+mod numbers;
 mod repositories;
 mod split_off;
 

@@ -50,6 +50,7 @@ pub(crate) fn note(note: &Note) -> String {
         Note::NewerHoldsLaterCommit { backup, time } => newer_holds_later_commit(*backup, *time),
         Note::NewerDamaged { backup, damage } => newer_damaged(*backup, *damage),
         Note::SameUntil { timeline, common } => same_until(*timeline, *common),
+        Note::StandbyStays(timeline) => standby_stays(*timeline),
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),
         Note::OlderInUse { older, lineage, why } => older_in_use(*older, *lineage, why),
@@ -166,6 +167,14 @@ fn same_until(timeline: TimelineId, common: Lsn) -> String {
     format!(
         "The repository does not show where a younger timeline than {timeline} comes from. It has the same WAL up to {common}, so \
          the target is the same on both."
+    )
+}
+
+fn standby_stays(timeline: TimelineId) -> String {
+    format!(
+        "recovery_target_timeline is {timeline}: PostgreSQL would not find that timeline by itself, because the archive has no history \
+         for a number before it.\nHINT: Once the standby is on timeline {timeline}, run \"alter system set \
+         recovery_target_timeline = 'latest'\" and restart it: then it follows later promotions."
     )
 }
 

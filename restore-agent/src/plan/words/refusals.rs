@@ -148,8 +148,12 @@ fn ends_incomplete(segment: SegmentName, until: Lsn, damaged: Option<&str>) -> S
 }
 
 fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -> String {
+    let without = match instead == timeline {
+        true => String::new(),
+        false => format!("; without it, {instead} is the latest"),
+    };
     let text = format!(
-        "the latest timeline is in doubt: {} (timeline {timeline}; without it, {instead} is the latest)",
+        "the latest timeline is in doubt: {} (timeline {timeline}{without})",
         brief(&doubt.to_string())
     );
     match doubt {

@@ -55,7 +55,7 @@ impl<'a> Planner<'a> {
             without: self.doubtful_after(timeline),
             histories: history.parent().map(|_| timeline).into_iter().collect(),
             signal: if self.request.standby { Signal::Standby } else { Signal::Recovery },
-            settings: self.settings(ending, until, &at, stop.is_some()),
+            settings: self.settings(backup.id.timeline(), ending, (until, stop.is_some()), &at),
             estimate: estimate.at(Rates::default()),
             notes: self.notes(path, backup, ending, stop)?,
             backup: backup.clone(),
@@ -75,10 +75,26 @@ impl<'a> Planner<'a> {
         *target == RecoveryTarget::Latest && *timeline == TargetTimeline::Latest && !standby
     }
 
+    /// Whether a standby that begins on one timeline finds another one by itself: it asks for the history of each number in between, and
+    /// takes the first that is missing for the end.
+    pub(super) fn is_found_from(&self, from: TimelineId, timeline: TimelineId) -> bool {
+        let mut between = std::iter::successors(from.next(), |id| id.next()).take_while(|id| *id <= timeline);
+        let unreadable =
+            |id: &TimelineId| matches!(self.facts.doubts.get(id), Some(Doubt::Damaged(_) | Doubt::Missing));
+        between.all(|id| self.facts.graph.contains(id) && !unreadable(&id))
+    }
+
     /// With a target, PostgreSQL must not read ahead of it: what lies behind may be damaged, or not to be had now, and is not
     /// needed. Without one, that counts where what follows is not proven to be absent.
-    fn settings(&self, ending: &Ending, until: Lsn, at: &StopAt, stops: bool) -> Vec<RecoverySetting> {
+    fn settings(
+        &self,
+        from: TimelineId,
+        ending: &Ending,
+        (until, stops): (Lsn, bool),
+        at: &StopAt,
+    ) -> Vec<RecoverySetting> {
         let newest = self.counting().next_back() == Some(ending.timeline);
+        let newest = newest && self.is_found_from(from, ending.timeline);
         let mut all = settings(self.request, ending.timeline, newest, at);
         let gap = ending.missing.start(self.facts.segment_size);
         let near = gap.0.saturating_sub(until.0) <= LOOK_AHEAD;

@@ -25,7 +25,7 @@ impl<'a> Planner<'a> {
     /// Along the path to the newest timeline that a backup leads to.
     pub(super) fn along_latest(&self, timeline: TimelineId) -> Asking<Attempt> {
         let listed = self.listed_on(timeline);
-        let attempt = match self.doubt_about(timeline).or(self.without_backup(timeline)?) {
+        let attempt = match self.doubt_about(timeline)?.or(self.without_backup(timeline)?) {
             Some(why) => return self.before_doubt(timeline, &listed, why),
             None => self.along(timeline, &listed)?,
         };
@@ -56,12 +56,18 @@ impl<'a> Planner<'a> {
     }
 
     /// Why `timeline` may not be the latest: a younger one is there, and it is not known where it comes from.
-    pub(super) fn doubt_about(&self, timeline: TimelineId) -> Option<Why> {
+    pub(super) fn doubt_about(&self, timeline: TimelineId) -> Asking<Option<Why>> {
         let mut doubts = self.doubts().rev();
         // A damaged history keeps recovery from its own timeline, too, and of two histories either may be the right one.
-        let (of, doubt) =
-            doubts.find(|(of, doubt)| **of > timeline || **of == timeline && **doubt != Doubt::Missing)?;
-        Some(Why::DoubtfulTimeline { timeline: *of, doubt: doubt.clone(), instead: timeline })
+        let doubtful = |(of, doubt): &(&TimelineId, &Doubt)| {
+            **of > timeline || **of == timeline && **doubt != Doubt::Missing
+        };
+        let Some((of, doubt)) = doubts.find(doubtful) else { return Ok(None) };
+        let instead = match *of == timeline && !doubt.is_of_two_servers() {
+            true => self.newest_timeline(|other| other < timeline)?.unwrap_or(timeline),
+            false => timeline,
+        };
+        Ok(Some(Why::DoubtfulTimeline { timeline: *of, doubt: doubt.clone(), instead }))
     }
 
     /// Refused because of a doubt about `timeline`, unless recovery stops where it is proven that every timeline in doubt has the same

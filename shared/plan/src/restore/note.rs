@@ -101,6 +101,8 @@ pub enum Note {
         /// The position.
         common: Lsn,
     },
+    /// A standby is told the number of its timeline, which it would not find by itself, and follows no later one.
+    StandbyStays(TimelineId),
     /// A timeline was written to after another one had left it, and "latest" follows the other one.
     WentOn(WentOn),
     /// A newer lineage has no complete backup, so an older one is restored.

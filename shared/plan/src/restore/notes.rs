@@ -8,6 +8,7 @@ use super::locks;
 use super::note::{DamageNote, Note};
 use super::path::Path;
 use super::planner::Planner;
+use super::request::RestoreRequest;
 use super::restore_plan::{ForkSegment, ForkSource, RestorePlan};
 use super::stop::Stop;
 
@@ -32,6 +33,13 @@ impl Planner<'_> {
             }));
         }
         notes.extend(self.points_on_other_timelines(path)?);
+        let RestoreRequest { standby, timeline, target, .. } = self.request;
+        if *standby
+            && (*timeline, target) == (TargetTimeline::Latest, &RecoveryTarget::Latest)
+            && !self.is_found_from(backup.id.timeline(), ending.timeline)
+        {
+            notes.push(Note::StandbyStays(ending.timeline));
+        }
         if let RecoveryTarget::Name(name) = &self.request.target {
             let damaged = self.facts.damaged_points.iter().cloned();
             notes.extend(damaged.map(|damaged| Note::DamagedPoints { name: name.clone(), damaged }));

@@ -42,7 +42,8 @@ pub fn plan(facts: &Facts, request: &RestoreRequest, now: Timestamp) -> Asking<V
 
 /// Whether PostgreSQL would not start to recover to a timeline: it reads the history of the one that it is told to follow.
 pub(super) fn has_no_history(facts: &Facts, timeline: TimelineId) -> bool {
-    facts.without_history.contains(&timeline) || facts.doubts.get(&timeline) == Some(&Doubt::Missing)
+    let unreadable = matches!(facts.doubts.get(&timeline), Some(Doubt::Missing | Doubt::Damaged(_)));
+    facts.without_history.contains(&timeline) || unreadable
 }
 
 /// Why there is no plan, before it is explained.
@@ -126,7 +127,7 @@ impl<'a> Planner<'a> {
             return Ok(Err(Refusal::on(timeline, Why::BackupNotOnPath(id, timeline))));
         }
         if self.request.timeline == TargetTimeline::Latest
-            && let Some(why) = self.doubt_about(timeline)
+            && let Some(why) = self.doubt_about(timeline)?
         {
             return self.before_doubt(timeline, &[id], why);
         }

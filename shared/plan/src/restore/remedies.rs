@@ -70,7 +70,8 @@ impl Planner<'_> {
             }
             (Why::DoubtfulTimeline { timeline, doubt, instead }, _) => {
                 let (timeline, instead) = (*timeline, *instead);
-                vec![against(doubt, timeline, instead), Hint::Without { timeline, instead }]
+                let without = (instead != timeline).then_some(Hint::Without { timeline, instead });
+                [against(doubt, timeline, instead)].into_iter().chain(without).collect()
             }
             (Why::ClockSetBack { backup, .. }, _) => vec![Hint::SecondTime(*backup)],
             (Why::NoHistory(timeline), _) => vec![Hint::ArchiveHistory(*timeline)],

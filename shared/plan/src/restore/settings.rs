@@ -98,7 +98,7 @@ pub(super) const LOOKS_AHEAD_SINCE: u8 = 15;
 /// The settings, in the order in which they are to be written. `restore_command` is not among them: the plan does not
 /// know by which program the WAL will come.
 ///
-/// `newest`: no younger timeline is known that counts. Abandoned ones a standby passes over.
+/// `newest`: no younger timeline is known that counts, and a standby finds this one. Abandoned ones it passes over.
 pub(super) fn settings(
     request: &RestoreRequest,
     timeline: TimelineId,
@@ -127,7 +127,8 @@ pub(super) fn settings(
         .map(|name| RecoverySetting::new(name, ""))
         .collect();
     // A standby follows its upstream to timelines that do not exist yet; a number would keep it from that. Where a timeline
-    // was asked for, or the backup does not lead to the newest one, "latest" would leave the plan's.
+    // was asked for, or the backup does not lead to the newest one, or a number before it is not in use here, "latest" would
+    // leave the plan's, or not come to it.
     let follows = request.standby && target.is_none() && newest && request.timeline == TargetTimeline::Latest;
     let timeline = if follows { "latest".to_owned() } else { timeline.to_string() };
     settings.push(RecoverySetting::new("recovery_target_timeline", timeline));

@@ -42,16 +42,36 @@ fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from()
                     assert!(
                         matches!(refusal.why, Why::DoubtfulTimeline { timeline: of, .. } if of == tli(timeline))
                     );
-                    let instead =
-                        |hint: &Hint| matches!(hint, Hint::Without { instead, .. } if *instead == tli(3));
+                    // Without its own history, there is no way to timeline 3 either.
+                    let own = timeline == 3 && doubt == damaged();
+                    let instead = |hint: &Hint| matches!(hint, Hint::Without { instead, .. } if (*instead == tli(3)) != own);
                     assert!(refusal.hints.iter().any(instead), "{refusal:?}");
                 }
                 verdict => assert!(verdict.is_ok() && !refused, "{timeline} {doubt:?}: {verdict:?}"),
             }
         }
         let by_number = plan(&on(3, RecoveryTarget::Latest));
-        assert_eq!(by_number.is_ok(), timeline != 3 || doubt != Doubt::Missing, "asked for by number");
+        let readable = timeline != 3 || doubt == Doubt::Refused;
+        assert_eq!(by_number.is_ok(), readable, "asked for by number: {by_number:?}");
         assert!(plan(&on(1, time)).is_ok(), "asked for by number");
+    }
+}
+
+/// A standby asks for one number after the other, and never comes to one behind a number that it does not find.
+#[test]
+fn a_standby_is_told_the_number_of_a_timeline_that_it_would_not_find() {
+    let (world, [first, ..]) = world();
+    let standby = RestoreRequest { standby: true, backup: Some(first), ..RestoreRequest::default() };
+    for (doubt, expected, told) in
+        [(None, "latest", false), (Some(Doubt::Damaged("torn".to_owned())), "3", true)]
+    {
+        let mut facts = world.facts();
+        facts.doubts.extend(doubt.map(|doubt| (tli(2), doubt)));
+        let plan = world.plan_with(facts, &standby).unwrap();
+        assert_eq!((plan.timeline, plan.backup.id.timeline()), (tli(3), tli(1)));
+        let line = format!("recovery_target_timeline = '{expected}'");
+        assert!(plan.settings.iter().any(|setting| setting.line() == line), "{:?}", plan.settings);
+        assert_eq!(plan.notes.contains(&Note::StandbyStays(tli(3))), told, "{:?}", plan.notes);
     }
 }
 
