@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, Diagnostic};
+use walpoint_base::{ClusterName, Diagnostic, SystemId};
 use walpoint_repo::Repository;
 use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
 use walpoint_runtime::args::CommonArgs;
@@ -19,6 +19,7 @@ use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
+use crate::foreign::{self, local_system_id};
 use crate::selection::{as_owner, unknown_repository};
 
 const EXAMPLES: &[(&str, &str)] = &[
@@ -67,14 +68,14 @@ walpoint_runtime::document!(ForgetDocument, "archive-agent forget");
 
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Failure> {
-    let repositories = repositories(common, args).await?;
+    let (repositories, own) = repositories(common, args).await?;
     let (even_if_held, even_if_in_use) = (args.even_if_held, args.even_if_in_use);
     let options = ForgetOptions { dry_run: true, even_if_held, even_if_in_use };
     let mut document =
         ForgetDocument { cluster: args.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     let mut opened = Vec::new();
     for (name, settings) in &repositories {
-        match look(name, settings, &args.cluster, options).await {
+        match look(name, settings, (&args.cluster, own), options).await {
             Ok((repository, planned)) => {
                 opened.push(repository);
                 document.repositories.push(planned);
@@ -131,19 +132,23 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
 async fn look(
     name: &str,
     settings: &StoreSettings,
-    cluster: &ClusterName,
+    (cluster, own): (&ClusterName, Option<SystemId>),
     options: ForgetOptions,
 ) -> anyhow::Result<(Repository, Forgotten)> {
     let repository = Repository::open(name, settings).await?;
+    // Not refused: to forget a cluster is how its name is made free for the one that took its place here.
+    if let Err(found) = foreign::refuse(&repository, cluster, own).await {
+        tracing::warn!("repository {name}: {}", format_chain(&found));
+    }
     let planned = forget(&repository, cluster, options).await?;
     Ok((repository, planned))
 }
 
-/// The repositories of the cluster. One that the configuration no longer has is looked for where `--repo` says.
+/// The repositories of the cluster, and the system identifier of its data directory if that is here. One that the configuration no longer has is looked for where `--repo` says.
 async fn repositories(
     common: &CommonArgs,
     args: &ForgetArgs,
-) -> Result<Vec<(String, StoreSettings)>, Failure> {
+) -> Result<(Vec<(String, StoreSettings)>, Option<SystemId>), Failure> {
     let cluster = &args.cluster;
     if let Some(other) = common.cluster.as_ref().filter(|other| *other != cluster) {
         return Err(Failure::usage(anyhow!("--cluster {other} contradicts the argument {cluster}")));
@@ -157,7 +162,8 @@ async fn repositories(
         if !args.dry_run {
             as_owner(&selection).await?;
         }
-        return Ok(selection.repositories);
+        let own = local_system_id(&selection).await;
+        return Ok((selection.repositories, own));
     };
     let names = common.names();
     if names.is_empty() {
@@ -169,7 +175,7 @@ async fn repositories(
         Some(settings) => Ok((name.to_owned(), settings.clone())),
         None => Err(unknown_repository(name, &config)),
     };
-    names.into_iter().map(pick).collect()
+    Ok((names.into_iter().map(pick).collect::<Result<_, Failure>>()?, None))
 }
 
 /// Has the cluster's name typed.

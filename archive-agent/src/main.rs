@@ -8,6 +8,7 @@ mod clients;
 mod config;
 mod daemon;
 mod expire;
+mod foreign;
 mod forget;
 mod health;
 mod hold;

@@ -286,6 +286,49 @@ fn a_cluster_is_forgotten_when_its_name_is_typed() {
     }
 }
 
+/// Promise 11: a configuration whose data directory is another cluster's than the repository's deletes nothing of that one, whatever its
+/// retention, and `status` says that the server is not the repository's. Without its data directory a machine expires for others.
+#[test]
+fn another_clusters_backups_are_not_expired_by_this_ones_retention() {
+    let store = Store::local();
+    let bed = bed(store, "count = 9");
+    let mut ledger = Ledger::create(&bed.cluster, "rows");
+    some_backups(&bed, &mut ledger, 2);
+    let hold = ["hold", "add", "--label", "x", "--reason", "for the auditor", "--until", "never"];
+    bed.agent.run(&hold).expect_success();
+    let before = bed.back_door().list("");
+    let mut other = Cluster::builder().segment_size_mb(1).init();
+    let mut foreign = Agent::with(&other, &bed.store);
+    foreign.tables = tables("count = 1\ngrace = \"0s\"");
+    foreign.write();
+    let url = bed.store.url();
+    for refused in [
+        &["expire"][..],
+        &["expire", "--dry-run"],
+        &["expire", "--repo", &url],
+        &["hold", "remove", "1"],
+        &["lineage", "settle", "--timeline", "1", "--reason", "a mistake"],
+    ] {
+        let told = foreign.run(refused).expect_status(1).stderr;
+        for says in ["but this one has the system identifier", "init --new-lineage", "Name the right one"] {
+            assert!(told.contains(says), "{refused:?}: {told}");
+        }
+        assert!(!told.contains("Run it again to continue"), "{told}");
+    }
+    let forgotten = foreign.run(&["forget", "main", "--dry-run", "--even-if-in-use", "--even-if-held"]);
+    assert!(forgotten.expect_success().stderr.contains("but this one has the system identifier"));
+    other.start();
+    let shown = foreign.run(&["status"]).stdout;
+    assert!(shown.contains("ARCHIVING") && shown.contains("does not know cluster main"), "{shown}");
+    drop(other);
+    assert_eq!(bed.back_door().list(""), before);
+    let elsewhere = Agent::at(bed.cluster.dir(), &bed.place("nothing"), "").repository("main", &bed.store);
+    let dry = json(&elsewhere.run(&["expire", "--dry-run", "--json"]).expect_success());
+    assert_eq!(dry["repositories"][0]["backups"].as_array().unwrap().len(), 2, "{dry:#}");
+    bed.agent.run(&["expire"]).expect_success();
+    assert_eq!(bed.backups().len(), 2);
+}
+
 /// K3: what expires goes a thousand objects at a time, so that a million segments take minutes behind 30 ms of latency.
 #[test]
 fn what_expires_goes_a_thousand_at_a_time() {

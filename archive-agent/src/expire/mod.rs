@@ -9,7 +9,7 @@ use clap::Args;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, Diagnostic};
+use walpoint_base::{BackupId, ClusterName, Diagnostic, SystemId};
 use walpoint_plan::retention::{Policy, Rule};
 use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
@@ -22,6 +22,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
+use crate::foreign::{self, Foreign, local_system_id};
 use crate::selection::as_owner;
 
 /// The heading of options about one backup.
@@ -78,7 +79,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     if !args.dry_run {
         as_owner(&selection).await?;
     }
-    let options = options(&selection, args);
+    let (options, own) = (options(&selection, args), local_system_id(&selection).await);
     let mut document =
         ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     // Whether all that failed was refused.
@@ -86,7 +87,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
-        let expired = one(&selection, name, settings, &options).await;
+        let expired = one(&selection.cluster, own, (name, settings), &options).await;
         waiting.end();
         match expired {
             Ok(expired) => document.repositories.push(expired),
@@ -113,14 +114,17 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     }
 }
 
+/// Expires the cluster in one repository, unless that has another one under this name than the data directory of this machine is of
+/// (`own`): the retention is not that one's.
 async fn one(
-    selection: &Selection<StoreSettings>,
-    name: &str,
-    settings: &StoreSettings,
+    cluster: &ClusterName,
+    own: Option<SystemId>,
+    (name, settings): (&str, &StoreSettings),
     options: &ExpireOptions,
 ) -> anyhow::Result<Expired> {
     let repository = Repository::open(name, settings).await?;
-    let mut expired = expire(&repository, &selection.cluster, options).await?;
+    foreign::refuse(&repository, cluster, own).await?;
+    let mut expired = expire(&repository, cluster, options).await?;
     let remarks: Vec<String> =
         expired.remarks.drain(..).map(|remark| walpoint_words::remark(&remark).into()).collect();
     expired.notes.splice(0..0, remarks);

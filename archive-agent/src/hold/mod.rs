@@ -6,7 +6,7 @@
 
 mod document;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
 use futures_util::{StreamExt, stream};
 use jiff::tz::TimeZone;
@@ -26,6 +26,7 @@ use walpoint_words::format_chain;
 
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
+use crate::foreign::{self, local_system_id};
 use crate::selection::as_owner;
 
 /// Manifests that are read at once.
@@ -276,9 +277,13 @@ async fn remove(
     let who = args.who.clone().unwrap_or_else(user);
     let mut document = HoldsDocument::new(&selection.cluster);
     let mut meant: Option<Placement> = None;
-    let mut all = Vec::new();
+    let (mut all, own) = (Vec::new(), local_system_id(selection).await);
     for (name, settings) in &selection.repositories {
-        let holds = Holds::of(&Repository::open(name, settings).await?, &selection.cluster);
+        let repository = Repository::open(name, settings).await?;
+        // The next expire of the cluster that has it would delete what it keeps.
+        let refused = foreign::refuse(&repository, &selection.cluster, own).await;
+        refused.with_context(|| format!("repository {name}"))?;
+        let holds = Holds::of(&repository, &selection.cluster);
         let known = holds.look().await?;
         let damaged = known.damaged.iter().any(|damaged| damaged.number == args.number);
         if damaged && selection.repositories.len() > 1 {

@@ -16,6 +16,7 @@ use walpoint_storage::store::StoreSettings;
 use crate::check::{source, whose_files};
 use crate::wal::bypass::Watch;
 use crate::wal::dropped::{self, Gap};
+use crate::wal::target::TargetError;
 use crate::wal::upload::Uploader;
 use crate::wal::{ready, split_brain};
 
@@ -70,7 +71,7 @@ pub(super) struct ServerState {
     /// The size of the WAL written since the end of the last archived segment: what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
-    /// Why finished WAL does not reach the archive, though PostgreSQL reports no failure. Absent if it does.
+    /// Why finished WAL does not reach the archive, which PostgreSQL may not report as a failure. Absent if it does.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Option<Diagnostic>")]
     archive_error: Option<String>,
@@ -105,13 +106,16 @@ impl ServerState {
             format!("{what}: the repositories did not answer within {}", human::span(TIME_LIMIT))
         };
         let watch = Watch::once();
-        let (gap, splits, bypass) = tokio::join!(
+        let (gap, splits, bypass, unregistered) = tokio::join!(
             tokio::time::timeout(TIME_LIMIT, dropped::gap(uploader)),
             tokio::time::timeout(TIME_LIMIT, split_brain::split_brains(uploader)),
             tokio::time::timeout(TIME_LIMIT, watch.look(uploader)),
+            tokio::time::timeout(TIME_LIMIT, unregistered(uploader)),
         );
         let what = "cannot determine whether the repositories have what PostgreSQL archived last";
         match bypass {
+            // What the repository has is another cluster's then.
+            _ if matches!(unregistered, Ok(Some(_))) => self.archive_error = unregistered.ok().flatten(),
             // A repository that does not have to acknowledge may not have it yet.
             Ok(Ok(bypass)) => {
                 self.archive_error = bypass.filter(|_| !chosen).map(|bypass| bypass.to_string())
@@ -268,6 +272,19 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
     };
     let state = ServerState::new(&identity, settings, stats, position, ready_count);
     Ok(ServerState { ready_error, ..state })
+}
+
+/// Why a repository that answers takes no WAL of this server: it is registered as another cluster there, or not at all.
+async fn unregistered(uploader: &Uploader) -> Option<String> {
+    let cluster = uploader.identity().await.ok()?;
+    for target in uploader.targets() {
+        if let Err(error @ (TargetError::Unregistered { .. } | TargetError::Different { .. })) =
+            target.archive(&cluster).await
+        {
+            return Some(error.to_string());
+        }
+    }
+    None
 }
 
 /// Bytes of WAL after the last segment archived. The last file archived need not be a segment; then nobody knows.

@@ -8,6 +8,7 @@ use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::server::ServerIdentity;
 use walpoint_repo::{Lineage, Repository};
 
+use crate::foreign;
 use crate::wal::lineage;
 
 /// What never changes in a cluster's life, as `pg_control` says it or the server.
@@ -63,17 +64,14 @@ pub(super) async fn registered(
         return Ok(lineage);
     }
     let others = repository.lineages(cluster).await?;
-    let ids: Vec<String> = others.ids().map(|id| id.to_string()).collect();
-    if ids.is_empty() {
-        bail!("cluster {cluster} is not registered in this repository\nHINT: Run \"archive-agent init\".");
+    match foreign::another(cluster, &others, nature.system_id) {
+        Some(found) => bail!(
+            "{found}\nHINT: If it replaces the registered cluster, run \"archive-agent init --new-lineage\"."
+        ),
+        None => {
+            bail!("cluster {cluster} is not registered in this repository\nHINT: Run \"archive-agent init\".")
+        }
     }
-    bail!(
-        "cluster {cluster} is registered with the lineages {}, but this one has the system identifier {}\nDETAIL: It is \
-         another cluster, or pg_upgrade or initdb created it since.\nHINT: If it replaces the registered cluster, run \
-         \"archive-agent init --new-lineage\".",
-        ids.join(", "),
-        nature.system_id
-    )
 }
 
 /// What never changes in a cluster's life has to be as it was registered.
