@@ -17,6 +17,7 @@ mod key;
 mod lineage;
 mod newer;
 mod restore_point;
+mod same_place;
 mod selection;
 mod status;
 mod verify;

@@ -30,6 +30,7 @@ pub(crate) use self::soundness::sound;
 pub(crate) use self::space::space;
 use super::report::CheckReport;
 use crate::newer;
+use crate::same_place::DistinctPlaces;
 use crate::wal::identity::{self, Evidence};
 use crate::wal::reach;
 use crate::wal::unwritten::unwritten;
@@ -72,12 +73,16 @@ pub(crate) async fn destinations(
     nature: Nature,
 ) -> Vec<Destination> {
     let level = Level::nearest(selection.settings.compression_level);
-    let mut found = Vec::new();
+    let (mut found, mut places) = (Vec::new(), DistinctPlaces::default());
     for (name, settings) in &selection.repositories {
         let what = format!("repository {name}");
         let opened = Repository::open(name, settings).await;
         let opened = opened.map(|repository| repository.compressing_at(level)).map_err(Into::into);
         let Some(repository) = report.take(&what, opened) else { continue };
+        let distinct = places.add(name, repository.id()).map_err(Into::into);
+        if report.take(&what, distinct).is_none() {
+            continue;
+        }
         key(report, &what, &repository).await;
         secrets(report, &what, settings);
         let probed = Probe::of(repository.store()).await;
@@ -105,7 +110,7 @@ pub(crate) async fn required(
     selection: &Selection<StoreSettings>,
     nature: Nature,
 ) -> anyhow::Result<Vec<Destination>> {
-    let mut found = Vec::new();
+    let (mut found, mut places) = (Vec::new(), DistinctPlaces::default());
     for (name, settings) in &selection.repositories {
         if !selection.settings.ack_set().contains(name) {
             continue;
@@ -113,6 +118,7 @@ pub(crate) async fn required(
         let pgdata = selection.settings.pgdata.as_deref();
         let opened = async {
             let repository = Repository::open(name, settings).await?;
+            places.add(name, repository.id())?;
             let lineage = registered(&repository, &selection.cluster, nature, pgdata).await?;
             let directory = settings.directory();
             anyhow::Ok(Destination { repository, lineage, acknowledges: true, directory })

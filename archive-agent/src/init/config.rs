@@ -30,6 +30,8 @@ pub(crate) struct ConfigurationPlan {
     pub(crate) cluster: ClusterName,
     pub(crate) settings: ClusterSettings,
     pub(crate) repositories: Vec<(String, StoreSettings)>,
+    /// The other repositories that the file has of the cluster.
+    pub(crate) others: Vec<(String, StoreSettings)>,
     /// Tables to be added; empty if there is nothing to add.
     addition: String,
     /// What only a person can change.
@@ -103,7 +105,8 @@ fn of_the_file(common: &CommonArgs, args: &InitArgs, path: PathBuf) -> Result<Co
     let Selection { cluster, settings, repositories, .. } = common.select::<StoreSettings>()?;
     let differences = differences(&settings, args);
     let by_hand = (!differences.is_empty()).then(|| cluster_table(&cluster, &differences));
-    Ok(ConfigurationPlan { path, cluster, settings, repositories, addition: String::new(), by_hand })
+    let (addition, others) = (String::new(), Vec::new());
+    Ok(ConfigurationPlan { path, cluster, settings, repositories, others, addition, by_hand })
 }
 
 /// A repository by its URL, in a file that may or may not be there.
@@ -170,11 +173,13 @@ fn new_repository(
     };
     // Whatever the file says of other repositories of the cluster: this call is about one.
     let mut settings = settings;
+    let table = |other: &String| Some((other.clone(), known?.get(other)?.clone()));
+    let others = settings.repositories.iter().filter(|other| **other != name).filter_map(table).collect();
     settings.repositories = vec![name.clone()];
     settings.ack = None;
     let by_hand = Some(by_hand).filter(|text| !text.is_empty());
     let repositories = vec![(name, store)];
-    let plan = ConfigurationPlan { path, cluster, settings, repositories, addition, by_hand };
+    let plan = ConfigurationPlan { path, cluster, settings, repositories, others, addition, by_hand };
     // Before anything is registered: a command that fails later would leave a repository that no configuration names.
     if !plan.addition.is_empty() {
         let old = if existing.is_some() { Some(std::fs::read_to_string(&plan.path)?) } else { None };

@@ -30,6 +30,7 @@ use crate::binding;
 use crate::check::report::{CheckReport, Grade};
 use crate::check::repository::{judge, same_facts};
 use crate::key::args::make_key_file;
+use crate::same_place::DistinctPlaces;
 use crate::wal::target::TargetError;
 
 /// The cluster in one repository.
@@ -140,16 +141,23 @@ async fn open(
     encrypt: bool,
     away: &[&String],
 ) -> anyhow::Result<Vec<Opened>> {
-    let mut opened = Vec::new();
+    let (mut opened, mut places) = (Vec::new(), DistinctPlaces::default());
     for (name, settings) in plan.repositories.iter().filter(|(name, _)| !away.contains(&name)) {
         let made = make(name, settings, encrypt).await;
         let Initialised { repository, probe, existed } =
             made.with_context(|| format!("repository {name} ({})", settings.url))?;
+        places.add(name, repository.id())?;
         judge(report, &format!("repository {name}"), repository.store().name(), settings, &probe);
         if report.count(Grade::Failed) > 0 {
             return Err(report.failure("").into());
         }
         opened.push(Opened { repository, url: settings.url.clone(), created: !existed });
+    }
+    for (name, settings) in &plan.others {
+        // One that does not answer shows nothing.
+        if let Ok(other) = Repository::open(name, &settings.impatient()).await {
+            places.add(name, other.id())?;
+        }
     }
     Ok(opened)
 }

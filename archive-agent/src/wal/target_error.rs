@@ -12,6 +12,7 @@ use walpoint_pg::wal::WalIdentity;
 use walpoint_storage::RepoError;
 
 use super::split_brain::SplitBrain;
+use crate::same_place::SamePlace;
 
 /// Why nothing was stored.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,9 @@ pub(crate) enum TargetError {
         /// What differs.
         what: String,
     },
+    /// It is another repository of the configuration, too.
+    #[error(transparent)]
+    SamePlace(#[from] SamePlace),
     /// Another server's WAL is there.
     #[error("{0}")]
     SplitBrain(Box<SplitBrain>),

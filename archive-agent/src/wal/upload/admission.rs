@@ -14,6 +14,7 @@ use walpoint_repo::wal::{SealedSegment, WalArchive};
 use walpoint_storage::RepoError;
 
 use super::{UploadError, UploadSource, Uploader, together, upload_error};
+use crate::same_place::SamePlace;
 use crate::wal::disk;
 use crate::wal::fork::ForkSide;
 use crate::wal::history::{self, FoundHistory};
@@ -105,6 +106,7 @@ impl Uploader {
         let begin = |(target, looked): (&'a WalTarget, Result<(WalArchive, FoundHistory), TargetError>)| async move {
             let admitted = async {
                 let (archive, found) = looked?;
+                self.is_no_other(target, &archive)?;
                 let history = history::store(target, &archive, timeline, found).await?;
                 let WalFileName::Segment(name) = file.name else {
                     return Ok(Admitted { archive, history, _under_way: None });
@@ -121,6 +123,24 @@ impl Uploader {
         let candidates = join_all(targets.iter().copied().zip(looked).map(begin)).await;
         self.refused_nowhere(file, candidates.iter().map(|one| (one.target, &one.admitted)))?;
         Ok(candidates)
+    }
+
+    /// Refuses a repository that is another one of the configuration, too: what is stored in both is one copy. One that has to acknowledge
+    /// is not refused for one beside.
+    fn is_no_other(&self, target: &WalTarget, archive: &WalArchive) -> Result<(), TargetError> {
+        let id = archive.repository().id();
+        let counts = |other: &&WalTarget| {
+            other.name() != target.name()
+                && (other.acknowledges || !target.acknowledges)
+                && other.presence.is(id)
+        };
+        match self.targets.iter().find(counts) {
+            None => Ok(()),
+            Some(other) => {
+                let (first, second) = (target.name().to_owned(), other.name().to_owned());
+                Err(SamePlace { first, second, id }.into())
+            }
+        }
     }
 
     /// Refuses a file of an earlier timeline if the one that its server writes is refused: what PostgreSQL kept of the earlier one may
