@@ -16,6 +16,9 @@ use crate::selection::selections;
 /// The task of each cluster that answers `archive-push`.
 pub(crate) const PUSH_SOCKET: &str = "push socket";
 
+/// What health calls the configuration that a daemon was to reload and could not use.
+pub(crate) const CONFIGURATION: &str = "configuration";
+
 /// A daemon that has not answered by then hangs: nothing that is asked needs a store.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 

@@ -479,7 +479,8 @@ fn once_archives_what_is_ready_and_ends() {
     assert!(others.iter().all(|name| archive.get(name).is_some()));
 }
 
-/// A reload takes up a changed configuration, and keeps the old one if the new one is wrong.
+/// A reload takes up a changed configuration, and keeps the old one if the new one is wrong, which `health` and `check` say until a
+/// reload succeeds.
 #[test]
 fn sighup_reloads_and_a_wrong_configuration_changes_nothing() {
     let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
@@ -493,10 +494,17 @@ fn sighup_reloads_and_a_wrong_configuration_changes_nothing() {
     let good = std::fs::read_to_string(bed.agent.config()).unwrap();
     std::fs::write(bed.agent.config(), format!("{good}\nno_such_key = 1\n")).unwrap();
     reload(&daemon, "the old configuration stays");
+    // The commands read the file that is right again.
+    let health = bed.agent.run(&["health"]).stderr;
+    assert!(health.contains("was not reloaded") && health.contains("no_such_key"), "{health}");
+    let check = bed.agent.run(&["check", "--no-switch"]).stdout;
+    assert!(check.contains("was not reloaded") && !check.contains("retries by itself"), "{check}");
     let name = bed.cluster.switch_wal();
     bed.cluster.wait_done(&name);
     std::fs::write(bed.agent.config(), good).unwrap();
     reload(&daemon, "ready");
+    let health = bed.agent.run(&["health"]).expect_success().stderr;
+    assert!(!health.contains("not reloaded"), "{health}");
     let name = bed.cluster.switch_wal();
     bed.cluster.wait_done(&name);
     assert!(bed.archive().get(&name).is_some());

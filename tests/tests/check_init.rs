@@ -488,6 +488,7 @@ fn check_names_what_is_wrong() {
     let output = bed.run(&["check", "--timeout", "2s"]).expect_status(3);
     let text = &output.stdout;
     assert!(text.contains("failed   archiving") && text.contains("somewhere else"), "{text}");
+    assert!(text.contains("reload the daemon"), "{text}");
     assert!(text.contains("HINT: This does not call archive-push"), "{text}");
 
     bed.cluster.set("archive_command", "exit 3");

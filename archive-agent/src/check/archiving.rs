@@ -261,7 +261,9 @@ fn is_done(pgdata: &Path, segment: SegmentName) -> bool {
 fn state_in_pg_wal(pgdata: &Path, segment: SegmentName) -> String {
     let status = pgdata.join("pg_wal/archive_status");
     let state = if is_done(pgdata, segment) {
-        "PostgreSQL counts it as archived, so archive_command stores it somewhere else"
+        "PostgreSQL counts it as archived, so archive_command stores it somewhere else, or the daemon does not know this \
+         repository yet\nHINT: If you added the repository to the configuration, reload the daemon (systemctl reload \
+         archive-agent, or SIGHUP)."
     } else if status.join(format!("{segment}.ready")).exists() {
         "it waits in pg_wal to be archived"
     } else if pgdata.join("pg_wal").join(segment.to_string()).exists() {

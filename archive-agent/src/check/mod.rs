@@ -41,6 +41,7 @@ use walpoint_storage::store::StoreSettings;
 use self::remote::{RemoteSource, examine_remote, why_remote};
 use self::report::{CheckReport, Grade, Line};
 use self::repository::Destination;
+use crate::health::CONFIGURATION;
 use crate::selection::pgdata;
 use crate::wal::bypass::Watch;
 use crate::wal::disk::{self, DiskError};
@@ -344,6 +345,8 @@ fn fails(report: &mut CheckReport, problem: &HealthProblem) {
     let found = Diagnostic::new(problem.to_string());
     match problem.kind {
         ProblemKind::SplitBrain => report.failed("daemon", found, ""),
+        // It is read again when the daemon is asked to.
+        _ if problem.task == CONFIGURATION => report.warning("daemon", found, ""),
         ProblemKind::Gap | ProblemKind::Other => {
             let found = found.detail("The daemon retries by itself; its log has more.");
             report.warning("daemon", found, "");

@@ -68,6 +68,11 @@ impl ClusterTasks {
         }
     }
 
+    /// Whose tasks they are.
+    pub(super) fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
     /// Runs until `stop`. A panic that none of the tasks keeps to itself is a problem of its own, and all of them are started anew.
     pub(super) async fn keep_all(
         self,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use walpoint_base::socket::{HealthProblem, ProblemKind};
 use walpoint_base::{ClusterName, Diagnostic};
 
-use crate::health::PUSH_SOCKET;
+use crate::health::{CONFIGURATION, PUSH_SOCKET};
 
 /// A task that has not begun after so long is a problem: those that it replaces end within their drain, mostly at once.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
@@ -105,6 +105,23 @@ impl Board {
         let number = ENTRIES.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(name.clone(), Entry { state: TaskState::Starting, waits, number });
         Health { board: self.clone(), number, shown: name.to_string(), name }
+    }
+
+    /// A new configuration cannot be used, which its reader logs: until one can, this is a problem of each cluster that runs by the old
+    /// one.
+    pub(crate) fn not_reloaded(&self, cluster: &ClusterName, why: &str) {
+        let name = TaskName { cluster: cluster.clone(), task: CONFIGURATION.to_owned() };
+        let problem = format!(
+            "the configuration was not reloaded, and the old one stays in use: {why}\nHINT: Correct it, then reload the daemon again."
+        );
+        let mut entries = self.lock();
+        let since = match entries.get(&name).map(|entry| &entry.state) {
+            Some(TaskState::Failing { since, .. }) => *since,
+            _ => Timestamp::now(),
+        };
+        let state = TaskState::Failing { since, kind: ProblemKind::Other, problem };
+        let number = ENTRIES.fetch_add(1, Ordering::Relaxed);
+        entries.insert(name, Entry { state, waits: None, number });
     }
 
     /// All tasks and their states.
@@ -256,6 +273,17 @@ mod tests {
         assert_eq!(board.problems().len(), 1, "the entry is that of the task that took its place");
         drop(next);
         assert!(board.all().is_empty());
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_used_is_a_problem_until_the_board_is_replaced() {
+        let (board, main) = (Board::default(), "main".parse().unwrap());
+        board.not_reloaded(&main, "line 3: unknown key");
+        board.not_reloaded(&main, "line 4: unknown key");
+        let problems = board.problems();
+        let [told] = &problems[..] else { unreachable!("{problems:?}") };
+        assert_eq!((told.task.as_str(), told.kind), (CONFIGURATION, ProblemKind::Other));
+        assert!(told.text.contains("stays in use: line 4: unknown key\nHINT: "), "{told}");
     }
 
     #[tokio::test(start_paused = true)]

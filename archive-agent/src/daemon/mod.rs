@@ -19,7 +19,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use walpoint_base::Diagnostic;
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::config::{DaemonSettings, duration};
 use walpoint_runtime::exit::Failure;
@@ -127,6 +127,7 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         // Whoever asks meanwhile waits for the next generation, and no other daemon takes the place.
         let kept = sockets.all();
         let clusters = tasks.len();
+        let names: Vec<ClusterName> = tasks.iter().map(|tasks| tasks.cluster().clone()).collect();
         current.replace(tasks, &sockets, &stop);
         all_spoke(&current.board, clusters).await;
         drop(kept);
@@ -156,8 +157,11 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
                     tracing::info!("SIGHUP: reading the configuration again");
                     match Settings::read(common).await.and_then(|settings| settings.tasks()) {
                         Ok(tasks) => break tasks,
-                        Err(failure) => tracing::error!("not reloaded, the old configuration stays in \
-                            use: {failure}"),
+                        Err(failure) => {
+                            tracing::error!("not reloaded, the old configuration stays in use: {failure}");
+                            let why = failure.to_string();
+                            names.iter().for_each(|cluster| current.board.not_reloaded(cluster, &why));
+                        }
                     }
                 }
             }

@@ -318,7 +318,15 @@ fn tell(
         text += &format!("    {}\n", setting.line());
     }
     text += &format!("\n{}\n", advice.next_step());
-    text += "Then start the daemon (archive-agent run) and test everything: archive-agent check\n";
+    text += match change {
+        Change::Written => {
+            "Then start the daemon (archive-agent run) and test everything: archive-agent check\n"
+        }
+        _ => {
+            "Then start the daemon (archive-agent run). If it runs already, reload it (systemctl reload archive-agent, or \
+             SIGHUP): until then, it archives by the configuration that it read before. Test everything: archive-agent check\n"
+        }
+    };
     text += &format!(
         "\nTo connect with only the rights that Walpoint needs, create this role and name it in conninfo:\n\n{}",
         indented(&advice.role_sql)
