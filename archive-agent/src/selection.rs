@@ -7,6 +7,7 @@ use walpoint_runtime::args::{CommonArgs, RepoArgument, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::owner;
+use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 
 use crate::wal::disk;
@@ -48,6 +49,12 @@ pub(crate) fn unknown_repository(name: &str, config: &Config<StoreSettings>) -> 
     Failure::usage(anyhow::anyhow!(
         "--repo {name}: the configuration has no [repository.{name}]\nDETAIL: It has: {known}."
     ))
+}
+
+/// Whether a repository could not be opened because its settings are wrong: a command that only failed so has the status of wrong
+/// usage.
+pub(crate) fn is_wrong_settings(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(RepoError::Settings { .. }))
 }
 
 /// The data directory of a cluster, which archiving cannot do without.

@@ -248,7 +248,7 @@ fn a_store_that_denies_is_told_apart() {
 }
 
 /// A local repository: the last directory is made, a typo further up is not; a directory that cannot be written to, or that
-/// lies inside PGDATA, is refused.
+/// lies inside PGDATA or around it, is refused.
 #[test]
 fn directories_that_cannot_be_a_repository() {
     let bed = Bed::new();
@@ -267,6 +267,10 @@ fn directories_that_cannot_be_a_repository() {
     let output = bed.init(&["--repo", &at(&bed.cluster.pgdata().join("backup"))]).expect_status(2);
     assert!(output.stderr.contains("inside the data directory"), "{}", output.stderr);
     assert!(!bed.cluster.pgdata().join("backup").exists());
+    let around = bed.cluster.pgdata().parent().unwrap();
+    let output = bed.init(&["--repo", &at(around)]).expect_status(2);
+    assert!(output.stderr.contains("would contain the data directory"), "{}", output.stderr);
+    assert!(!around.join("walpoint.json").exists());
 
     bed.init(&["--repo", &at(&place.join("backup"))]).expect_success();
     // Write-protected later on: check says so.
@@ -381,6 +385,29 @@ fn an_existing_configuration_is_extended_or_left_alone() {
     fs::write(&bed.config, text + "look_ahed = 1\n").unwrap();
     let output = bed.init(&["--repo", &repo("one")]).expect_status(2);
     assert!(output.stderr.contains("look_ahed") && output.stderr.contains("line"), "{}", output.stderr);
+}
+
+/// Settings that no repository can be opened with are wrong usage for every command that only reads, and a secret in a URL is not shown.
+#[test]
+fn wrong_settings_have_the_status_of_wrong_usage() {
+    let bed = Bed::new();
+    let write = |table: &str| {
+        let cluster = "[cluster.main]\nrepositories = [\"main\"]\n";
+        fs::write(&bed.config, format!("[repository.main]\n{table}\n{cluster}")).unwrap();
+        user::give(&bed.config);
+    };
+    let reading = [&["status"][..], &["verify"], &["expire"], &["hold", "list"]];
+    write("url = \"s3://b/p\"\nendpoint = \"http://127.0.0.1:1\"");
+    for command in reading {
+        let refused = bed.run(command).expect_status(2);
+        let told = format!("{}{}", refused.stdout, refused.stderr);
+        assert!(told.contains("allow_http"), "{refused:#?}");
+    }
+    write("url = \"az://c/p?sig=hidden\"");
+    for command in [&reading[..], &[&["config", "check"]]].concat() {
+        let refused = bed.run(command);
+        assert!(!refused.success() && !format!("{refused:?}").contains("hidden"), "{refused:#?}");
+    }
 }
 
 /// A server to which only this shell's environment leads is not the daemon's: that is told, unless `conninfo` says where it is.

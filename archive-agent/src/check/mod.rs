@@ -182,17 +182,20 @@ async fn measure(
     Some((measure, entered))
 }
 
-/// A repository inside the data directory would be in its own backups, and lost with it.
+/// A repository inside the data directory would be in its own backups, and lost with it; one around it is lost with it, too.
 pub(crate) fn places(report: &mut CheckReport, destinations: &[Destination], pgdata: &Path) {
     for destination in destinations {
-        if destination.directory.as_ref().is_some_and(|directory| inside(directory, pgdata)) {
-            let found = format!("it lies inside the data directory {}", pgdata.display());
-            report.failed(
-                format!("repository {}", destination.name()),
-                found,
-                "Move it elsewhere, preferably to another machine.",
-            );
-        }
+        let Some(directory) = &destination.directory else { continue };
+        let found = match (inside(directory, pgdata), inside(pgdata, directory)) {
+            (true, _) => format!("it lies inside the data directory {}", pgdata.display()),
+            (false, true) => format!("it contains the data directory {}", pgdata.display()),
+            (false, false) => continue,
+        };
+        report.failed(
+            format!("repository {}", destination.name()),
+            found,
+            "Move it elsewhere, preferably to another machine.",
+        );
     }
 }
 

@@ -82,8 +82,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     let (options, own) = (options(&selection, args), local_system_id(&selection).await);
     let mut document =
         ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
-    // Whether all that failed was refused.
-    let mut refused = true;
+    // Whether all that failed was refused, or has wrong settings.
+    let (mut refused, mut wrong_settings) = (true, true);
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
@@ -92,7 +92,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
         match expired {
             Ok(expired) => document.repositories.push(expired),
             Err(error) => {
-                refused &= matches!(error.downcast_ref(), Some(RepoError::Protected { .. }));
+                wrong_settings &= crate::selection::is_wrong_settings(&error);
+                refused &= matches!(error.downcast_ref(), Some(RepoError::Protected { .. }))
+                    || error.downcast_ref::<Foreign>().is_some();
                 document.failed.push(format!("repository {name}: {}", format_chain(&error)));
             }
         }
@@ -106,6 +108,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     }
     match (document.failed.is_empty(), refused) {
         (true, _) => Ok(()),
+        (false, _) if wrong_settings => {
+            Err(Failure::usage(Diagnostic::gather("expire did not finish", &document.failed)))
+        }
         // The same command would be refused again: what overrides the refusal is in its own hints.
         (false, true) => Err(Diagnostic::gather("expire did not finish", &document.failed).into()),
         (false, false) => Err(Diagnostic::gather("expire did not finish", &document.failed)

@@ -231,11 +231,12 @@ async fn labelled(
 async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bool) -> Result<(), Failure> {
     let now = Timestamp::now();
     let mut document = HoldsDocument::new(&selection.cluster);
-    let (mut unreadable, mut unread) = (Vec::new(), Vec::new());
+    let (mut unreadable, mut unread, mut wrong_settings) = (Vec::new(), Vec::new(), true);
     for (name, settings) in &selection.repositories {
         let Holdings { holds, damaged } = match look(selection, name, settings).await {
             Ok(holdings) => holdings,
             Err(error) => {
+                wrong_settings &= matches!(error, RepoError::Settings { .. });
                 let error = walpoint_words::error(&error).to_string();
                 unread.push(format!("repository {name}: {error}"));
                 document.add_unread(name, error);
@@ -252,7 +253,10 @@ async fn list(common: &CommonArgs, selection: &Selection<StoreSettings>, all: bo
     }
     print(common, &document)?;
     match unreadable.is_empty() {
-        true if !document.has_read() => Err(Diagnostic::gather("no repository could be read", unread).into()),
+        true if !document.has_read() => {
+            let error = Diagnostic::gather("no repository could be read", unread);
+            Err(if wrong_settings { Failure::usage(error) } else { error.into() })
+        }
         true => Ok(()),
         false => Err(Diagnostic::gather("", unreadable).into()),
     }

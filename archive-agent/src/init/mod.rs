@@ -15,7 +15,7 @@ mod paths;
 mod postgresql;
 mod register;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -172,13 +172,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
     let mut report = CheckReport::default();
     let mut server = server(&mut report, &plan, &control).await?;
     for directory in plan.directories() {
-        if inside(&directory, &pgdata) {
-            let (directory, pgdata) = (directory.display(), pgdata.display());
-            return Err(Failure::usage(anyhow!(
-                "the repository {directory} would lie inside the data directory {pgdata}, be part of its own backups and be \
-                 lost with it"
-            )));
-        }
+        apart(&directory, &pgdata)?;
         // A new lineage makes no repository: what is not there is not mounted.
         if !args.new_lineage {
             config::make_directory(&directory)?;
@@ -200,6 +194,24 @@ pub(crate) async fn run(common: &CommonArgs, args: &InitArgs) -> Result<(), Fail
         )
         .into()),
     }
+}
+
+/// Refuses a repository that lies in the data directory, or around it.
+fn apart(directory: &Path, pgdata: &Path) -> Result<(), Failure> {
+    let (shown, data) = (directory.display(), pgdata.display());
+    if inside(directory, pgdata) {
+        return Err(Failure::usage(anyhow!(
+            "the repository {shown} would lie inside the data directory {data}, be part of its own backups and be \
+             lost with it"
+        )));
+    }
+    if inside(pgdata, directory) {
+        return Err(Failure::usage(anyhow!(
+            "the repository {shown} would contain the data directory {data}, and be lost with it\nHINT: Choose another \
+             directory, preferably on another machine."
+        )));
+    }
+    Ok(())
 }
 
 /// A password in the configuration would be a secret in a file that is not meant to hold one, and one on a command line is

@@ -74,10 +74,16 @@ pub(crate) async fn run(common: &CommonArgs) -> Result<(), Failure> {
         let texts: Vec<String> = clusters.iter().map(|cluster| cluster.text(time)).collect();
         output::text(&texts.join("\n"))?;
     }
-    let dark: Vec<&str> = clusters.iter().filter(|c| !c.is_known()).map(|c| c.cluster.as_str()).collect();
-    match dark.is_empty() {
-        true => Ok(()),
-        false => Err(anyhow!("no repository of cluster {} could be read", dark.join(", ")).into()),
+    let dark: Vec<&ClusterState> = clusters.iter().filter(|cluster| !cluster.is_known()).collect();
+    if dark.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = dark.iter().map(|cluster| cluster.cluster.as_str()).collect();
+    let error = anyhow!("no repository of cluster {} could be read", names.join(", "));
+    let mut repositories = dark.iter().flat_map(|cluster| &cluster.repositories);
+    match repositories.all(RepositoryState::has_wrong_settings) {
+        true => Err(Failure::usage(error)),
+        false => Err(error.into()),
     }
 }
 

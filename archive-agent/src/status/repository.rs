@@ -34,6 +34,9 @@ pub(super) struct RepositoryState {
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Option<Diagnostic>")]
     error: Option<String>,
+    /// Whether its settings are wrong.
+    #[serde(skip)]
+    wrong_settings: bool,
     /// What it has of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<ClusterStatus>,
@@ -70,6 +73,7 @@ impl RepositoryState {
             repository: name.to_owned(),
             url: settings.url.clone(),
             error: None,
+            wrong_settings: false,
             status: None,
             retention: None,
             listing: None,
@@ -87,6 +91,7 @@ impl RepositoryState {
                     Err(error) => tracing::debug!(repository = name, "no listing either: {error}"),
                 }
             }
+            state.wrong_settings = matches!(error, RepoError::Settings { .. });
             state.error = Some(format_chain(&error.into()));
         }
         state
@@ -141,6 +146,11 @@ impl RepositoryState {
     /// Whether anything is known of it.
     pub(super) fn is_known(&self) -> bool {
         self.status.is_some() || self.listing.is_some()
+    }
+
+    /// Whether it could not be read because its settings are wrong.
+    pub(super) fn has_wrong_settings(&self) -> bool {
+        self.wrong_settings
     }
 
     /// Notes it when the server is not the one whose WAL is here, or not the one that a restore follows. `binding`: the lineages that

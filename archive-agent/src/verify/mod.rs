@@ -25,7 +25,7 @@ use walpoint_words::format_chain;
 
 use self::content::PgContent;
 use self::document::VerifyDocument;
-use crate::selection::as_owner;
+use crate::selection::{as_owner, is_wrong_settings};
 
 /// The heading of options about how much is read.
 const READ: &str = "How much to read [default: every byte]";
@@ -80,13 +80,17 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
         agent: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let (mut all, mut failed): (Vec<Verified>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut wrong_settings = true;
     for (name, settings) in &selection.repositories {
         let waiting = ByteProgress::waiting(&format!("verifying repository {name}"), common.show_progress());
         let verified = one(&selection, name, settings, &options).await;
         waiting.end();
         match verified {
             Ok(verified) => all.push(verified),
-            Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
+            Err(error) => {
+                wrong_settings &= is_wrong_settings(&error);
+                failed.push(format!("repository {name}: {}", format_chain(&error)));
+            }
         }
     }
     if common.json {
@@ -105,7 +109,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
             status: FINDINGS,
             error: anyhow!("verify found {}", human::count(found, "problem")),
         }),
-        (false, _) => Err(Diagnostic::gather("verify could not finish", &failed).into()),
+        (false, _) => {
+            let error = Diagnostic::gather("verify could not finish", &failed);
+            Err(if wrong_settings { Failure::usage(error) } else { error.into() })
+        }
     }
 }
 

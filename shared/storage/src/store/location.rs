@@ -90,7 +90,8 @@ impl Location {
         }
         if !prefix.is_empty() && prefix.parse::<Key>().is_err() {
             return Err(WrongUrl(format!(
-                "the prefix {prefix:?} has other characters than 0-9 A-Z a-z . _ - /"
+                "the prefix {:?} has other characters than 0-9 A-Z a-z . _ - /",
+                masked(&prefix)
             )));
         }
         let bucket = Bucket { name, prefix };
@@ -111,7 +112,12 @@ mod tests {
 
     #[test]
     fn a_secret_in_a_wrong_url_is_not_shown() {
-        for url in ["s3://key:hidden@bucket/p", "key:hidden@bucket", "s3://bucket?sig=hidden"] {
+        for url in [
+            "s3://key:hidden@bucket/p",
+            "key:hidden@bucket",
+            "s3://bucket?sig=hidden",
+            "az://c/bucket?sig=hidden",
+        ] {
             let error = Location::of(url).unwrap_err().to_string();
             assert!(
                 error.contains("***") && error.contains("bucket") && !error.contains("hidden"),

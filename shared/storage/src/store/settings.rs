@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use walpoint_base::mask::masked;
 use walpoint_base::table::{FromTable, WrongKey};
 
 pub use super::azure::AzureSettings;
@@ -28,7 +29,7 @@ use crate::error::{RepoError, Result};
 #[serde(try_from = "StoreTable")]
 pub struct StoreSettings {
     /// As it was given: `/directory`, `file:///directory`, `s3://bucket/prefix`, `gs://bucket/prefix` or
-    /// `az://container/prefix`. Messages call the store by it.
+    /// `az://container/prefix`. Messages call the store by it, so one that leads nowhere is without what may be a secret in it.
     pub url: String,
     /// Where the URL leads, and how to get there. A URL that leads nowhere is an error only when this store is opened: the
     /// other repositories of the file can be used.
@@ -127,12 +128,13 @@ impl StoreSettings {
     }
 
     fn sorted(location: Result<Location, WrongUrl>, table: StoreTable) -> Self {
+        let url = if location.is_err() { masked(&table.url) } else { table.url.clone() };
         Self {
             provider: location.map(|location| Provider::of(location, &table)),
             conditional_writes: table.conditional_writes,
             limits: LimitSettings::of(&table),
             encryption: EncryptionSettings::of(&table),
-            url: table.url,
+            url,
         }
     }
 
@@ -189,6 +191,8 @@ mod tests {
         let settings = StoreSettings::at("ftp://x/y");
         assert!(matches!(settings.provider(), Err(RepoError::Settings { setting: "url", .. })));
         assert_eq!(settings.directory(), None);
+        assert_eq!(StoreSettings::at("az://c/p?sig=secret").url, "az://c/p?***");
+        assert_eq!(StoreSettings::at("/backup?/a@b").url, "/backup?/a@b", "a directory may be called that");
     }
 
     #[test]
