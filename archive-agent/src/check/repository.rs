@@ -257,6 +257,15 @@ fn secrets(report: &mut CheckReport, what: &str, settings: &StoreSettings) {
     }
 }
 
+/// How the repositories that the configuration has acknowledge besides are recorded.
+pub(crate) const RECORD: &str = "Run \"archive-agent init\" on the server in production, once it has archived a segment on its \
+    timeline (select pg_switch_wal() after a transaction): it records the repositories that were added to ack.";
+
+/// What to do where the configuration does not have all repositories acknowledge that a lineage names.
+const AS_IT_WAS: &str = "Set ack as it was: readers without this configuration use the lineage to decide where WAL ends. If a \
+    repository was lost and recreated, run \"archive-agent init --lost-repo\" with the ID of the lost one. Otherwise begin a new \
+    lineage.";
+
 /// Whether the repositories that acknowledge are those that the lineage was registered with: readers go by the lineage.
 async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
     let configured: BTreeSet<RepositoryId> =
@@ -266,7 +275,8 @@ async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
         let read = destination.repository.acknowledging(&destination.lineage).await;
         let Some(registered) = report.take(&what, read.map_err(Into::into)) else { continue };
         let registered = registered.members;
-        if registered.iter().map(|member| member.repository).collect::<BTreeSet<_>>() == configured {
+        let members: BTreeSet<RepositoryId> = registered.iter().map(|member| member.repository).collect();
+        if members == configured {
             continue;
         }
         let name = |member: &AckMember| format!("{} ({})", member.name, member.repository);
@@ -278,9 +288,7 @@ async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
                 destination.lineage.id,
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
-            "Set ack as it was: readers without this configuration use the lineage to decide where WAL ends. If a repository \
-             was lost and recreated, run \"archive-agent init --lost-repo\" with the ID of the lost one. Otherwise begin a \
-             new lineage.",
+            if members.is_subset(&configured) { RECORD } else { AS_IT_WAS },
         );
     }
 }

@@ -23,7 +23,7 @@ use walpoint_storage::store::StoreSettings;
 use self::elsewhere::Elsewhere;
 use self::numbered::last_lineage;
 use self::split_off::{CommonBeginning, began, begins, no_second, parent, writes};
-use self::superseding::{Superseded, Superseding, archives};
+use self::superseding::{Superseding, archives, ids, never_acknowledged, others_acknowledge};
 use super::InitArgs;
 use super::config::ConfigurationPlan;
 use crate::binding;
@@ -308,6 +308,8 @@ impl<'a> Registration<'a> {
         let archives = writes(pgdata, self.control)
             && archives(&pgdata.join("pg_wal"), lineages, self.control.newest_timeline()).await?;
         let (mut registered, mut refused) = (Vec::new(), None);
+        // Those that are named as lost and acknowledge nowhere, nor did.
+        let mut unknown = self.lost.to_vec();
         for Joined { opened, lineage, created } in joined {
             let repository = &opened.repository;
             if *created && self.elsewhere.is_some() && !opened.created {
@@ -321,9 +323,13 @@ impl<'a> Registration<'a> {
                 );
             }
             let now = self.acknowledging_with(lineage, joined);
-            let superseding = Superseding { there: &there, lost: self.lost, archives, now: &now };
+            let agreed = agreed(lineage, joined, &now).await;
+            let superseding = Superseding { there: &there, lost: self.lost, archives, now: &now, agreed };
             let superseded = superseding.done(report, repository, lineage).await?;
             others_acknowledge(report, repository, lineage, (&superseded, &self.ack));
+            let members = superseded.members.iter().map(|member| member.repository);
+            let known: Vec<RepositoryId> = members.chain(superseded.replaced).collect();
+            unknown.retain(|lost| superseded.is_whole && !known.contains(lost));
             refused = refused.or(superseded.refused);
             registered.push(RegisteredCluster {
                 repository: repository.name().to_owned(),
@@ -336,6 +342,7 @@ impl<'a> Registration<'a> {
                 secret_source: repository.opened_by().map(|(source, _)| source.to_string()),
             });
         }
+        let refused = refused.or_else(|| never_acknowledged(&unknown, &self.plan.cluster));
         Ok((registered, refused))
     }
 
@@ -373,36 +380,16 @@ impl<'a> Registration<'a> {
     }
 }
 
-/// Tells of repositories that have to acknowledge a lineage's WAL and are not the configured ones.
-fn others_acknowledge(
-    report: &mut CheckReport,
-    repository: &Repository,
-    lineage: &Lineage,
-    (superseded, configured): (&Superseded, &[AckMember]),
-) {
-    if ids(&superseded.members) == ids(configured) {
-        return;
+/// Whether another repository with the same lineage has exactly these on record as those that acknowledge.
+async fn agreed(lineage: &Lineage, joined: &[Joined<'_>], now: &[AckMember]) -> bool {
+    let own = |other: &Joined<'_>| std::ptr::eq(&other.lineage, lineage);
+    for other in joined.iter().filter(|other| !own(other) && lineage.is_same_life(&other.lineage)) {
+        let read = other.opened.repository.acknowledging(&other.lineage).await;
+        if read.is_ok_and(|known| ids(&known.members) == ids(now)) {
+            return true;
+        }
     }
-    let what = format!("repository {}: lineage", repository.name());
-    let found = format!("{} was begun when other repositories had to acknowledge WAL", lineage.id);
-    if superseded.elsewhere.is_empty() {
-        let found = format!(
-            "{found}\nDETAIL: Readers without this configuration believe an absence proven by fewer repositories."
-        );
-        report.warning(what, found, "");
-        return;
-    }
-    let others: Vec<String> = superseded
-        .elsewhere
-        .iter()
-        .map(|member| format!("{} ({})", member.repository, member.name))
-        .collect();
-    report.warning(
-        what,
-        format!("{found}: {}\nDETAIL: Recovery waits for the answer of each of them.", others.join(", ")),
-        "Only if such a repository is lost for good and another one was created in its place, run \"archive-agent init \
-         --lost-repo ID\" on the server in production.",
-    );
+    false
 }
 
 /// Makes or opens a repository.
@@ -420,12 +407,6 @@ async fn make(name: &str, settings: &StoreSettings, encrypt: bool) -> anyhow::Re
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Repository::init_encrypted(name, settings, &format!("made by init on {host}")).await.map_err(hint)
-}
-
-fn ids(ack: &[AckMember]) -> Vec<String> {
-    let mut ids: Vec<String> = ack.iter().map(|member| member.repository.to_string()).collect();
-    ids.sort();
-    ids
 }
 
 /// S3 answers 403 for an object that is missing to whoever may not list the bucket; then nothing can ever be proven absent.

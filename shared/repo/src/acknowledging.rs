@@ -1,7 +1,8 @@
 //! Which repositories acknowledge a lineage's WAL by now: a repository that was lost and made anew takes the place of the old one.
 //!
 //! A lineage names them when it is created, by their random ids. `clusters/<name>/<lineage>/ack/<n>` is a numbered sequence of
-//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost.
+//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost, or where the
+//! configuration has all of them acknowledge and others besides: then absence is only harder to prove.
 //! A damaged one says nothing, and the next one replaces it too. The facts of the lineage stay as they are. A crash leaves the sequence with the next document or without it.
 
 use jiff::Timestamp;
@@ -64,6 +65,21 @@ impl Acknowledging {
                 next.replaced.push(std::mem::replace(member, new).repository);
             }
         }
+        (next.members != self.members).then_some(next)
+    }
+
+    /// What comes of these repositories when the configuration has all of them acknowledge, and others besides (`now`): those are added.
+    /// One that was replaced once is not: no reader waits for its word. `None` if nothing changes, or one would acknowledge no longer.
+    pub fn extended_by(&self, now: &[AckMember]) -> Option<Self> {
+        let is_among = |all: &[AckMember], id| all.iter().any(|member| member.repository == id);
+        if !self.members.iter().all(|member| is_among(now, member.repository)) {
+            return None;
+        }
+        let is_new = |new: &&AckMember| {
+            !is_among(&self.members, new.repository) && !self.replaced.contains(&new.repository)
+        };
+        let mut next = self.clone();
+        next.members.extend(now.iter().filter(is_new).cloned());
         (next.members != self.members).then_some(next)
     }
 
@@ -171,5 +187,18 @@ mod tests {
         assert_eq!(old.superseded_by(&crossed, &[], &[id(1), id(2)]), None, "they only changed their names");
         let there = [id(2), id(3)];
         assert_eq!(old.elsewhere(&there).collect::<Vec<_>>(), [&member("a", 1)]);
+    }
+
+    #[test]
+    fn repositories_are_added_to_those_that_acknowledge_and_none_is_left_out() {
+        let (a, b, c) = (member("a", 1), member("b", 2), member("c", 3));
+        let old = Acknowledging { members: vec![a.clone()], replaced: vec![c.repository], next: 7 };
+        let new = old.extended_by(&[b.clone(), a.clone()]).unwrap();
+        assert_eq!((&new.members[..], new.next), (&[a.clone(), b.clone()][..], 7));
+        assert_eq!(new.extended_by(&[a.clone(), b.clone()]), None, "once is enough");
+        assert_eq!(new.extended_by(&[a.clone()]), None, "fewer are what they were");
+        assert_eq!(old.extended_by(&[b]), None, "one would acknowledge no longer");
+        assert_eq!(old.extended_by(&[a.clone(), c]), None, "its word counts no longer");
+        assert_eq!(old.extended_by(&[member("other", 1)]), None, "a name is none of its own");
     }
 }

@@ -69,8 +69,8 @@ pub fn hint(remedy: &Remedy) -> String {
              is damaged, and deletes this object. Then repeat the deletions that you requested by name."
             .to_owned(),
         Remedy::SupersedeAgain => "Run \"archive-agent init --lost-repo ID\" again on the server in production, with the ID of the \
-             repository that was lost and replaced (\"archive-agent init\" shows it). That records again which repositories \
-             acknowledge."
+             repository that was lost and replaced (\"archive-agent init\" shows it), or without --lost-repo if none was. That records \
+             again which repositories acknowledge."
             .to_owned(),
     }
 }

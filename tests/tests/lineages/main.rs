@@ -1,5 +1,6 @@
 //! Several lineages of one cluster: which one a restore takes, and what one that was split off has of its parent.
 
+mod acknowledging;
 #[path = "../archive_bed/mod.rs"]
 mod archive_bed;
 mod begun;

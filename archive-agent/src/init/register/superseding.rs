@@ -1,14 +1,16 @@
-//! A repository that was lost and made anew takes its place among those that acknowledge a lineage's WAL.
+//! A repository that was lost and made anew takes its place among those that acknowledge a lineage's WAL, and one that was added to the
+//! configuration joins them.
 //!
-//! Only where a person says which one is lost, by its id, and only on the server whose WAL is acknowledged: recovery waits no longer
+//! The former only where a person says which one is lost, by its id, and both only on the server whose WAL is acknowledged: recovery waits no longer
 //! for the word of what was replaced. A name shows nothing, as each host has names of its own.
 
-use walpoint_base::TimelineId;
+use walpoint_base::{ClusterName, TimelineId};
 use walpoint_repo::lineage::AckMember;
-use walpoint_repo::{Lineage, Repository};
+use walpoint_repo::{Acknowledging, Lineage, Repository};
 use walpoint_storage::object::RepositoryId;
 
 use crate::check::report::CheckReport;
+use crate::check::repository::RECORD;
 use crate::wal::claim;
 
 /// How a repository that was lost and made anew takes its place among those that acknowledge.
@@ -21,13 +23,19 @@ pub(super) struct Superseding<'a> {
     pub(super) archives: bool,
     /// Those of the configuration that acknowledge.
     pub(super) now: &'a [AckMember],
+    /// Whether another repository has exactly these on record.
+    pub(super) agreed: bool,
 }
 
 /// What came of it.
 pub(super) struct Superseded {
     /// The repositories that acknowledge the WAL of the lineage by now.
     pub(super) members: Vec<AckMember>,
-    /// Of these, those that are not here.
+    /// Those that acknowledged once and were replaced.
+    pub(super) replaced: Vec<RepositoryId>,
+    /// Whether that can be read, so that there were no others.
+    pub(super) is_whole: bool,
+    /// Of the members, those that are not here.
     pub(super) elsewhere: Vec<AckMember>,
     /// Why what a person said was lost acknowledges still.
     pub(super) refused: Option<String>,
@@ -43,37 +51,34 @@ impl Superseding<'_> {
     ) -> anyhow::Result<Superseded> {
         let (mut known, damage) = repository.acknowledging_before_damage(lineage).await?;
         let mut refused = None;
-        let next = known.superseded_by(self.now, self.there, self.lost);
-        let replaces = next.is_some() && self.archives;
-        match next {
-            Some(new) if self.archives => {
-                repository.supersede_acknowledging(lineage, &new).await?;
-                let is_new = |member: &&AckMember| !known.members.contains(member);
-                let names: Vec<&str> =
-                    new.members.iter().filter(is_new).map(|member| member.name.as_str()).collect();
-                report.warning(
-                    format!("repository {}: ack", repository.name()),
-                    format!(
-                        "{} takes the place of the repository that is lost and had to acknowledge WAL of lineage {}",
-                        names.join(", "),
-                        lineage.id
-                    ),
-                    "Take a backup: what only the old one held is gone.",
-                );
-                known = new;
-            }
-            Some(_) => {
-                refused = Some(
-                    "this data directory has no record of archiving there, so nothing shows that its WAL \
-                     is what was acknowledged\nHINT: Run this on the server in production, once it has \
-                     archived a segment on its timeline \
-                     (select pg_switch_wal() after a transaction)."
-                        .to_owned(),
-                );
-            }
-            None => {}
+        let superseded = known.superseded_by(self.now, self.there, self.lost);
+        if superseded.is_some() && !self.archives {
+            refused = Some(
+                "this data directory has no record of archiving there, so nothing shows that its WAL \
+                 is what was acknowledged\nHINT: Run this on the server in production, once it has \
+                 archived a segment on its timeline \
+                 (select pg_switch_wal() after a transaction)."
+                    .to_owned(),
+            );
         }
-        if let Some(damage) = damage.filter(|_| !replaces) {
+        let extended = superseded.as_ref().unwrap_or(&known).extended_by(self.now);
+        // A damaged document may name more than the one before it.
+        let extended = extended.filter(|_| damage.is_none() || self.agreed);
+        let next = extended.clone().or_else(|| superseded.clone()).filter(|_| self.archives);
+        let wrote = next.is_some();
+        if let Some(new) = next {
+            repository.supersede_acknowledging(lineage, &new).await?;
+            if let Some(superseded) = &superseded {
+                takes_the_place(report, repository, lineage, &names_of_new(superseded, &known));
+            }
+            if let Some(extended) = &extended {
+                let before = superseded.as_ref().unwrap_or(&known);
+                joins(report, repository, lineage, &names_of_new(extended, before));
+            }
+            known = new;
+        }
+        let is_whole = damage.is_none();
+        if let Some(damage) = damage.filter(|_| !wrote) {
             let damage = walpoint_words::error(&damage);
             report.warning(format!("repository {}: ack", repository.name()), damage, "");
         }
@@ -88,8 +93,92 @@ impl Superseding<'_> {
             });
         }
         let elsewhere = known.elsewhere(self.there).cloned().collect();
-        Ok(Superseded { members: known.members, elsewhere, refused })
+        Ok(Superseded { members: known.members, replaced: known.replaced, is_whole, elsewhere, refused })
     }
+}
+
+/// Those that `before` does not have.
+fn names_of_new(new: &Acknowledging, before: &Acknowledging) -> String {
+    let is_new = |member: &&AckMember| !before.members.contains(member);
+    let names: Vec<&str> = new.members.iter().filter(is_new).map(|member| member.name.as_str()).collect();
+    names.join(", ")
+}
+
+fn takes_the_place(report: &mut CheckReport, repository: &Repository, lineage: &Lineage, names: &str) {
+    report.warning(
+        format!("repository {}: ack", repository.name()),
+        format!(
+            "{names} takes the place of the repository that is lost and had to acknowledge WAL of lineage {}",
+            lineage.id
+        ),
+        "Take a backup: what only the old one held is gone.",
+    );
+}
+
+fn joins(report: &mut CheckReport, repository: &Repository, lineage: &Lineage, names: &str) {
+    report.warning(
+        format!("repository {}: ack", repository.name()),
+        format!(
+            "from now on, lineage {} records that WAL must be acknowledged by {names}, too\nDETAIL: At the end of the archive, \
+             recovery waits for its answer.",
+            lineage.id
+        ),
+        "",
+    );
+}
+
+/// Tells of repositories that have to acknowledge a lineage's WAL and are not the configured ones.
+pub(super) fn others_acknowledge(
+    report: &mut CheckReport,
+    repository: &Repository,
+    lineage: &Lineage,
+    (superseded, configured): (&Superseded, &[AckMember]),
+) {
+    if ids(&superseded.members) == ids(configured) {
+        return;
+    }
+    let what = format!("repository {}: lineage", repository.name());
+    let found = format!("{} was begun when other repositories had to acknowledge WAL", lineage.id);
+    if superseded.elsewhere.is_empty() {
+        let found = format!(
+            "{found}\nDETAIL: Readers without this configuration believe an absence proven by fewer repositories."
+        );
+        // Of a lineage that has some acknowledge that the configuration leaves out, nothing is recorded.
+        let members = ids(&superseded.members);
+        let extends = members.iter().all(|member| ids(configured).contains(member));
+        report.warning(what, found, if extends { RECORD } else { "" });
+        return;
+    }
+    let others: Vec<String> = superseded
+        .elsewhere
+        .iter()
+        .map(|member| format!("{} ({})", member.repository, member.name))
+        .collect();
+    report.warning(
+        what,
+        format!("{found}: {}\nDETAIL: Recovery waits for the answer of each of them.", others.join(", ")),
+        "Only if such a repository is lost for good and another one was created in its place, run \"archive-agent init \
+         --lost-repo ID\" on the server in production.",
+    );
+}
+
+/// Why nothing takes the place of repositories that a person says are lost and that never had to acknowledge.
+pub(super) fn never_acknowledged(unknown: &[RepositoryId], cluster: &ClusterName) -> Option<String> {
+    let ids: Vec<String> = unknown.iter().map(RepositoryId::to_string).collect();
+    (!ids.is_empty()).then(|| {
+        format!(
+            "no repository with the ID {} ever had to acknowledge WAL of cluster {cluster}\nHINT: \"archive-agent check\" shows the \
+             ID of one that has to and is not configured.",
+            ids.join(", ")
+        )
+    })
+}
+
+/// The IDs of repositories, in their order.
+pub(super) fn ids(ack: &[AckMember]) -> Vec<String> {
+    let mut ids: Vec<String> = ack.iter().map(|member| member.repository.to_string()).collect();
+    ids.sort();
+    ids
 }
 
 /// Whether a data directory notes that it stored a segment of its timeline in one of these lineages.

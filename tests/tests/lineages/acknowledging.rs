@@ -1,0 +1,106 @@
+//! Which repositories acknowledge: one that is added later is on record with the others, and one place under two names is not two.
+
+use serde_json::Value;
+use walpoint_tests::agent::Agent;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+use super::{SOON, archived, json, segment};
+use crate::archive_bed::Bed;
+
+/// What `check` says of those that have to acknowledge.
+fn ack_lines(agent: &Agent) -> Vec<Value> {
+    let report = json(&agent.run(&["check", "--no-switch", "--json"]));
+    let all = report["checks"].as_array().unwrap().clone();
+    all.into_iter().filter(|line| line["check"].as_str().unwrap().ends_with(": ack")).collect()
+}
+
+/// Promises 1 and 4: a repository that acknowledges and is added later is recorded on the server that archives, and nowhere else; until
+/// then `check` says what to do.
+#[test]
+fn a_repository_that_is_added_to_ack_is_recorded() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.agent.init(&[]).expect_success();
+    let other = Store::local();
+    let records = || {
+        let keys = [&bed.store, &other].map(|store| store.back_door().list("clusters")).concat();
+        keys.into_iter().filter(|key| key.contains("/ack/")).count()
+    };
+    let both = Agent::with(&bed.cluster, &bed.store).repository("second", &other);
+    both.archive_from(&bed.cluster);
+    let made = both.init(&[]).expect_success().stdout;
+    assert!(made.contains("it records the repositories that were added to ack"), "{made}");
+    assert!(made.contains("If it runs already, reload it"), "{made}");
+    assert_eq!(records(), 0, "this server has archived nothing yet");
+    let _daemon = both.daemon();
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    let lines = ack_lines(&both);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0]["hint"].as_str().unwrap().contains("archive-agent init"), "{lines:?}");
+    let made = both.init(&[]).expect_success().stdout;
+    assert!(made.contains("must be acknowledged by second, too") && records() == 1, "{made}");
+    assert_eq!(ack_lines(&both), Vec::<Value>::new());
+    both.init(&[]).expect_success();
+    assert_eq!(records(), 1, "once is enough");
+
+    // Fewer are no successors: recovery waits for all of them.
+    let alone = Agent::with(&bed.cluster, &bed.store);
+    let made = alone.init(&[]).expect_success().stdout;
+    assert!(made.contains("Recovery waits for the answer") && records() == 1, "{made}");
+    assert_eq!(ack_lines(&alone).len(), 1);
+
+    // One that never acknowledged is not lost.
+    let never = "00000000000000000000000000000001";
+    let refused = both.init(&["--lost-repo", never]).expect_status(1).stderr;
+    assert!(refused.contains(never) && refused.contains("ever had to acknowledge"), "{refused}");
+    assert_eq!(records(), 1);
+}
+
+/// Promise 1: two names for one place are refused wherever it is opened, and nothing is acknowledged as stored twice.
+#[test]
+fn one_place_under_two_names_is_no_second_copy() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let (fresh, link) = (Store::local(), Store::local());
+    let link_root = link.root().unwrap().to_owned();
+    let leads_to = |store: &Store| {
+        std::fs::remove_dir_all(&link_root).or_else(|_| std::fs::remove_file(&link_root)).ok();
+        std::os::unix::fs::symlink(store.root().unwrap(), &link_root).unwrap();
+    };
+    let same = "are the same repository, with the ID";
+    leads_to(&fresh);
+    let both = Agent::with(&bed.cluster, &fresh).repository("second", &link);
+    let refused = both.init(&[]).expect_status(1).stderr;
+    assert!(
+        refused.contains(&format!("repositories main and second of the configuration {same}")),
+        "{refused}"
+    );
+    assert_eq!(fresh.back_door().list("clusters"), Vec::<String>::new(), "nothing is registered");
+
+    leads_to(&bed.store);
+    let both = Agent::with(&bed.cluster, &bed.store).repository("second", &link);
+    both.archive_from(&bed.cluster);
+    let url = link.url();
+    let refused = both.init(&["--repo", &url, "--cluster", "main", "--repo-name", "third"]);
+    assert!(!refused.success() && refused.stderr.contains(same), "{refused:#?}");
+    let daemon = both.daemon();
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    let first = segment(&bed.cluster, "production");
+    wait::until_true(SOON, "it is refused", || daemon.log().contains(same));
+    let check = both.run(&["check", "--no-switch"]).expect_status(3).stdout;
+    assert!(check.contains(same), "{check}");
+    let point = both.run(&["restore-point", "x", "--timeout", "2s"]);
+    assert!(!point.success() && point.stderr.contains(same), "{point:#?}");
+    assert!(!bed.cluster.wal_dir().join(format!("archive_status/{first}.done")).exists());
+
+    // Another place takes over without a restart.
+    let other = Store::local();
+    leads_to(&other);
+    both.init(&[]).expect_success();
+    archived(&bed.cluster, &first);
+    assert!(other.back_door().list("clusters").iter().any(|key| key.ends_with(&first)));
+    assert_eq!(daemon.stop(), 0);
+}
