@@ -35,6 +35,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("install ", "systemd"),
     ("[Service]", "a file of systemd"),
     ("ReadWritePaths", "a file of systemd"),
+    ("ExecStart", "a file of systemd"),
     ("wal_level", "postgresql.conf"),
     ("archive_", "postgresql.conf"),
     ("ALTER ROLE", "SQL"),

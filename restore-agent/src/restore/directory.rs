@@ -175,7 +175,7 @@ impl InUse {
             Self::Unread(error) => format!("{shown}: {error}"),
             Self::NotEmpty => format!(
                 "{shown} is not empty, and another cluster may use it: nothing was changed\nHINT: Choose another place with \
-                 --tablespace OLD=NEW, --tablespace-dir, --wal-dir or --extra-dir."
+                 --tablespace OLD=NEW, --tablespace-dir, --wal-dir or --extra-dir. If it is left from an earlier restore, delete it."
             ),
         }
     }

@@ -1,5 +1,6 @@
 //! Running as PostgreSQL's user: whoever reads or writes a data directory is its owner, or says who it is and who owns it.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -7,10 +8,19 @@ use walpoint_base::user;
 
 use crate::sibling::quoted;
 
+/// What to do about a data directory that is not where it was said to be.
+const MISSING: &str = "\nHINT: Check pgdata. If the directory was renamed or is not mounted, put it back at this path first: \
+    WAL is archived only from there.";
+
 /// Refuses to go on unless this process runs as the owner of the data directory.
 pub fn require(pgdata: &Path) -> anyhow::Result<()> {
-    let meta = std::fs::metadata(pgdata)
-        .map_err(|e| anyhow::anyhow!("the data directory {} cannot be read: {e}", pgdata.display()))?;
+    let meta = std::fs::metadata(pgdata).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::NotFound => MISSING,
+            _ => "",
+        };
+        anyhow::anyhow!("the data directory {} cannot be read: {error}{hint}", pgdata.display())
+    })?;
     let uid = user::effective();
     if uid == meta.uid() {
         return Ok(());
@@ -38,6 +48,11 @@ mod tests {
     fn both_uids_are_named() {
         let dir = tempfile::tempdir().unwrap();
         require(dir.path()).unwrap();
+        let renamed = require(&dir.path().join("renamed")).unwrap_err().to_string();
+        assert!(
+            renamed.contains("cannot be read: No such file") && renamed.contains("put it back at this path"),
+            "{renamed}"
+        );
         let foreign = if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(dir.path(), Some(65_534), None).unwrap();
             dir.path()
