@@ -21,7 +21,7 @@ pub(crate) struct SegmentClaim {
 
 /// The newest segment of a timeline that was stored in an archive from this directory, if it is known. Blocks.
 pub(crate) fn read(wal: &Path, archive: &WalArchive, timeline: TimelineId) -> Option<SegmentClaim> {
-    let (segment, hash) = archived::read(wal, &place(archive), timeline)?;
+    let (segment, hash) = archived::read(wal, &archive.place(), timeline)?;
     Some(SegmentClaim { segment, hash: hash.parse().ok()? })
 }
 
@@ -32,13 +32,7 @@ pub(super) fn note(wal: &Path, archive: &WalArchive, claim: SegmentClaim) -> io:
 
 /// What is remembered of a segment.
 pub(super) fn line(archive: &WalArchive, claim: SegmentClaim) -> String {
-    archived::line(&place(archive), claim.segment, &claim.hash.to_string())
-}
-
-/// A lineage that was deleted and registered again has the same number, and nothing of what was stored before.
-fn place(archive: &WalArchive) -> String {
-    let lineage = archive.lineage();
-    format!("{} {} {}", archive.repository().id(), lineage.id, lineage.uid)
+    archived::line(&archive.place(), claim.segment, &claim.hash.to_string())
 }
 
 #[cfg(test)]

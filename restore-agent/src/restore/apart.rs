@@ -13,7 +13,8 @@
 //!
 //! A segment that is damaged counts up to its last valid record, one that the archive has damaged not at all. Bytes that mean nothing do
 //! not count ([`same_records`](walpoint_pg::wal::same_records)): a disk may have changed one. Of the parent's segment in
-//! which a timeline begins several servers have different ones. Where nothing is left to compare, the edges decide.
+//! which a timeline begins several servers have different ones. Where nothing is left to compare, what shows
+//! that the archive's last segment is the directory's own decides ([`super::vouched`]).
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -149,7 +150,7 @@ async fn differs_from(archive: &WalArchive, name: SegmentName, path: &Path) -> a
 }
 
 /// The segments that files of a directory hold which have got the name of a later one, and wait to be used again under that. Blocks.
-fn waiting_for_use(
+pub(super) fn waiting_for_use(
     wal: &Path,
     system_id: SystemId,
     size: SegmentSize,

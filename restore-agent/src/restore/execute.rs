@@ -20,7 +20,7 @@ use super::created::LocationStates;
 use super::decided::DecidedOutside;
 use super::directory::{self, Contents, DirectoryLock};
 use super::finish::{Finish, UNFINISHED_CONTROL};
-use super::kept::{Apart, Kept};
+use super::kept::{Apart, Kept, Whose};
 use super::owners::Owner;
 use super::prune::{self, Removed};
 use super::report::RestoreReport;
@@ -55,7 +55,8 @@ impl Restore {
             let now = Timestamp::now();
             let lineage = self.planned.lineage.id.to_string();
             let apart = self.unarchived.apart.clone().map(|why| Apart { lineage, why });
-            let wal = (&self.unarchived.names[..], apart);
+            let whose = Whose { apart, vouched: self.unarchived.vouched.clone() };
+            let wal = (&self.unarchived.names[..], whose);
             Kept::keep(&pgdata, wal, &self.found.paths(), now, self.owner)?
         } else {
             None

@@ -51,6 +51,18 @@ pub(crate) struct Kept {
     /// What showed that they are another server's, if anything did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) apart: Option<Apart>,
+    /// What shows which stored segments are the same server's, as lines of its record of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) vouched: Vec<String>,
+}
+
+/// What is known of whose files of WAL are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Whose {
+    /// What shows that they are another server's.
+    pub(crate) apart: Option<Apart>,
+    /// What shows which stored segments are the same server's.
+    pub(crate) vouched: Vec<String>,
 }
 
 /// What shows that files of WAL are another server's than that of a lineage.
@@ -64,11 +76,10 @@ pub(crate) struct Apart {
 
 impl Kept {
     /// Keeps files of `pg_wal` of a data directory, and notes directories that [`Kept::rename`] will rename. `None` if there
-    /// is nothing to keep. Nothing is changed in the data directory. `apart`: what shows that the files are another server's; `user`: for
-    /// whom root acts.
+    /// is nothing to keep. Nothing is changed in the data directory. `user`: for whom root acts.
     pub(crate) fn keep(
         pgdata: &Path,
-        (wal, apart): (&[String], Option<Apart>),
+        (wal, whose): (&[String], Whose),
         directories: &[PathBuf],
         now: Timestamp,
         user: Option<Owner>,
@@ -98,7 +109,8 @@ impl Kept {
             wal: wal.to_vec(),
             waiting: wal.iter().filter(|name| waits(name)).cloned().collect(),
             renamed: directories.iter().map(|d| (d.clone(), beside(d, previous::SUFFIX, &name))).collect(),
-            apart,
+            apart: whose.apart,
+            vouched: whose.vouched,
         };
         for (from, _) in &kept.renamed {
             reach::parent(from, true, user)
@@ -255,10 +267,11 @@ mod tests {
         fs::create_dir_all(pgdata.join("pg_wal")).unwrap();
         fs::create_dir_all(&space).unwrap();
         durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
-        assert_eq!(Kept::keep(&pgdata, (&[], None), &[], Timestamp::now(), None).unwrap(), None);
+        assert_eq!(Kept::keep(&pgdata, (&[], Whose::default()), &[], Timestamp::now(), None).unwrap(), None);
         let now = Timestamp::now();
         let apart = Some(Apart { lineage: "7-1".into(), why: "it differs".into() });
-        let kept = Kept::keep(&pgdata, (&["a".into()], apart), std::slice::from_ref(&space), now, None)
+        let whose = Whose { apart, vouched: vec!["a line".into()] };
+        let kept = Kept::keep(&pgdata, (&["a".into()], whose), std::slice::from_ref(&space), now, None)
             .unwrap()
             .unwrap();
         assert!(space.exists(), "it is not renamed yet");
@@ -278,7 +291,9 @@ mod tests {
         let pgdata = dir.path().join("data");
         fs::create_dir_all(pgdata.join("pg_wal")).unwrap();
         durable::create(&pgdata.join("pg_wal/a"), b"wal").unwrap();
-        let kept = Kept::keep(&pgdata, (&["a".into()], None), &[], Timestamp::now(), None).unwrap().unwrap();
+        let kept = Kept::keep(&pgdata, (&["a".into()], Whose::default()), &[], Timestamp::now(), None)
+            .unwrap()
+            .unwrap();
         let record = kept.directory.join(RECORD);
         durable::replace(&record, b"", 0o600).unwrap();
         let damaged = format!("{:#}", all(&pgdata).unwrap_err());

@@ -26,7 +26,7 @@
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`finished`] | a restore of which only the marker is left |
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
-//! | [`stored`], [`apart`] | which files of a `pg_wal` no archive has; whether they are another server's |
+//! | [`stored`], [`apart`], [`vouched`] | which files of a `pg_wal` no archive has; whether they are another server's; what shows that they are the archive's own |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
 //! | [`behind`] | what of them recovery would leave out |
 //! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
@@ -83,6 +83,7 @@ mod sync;
 mod tablespaces;
 mod target_state;
 mod unarchived;
+mod vouched;
 mod workdir;
 
 use std::path::{Path, PathBuf};

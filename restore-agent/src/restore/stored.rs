@@ -26,7 +26,7 @@ use walpoint_storage::object::{ContentHash, Sealer};
 use super::decided::{Decided, OldWal};
 use super::directory::MARKER;
 use super::unarchived::inspect;
-use super::{apart, elsewhere, reach};
+use super::{apart, elsewhere, reach, vouched};
 use crate::plan::Planned;
 use crate::wal::spool;
 
@@ -67,6 +67,8 @@ pub(super) struct Remains {
     pub(super) waiting: BTreeSet<WalFileName>,
     /// What shows that they are another server's than the archive's, if anything does.
     pub(super) apart: Option<String>,
+    /// What shows which stored segments are theirs ([`vouched`]).
+    pub(super) vouched: Vec<String>,
 }
 
 /// How a file compares with what an archive has under its name.
@@ -135,6 +137,8 @@ impl NotStored {
             // What showed it then was perhaps not kept, because another lineage has it.
             let noted = kept.apart.iter().find(|noted| noted.lineage == planned.lineage.id.to_string());
             remains.apart = remains.apart.or_else(|| noted.map(|noted| noted.why.clone()));
+            // Their directory may have been deleted since.
+            remains.vouched.extend(kept.vouched.iter().cloned());
             self.earlier.push(remains);
         }
         for record in asides.iter().filter(|record| record.wal() != self.here.directory) {
@@ -199,7 +203,8 @@ impl NotStored {
         let waiting = files.iter().copied().filter(|name| waits(wal, *name)).collect();
         let has_segments = files.iter().any(|name| matches!(name, WalFileName::Segment(_)));
         let apart = if has_segments { apart::shown(&self.copies, wal, &other, planned).await? } else { None };
-        Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting, apart })
+        let vouched = vouched::look(&self.copies, wal, &files, planned).await?;
+        Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting, apart, vouched })
     }
 
     /// Those of the files that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.

@@ -5,7 +5,7 @@
 //! All of it is kept ([`super::kept`]), or moved aside with the directory. What continues the archive is put into the new `pg_wal` too, for a recovery to the end of
 //! its timeline: PostgreSQL reads its own `pg_wal` when the archive says that it has no such segment, so the archive still
 //! counts first. Only what is proven to continue the archive's last segment is put there, up to its last valid record, with
-//! zeros behind.
+//! zeros behind: its records do, and that segment is the same server's ([`super::vouched`]).
 //!
 //! PostgreSQL archives the last one as `.partial` when it is promoted, because its status is not known; complete ones are
 //! marked as waiting, if the restored server archives, and as archived otherwise.
@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use walpoint_base::{
-    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentSize, WalFileName, durable,
+    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentSize, WalFileName, archived,
+    durable,
 };
 use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal};
 
@@ -33,6 +34,7 @@ use self::proof::{end_of, judge};
 use super::kept;
 use super::owners::{self, Owner};
 use super::stored::NotStored;
+use super::vouched;
 use crate::plan::Planned;
 
 /// Segments that are kept beyond those that are replayed: recovery ends in the next one.
@@ -57,6 +59,8 @@ pub(super) struct Unarchived {
     pub(super) hole: Option<Hole>,
     /// What shows that those in `pg_wal` are another server's than the archive's, if anything does.
     pub(super) apart: Option<String>,
+    /// What shows which stored segments are the same server's as those in `pg_wal`.
+    pub(super) vouched: Vec<String>,
 }
 
 /// A segment that recovery will replay from `pg_wal`.
@@ -90,7 +94,8 @@ impl Unarchived {
         }
         let names = found.here.files.iter().map(ToString::to_string).collect();
         let damaged = found.here.damaged.iter().map(ToString::to_string).collect();
-        let mut unarchived = Self { names, damaged, apart: found.here.apart.clone(), ..Self::default() };
+        let (apart_here, vouched) = (found.here.apart.clone(), found.here.vouched.clone());
+        let mut unarchived = Self { names, damaged, apart: apart_here, vouched, ..Self::default() };
         if !candidates.is_empty() {
             unarchived.continue_archive(found, pgdata, planned, &candidates).await?;
         }
@@ -119,8 +124,9 @@ impl Unarchived {
         let history = found.copies.history(plan.timeline).await?;
         let mut end = end_of(&found.copies, range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
-        // Directories of servers that wrote other segments than those that are replayed.
-        let mut astray: BTreeSet<&Path> = BTreeSet::new();
+        let last = range.last.name(range.timeline, size);
+        // Directories of the server that wrote what is replayed, and of servers that wrote other segments.
+        let (mut own, mut astray) = (owned(found, last).await?, BTreeSet::new());
         while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
             let mut fitting: Vec<FittingSegment<'_>> = Vec::new();
@@ -131,8 +137,11 @@ impl Unarchived {
                 }
             }
             // The first of those that reach furthest.
-            let Some(best) = fitting.iter().rev().max_by_key(|one| (one.facts.whole, one.facts.end)) else {
-                if paths.iter().all(|path| is_in(path, &astray)) {
+            let proven = fitting.iter().rev().filter(|one| is_in(one.path, &own));
+            let Some(best) = proven.max_by_key(|one| (one.facts.whole, one.facts.end)) else {
+                if let Some(one) = fitting.first() {
+                    self.left = Some(not_shown(last, one.path));
+                } else if paths.iter().all(|path| is_in(path, &astray)) {
                     self.left = Some(format!(
                         "\"{name}\" follows another copy of the segment before than the one that recovery replays"
                     ));
@@ -140,9 +149,8 @@ impl Unarchived {
                 break;
             };
             for path in paths.iter().filter(|path| *path != best.path) {
-                if !agrees(&fitting, path, best, start(name, size)).await? {
-                    astray.extend(path.parent());
-                }
+                let agrees = agrees(&fitting, path, best, start(name, size)).await?;
+                if agrees { own.extend(path.parent()) } else { astray.extend(path.parent()) }
             }
             self.left.clone_from(&best.damage);
             end = end.after(&best.facts.chain);
@@ -162,7 +170,7 @@ impl Unarchived {
         if self.left.is_none()
             && let Some(other) = candidates.keys().find(|name| !replayed(name))
         {
-            self.left = Some(does_not_follow(*other, found, range.last.name(range.timeline, size), plan));
+            self.left = Some(does_not_follow(*other, found, last, plan));
         }
         Ok(())
     }
@@ -308,6 +316,29 @@ struct FittingSegment<'a> {
     /// What is wrong behind its last valid record.
     damage: Option<String>,
     path: &'a Path,
+}
+
+/// The directories of which something shows that a stored segment, the last one that recovery has from the archive, is their server's.
+async fn owned(found: &NotStored, last: SegmentName) -> anyhow::Result<BTreeSet<&Path>> {
+    let mut owned = BTreeSet::new();
+    for remains in found.earlier.iter().chain([&found.here]) {
+        if vouched::covers(&remains.vouched, &found.copies, last).await? {
+            owned.insert(remains.directory.as_path());
+        }
+    }
+    Ok(owned)
+}
+
+/// Why a segment is not replayed though its records continue those of `last`, the last segment of the archive.
+fn not_shown(last: SegmentName, path: &Path) -> String {
+    let directory = path.parent().unwrap_or(path).display();
+    format!(
+        "nothing shows that the archive's last segment, \"{last}\", is from the server that wrote it: {directory} has neither that \
+         segment nor a record of it in \"{}\"\nHINT: Only if that server, or a standby of it, wrote what is archived, archive \
+         the kept files with \"archive-agent push\", in order, and run the same command again: another server's WAL \
+         would mix the rows of both.",
+        archived::FILE
+    )
 }
 
 /// Whether a file lies in one of these directories.

@@ -102,8 +102,8 @@ fn with_all(text: &str, lines: &[String]) -> Option<String> {
     lines.iter().fold(None, |changed, line| with(changed.as_deref().unwrap_or(text), line).or(changed))
 }
 
-/// Place, segment and hash.
-fn parse(line: &str) -> Option<(&str, SegmentName, &str)> {
+/// Place, segment and hash of a line; `None` if it is none.
+pub fn parse(line: &str) -> Option<(&str, SegmentName, &str)> {
     let (rest, hash) = line.rsplit_once(' ')?;
     let (place, segment) = rest.rsplit_once(' ')?;
     let whole = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());

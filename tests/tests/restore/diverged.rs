@@ -339,3 +339,53 @@ fn what_the_archive_has_is_not_kept() {
     delta(&bed, &bed.cluster, &["--lineage", &lineage]).expect_success();
     assert_eq!(files_kept(&bed.cluster), [open]);
 }
+
+/// The same where nothing is left of the segments that differ: that the records of what follows fit shows nothing. A server whose record
+/// of what was stored names the last segment has its rows; one that lost that record, too, keeps them aside.
+#[test]
+fn wal_is_not_replayed_where_nothing_shows_whose_the_archives_last_segment_is() {
+    let mut bed = bed();
+    let mut copy = copy_of(&bed.cluster, "off");
+    copy.set("wal_keep_size", "0");
+    copy.set("wal_recycle", "off");
+    copy.start();
+    bed.cluster.set("wal_keep_size", "0");
+    bed.cluster.set("wal_recycle", "off");
+    bed.cluster.reload();
+    let ours = equal_segments(&bed.cluster, -1);
+    ours.iter().for_each(|segment| bed.cluster.wait_archived(segment));
+    let theirs = equal_segments(&copy, -2);
+    assert_eq!(ours.last(), theirs.last());
+    for (cluster, row) in [(&copy, -2), (&bed.cluster, -3)] {
+        cluster.psql("checkpoint");
+        cluster.psql(&format!("insert into t select {row} from generate_series(1, 12)"));
+        assert!(theirs.iter().all(|segment| !cluster.wal_dir().join(segment).exists()), "they are gone");
+    }
+    copy.crash();
+    bed.cluster.crash();
+    let rows = |cluster: &Cluster| {
+        let restored = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), cluster.pgdata());
+        restored.wait_promoted();
+        restored.psql("select i, count(*) from t where i < 0 group by i order by i")
+    };
+    let repaired = delta(&bed, &copy, &[]).expect_success();
+    assert!(repaired.stdout.contains("nothing shows that the archive's last segment"), "{repaired:#?}");
+    assert_eq!((rows(&copy).as_str(), files_kept(&copy).len()), ("-1|36", 1));
+
+    // What a repair to a moment keeps is replayed by the next one.
+    let noted = bed.cluster.wal_dir().join("walpoint-archived");
+    assert!(noted.exists());
+    for options in [&["--target-immediate"][..], &[]] {
+        delta(&bed, &bed.cluster, options).expect_success();
+    }
+    let kept = format!("{}.walpoint-kept-", name(&bed.cluster));
+    assert_eq!(rows(&bed.cluster), "-3|12\n-1|36");
+    let entries = fs::read_dir(bed.cluster.dir().path()).unwrap().flatten();
+    let kept = { entries }.find(|entry| entry.file_name().to_str().unwrap().starts_with(&kept)).unwrap();
+    let record = kept.path().join("walpoint-kept.json");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("vouched", "unknown")).unwrap();
+    user::give(&record);
+    let repaired = delta(&bed, &bed.cluster, &["--target-timeline", "1"]).expect_success();
+    assert!(repaired.stdout.contains("nothing shows that the archive's last segment"), "{repaired:#?}");
+}

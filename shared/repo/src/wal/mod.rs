@@ -138,6 +138,13 @@ impl WalArchive {
         &self.inner.lineage
     }
 
+    /// What a data directory calls it in its record of what was stored from there ([`walpoint_base::archived`]). A lineage that was
+    /// deleted and registered again has the same number, and nothing of what was stored before.
+    pub fn place(&self) -> String {
+        let lineage = self.lineage();
+        format!("{} {} {}", self.repository().id(), lineage.id, lineage.uid)
+    }
+
     /// Its keys.
     pub fn paths(&self) -> &WalPaths {
         &self.inner.paths
