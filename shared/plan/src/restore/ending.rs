@@ -288,7 +288,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Where the last child left `timeline` within the segment that is missing, and what has the bytes up to there.
-    fn left_behind(
+    pub(super) fn left_behind(
         &self,
         timeline: TimelineId,
         coverage: &Coverage,

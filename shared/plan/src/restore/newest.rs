@@ -95,7 +95,7 @@ impl<'a> Planner<'a> {
             let attempt = if late { None } else { self.with_one(path, backup)? };
             match (attempt, spare) {
                 (Some(Ok(plan)), Some(spare)) => return Ok(Ok(instead_of(spare, plan))),
-                (Some(Err(refusal)), None) if self.begins_incomplete(path, backup)? => {
+                (Some(Err(refusal)), None) if self.needs_incomplete(path, backup)? => {
                     refused = refused.or(Some(refusal));
                 }
                 (Some(Ok(plan)), None) => return Ok(Ok(plan)),
@@ -122,10 +122,19 @@ impl<'a> Planner<'a> {
         Ok(Err(Refusal::on(timeline, why)))
     }
 
-    /// Whether the segment that a backup starts in is not whole. Recovery cannot begin in an incomplete copy, and passes it from an
-    /// older backup.
-    fn begins_incomplete(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<bool> {
-        let first = SegmentNo::of(backup.start(), self.facts.segment_size);
-        Ok(path.replayable(backup.start())?.missing == first)
+    /// Whether the segment that a backup starts in is not whole, or the last one that it needs, in which its timeline was left and which
+    /// something stands in for. Recovery cannot begin in an incomplete copy, nor end before the backup does; an older one gets as far as
+    /// there is something.
+    fn needs_incomplete(&self, path: &Path<'a>, backup: &BackupFacts) -> Asking<bool> {
+        let size = self.facts.segment_size;
+        let (first, last) = (SegmentNo::of(backup.start(), size), SegmentNo::before(backup.end, size));
+        let coverage = path.replayable(backup.start())?;
+        if coverage.missing == first {
+            return Ok(true);
+        }
+        let stands_in = |left: Option<(_, Option<_>)>| left.is_some_and(|(_, source)| source.is_some());
+        Ok(coverage.missing == last
+            && coverage.gap().is_none()
+            && stands_in(self.left_behind(path.timeline(), &coverage)?))
     }
 }

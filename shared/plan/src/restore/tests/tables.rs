@@ -479,6 +479,26 @@ fn what_is_missing_before_a_fork_is_a_gap_of_the_parent() {
     assert_eq!((gaps(&world, 1), gaps(&world, 2), gaps(&world, 4)), (vec![], vec![], vec![]));
 }
 
+/// A backup that was taken on a standby ends in the segment in which a younger timeline left its own, and of that segment the timeline
+/// has a `.partial` file: no WAL is missing, and an older backup leads to the end.
+#[test]
+fn a_backup_that_ends_in_the_segment_of_a_fork_leaves_its_timeline_to_an_older_one() {
+    let (mut world, [_, second, _]) = world();
+    let fork = Lsn(mb(10) + SIZE / 2);
+    world.files.retain(|(timeline, number)| *timeline != tli(1) || number.0 < 10);
+    world.partials.insert((tli(1), SegmentNo(10)), fork);
+    world.backup(1, mb(9), mb(10) + SIZE / 4, 900, 1_010);
+    let latest = |use_partial| RestoreRequest { use_partial, ..on(1, RecoveryTarget::Latest) };
+    let plan = world.plan(&latest(false)).unwrap();
+    assert_eq!((plan.backup.id, plan.until), (second, Lsn(mb(10))));
+    assert_eq!(world.plan(&latest(true)).unwrap().until, fork);
+    // Without anything of that segment some of what the backup needs is missing.
+    world.files.remove(&(tli(2), SegmentNo(10)));
+    world.partials.clear();
+    let refused = world.plan(&latest(false)).unwrap_err();
+    assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
+}
+
 /// Promise 11: a backup with damaged pages is planned only where no sound one serves, or if it was asked for.
 #[test]
 fn a_damaged_backup_is_planned_only_where_no_sound_one_serves() {
