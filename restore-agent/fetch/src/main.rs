@@ -138,6 +138,9 @@ fn conclude(
             let spooled = place.wal.join(&reply.file);
             match take::take(&spooled, reply.size, &arguments.path) {
                 Ok(()) => 0,
+                // Another request for the same file took it meanwhile, as when a server starts and two of its processes want a
+                // history.
+                Err(error) if take::is_taken(&spooled, &error) => instead(arguments, Some(place), deadline),
                 Err(error) => {
                     say(&format!(
                         "WARNING: \"{}\" was prefetched but cannot be taken from {}: {error}\nDETAIL: It is fetched directly \

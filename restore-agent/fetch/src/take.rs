@@ -27,6 +27,13 @@ pub(crate) fn take(from: &Path, size: u64, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a file is not there any more, although its directory is: another process was given it, too, and took it.
+pub(crate) fn is_taken(from: &Path, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        && fs::symlink_metadata(from).is_err()
+        && from.parent().is_some_and(Path::is_dir)
+}
+
 /// Copies by way of a synced temporary file beside `to`.
 pub(crate) fn copy(from: &Path, size: u64, to: &Path) -> io::Result<()> {
     let temporary = durable::temporary_beside(to);
@@ -63,6 +70,11 @@ mod tests {
         assert_eq!(fs::read(&to).unwrap(), b"12345");
         take(&from, 5, &to).unwrap();
         assert!(!from.exists());
+        let again = take(&from, 5, &to).unwrap_err();
+        assert!(is_taken(&from, &again));
+        let elsewhere = dir.join("no spool/from");
+        let error = take(&elsewhere, 5, &to).unwrap_err();
+        assert!(!is_taken(&elsewhere, &error), "the spool is not where the prefetcher has it");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "nothing temporary is left");
         fs::remove_dir_all(dir).unwrap();
     }
