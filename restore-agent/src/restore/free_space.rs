@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use walpoint_plan::restore::RestorePlan;
+use walpoint_plan::restore::{RestorePlan, SegmentRange};
 use walpoint_repo::backup::{
     BackupReader, BlockSize, Blocks, EntryContent, FileContent, FileEntry, LeafRun, Root, TablePath,
 };
@@ -15,6 +15,12 @@ use super::decided::Decided;
 use super::directory;
 use super::layout::{Layout, Spot};
 use super::steps::Step;
+
+/// Segments that recovery holds at least: the one that it replays and those that were prefetched.
+const AT_LEAST: u64 = 4;
+
+/// How much replayed WAL PostgreSQL keeps in `pg_wal` until a restartpoint, about, unless `max_wal_size` says otherwise.
+const MAX_WAL_SIZE: u64 = 1 << 30;
 
 /// A filesystem.
 #[derive(Debug)]
@@ -34,18 +40,22 @@ impl Volume {
 }
 
 /// Refuses when a filesystem cannot hold what goes to it. What an interrupted restore wrote is freed first; how much of a
-/// directory that is repaired stays is not known before it was compared.
+/// directory that is repaired stays is not known before it was compared. Returns what a person should know of space that may become
+/// short while WAL is replayed.
 pub(super) async fn check(
     reader: &BackupReader,
     layout: &Layout,
     plan: &RestorePlan,
     decided: &Decided,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<String>> {
     if !decided.does(&Step::MeasureSpace) {
-        return Ok(());
+        return Ok(None);
     }
-    match too_small(&measure(reader, layout).await?) {
-        None => Ok(()),
+    let volumes = measure(reader, layout).await?;
+    let segment = reader.manifest().summary.facts.wal_segment_size;
+    let segments = plan.wal.iter().map(SegmentRange::count).sum();
+    match too_small(&volumes) {
+        None => Ok(volumes.iter().find_map(|volume| short_of_wal(volume, segments, segment))),
         Some(volume) => bail!(
             "there is not enough space: backup {} needs {} in {}, and {} are free there; nothing was changed",
             plan.backup.id,
@@ -61,6 +71,24 @@ fn too_small(volumes: &[Volume]) -> Option<&Volume> {
     volumes.iter().find(|volume| volume.free < volume.needed())
 }
 
+/// Says that the filesystem of `pg_wal` may become full: PostgreSQL keeps what it replayed until a restartpoint. It need not, if one
+/// comes early.
+fn short_of_wal(volume: &Volume, segments: u64, segment: u64) -> Option<String> {
+    let kept = segments.saturating_mul(segment).min(MAX_WAL_SIZE);
+    let wanted = kept.saturating_add(AT_LEAST.saturating_mul(segment));
+    let left = volume.free.saturating_sub(volume.files);
+    (volume.wal > 0 && left < wanted).then(|| {
+        format!(
+            "recovery may run out of space in {}: {} are left there for WAL, and PostgreSQL keeps the WAL that it has \
+             replayed in pg_wal until a restartpoint, about max_wal_size (1 GB by default), here up to {}\nHINT: Make room, or \
+             put pg_wal elsewhere with --wal-dir, or lower max_wal_size for the recovery.",
+            volume.path.display(),
+            human::size(left),
+            human::size(wanted)
+        )
+    })
+}
+
 /// Measures the filesystems of a layout, and what goes to each.
 async fn measure(reader: &BackupReader, layout: &Layout) -> anyhow::Result<Vec<Volume>> {
     let summary = &reader.manifest().summary;
@@ -74,8 +102,7 @@ async fn measure(reader: &BackupReader, layout: &Layout) -> anyhow::Result<Vec<V
         Some(Spot::Elsewhere(directory)) => directory,
         _ => layout.pgdata().to_owned(),
     };
-    // Recovery holds the segment it replays and those that were prefetched.
-    volume_of(&mut volumes, &wal)?.wal = summary.facts.wal_segment_size.saturating_mul(4);
+    volume_of(&mut volumes, &wal)?.wal = summary.facts.wal_segment_size.saturating_mul(AT_LEAST);
     if volumes.len() == 1 {
         volume_of(&mut volumes, layout.pgdata())?.files = total;
     } else {
@@ -168,5 +195,20 @@ mod tests {
         assert!(too_small(&[fits(), volume("/fast", 0, 0, 0)]).is_none());
         assert_eq!(too_small(&[fits(), short()]).map(|volume| &*volume.path), Some(Path::new("/wal")));
         assert!(too_small(&[volume("/data", u64::MAX - 1, u64::MAX, 1)]).is_some(), "sums do not wrap");
+    }
+
+    #[test]
+    fn space_that_replayed_wal_may_fill_is_told() {
+        const MIB: u64 = 1 << 20;
+        let note = |free: u64, files: u64, segments: u64| {
+            let volume = Volume { path: "/wal".into(), free: free * MIB, files: files * MIB, wal: 64 * MIB };
+            short_of_wal(&volume, segments, 16 * MIB)
+        };
+        assert_eq!(note(1000, 776, 10), None, "ten segments and four");
+        assert!(note(999, 776, 10).is_some_and(|text| text.contains("/wal")));
+        assert_eq!(note(1088, 0, 100_000), None, "no more than max_wal_size");
+        assert!(note(1087, 0, 100_000).is_some());
+        let elsewhere = Volume { path: "/data".into(), free: 0, files: 0, wal: 0 };
+        assert_eq!(short_of_wal(&elsewhere, 10, 16 * MIB), None);
     }
 }

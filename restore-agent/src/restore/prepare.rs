@@ -35,7 +35,7 @@ impl Restore {
     pub(super) async fn prepare(
         common: &CommonArgs,
         args: &RestoreArgs,
-        planned: Planned,
+        mut planned: Planned,
         pgdata: PathBuf,
         decided: Decided,
     ) -> anyhow::Result<Self> {
@@ -73,7 +73,8 @@ impl Restore {
         let mut moved = outside.moved();
         moved.extend(found.paths().into_iter().map(|directory| (directory, None)));
         let replacement = decided.replacement(layout.pgdata(), moved)?;
-        free_space::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
+        let short = free_space::check(&reader, &layout, &planned.plan, &decided).await.map_err(unread)?;
+        planned.remarks.extend(short);
         let source = command::RestoreSource {
             config: common.config_path().map(std::path::absolute).transpose()?,
             repo: common.repo.iter().map(ToString::to_string).collect(),
