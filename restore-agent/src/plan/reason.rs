@@ -27,6 +27,8 @@ pub(crate) enum Reason {
     BeforeFirstBackup,
     /// The backup holds a transaction whose commit time lies after the target: the server's clock was set back.
     ClockSetBack,
+    /// The repository has WAL or backups of the cluster, and the metadata of its lineages is missing.
+    LostLineages,
     /// There is no backup of that id.
     UnknownBackup,
     /// The requested backup cannot be used.
@@ -69,6 +71,7 @@ impl From<&Why> for Reason {
     fn from(why: &Why) -> Self {
         match why {
             Why::NoCluster(_) => Self::NoCluster,
+            Why::LostLineages { .. } => Self::LostLineages,
             Why::UnknownLineage(_) => Self::UnknownLineage,
             Why::SeveralLineages(_) => Self::AmbiguousLineage,
             Why::NewestWithoutBackup { .. } => Self::NewestWithoutBackup,

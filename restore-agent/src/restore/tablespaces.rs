@@ -106,7 +106,16 @@ pub(crate) fn place(
     }
     let mut places: BTreeMap<u32, TablespaceTarget> = BTreeMap::new();
     for tablespace in tablespaces {
-        let mapped = wishes.mappings.iter().find(|m| m.fits(tablespace)).map(|m| m.new.clone());
+        let mut mapped = wishes.mappings.iter().filter(|m| m.fits(tablespace)).map(|m| m.new.clone());
+        let (mapped, second) = (mapped.next(), mapped.next());
+        if let (Some(first), Some(second)) = (&mapped, second) {
+            return Err(format!(
+                "--tablespace maps tablespace {} twice, to {} and to {}\nHINT: Give one directory for it.",
+                tablespace.oid,
+                first.display(),
+                second.display()
+            ));
+        }
         let place = match (mapped, &wishes.all) {
             (Some(new), _) => TablespaceTarget::Link(new),
             (None, Some(all)) => TablespaceTarget::Link(all.join(tablespace.oid.to_string())),
@@ -206,6 +215,8 @@ mod tests {
             (vec!["99=/x"], "16400 (/ssd/fast)"),
             (vec!["16400=/data/x"], "overlap"),
             (vec!["16400=/x", "16401=/x/y"], "16400 and 16401"),
+            (vec!["16400=/a", "16400=/b"], "16400 twice, to /a and to /b"),
+            (vec!["16400=/a", "/ssd/fast=/b"], "16400 twice"),
             (vec!["16400=x"], "absolute"),
             (vec!["16400=/x/../y"], "absolute"),
             (vec!["16400"], "OLD=NEW"),

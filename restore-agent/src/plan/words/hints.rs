@@ -58,6 +58,7 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
         Hint::CheckCluster { store } => {
             format!("Check the name of the cluster and that {store} is the right repository.")
         }
+        Hint::PutLineagesBack => LOST_LINEAGE.to_owned(),
         Hint::UnusableBackup { backup, why } => unusable_backup(*backup, why),
         Hint::TakeBackup => TAKE_BACKUP.to_owned(),
         Hint::TakeBackupOf(lineage) => take_backup_of(*lineage),

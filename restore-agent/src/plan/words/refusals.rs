@@ -19,6 +19,7 @@ pub(crate) fn refusal(refusal: &Unreachable) -> String {
 /// The reason, without a final full stop.
 pub(crate) fn why(why: &Why) -> String {
     match why {
+        Why::LostLineages { cluster, stored } => lost_lineages(cluster, stored),
         Why::NoCluster(name) => format!("the repository has no cluster {name}"),
         Why::UnknownLineage(id) => format!("the cluster has no lineage {id}"),
         Why::SeveralLineages(all) => several_lineages(all),
@@ -77,6 +78,15 @@ pub(super) fn unusable(why: &Unusable) -> String {
         Unusable::Unreadable => "is damaged: what a restore needs of it cannot be read".to_owned(),
         Unusable::OfLineage(lineage) => format!("belongs to lineage {lineage}"),
     }
+}
+
+fn lost_lineages(cluster: &str, stored: &[LineageId]) -> String {
+    let of: Vec<String> = stored.iter().map(ToString::to_string).collect();
+    let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
+    format!(
+        "the repository has WAL or backups of cluster {cluster}, but the metadata of its lineages{of} is missing: \
+         clusters/{cluster}/lineages/"
+    )
 }
 
 fn several_lineages(all: &[LineageMoment]) -> String {

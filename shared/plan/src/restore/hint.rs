@@ -17,6 +17,8 @@ pub enum Hint {
         /// The store.
         store: String,
     },
+    /// What says of which lineages everything is has to be put back.
+    PutLineagesBack,
     /// A backup cannot be used.
     UnusableBackup {
         /// The backup.

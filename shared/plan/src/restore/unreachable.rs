@@ -86,6 +86,13 @@ pub struct Youngest {
 pub enum Why {
     /// The repository has no cluster of that name.
     NoCluster(String),
+    /// The repository has WAL or backups of a cluster, and not what says of which lineages they are.
+    LostLineages {
+        /// The cluster.
+        cluster: String,
+        /// The lineages of which WAL is stored.
+        stored: Vec<LineageId>,
+    },
     /// There is no such lineage.
     UnknownLineage(LineageId),
     /// Several servers went on from one lineage, and each of them has what was asked for: another content for each.

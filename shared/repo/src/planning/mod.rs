@@ -131,7 +131,10 @@ async fn plan_in_readable(
             None => {}
         }
     }
-    Ok(Err(refusal.unwrap_or_else(|| Box::new(no_lineage(catalog, request)))))
+    Ok(Err(match refusal {
+        Some(refusal) => refusal,
+        None => Box::new(no_lineage(catalog, request).await?),
+    }))
 }
 
 /// A plan, or the question which lineage is meant: where an older family went on after the plan's was registered, that is no
@@ -378,6 +381,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::SeveralLineages(_)
         | Why::NewestWithoutBackup { .. }
         | Why::DamagedLineage { .. }
+        | Why::LostLineages { .. }
         | Why::NoCluster(_) => false,
     }
 }
@@ -408,16 +412,25 @@ fn not_continued(
     }
 }
 
-fn no_lineage(catalog: &Catalog, request: &RestoreRequest) -> Unreachable {
+async fn no_lineage(catalog: &Catalog, request: &RestoreRequest) -> Result<Unreachable> {
     let known: Vec<LineageId> = catalog.lineages().iter().map(LineageCatalog::id).collect();
+    let stored = match known.is_empty() {
+        true => catalog.repository().stored_lineages(catalog.cluster()).await?,
+        false => Vec::new(),
+    };
+    let is_there = !stored.is_empty() || !catalog.backups().is_empty();
     let (why, hint) = match request.lineage.filter(|_| !known.is_empty()) {
         Some(id) => (Why::UnknownLineage(id), Hint::KnownLineages(known)),
+        None if known.is_empty() && is_there => {
+            let cluster = catalog.cluster().to_string();
+            (Why::LostLineages { cluster, stored }, Hint::PutLineagesBack)
+        }
         None => {
             let store = catalog.repository().store().name().to_owned();
             (Why::NoCluster(catalog.cluster().to_string()), Hint::CheckCluster { store })
         }
     };
-    Unreachable {
+    Ok(Unreachable {
         target: request.target.clone(),
         timeline: request.timeline,
         lineage: None,
@@ -427,5 +440,5 @@ fn no_lineage(catalog: &Catalog, request: &RestoreRequest) -> Unreachable {
         hints: vec![hint],
         segment_size: SegmentSize::DEFAULT,
         youngest: None,
-    }
+    })
 }

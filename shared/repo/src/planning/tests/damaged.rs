@@ -114,6 +114,17 @@ async fn damaged_facts_of_one_lineage_stop_no_other() {
     assert_eq!(third.id.n, copy.id.n + 1);
 }
 
+/// The facts of all lineages are gone, and the rest is there: the cluster's name is not what is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_without_its_lineages_is_not_unknown() {
+    let (bed, _) = readable_world().await;
+    let own = bed.archive.lineage();
+    std::fs::remove_file(path(&bed, own.key().as_str())).unwrap();
+    let refused = planned(bed.archive.repository(), &RestoreRequest::default()).await.unwrap().unwrap_err();
+    assert_eq!(refused.why, Why::LostLineages { cluster: cluster().to_string(), stored: vec![own.id] });
+    assert_eq!(refused.hints, [Hint::PutLineagesBack]);
+}
+
 /// What `verify` found damaged of the WAL behind a backup ends windows and plans until it was found sound, unless another repository
 /// has it.
 #[tokio::test(flavor = "multi_thread")]
