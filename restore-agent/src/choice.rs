@@ -119,6 +119,7 @@ pub(crate) fn contradicting(
         goes_on(&planned.plan, &one.refusal)
             || leads_elsewhere(planned, &one.refusal)
             || is_unreadable(&one.refusal, catalogs)
+            || has_a_newer_end(&planned.plan, &one.refusal)
     })?;
     let Refused { repository, mut refusal } = refusals.swap_remove(at);
     if leads_elsewhere(planned, &refusal) {
@@ -132,6 +133,12 @@ pub(crate) fn contradicting(
         });
     }
     Some(refusal)
+}
+
+/// Whether a refusal names a backup that no repository can read and that ended later than the one whose end is planned.
+fn has_a_newer_end(plan: &RestorePlan, refusal: &Unreachable) -> bool {
+    let Why::NewestUnreadable { backup, .. } = &refusal.why else { return false };
+    plan.target == RecoveryTarget::Immediate && plan.backup.id.start() < backup.start()
 }
 
 /// Whether a refusal is for a lineage whose facts no repository has undamaged.

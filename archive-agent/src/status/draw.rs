@@ -110,6 +110,9 @@ fn backup_lines(status: &ClusterStatus) -> String {
         if let Some(details) = &backup.details {
             text.push_str(&details_of(details));
         }
+        if let Some(damage) = &backup.manifest_damage {
+            write!(text, ", DAMAGED: {damage}").ok();
+        }
         text.push('\n');
     }
     text

@@ -30,6 +30,7 @@ fn backup(n: u32, state: BackupStage, details: Option<BackupDetails>) -> BackupS
         start_time: id.started(),
         state,
         damaged_page_count: None,
+        manifest_damage: None,
         details,
     }
 }

@@ -33,6 +33,8 @@ pub(crate) enum Reason {
     UnknownBackup,
     /// The requested backup cannot be used.
     UnusableBackup,
+    /// The newest backup, whose end was requested, cannot be read.
+    NewestUnreadable,
     /// The requested backup stops after the target.
     BackupTooLate,
     /// The requested backup does not lie on the path to the timeline.
@@ -82,6 +84,7 @@ impl From<&Why> for Reason {
             Why::ClockSetBack { .. } => Self::ClockSetBack,
             Why::UnknownBackup(_) => Self::UnknownBackup,
             Why::UnusableBackup(..) => Self::UnusableBackup,
+            Why::NewestUnreadable { .. } => Self::NewestUnreadable,
             Why::BackupTooLate(_) => Self::BackupTooLate,
             Why::BackupNotOnPath(..) => Self::BackupNotOnPath,
             Why::UnknownTimeline(_) => Self::UnknownTimeline,

@@ -59,6 +59,11 @@ pub(in crate::plan) fn hint(hint: &Hint) -> String {
             format!("Check the name of the cluster and that {store} is the right repository.")
         }
         Hint::PutLineagesBack => LOST_LINEAGE.to_owned(),
+        Hint::NameBackup(backup) => {
+            format!(
+                "If you mean the end of the older one, add --backup {backup}. Without a target, all WAL is replayed from it."
+            )
+        }
         Hint::UnusableBackup { backup, why } => unusable_backup(*backup, why),
         Hint::TakeBackup => TAKE_BACKUP.to_owned(),
         Hint::TakeBackupOf(lineage) => take_backup_of(*lineage),

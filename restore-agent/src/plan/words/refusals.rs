@@ -36,6 +36,10 @@ pub(crate) fn why(why: &Why) -> String {
         }
         Why::ClockSetBack { backup, time } => clock_set_back(*backup, *time),
         Why::UnknownBackup(id) => format!("there is no backup {id}"),
+        Why::NewestUnreadable { backup, why, older } => format!(
+            "the newest backup, {backup}, {}, and {older}, the newest one that can be used, ends at another moment",
+            unusable(why)
+        ),
         Why::UnusableBackup(id, why) => {
             format!("backup {id} cannot be restored because it {}", unusable(why))
         }
@@ -74,6 +78,7 @@ pub(super) fn unusable(why: &Unusable) -> String {
         Unusable::Aborted => "was aborted before it was finished".to_owned(),
         Unusable::Deleted => "was deleted".to_owned(),
         Unusable::DamagedManifest => "has a damaged manifest".to_owned(),
+        Unusable::LostManifest => "has lost its manifest".to_owned(),
         Unusable::Misnamed => "has a manifest that contradicts its name".to_owned(),
         Unusable::Unreadable => "is damaged: what a restore needs of it cannot be read".to_owned(),
         Unusable::OfLineage(lineage) => format!("belongs to lineage {lineage}"),

@@ -98,12 +98,21 @@ pub enum Unusable {
     Deleted,
     /// Its manifest is damaged.
     DamagedManifest,
+    /// It was finished, and its manifest is lost.
+    LostManifest,
     /// Its manifest contradicts its name.
     Misnamed,
     /// What a restore needs of it cannot be read.
     Unreadable,
     /// It belongs to another lineage.
     OfLineage(LineageId),
+}
+
+impl Unusable {
+    /// Whether it was finished, and nothing tells any more where it ends.
+    pub fn is_unreadable(self) -> bool {
+        matches!(self, Self::DamagedManifest | Self::LostManifest)
+    }
 }
 
 /// Why it is not known where a timeline comes from.
@@ -373,7 +382,9 @@ impl Facts {
     /// Whether a backup is known not to be one that can be restored here. Asks nothing.
     pub fn is_ruled_out(&self, id: BackupId) -> bool {
         match self.answers.get(&Question::Backup(id)) {
-            Some(Answer::Backup(BackupState::Complete(facts))) => facts.lineage != self.lineage,
+            Some(Answer::Backup(BackupState::Complete(facts))) => {
+                facts.lineage != self.lineage || facts.damaged_manifest
+            }
             Some(_) => true,
             None => false,
         }

@@ -26,6 +26,8 @@ pub enum Hint {
         /// Why.
         why: Unusable,
     },
+    /// This backup can be restored, if its end is meant.
+    NameBackup(BackupId),
     /// A backup has to be taken: WAL alone cannot be restored.
     TakeBackup,
     /// A backup of the server that archives into this lineage has to be taken.

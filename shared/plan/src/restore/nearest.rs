@@ -3,6 +3,7 @@
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::Asking;
+use super::hint::Hint;
 use super::path::Path;
 use super::planner::{Planner, Refusal};
 use super::unreachable::{Moment, MomentTarget, Unreachable, Why};
@@ -19,7 +20,10 @@ impl Planner<'_> {
             None => Vec::new(),
         };
         let nearest = self.nearest(&refusal, &windows)?;
-        let hints = self.hints(&refusal)?;
+        let mut hints = self.hints(&refusal)?;
+        if let Why::NewestUnreadable { older, .. } = refusal.why {
+            hints.push(Hint::NameBackup(older));
+        }
         Ok(Unreachable {
             target: self.request.target.clone(),
             timeline: self.request.timeline,
@@ -36,7 +40,7 @@ impl Planner<'_> {
     /// The end of the last window before the target and the start of the first one after it.
     fn nearest(&self, refusal: &Refusal, windows: &[Window]) -> Asking<Vec<Moment>> {
         // The target can be reached, only which one is not said.
-        if let Why::SeveralPoints(_) | Why::NameNotUtf8(_) = refusal.why {
+        if let Why::SeveralPoints(_) | Why::NameNotUtf8(_) | Why::NewestUnreadable { .. } = refusal.why {
             return Ok(Vec::new());
         }
         let gap = match refusal.why {

@@ -26,7 +26,10 @@ impl<'a> Planner<'a> {
     /// Time, LSN, immediate, latest: from the newest backup that lies before the target.
     pub(super) fn with_newest_before(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
         let mut passed = None;
-        let attempt = self.newest_before(path, listed, &mut passed)?;
+        let attempt = match self.newest_before(path, listed, &mut passed)? {
+            Ok(plan) => self.beside_unreadable(path, listed, plan)?,
+            refused => refused,
+        };
         let Some(Passed { backup, time }) = passed else { return Ok(attempt) };
         Ok(match attempt {
             Ok(mut plan) if plan.backup.id == backup => {

@@ -1,16 +1,17 @@
 //! Finds what a person should know of a plan before it is carried out ([`Note`]).
 
-use walpoint_base::{RecoveryTarget, TargetTimeline};
+use walpoint_base::{BackupId, RecoveryTarget, TargetTimeline};
 
 use super::ending::Ending;
-use super::facts::{Asking, BackupFacts};
+use super::facts::{Asking, BackupFacts, BackupState, Unusable};
 use super::locks;
 use super::note::{DamageNote, Note};
 use super::path::Path;
-use super::planner::Planner;
+use super::planner::{Attempt, Planner, Refusal};
 use super::request::RestoreRequest;
 use super::restore_plan::{ForkSegment, ForkSource, RestorePlan};
 use super::stop::Stop;
+use super::unreachable::Why;
 
 impl Planner<'_> {
     /// All that a person should know of a plan.
@@ -80,6 +81,35 @@ impl Planner<'_> {
             (RecoveryTarget::Xid(_), _, Some(full)) if full.epoch() > 0 => vec![Note::EpochChosen(full)],
             _ => Vec::new(),
         })
+    }
+
+    /// What a plan is beside a newer backup that was finished and cannot be read. To the end of the newest backup there is none: it is
+    /// another moment than that of an older one. Elsewhere a person should know of it.
+    pub(super) fn beside_unreadable(
+        &self,
+        path: &Path<'_>,
+        listed: &[BackupId],
+        mut plan: RestorePlan,
+    ) -> Asking<Attempt> {
+        let older = plan.backup.id;
+        let to_its_end = self.request.target == RecoveryTarget::Immediate;
+        let newer = listed.iter().take_while(|id| **id != older);
+        for &backup in newer.filter(|id| to_its_end || id.start() < plan.until) {
+            let why = match self.facts.backup(backup)? {
+                BackupState::Unusable(why) if why.is_unreadable() => *why,
+                BackupState::Complete(known) if to_its_end && known.damaged_manifest && path.holds(known) => {
+                    Unusable::DamagedManifest
+                }
+                _ => continue,
+            };
+            if to_its_end {
+                let why = Why::NewestUnreadable { backup, why, older };
+                return Ok(Err(Refusal::on(path.timeline(), why)));
+            }
+            plan.notes.push(Note::NewerDamaged { backup, damage: DamageNote::Manifest });
+            break;
+        }
+        Ok(Ok(plan))
     }
 
     /// Whether a segment that is built is a timeline's last one, which no other timeline left.

@@ -25,6 +25,13 @@ struct SameReach {
 impl<'a> Planner<'a> {
     /// From the newest of `listed` (newest first) from which recovery stops at the target.
     pub(super) fn with_newest_that_finds(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
+        match self.newest_that_finds(path, listed)? {
+            Ok(plan) => self.beside_unreadable(path, listed, plan),
+            refused => Ok(refused),
+        }
+    }
+
+    fn newest_that_finds(&self, path: &Path<'a>, listed: &[BackupId]) -> Asking<Attempt> {
         let timeline = path.timeline();
         let mut found = false;
         let ranges = self.ranges(path, listed)?;

@@ -133,6 +133,15 @@ pub enum Why {
         /// The commit time.
         time: PgTimestamp,
     },
+    /// The end of the newest backup was asked for, and that one cannot be read: it ended at another moment than those that can.
+    NewestUnreadable {
+        /// The newest one.
+        backup: BackupId,
+        /// Why it cannot be used.
+        why: Unusable,
+        /// The newest one that can be used.
+        older: BackupId,
+    },
     /// There is no such backup.
     UnknownBackup(BackupId),
     /// The chosen backup cannot be used at all.

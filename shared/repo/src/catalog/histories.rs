@@ -89,7 +89,7 @@ impl LineageCatalog {
         facts.abandoned = abandoned;
         // The listing tells all there is to know about these.
         for backup in listed {
-            if let Some(why) = unusable(backup.state) {
+            if let Some(why) = unusable(backup) {
                 let answer = Answer::Backup(BackupState::Unusable(why));
                 facts.answer(Question::Backup(backup.id), answer);
             }

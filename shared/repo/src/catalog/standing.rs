@@ -1,14 +1,17 @@
 //! What a backup of a lineage is to a planner: complete, another lineage's, or of no use; and what was found damaged of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use walpoint_base::PgTimestamp;
+use walpoint_base::{BackupId, PgTimestamp};
 use walpoint_plan::restore::windows::Consistency;
-use walpoint_plan::restore::{BackupFacts, BackupState, Unusable};
+use walpoint_plan::restore::{Answer, BackupFacts, BackupState, Question, Unusable};
 use walpoint_storage::error::{RepoError, Result, error_chain};
 
 use super::lineage::LineageCatalog;
-use crate::backup::{Announcements, BackupSummary, ListedState, ManifestState, NumberedAnnouncement};
+use crate::backup::{
+    AnnouncementReason, Announcements, BackupSummary, ListedBackup, ListedState, ManifestState,
+    NumberedAnnouncement,
+};
 use crate::wal::WalArchive;
 
 impl LineageCatalog {
@@ -61,7 +64,38 @@ impl LineageCatalog {
             }
         };
         self.announced = Some(announced);
+        self.leave_out_what_is_being_deleted();
         self.leave_out_what_was_stored_anew().await;
+    }
+
+    /// A backup that is being deleted looks as if it had lost its manifest.
+    fn leave_out_what_is_being_deleted(&mut self) {
+        let lost = Ok(&BackupState::Unusable(Unusable::LostManifest));
+        let announced = self.announcements().unwrap_or_default().iter().map(|one| &one.announcement);
+        let expired = announced.filter(|one| one.reason == AnnouncementReason::Expired);
+        let going: Vec<_> = expired
+            .flat_map(|one| &one.backups)
+            .filter(|id| self.facts.backup(**id) == lost)
+            .copied()
+            .collect();
+        for id in going {
+            let deleted = BackupState::Unusable(Unusable::Deleted);
+            self.facts.answer(Question::Backup(id), Answer::Backup(deleted));
+        }
+    }
+
+    /// Looks at the backups whose manifests were announced as damaged.
+    pub(super) async fn look_at_damaged_manifests(&mut self) -> Result<()> {
+        self.know_announcements().await;
+        let announced = self.announcements().unwrap_or_default().iter().map(|one| &one.announcement);
+        let damaged = announced.filter(|one| one.reason == AnnouncementReason::Damaged);
+        let here = |id: &&BackupId| self.facts.backups.contains(id);
+        let damaged: BTreeSet<BackupId> =
+            damaged.flat_map(|one| one.backups.iter().filter(here).copied()).collect();
+        for id in damaged {
+            self.ask(None, |facts| facts.backup(id).map(drop)).await?;
+        }
+        Ok(())
     }
 
     /// Reads what is announced, unless that was done.
@@ -98,8 +132,9 @@ impl LineageCatalog {
 }
 
 /// Why a backup cannot be restored, if a listing shows that.
-pub(super) fn unusable(state: ListedState) -> Option<Unusable> {
-    match state {
+pub(super) fn unusable(listed: &ListedBackup) -> Option<Unusable> {
+    match listed.state {
+        ListedState::Unfinished if listed.lost_its_manifest() => Some(Unusable::LostManifest),
         ListedState::Unfinished => Some(Unusable::Unfinished),
         ListedState::Aborted(_) => Some(Unusable::Aborted),
         ListedState::Finished(_) => None,

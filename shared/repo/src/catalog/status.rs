@@ -2,11 +2,11 @@
 
 mod document;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
 use walpoint_plan::restore::windows::{self, Consistency, Window};
-use walpoint_plan::restore::{Facts, SegmentRange};
+use walpoint_plan::restore::{BackupState, Facts, SegmentRange, Unusable};
 use walpoint_plan::retention::Damage;
 use walpoint_storage::error::{RepoError, Result};
 
@@ -16,7 +16,9 @@ pub use self::document::{
 };
 use super::points::Newest;
 use super::{BrokenChain, Catalog, LineageCatalog};
-use crate::backup::{BackupSummary, Backups, ListedBackup, ListedState, ManifestState};
+use crate::backup::{
+    AnnouncementReason, BackupStage, BackupSummary, Backups, ListedBackup, ListedState, ManifestState,
+};
 use crate::lineage::DamagedLineage;
 
 /// The parts that a status is made of, and that the drawing needs.
@@ -42,12 +44,22 @@ impl Catalog {
     pub async fn status_of(&mut self, newest: Newest) -> Result<ClusterStatus> {
         let mut lineages = Vec::new();
         for lineage in self.lineages_mut() {
+            lineage.look_at_damaged_manifests().await?;
             lineages.push(lineage.status(newest).await?);
         }
         let mut backups: Vec<BackupStatus> = self.backups().iter().map(BackupStatus::of).collect();
-        let mut details = self.details(newest).await?;
+        let (mut details, damaged) = self.details(newest).await?;
         for (backup, listed) in backups.iter_mut().zip(self.backups()) {
             backup.details = details.remove(&listed.id);
+            backup.manifest_damage = match listed.lost_its_manifest() {
+                true => self.is_lost(listed.id).then(|| "its manifest is lost".to_owned()),
+                false if backup.details.is_some() => None,
+                false => (backup.state == BackupStage::Finished && damaged.contains(&listed.id))
+                    .then(|| "its manifest is damaged".to_owned()),
+            };
+            if listed.lost_its_manifest() && backup.manifest_damage.is_some() {
+                backup.state = BackupStage::Finished;
+            }
             backup.damaged_page_count = backup.details.as_ref().map(|details| details.damaged_pages);
         }
         Ok(ClusterStatus {
@@ -61,21 +73,36 @@ impl Catalog {
         })
     }
 
-    /// What the summaries of finished backups say; of those that are in no summary object, of the newest ones only.
-    async fn details(&mut self, newest: Newest) -> Result<BTreeMap<BackupId, BackupDetails>> {
+    /// Whether a backup that was finished is not being deleted, and has lost its manifest.
+    fn is_lost(&self, id: BackupId) -> bool {
+        let lost = Ok(&BackupState::Unusable(Unusable::LostManifest));
+        self.lineages().iter().any(|lineage| lineage.facts().backup(id) == lost)
+    }
+
+    /// What the summaries of finished backups say; of those that are in no summary object, of the newest ones only. And those whose
+    /// manifests are damaged.
+    async fn details(
+        &mut self,
+        newest: Newest,
+    ) -> Result<(BTreeMap<BackupId, BackupDetails>, BTreeSet<BackupId>)> {
         let reader = Backups::of(self.repository(), self.cluster());
         let finished = self.backups().iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
         let finished: Vec<BackupId> = finished.map(|listed| listed.id).collect();
         let mut summaries: BTreeMap<BackupId, BackupSummary> = BTreeMap::new();
+        let mut damaged = BTreeSet::new();
         for (id, standing) in reader.standings(&finished, newest.backups).await? {
             match standing {
                 Ok(ManifestState::Finished(summary)) => drop(summaries.insert(id, *summary)),
+                Err(RepoError::Corrupt { .. }) => drop(damaged.insert(id)),
                 // Told where it is looked for.
-                Ok(_) | Err(RepoError::Corrupt { .. }) => {}
+                Ok(_) => {}
                 Err(error) => return Err(error),
             }
         }
         let announced = reader.announcements().await?;
+        let found = announced.read.iter().map(|one| &one.announcement);
+        let found = found.filter(|one| one.reason == AnnouncementReason::Damaged);
+        damaged.extend(found.flat_map(|one| one.backups.iter().copied()));
         let uses = summaries.iter().map(|(id, summary)| (*id, summary.parents.clone())).collect();
         let found = reader.found_damaged(&uses, &announced.read).await?;
         let mut details = BTreeMap::new();
@@ -96,7 +123,7 @@ impl Catalog {
             }
             details.insert(id, BackupDetails::of(&summary, damage));
         }
-        Ok(details)
+        Ok((details, damaged))
     }
 }
 
@@ -248,6 +275,7 @@ impl BackupStatus {
             state: listed.state.stage(),
             damaged_page_count: None,
             details: None,
+            manifest_damage: None,
         }
     }
 }

@@ -377,6 +377,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::SeveralPoints(_)
         | Why::NameNotUtf8(_)
         | Why::NoHistory(_)
+        | Why::NewestUnreadable { .. }
         | Why::UnknownLineage(_)
         | Why::SeveralLineages(_)
         | Why::NewestWithoutBackup { .. }

@@ -189,6 +189,9 @@ pub struct BackupStatus {
     /// The number of pages that failed their checksum when it was taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damaged_page_count: Option<u64>,
+    /// Why its manifest cannot be read: it is damaged or lost. Absent if it can, as far as is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest_damage: Option<String>,
     /// What its summary says.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub details: Option<BackupDetails>,

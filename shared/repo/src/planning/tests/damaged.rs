@@ -1,15 +1,18 @@
 //! Plans beside facts of lineages that are damaged, and across WAL that was found damaged.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TimelineId};
 use walpoint_plan::restore::unreachable::Why;
-use walpoint_plan::restore::{Hint, Note, RestoreRequest, SegmentDecoder, Verdict};
+use walpoint_plan::restore::{DamageNote, Hint, Note, RestoreRequest, SegmentDecoder, Unusable, Verdict};
 use walpoint_plan::retention::Policy;
 use walpoint_storage::error::RepoError;
+use walpoint_storage::layout::ClusterPaths;
 
 use super::decoder::Decoder;
+use crate::backup::{BackupStage, Backups};
 use crate::catalog::Catalog;
 use crate::expire::tests::cluster;
 use crate::expire::{ExpireOptions, expire, outlook};
@@ -112,6 +115,52 @@ async fn damaged_facts_of_one_lineage_stop_no_other() {
     // Its number is not taken by another one.
     let third = repository.create_lineage(&cluster(), like(own)).await.unwrap();
     assert_eq!(third.id.n, copy.id.n + 1);
+}
+
+/// Promise 11: the newest backup is damaged or lost. The end of the newest one is another moment then, and is not planned in its place;
+/// where an older one serves, that is said. Its windows and its status do not count it as sound.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_backup_does_not_take_the_newest_ones_place_without_a_word() {
+    let (bed, ids) = readable_world().await;
+    let (repository, paths) = (bed.archive.repository(), ClusterPaths::new(&cluster()));
+    let (older, newest) = (ids[ids.len() - 2], ids[ids.len() - 1]);
+    Backups::of(repository, &cluster()).tidy(newest).await.unwrap();
+    let manifest = path(&bed, paths.manifest(newest).as_str());
+    let whole = std::fs::read(&manifest).unwrap();
+    let end = RestoreRequest { target: RecoveryTarget::Immediate, ..RestoreRequest::default() };
+    let backup = async |request: &RestoreRequest| {
+        planned(repository, request).await.unwrap().map(|plan| plan.backup.id)
+    };
+    assert_eq!(backup(&end).await, Ok(newest));
+    for (why, named) in [(Unusable::DamagedManifest, "damaged"), (Unusable::LostManifest, "lost")] {
+        match why {
+            Unusable::LostManifest => std::fs::remove_file(&manifest).unwrap(),
+            // Its header; what it says itself cannot be read then.
+            _ => replace(&manifest, &{
+                let mut bytes = whole.clone();
+                bytes[10] ^= 1;
+                bytes
+            }),
+        }
+        let refused = planned(repository, &end).await.unwrap().unwrap_err();
+        assert_eq!(refused.why, Why::NewestUnreadable { backup: newest, why, older });
+        assert!(refused.hints.contains(&Hint::NameBackup(older)), "{refused:?}");
+        assert_eq!(backup(&RestoreRequest { backup: Some(older), ..end.clone() }).await, Ok(older));
+        let plan = planned(repository, &RestoreRequest::default()).await.unwrap().unwrap();
+        let told = Note::NewerDamaged { backup: newest, damage: DamageNote::Manifest };
+        assert!(plan.backup.id == older && plan.notes.contains(&told), "{plan:?}");
+
+        run(&bed, Depth::Full).await;
+        let status = Catalog::load(repository, &cluster()).await.unwrap().status().await.unwrap();
+        let shown = status.backups.iter().find(|backup| backup.id == newest).unwrap();
+        assert!(shown.manifest_damage.as_ref().is_some_and(|why| why.contains(named)), "{shown:?}");
+        assert_eq!(shown.state, BackupStage::Finished);
+        let windows =
+            status.lineages.iter().flat_map(|lineage| &lineage.timelines).flat_map(|one| &one.windows);
+        assert_eq!(windows.map(|window| window.backup_count).max(), Some(ids.len() - 1), "{status:#?}");
+        std::fs::remove_file(&manifest).ok();
+        std::fs::File::create_new(&manifest).unwrap().write_all(&whole).unwrap();
+    }
 }
 
 /// The facts of all lineages are gone, and the rest is there: the cluster's name is not what is wrong.
