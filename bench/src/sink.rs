@@ -189,7 +189,8 @@ impl Sink {
             return Answer::error("412 Precondition Failed", "PreconditionFailed");
         }
         self.objects.insert(request.path.clone(), Object { size, content });
-        Answer { headers: vec![("ETag", etag(size))], ..Answer::new("200 OK") }
+        let number = ("x-amz-request-id", "1".to_owned());
+        Answer { headers: vec![("ETag", etag(size)), number], ..Answer::new("200 OK") }
     }
 
     fn get(&self, request: &Request) -> Answer {

@@ -26,13 +26,15 @@ pub struct FaultRule {
     pub skip: u32,
     /// Forward the request too, and answer so only afterwards: it was done, and the client is told otherwise.
     pub after_doing_it: bool,
+    /// Answer as a proxy does that shows its own page in the place of the store.
+    pub page: bool,
 }
 
 impl FaultRule {
     /// Answers every matching request, without forwarding it.
     pub fn new(method: &str, path: &str, status: u16, code: &str) -> FaultRule {
         let (method, path, code) = (method.to_owned(), path.to_owned(), code.to_owned());
-        FaultRule { method, path, status, code, times: u32::MAX, skip: 0, after_doing_it: false }
+        FaultRule { method, path, status, code, times: u32::MAX, skip: 0, after_doing_it: false, page: false }
     }
 
     /// Only so many times.
@@ -45,6 +47,11 @@ impl FaultRule {
     pub fn after(mut self, requests: u32) -> FaultRule {
         self.skip = requests;
         self
+    }
+
+    /// Answers every matching request with success and the page of a proxy.
+    pub fn page(method: &str) -> FaultRule {
+        FaultRule { page: true, ..FaultRule::new(method, "", 200, "") }
     }
 
     /// The request is done all the same.
@@ -200,12 +207,15 @@ fn serve(mut client: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let Some(rule) = rule else { return Ok(()) };
     let body = if method == "HEAD" {
         String::new()
+    } else if rule.page {
+        "<html>We are in maintenance</html>".to_owned()
     } else {
         format!("<Error><Code>{0}</Code><Message>{0}, said the test</Message></Error>", rule.code)
     };
+    let kind = if rule.page { "text/html\r\nETag: \"5f-abc\"" } else { "application/xml" };
     write!(
         client,
-        "HTTP/1.1 {} Fault\r\nConnection: close\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {} Fault\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
         rule.status,
         body.len()
     )

@@ -349,6 +349,8 @@ fn a_store_that_fails_is_told_in_time_and_recovers_without_a_restart() {
         FaultRule::new("PUT", "", 503, "SlowDown"),
         FaultRule::new("PUT", "", 403, "AccessDenied"),
         FaultRule::new("PUT", "", 500, "InternalError").after_doing_it(),
+        FaultRule::page("PUT"),
+        FaultRule::page(""),
     ] {
         http.set(vec![rule.clone()]);
         let name = bed.cluster.switch_wal();

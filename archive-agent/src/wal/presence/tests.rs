@@ -83,7 +83,7 @@ fn answer(mut connection: &TcpStream, directory: &Path, secret: &Mutex<String>) 
         _ => ("405 Method Not Allowed", Vec::new()),
     };
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"1\"\r\nLast-Modified: Wed, 25 Nov 2026 08:00:00 GMT\r\n\
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"1\"\r\nx-ms-request-id: 1\r\nLast-Modified: Wed, 25 Nov 2026 08:00:00 GMT\r\n\
          Connection: close\r\n\r\n",
         body.len()
     );

@@ -2,7 +2,7 @@
 //!
 //! A create that times out may have landed; a create repeated after a 5xx may find its own bytes; S3 answers 409 though
 //! nothing landed. So a refusal or an unanswered create says nothing by itself: the object is looked at, and the content
-//! hash in its header decides. Absent: again. Equal: it is stored, whoever did it. Different: a conflict, nothing changed.
+//! hash in its header decides. Likewise a success that may be a proxy's (`evidence`). Absent: again. Equal: it is stored, whoever did it. Different: a conflict, nothing changed.
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -88,9 +88,14 @@ impl Store {
     /// One create, without looking: what `init` and `check` find out about a store with. `false`: refused, because
     /// something is there.
     pub async fn create_blindly(&self, key: &Key, bytes: Bytes) -> Result<bool> {
-        match self.try_create(key, &[bytes]).await {
+        match self.try_create(key, std::slice::from_ref(&bytes)).await {
             Ok(()) => Ok(true),
             Err(failure) if failure.kind == FailureKind::Exists => Ok(false),
+            Err(failure) if failure.kind == FailureKind::Unproven => match crate::found(self.get(key).await)?
+            {
+                Some(found) if found == bytes => Ok(true),
+                _ => Err(failure.about(key, self.name())),
+            },
             Err(failure) => Err(failure.about(key, self.name())),
         }
     }
@@ -118,7 +123,7 @@ impl Store {
                     }
                     return Err(failure.about(key, self.name()));
                 }
-                FailureKind::Transient => {}
+                FailureKind::Transient | FailureKind::Unproven => {}
                 // A 404 to a PUT is about the bucket.
                 FailureKind::NotFound => {
                     let failure = Failure { kind: FailureKind::NoStore, ..failure };
@@ -130,7 +135,7 @@ impl Store {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
                 // Nothing is known about the object; the reason why it could not be created is the one to tell.
-                Err(error) if error.is_transient() && failure.kind == FailureKind::Transient => {}
+                Err(error) if error.is_transient() && failure.kind != FailureKind::Exists => {}
                 Err(error) => return Err(error),
             }
             if !attempts.another().await {

@@ -5,6 +5,7 @@ use std::io;
 
 use object_store::client::{HttpError, HttpErrorKind};
 
+use super::evidence::Unproven;
 use crate::error::{RepoError, Source};
 use crate::layout::Key;
 
@@ -27,6 +28,8 @@ pub(crate) enum FailureKind {
     Denied,
     /// Network, timeout, 5xx, throttling: may work later. A create may have landed all the same.
     Transient,
+    /// A create was answered with a success that nothing shows to be the store's: only looking at the object tells.
+    Unproven,
     /// The request is wrong for this store; trying again will not help.
     Rejected,
     /// The object is longer than anything this crate writes.
@@ -56,7 +59,7 @@ impl Failure {
         let (store, source) = (store.to_owned(), self.source);
         match self.kind {
             FailureKind::Denied => RepoError::Denied { what, store, source },
-            FailureKind::Transient => RepoError::Unavailable { what, store, source },
+            FailureKind::Transient | FailureKind::Unproven => RepoError::Unavailable { what, store, source },
             FailureKind::NoStore => RepoError::NoRepository { store, what: source.to_string(), remedy: None },
             FailureKind::NotFound | FailureKind::Exists | FailureKind::Rejected | FailureKind::TooLong => {
                 RepoError::Rejected { what, store, source }
@@ -95,6 +98,7 @@ fn classify_generic(error: &object_store::Error) -> FailureKind {
     while let Some(cause) = source {
         if let Some(http) = cause.downcast_ref::<HttpError>() {
             return match http.kind() {
+                _ if http.source().is_some_and(|source| source.is::<Unproven>()) => FailureKind::Unproven,
                 HttpErrorKind::Unknown if text.contains("URL scheme is not allowed") => FailureKind::Rejected,
                 _ => FailureKind::Transient,
             };

@@ -15,6 +15,7 @@
 //! | `network` | what the three behind a network have in common on the way there |
 //! | `encryption` | where the secret of an encrypted repository is |
 //! | `open` | from settings to a store |
+//! | `evidence` | whether an answer to a create comes from the store |
 //! | `create` | creating once, whatever the network does |
 //! | `delete` | deleting one object, or a thousand with one request |
 //! | `directory::local`, `remote` | the two sorts of store |
@@ -36,6 +37,7 @@ mod create;
 mod delete;
 mod directory;
 mod encryption;
+mod evidence;
 mod failure;
 mod foreign;
 mod google;

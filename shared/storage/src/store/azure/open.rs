@@ -7,6 +7,7 @@ use object_store::azure::MicrosoftAzureBuilder;
 use super::credentials;
 use super::settings::AzureSettings;
 use crate::error::{RepoError, Result};
+use crate::store::evidence::Connector;
 use crate::store::limits::LimitSettings;
 use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
@@ -26,6 +27,7 @@ pub(in crate::store) async fn open(settings: &AzureSettings, limits: &LimitSetti
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(&container.name)
         .with_client_options(client)
+        .with_http_connector(Connector::default())
         .with_retry(no_retries());
     if let Some(account) = &settings.account {
         builder = builder.with_account(account);

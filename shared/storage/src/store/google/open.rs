@@ -7,6 +7,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use super::credentials;
 use super::settings::GoogleSettings;
 use crate::error::{RepoError, Result};
+use crate::store::evidence::Connector;
 use crate::store::limits::LimitSettings;
 use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
@@ -23,6 +24,7 @@ pub(in crate::store) async fn open(settings: &GoogleSettings, limits: &LimitSett
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(&bucket.name)
         .with_client_options(client)
+        .with_http_connector(Connector::default())
         .with_retry(no_retries());
     if let Some(endpoint) = network.endpoint() {
         builder = builder.with_base_url(endpoint);

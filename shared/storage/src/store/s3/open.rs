@@ -7,6 +7,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use super::credentials;
 use super::settings::S3Settings;
 use crate::error::{RepoError, Result};
+use crate::store::evidence::Connector;
 use crate::store::limits::LimitSettings;
 use crate::store::network::{no_retries, wrong_url};
 use crate::store::remote::Remote;
@@ -18,6 +19,7 @@ pub(in crate::store) async fn open(settings: &S3Settings, limits: &LimitSettings
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&bucket.name)
         .with_client_options(client)
+        .with_http_connector(Connector::default())
         .with_retry(no_retries());
     if let Some(endpoint) = network.endpoint() {
         builder = builder.with_endpoint(endpoint);
