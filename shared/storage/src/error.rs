@@ -5,6 +5,7 @@
 //! repository: those have [`RepoError::NoRepository`], so that nobody takes a lost mount for the end of WAL.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use walpoint_base::{BackupId, Diagnostic};
@@ -54,7 +55,7 @@ pub enum RepoError {
         source: Source,
     },
     /// The store cannot be reached, is overloaded or failed. Trying again later may help.
-    #[error("{store} did not answer for {what}")]
+    #[error("{}", unavailable(store, what, source))]
     Unavailable {
         /// The object or operation.
         what: String,
@@ -157,7 +158,7 @@ pub enum RepoError {
         /// What was done with which file.
         what: String,
         /// The operating system's answer.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A fault in Walpoint itself: a worker ended before its work.
     #[error("{0}")]
@@ -304,6 +305,18 @@ fn allowed_by(store: &str) -> String {
             "Check who owns the directory and its files, and which user runs this command.".to_owned()
         }
         None => "Check the credentials and what they are allowed to do.".to_owned(),
+    }
+}
+
+/// What failed where trying again may help. A filesystem without space has answered.
+fn unavailable(store: &str, what: &str, source: &Source) -> String {
+    let is_full =
+        |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let source: &(dyn std::error::Error + 'static) = source.as_ref();
+    let mut causes = std::iter::successors(Some(source), |cause| cause.source());
+    match causes.any(|cause| cause.downcast_ref().is_some_and(is_full)) {
+        true => format!("could not write {what} to {store}"),
+        false => format!("{store} did not answer for {what}"),
     }
 }
 

@@ -100,7 +100,9 @@ pub(super) fn explain(error: RepoError, deleted: &BTreeMap<Class, Tally>) -> Rep
     };
     match error {
         RepoError::Unavailable { what, store, source: cause } => {
-            let source = source(&cause).into();
+            // Of its kind still, by which the error is put into words.
+            let kind = cause.downcast_ref::<io::Error>().map_or(io::ErrorKind::Other, io::Error::kind);
+            let source = io::Error::new(kind, source(&cause)).into();
             RepoError::Unavailable { what, store, source }
         }
         error => error,

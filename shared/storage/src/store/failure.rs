@@ -194,6 +194,14 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_has_answered() {
+        let told = |kind| Failure::from(io::Error::from(kind)).during("a/b".to_owned(), "/repo").to_string();
+        assert_eq!(told(io::ErrorKind::StorageFull), "could not write a/b to /repo");
+        assert_eq!(told(io::ErrorKind::QuotaExceeded), "could not write a/b to /repo");
+        assert_eq!(told(io::ErrorKind::TimedOut), "/repo did not answer for a/b");
+    }
+
+    #[test]
     fn a_missing_bucket_is_not_a_missing_object() {
         let not_found = |body: &str| object_store::Error::NotFound { path: "x".into(), source: body.into() };
         assert_eq!(classify(&not_found("<Code>NoSuchBucket</Code>")), FailureKind::NoStore);
