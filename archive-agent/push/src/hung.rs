@@ -5,10 +5,12 @@
 //! socket. A mark that is old, cut off or of another socket means nothing.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use walpoint_base::owned;
 
 /// Its name in `pg_wal`.
 pub(crate) const FILE: &str = "walpoint-hung";
@@ -48,7 +50,13 @@ impl HungMark {
     /// The daemon hangs.
     pub(crate) fn set(&self) -> io::Result<()> {
         let (device, inode) = self.socket;
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&self.path)?;
+        let open = || owned::open(&self.path, OpenOptions::new().write(true).truncate(true));
+        // One that another user left goes: the directory is PostgreSQL's.
+        let denied = |error: io::Error| match error.kind() {
+            ErrorKind::PermissionDenied => std::fs::remove_file(&self.path).and_then(|()| open()),
+            _ => Err(error),
+        };
+        let mut file = open().or_else(denied)?;
         file.write_all(format!("{device} {inode} {}\n", now()).as_bytes())
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use walpoint_base::dropped::{self, DropReason, Recorded};
-use walpoint_base::{TimelineHistory, WalFileName};
+use walpoint_base::{Diagnostic, TimelineHistory, WalFileName};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::config::duration;
@@ -76,12 +76,12 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     match dropped::record(&uploader.wal_directory(), name, DropReason::QueueMax) {
         Err(error) => {
             let record = uploader.wal_directory().join(dropped::FILE);
-            Err(anyhow!(
-                "could not archive \"{name}\", and it is not dropped, because that cannot be recorded in \
-                 {}: {error}: {problem}",
+            let lead = format!(
+                "could not archive \"{name}\", and it is not dropped, because that cannot be recorded in {}",
                 record.display()
-            )
-            .into())
+            );
+            let texts = [error.to_string(), problem.to_string()];
+            Err(anyhow!("{}", Diagnostic::gather(&lead, texts)).into())
         }
         Ok(recorded) => {
             if recorded == Recorded::DiskFull {

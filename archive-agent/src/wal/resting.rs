@@ -36,7 +36,7 @@ pub(super) fn note(wal: &Path, repository: &str) -> io::Result<()> {
     let others = text.lines().filter(|line| parse(line, now).is_some_and(|(name, _)| name != repository));
     let mut lines: String = others.map(|line| format!("{line}\n")).collect();
     lines += &format!("{repository} {now}\n");
-    durable::replace(&wal.join(FILE), lines.as_bytes(), 0o600)
+    durable::replace_for_owner(&wal.join(FILE), lines.as_bytes(), 0o600)
 }
 
 fn parse(line: &str, now: i64) -> Option<(&str, Duration)> {

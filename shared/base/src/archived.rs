@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::durable;
+use crate::owned;
 use crate::segment::SegmentName;
 use crate::timeline::TimelineId;
 
@@ -69,7 +70,7 @@ fn note_in_place(wal: &Path, lines: &[String]) -> io::Result<()> {
 fn open_locked(wal: &Path) -> io::Result<File> {
     let path = wal.join(FILE);
     for _ in 0..OPENED {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = owned::open(&path, OpenOptions::new().read(true).write(true).truncate(false))?;
         file.lock()?;
         let (own, named) = (file.metadata()?, path.symlink_metadata()?);
         if (own.dev(), own.ino()) == (named.dev(), named.ino()) || named.is_symlink() {
@@ -87,7 +88,7 @@ fn replace(wal: &Path, lines: &[String]) -> io::Result<()> {
         durable::rename(&path, &wal.join(ASIDE))?;
     }
     let changed = with_all(&before, lines).unwrap_or(before);
-    durable::replace(&path, changed.as_bytes(), 0o600)
+    durable::replace_for_owner(&path, changed.as_bytes(), 0o600)
 }
 
 /// What a file says; bytes that are no text belong to no line that counts.

@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::owned;
 use crate::segment::WalFileName;
 
 /// Its name in `pg_wal`.
@@ -61,13 +62,13 @@ pub fn record(directory: &Path, name: WalFileName, reason: DropReason) -> io::Re
         Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             Ok(Recorded::DiskFull)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(owned::advise(&directory.join(FILE), error)),
     }
 }
 
 fn append(directory: &Path, name: WalFileName, reason: DropReason) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let mut file = OpenOptions::new().append(true).create(true).open(directory.join(FILE))?;
+    let mut file = owned::open(&directory.join(FILE), OpenOptions::new().append(true))?;
     // On a line of its own, also after one that was cut off; at once, so that those of two processes do not mix.
     let line = match reason {
         DropReason::QueueMax => format!("\n{name} {now}\n"),

@@ -25,7 +25,7 @@ pub enum Created {
 
 /// Creates `path` with `content` and mode 0600, all or nothing, and never replaces a file.
 pub fn create(path: &Path, content: &[u8]) -> io::Result<Created> {
-    let temporary = write_temporary(path, content, 0o600)?;
+    let (temporary, _) = write_temporary(path, content, 0o600)?;
     let linked = fs::hard_link(&temporary, path);
     fs::remove_file(&temporary)?;
     match linked {
@@ -38,10 +38,24 @@ pub fn create(path: &Path, content: &[u8]) -> io::Result<Created> {
 /// Gives `path` the `content` and, whatever the umask is, the mode, replacing what was there: afterwards it is the old file or the new
 /// one.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = write_temporary(path, content, mode)?;
-    fs::rename(&temporary, path).inspect_err(|_| {
-        // The rename's own error is the one to report.
+    let (temporary, _) = write_temporary(path, content, mode)?;
+    put_in_place(&temporary, path)
+}
+
+/// [`replace`], for a file that belongs to the owner of its directory also where root writes it.
+pub fn replace_for_owner(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let (temporary, file) = write_temporary(path, content, mode)?;
+    crate::owned::give(&file, parent(path)).inspect_err(|_| {
+        // The error of giving it away is the one to report.
         fs::remove_file(&temporary).ok();
+    })?;
+    put_in_place(&temporary, path)
+}
+
+fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(temporary, path).inspect_err(|_| {
+        // The rename's own error is the one to report.
+        fs::remove_file(temporary).ok();
     })?;
     sync_parent(path)
 }
@@ -158,7 +172,7 @@ pub fn remove_abandoned(directory: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-fn write_temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
+fn write_temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<(PathBuf, File)> {
     let temporary = temporary_beside(path);
     let mut file = create_locked_with(&temporary, mode)?;
     // Whatever it lacks, the umask took. A filesystem without modes has none to give.
@@ -168,7 +182,7 @@ fn write_temporary(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf
         // The write's own error is the one to report.
         fs::remove_file(&temporary).ok();
     })?;
-    Ok(temporary)
+    Ok((temporary, file))
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ pub mod lsn;
 pub mod mask;
 pub mod mounts;
 pub mod nearest;
+pub mod owned;
 pub mod place;
 #[cfg(feature = "secret")]
 pub mod secret;

@@ -35,15 +35,26 @@ pub fn run_as(uid: u32, command: &str) -> String {
 
 /// The command line that gives a directory and all that is in it to a user.
 pub fn give_all(directory: &Path, uid: u32, gid: u32) -> String {
-    let directory = directory.display().to_string();
+    format!("chown -R {} {}", owner(uid, gid), quoted(directory))
+}
+
+/// The command line that gives a file to a user.
+pub fn give(file: &Path, uid: u32, gid: u32) -> String {
+    format!("chown {} {}", owner(uid, gid), quoted(file))
+}
+
+/// A user and a group as `chown` takes them: the user's own group where the user has a name.
+fn owner(uid: u32, gid: u32) -> String {
+    name(uid).map_or_else(|| format!("{uid}:{gid}"), |name| format!("{name}:"))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    let directory = match directory.chars().all(plain) {
-        true => directory,
-        false => format!("'{}'", directory.replace('\'', "'\\''")),
-    };
-    match name(uid) {
-        Some(name) => format!("chown -R {name}: {directory}"),
-        None => format!("chown -R {uid}:{gid} {directory}"),
+    match path.chars().all(plain) {
+        true => path,
+        false => format!("'{}'", path.replace('\'', "'\\''")),
     }
 }
 
@@ -57,6 +68,7 @@ mod tests {
         assert_eq!(named(passwd, 26).as_deref(), Some("postgres"));
         assert_eq!(named(passwd, 6), None);
         assert_eq!(give_all(Path::new("/a b/c"), 4_000_000, 7), "chown -R 4000000:7 '/a b/c'");
+        assert_eq!(give(Path::new("/a b/c"), 4_000_000, 7), "chown 4000000:7 '/a b/c'");
         assert_eq!(run_as(4_000_000, "id -u"), "sudo -u '#4000000' id -u");
     }
 }
