@@ -4,6 +4,8 @@ mod archive_bed;
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use archive_bed::{Archive, Bed, forget, register};
 use walpoint_tests::agent::{Agent, Daemon};
 use walpoint_tests::cluster::Cluster;
@@ -138,6 +140,65 @@ fn nothing_is_stored_behind_what_a_repository_missed() {
     }
     assert!(daemon.log().contains("caught up"), "{}", daemon.log());
     assert_eq!(daemon.stop(), 0);
+}
+
+/// Another process acknowledges what the repository misses: a command while the daemon hangs, or another daemon. Neither stores anything
+/// behind it.
+#[test]
+fn what_another_process_acknowledged_is_copied_as_well() {
+    let two = TwoPlaces::new();
+    let daemon = two.bed.agent.daemon();
+    let mut names = two.burst(4).0;
+    two.same_in_both(&names, &daemon);
+    daemon.process.signal(Signal::STOP);
+    two.proxy.set(Fault::Refuse);
+    names.extend(two.burst(3).0);
+    two.proxy.heal();
+    daemon.process.signal(Signal::CONT);
+    names.extend(two.burst(3).0);
+    two.same_in_both(&names, &daemon);
+
+    let next = two.bed.agent.launch();
+    // It compares the repositories, and waits for the socket.
+    std::thread::sleep(Duration::from_secs(5));
+    two.proxy.set(Fault::Refuse);
+    names.extend(two.burst(3).0);
+    assert!(two.count(&names) < names.len(), "it is not gone");
+    assert_eq!(daemon.stop(), 0);
+    two.proxy.heal();
+    names.extend(two.burst(3).0);
+    two.same_in_both(&names, &next);
+    assert_eq!(next.stop(), 0);
+}
+
+/// The same without a daemon: commands store nothing behind a gap, and the daemon that comes copies all of it.
+#[test]
+fn commands_store_nothing_behind_what_a_repository_missed() {
+    let two = TwoPlaces::new();
+    let mut names = two.burst(3).0;
+    assert_eq!(two.count(&names), names.len());
+    two.proxy.set(Fault::Refuse);
+    names.extend(two.burst(2).0);
+    two.proxy.heal();
+    // As after the minute for which it is left out.
+    std::fs::remove_file(two.bed.cluster.wal_dir().join("walpoint-resting")).unwrap();
+    let behind = two.burst(2).0;
+    assert_eq!(two.count(&behind), 0, "{}", two.bed.cluster.log());
+    two.archive_with("false");
+    let left = two.bed.cluster.switch_wal();
+    let once = two.bed.agent.run(&["run", "--once"]).expect_success();
+    assert!(once.stderr.contains("it lacks 0000000"), "{once:?}");
+    two.archive_with(&two.bed.agent.archive_command());
+    names.extend(behind);
+    names.push(left);
+    let daemon = two.bed.agent.daemon();
+    two.same_in_both(&names, &daemon);
+    // And once nothing is missing, all that waits goes everywhere, several at a time.
+    assert_eq!(daemon.stop(), 0);
+    two.archive_with("false");
+    let more: Vec<String> = (0..8).map(|_| two.bed.cluster.switch_wal()).collect();
+    two.bed.agent.run(&["run", "--once"]).expect_success();
+    assert_eq!(two.count(&more), more.len());
 }
 
 /// A daemon that is stopped stores what waits, and one that is killed leaves it to the next one.

@@ -14,7 +14,7 @@ use anyhow::Context;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::ServerIdentity;
 use walpoint_repo::backup::Backups;
-use walpoint_repo::catalog::Catalog;
+use walpoint_repo::catalog::{Catalog, Unreached};
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
@@ -192,7 +192,8 @@ pub(crate) async fn reach(
     if identity.in_recovery {
         return;
     }
-    for Destination { repository, lineage, .. } in destinations {
+    for destination in destinations {
+        let Destination { repository, lineage, .. } = destination;
         let what = format!("repository {}: recovery", repository.name());
         let (of, wal) = ((&lineage.cluster, lineage.id), pgdata.join("pg_wal"));
         let look = || reach::unreached(repository, of, identity.timeline, &wal);
@@ -204,14 +205,35 @@ pub(crate) async fn reach(
         }
         match found {
             Ok(None) => {}
-            Ok(Some(unreached)) => report.failed(
-                what,
-                unreached.to_string(),
-                "Take a backup now (archive-agent backup): until then, nothing after that can be recovered.",
-            ),
+            Ok(Some(unreached)) => {
+                let hint = match copied_from(&unreached, destination, destinations).await {
+                    Some(source) => format!(
+                        "The daemon copies what is missing from repository {source}. If it is still missing after a minute, \
+                         start the daemon, or reload it: then it compares the repositories."
+                    ),
+                    None => "Take a backup now (archive-agent backup): until then, nothing after that can be recovered."
+                        .to_owned(),
+                };
+                report.failed(what, unreached.to_string(), &hint);
+            }
             Err(error) => report.error(what, &error),
         }
     }
+}
+
+/// The repository from which the daemon copies what another one lacks that does not have to acknowledge, if one has it.
+async fn copied_from<'a>(
+    unreached: &Unreached,
+    destination: &Destination,
+    all: &'a [Destination],
+) -> Option<&'a str> {
+    let missing = unreached.missing.filter(|_| !destination.acknowledges)?;
+    for source in all.iter().filter(|source| source.name() != destination.name()) {
+        if matches!(source.archive().header(missing).await, Ok(Some(header)) if !header.damaged) {
+            return Some(source.name());
+        }
+    }
+    None
 }
 
 /// Whether the repositories hold this server's WAL, or another one's under the same names.

@@ -5,27 +5,36 @@
 //! the repository missed. From then on it is behind: [`catch_up`](super::catch_up) copies what it missed, and what is acknowledged
 //! meanwhile waits until that is done, or is missed as well if the line is full. A daemon begins that way, because what the one
 //! before it left in its line is not known. A crash forgets the line; the next daemon finds what is missing.
+//!
+//! Other processes acknowledge, too: another daemon, or a command while this one hangs or is stopped. So a segment whose predecessor did
+//! not come through this line waits until PostgreSQL was told of that one, and is stored if the repository has it
+//! ([`follows`](super::follows)).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use walpoint_base::WalFileName;
+use walpoint_base::{SegmentName, WalFileName};
 
 use super::archiver::Archiver;
+use super::follows::{before, whole};
 use super::order::{Turn, turn};
 use super::target::WalTarget;
-use super::upload::UploadSource;
+use super::upload::{UploadSource, Uploader};
 
 /// Files that wait for one repository.
 const LINE: usize = 256;
 
 /// Files that are being stored in one repository.
 const AT_ONCE: usize = 4;
+
+/// How often to look whether PostgreSQL was told of a segment.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How a repository gets what is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,20 +51,31 @@ enum Phase {
 #[derive(Debug)]
 struct Line<F> {
     phase: Phase,
-    waiting: BTreeMap<Turn, (WalFileName, F)>,
+    waiting: BTreeMap<Turn, Waiting<F>>,
     under_way: usize,
+    /// The newest segments that were taken and did not fail.
+    taken: VecDeque<SegmentName>,
+}
+
+/// A file that waits.
+#[derive(Debug)]
+struct Waiting<F> {
+    name: WalFileName,
+    /// The segment before it, if it is one.
+    before: Option<SegmentName>,
+    file: F,
 }
 
 impl<F> Line<F> {
     const fn new() -> Self {
-        Self { phase: Phase::Behind, waiting: BTreeMap::new(), under_way: 0 }
+        Self { phase: Phase::Behind, waiting: BTreeMap::new(), under_way: 0, taken: VecDeque::new() }
     }
 
     /// Takes an acknowledged file; what the repository misses therefore.
-    fn add(&mut self, name: WalFileName, file: F) -> Vec<WalFileName> {
+    fn add(&mut self, name: WalFileName, before: Option<SegmentName>, file: F) -> Vec<WalFileName> {
         match self.phase {
             Phase::Direct | Phase::Behind if self.waiting.len() < LINE => {
-                self.waiting.insert(turn(name), (name, file));
+                self.waiting.insert(turn(name), Waiting { name, before, file });
                 Vec::new()
             }
             Phase::Direct | Phase::Ending => {
@@ -66,19 +86,39 @@ impl<F> Line<F> {
         }
     }
 
-    fn next(&mut self) -> Option<F> {
-        if self.phase == Phase::Behind {
-            return None;
-        }
-        let (_, (_, file)) = self.waiting.pop_first()?;
+    /// The first file that waits and may be stored; with the segment before it, if that did not come through this line.
+    fn first(&self) -> Option<(WalFileName, Option<SegmentName>)> {
+        let (_, first) = self.waiting.first_key_value().filter(|_| self.phase != Phase::Behind)?;
+        Some((first.name, first.before.filter(|before| !self.has_taken(*before))))
+    }
+
+    /// Takes that file, if it still is the first one.
+    fn take(&mut self, name: WalFileName) -> Option<F> {
+        let (first, _) = self.first()?;
+        let Waiting { file, .. } = (first == name).then(|| self.waiting.pop_first())??.1;
         self.under_way += 1;
+        self.takes(name);
         Some(file)
+    }
+
+    fn takes(&mut self, name: WalFileName) {
+        self.taken.extend(whole(name));
+        if self.taken.len() > LINE {
+            self.taken.pop_front();
+        }
+    }
+
+    fn has_taken(&self, name: SegmentName) -> bool {
+        self.taken.contains(&name)
     }
 
     /// A file that was taken was stored, or not; what the repository misses therefore.
     fn ended(&mut self, name: WalFileName, stored: bool) -> Vec<WalFileName> {
         self.under_way = self.under_way.saturating_sub(1);
         let missed = if stored { Vec::new() } else { self.drain_with(name) };
+        if !stored {
+            self.taken.retain(|taken| Some(*taken) != whole(name));
+        }
         if !stored || self.phase == Phase::Ending {
             self.falls_behind();
         }
@@ -87,7 +127,7 @@ impl<F> Line<F> {
 
     /// A file, and all that waits.
     fn drain_with(&mut self, name: WalFileName) -> Vec<WalFileName> {
-        let waiting = std::mem::take(&mut self.waiting).into_values().map(|(name, _)| name);
+        let waiting = std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.name);
         std::iter::once(name).chain(waiting).collect()
     }
 
@@ -106,11 +146,18 @@ pub(super) struct Beside {
     ready: Notify,
     /// Told when it falls behind. For one listener, which catches it up.
     behind: Notify,
+    /// How often it turned out to lack what this process does not know that it missed.
+    surprises: AtomicU64,
 }
 
 impl Default for Beside {
     fn default() -> Self {
-        Self { line: Mutex::new(Line::new()), ready: Notify::new(), behind: Notify::new() }
+        Self {
+            line: Mutex::new(Line::new()),
+            ready: Notify::new(),
+            behind: Notify::new(),
+            surprises: AtomicU64::new(0),
+        }
     }
 }
 
@@ -147,13 +194,51 @@ impl Beside {
         self.line().waiting.contains_key(&turn(name))
     }
 
-    /// The next file to be stored.
-    async fn next(&self) -> UploadSource {
+    /// It lacks something that another process acknowledged: what is known to be missing there is not all.
+    pub(super) fn surprises(&self) {
+        self.surprises.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes whenever everything has to be compared.
+    pub(super) fn surprised(&self) -> u64 {
+        self.surprises.load(Ordering::Acquire)
+    }
+
+    /// Nothing is known of what is stored: another repository is in its place.
+    pub(super) fn forget(&self) {
+        self.line().taken.clear();
+        self.falls_behind();
+    }
+
+    /// A segment was stored there without the line.
+    pub(super) fn was_stored(&self, name: WalFileName) {
+        self.line().takes(name);
+    }
+
+    /// Whether a segment is stored there by this process, or is being stored.
+    pub(super) fn has_taken(&self, name: SegmentName) -> bool {
+        self.line().has_taken(name)
+    }
+
+    /// The next file to be stored; with the segment before it, if the repository has to be asked for that.
+    async fn next(&self, uploader: &Uploader) -> (UploadSource, Option<SegmentName>) {
         loop {
-            let next = self.line().next();
-            match next {
-                Some(file) => return file,
-                None => self.ready.notified().await,
+            let first = self.line().first();
+            let Some((name, before)) = first else {
+                self.ready.notified().await;
+                continue;
+            };
+            match before {
+                // It comes through the line, if this process stores it, before PostgreSQL is told.
+                Some(before) if uploader.is_waiting(before).await => {
+                    tokio::time::timeout(LOOK, self.ready.notified()).await.ok();
+                }
+                before => {
+                    let taken = self.line().take(name);
+                    if let Some(file) = taken {
+                        return (file, before);
+                    }
+                }
             }
         }
     }
@@ -162,8 +247,9 @@ impl Beside {
 impl WalTarget {
     /// Stores an acknowledged file when its turn comes, or counts it as missed.
     pub(super) fn store_later(&self, file: UploadSource) {
+        let before = before(&file);
         self.beside.change(|line| {
-            let missed = line.add(file.name, file);
+            let missed = line.add(file.name, before, file);
             missed.into_iter().for_each(|name| self.note_missed(name));
         });
     }
@@ -195,10 +281,10 @@ struct Taken {
 }
 
 impl Taken {
-    async fn store(mut self, file: UploadSource, stop: CancellationToken) {
+    async fn store(mut self, file: UploadSource, before: Option<SegmentName>, stop: CancellationToken) {
         let archiver = Arc::clone(&self.archiver);
         if let Some(target) = archiver.uploader().targets().get(self.repository) {
-            self.stored = archiver.uploader().store_waiting(&file, target, &stop).await;
+            self.stored = archiver.uploader().store_waiting((&file, before), target, &stop).await;
         }
     }
 }
@@ -232,10 +318,10 @@ pub(crate) async fn store(
             biased;
             () = &mut over => break,
             _ = stores.join_next(), if !idle => {}
-            file = target.beside.next(), if stores.len() < AT_ONCE => {
+            (file, before) = target.beside.next(archiver.uploader()), if stores.len() < AT_ONCE => {
                 let name = file.name;
                 let taken = Taken { archiver: Arc::clone(&archiver), repository, name, stored: false };
-                stores.spawn(taken.store(file, stop.clone()));
+                stores.spawn(taken.store(file, before, stop.clone()));
             }
             () = last.cancelled(), if idle => break,
         }
@@ -254,42 +340,70 @@ mod tests {
         Line { phase: Phase::Direct, ..Line::new() }
     }
 
+    fn add(line: &mut Line<usize>, n: usize) -> Vec<WalFileName> {
+        line.add(name(n), n.checked_sub(1).and_then(|before| name(before).segment()), n)
+    }
+
+    fn next(line: &mut Line<usize>) -> Option<usize> {
+        let (name, _) = line.first()?;
+        line.take(name)
+    }
+
+    #[test]
+    fn what_did_not_come_through_the_line_is_asked_for() {
+        let mut line = direct();
+        let asked = |line: &Line<usize>| line.first().map(|(_, before)| before.map(|name| name.segment));
+        add(&mut line, 5);
+        assert_eq!(asked(&line), Some(Some(4)), "the first one after a start");
+        add(&mut line, 4);
+        assert_eq!(line.take(name(5)), None, "it came meanwhile");
+        assert_eq!((asked(&line), next(&mut line)), (Some(Some(3)), Some(4)));
+        assert_eq!((asked(&line), next(&mut line)), (Some(None), Some(5)));
+        add(&mut line, 7);
+        assert_eq!(asked(&line), Some(Some(6)), "another process acknowledged it");
+        line.ended(name(4), true);
+        line.ended(name(5), false);
+        line.phase = Phase::Direct;
+        add(&mut line, 6);
+        assert_eq!(asked(&line), Some(Some(5)), "it failed");
+    }
+
     #[test]
     fn files_wait_in_order_until_the_repository_is_caught_up() {
         let mut line = Line::new();
         for n in [3, 1, 2] {
-            assert!(line.add(name(n), n).is_empty());
+            assert!(add(&mut line, n).is_empty());
         }
-        assert_eq!(line.next(), None, "what the daemon before it left is not known");
+        assert_eq!(next(&mut line), None, "what the daemon before it left is not known");
         line.phase = Phase::Direct;
-        assert_eq!([line.next(), line.next()], [Some(1), Some(2)]);
+        assert_eq!([next(&mut line), next(&mut line)], [Some(1), Some(2)]);
         assert!(line.ended(name(2), true).is_empty() && line.phase == Phase::Direct);
     }
 
     #[test]
     fn what_follows_a_missed_file_is_missed() {
         let mut line = direct();
-        (1..=4).for_each(|n| assert!(line.add(name(n), n).is_empty()));
-        assert_eq!([line.next(), line.next()], [Some(1), Some(2)]);
+        (1..=4).for_each(|n| assert!(add(&mut line, n).is_empty()));
+        assert_eq!([next(&mut line), next(&mut line)], [Some(1), Some(2)]);
         assert_eq!(line.ended(name(1), false), [name(1), name(3), name(4)]);
-        assert_eq!((line.phase, line.next()), (Phase::Ending, None), "2 is being stored still");
-        assert_eq!(line.add(name(5), 5), [name(5)]);
+        assert_eq!((line.phase, next(&mut line)), (Phase::Ending, None), "2 is being stored still");
+        assert_eq!(add(&mut line, 5), [name(5)]);
         assert!(line.ended(name(2), true).is_empty() && line.phase == Phase::Behind);
-        assert!(line.add(name(6), 6).is_empty() && line.next().is_none());
+        assert!(add(&mut line, 6).is_empty() && next(&mut line).is_none());
     }
 
     #[test]
     fn a_line_that_is_full_ends_before_the_repository_is_caught_up() {
         let mut line = direct();
-        (0..LINE).for_each(|n| assert!(line.add(name(n), n).is_empty()));
-        assert_eq!(line.add(name(LINE), LINE), [name(LINE)]);
+        (0..LINE).for_each(|n| assert!(add(&mut line, n).is_empty()));
+        assert_eq!(add(&mut line, LINE), [name(LINE)]);
         for n in 0..LINE {
-            assert_eq!((line.phase, line.next()), (Phase::Ending, Some(n)));
+            assert_eq!((line.phase, next(&mut line)), (Phase::Ending, Some(n)));
             assert!(line.ended(name(n), true).is_empty());
         }
         assert_eq!(line.phase, Phase::Behind);
-        (0..LINE).for_each(|n| assert!(line.add(name(n), n).is_empty()));
-        assert_eq!(line.add(name(LINE), LINE).len(), LINE + 1, "no more than that is remembered");
+        (0..LINE).for_each(|n| assert!(add(&mut line, n).is_empty()));
+        assert_eq!(add(&mut line, LINE).len(), LINE + 1, "no more than that is remembered");
         assert!(line.phase == Phase::Behind && line.waiting.is_empty());
     }
 }

@@ -39,11 +39,12 @@ pub(crate) async fn keep(
 ) -> anyhow::Result<()> {
     let uploader = archiver.uploader();
     let Some(target) = uploader.targets().get(repository) else { return Ok(()) };
-    // In which lineage of which repository it is known what is missing. What was missed before this began is not known yet.
+    // In which lineage of which repository it is known what is missing. What was missed before this began is not known yet, nor what was
+    // acknowledged by another process.
     let mut known = None;
     loop {
         has_to_catch_up(target).await;
-        let (missed, now) = (target.take_missed(), target.lineages_left());
+        let (missed, now) = (target.take_missed(), (target.lineages_left(), target.beside.surprised()));
         let failed =
             |error: anyhow::Error| error.context(format!("repository {} is not caught up", target.name()));
         match catch_up(uploader, target, &missed, known == Some(now)).await {

@@ -30,6 +30,7 @@
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
+//! | [`follows`] | whether a segment may be stored there directly, behind the one before it |
 //! | [`resting`] | which of those failed a moment ago, for the next command |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
 //! | [`unreadable`] | objects that cannot be read though their repository answers |
@@ -64,6 +65,7 @@ pub(crate) mod dropped;
 mod elsewhere;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod follows;
 mod fork;
 mod handed_over;
 mod history;

@@ -351,7 +351,7 @@ impl WalTarget {
         self.unfinished.forget();
         self.lineages_left.fetch_add(1, Ordering::AcqRel);
         // Another one has missed all that was stored before.
-        self.beside.falls_behind();
+        self.beside.forget();
     }
 
     fn note(&self, noted: Noted) {

@@ -13,6 +13,7 @@ mod source;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -44,7 +45,8 @@ use admission::{Admitted, CandidateRepository, Neighborhood, newcomer};
 pub(crate) use contract::Upload;
 use damaged::{Sound, is_readable};
 pub(crate) use error::UploadError;
-use error::{together, upload_error};
+use error::together;
+pub(super) use error::upload_error;
 use share::Share;
 pub(super) use source::UploadSource;
 
@@ -69,6 +71,8 @@ pub(crate) struct Uploader {
     habit: SizeEstimate,
     /// Whether what does not have to be acknowledged is left to tasks of their own.
     later: AtomicBool,
+    /// Files that are being uploaded.
+    under_way: Mutex<Vec<WalFileName>>,
     /// Told when something is refused as another server's.
     pub(crate) refused: Notify,
 }
@@ -93,6 +97,7 @@ impl Uploader {
             transfers: Semaphore::new(settings.transfers),
             habit: SizeEstimate::default(),
             later: AtomicBool::new(false),
+            under_way: Mutex::default(),
             refused: Notify::new(),
         }
     }
@@ -231,6 +236,7 @@ impl Uploader {
         path: PathBuf,
         accept_damaged: bool,
     ) -> Result<FileIdentity, UploadError> {
+        let _under_way = self.begins(name);
         let epoch = self.epoch();
         let file = UploadSource { by_hand: accept_damaged, ..self.source(name, path, accept_damaged).await? };
         let (required, others): (Vec<&WalTarget>, Vec<&WalTarget>) =

@@ -4,19 +4,20 @@
 //! notes what failed for those that follow ([`resting`]).
 //! What is not stored is missed, and copied by a daemon later.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use walpoint_base::SegmentSize;
 use walpoint_base::socket::FileIdentity;
+use walpoint_base::{SegmentName, SegmentSize, WalFileName};
 use walpoint_repo::wal::SegmentSealer;
 use walpoint_runtime::human;
 
 use super::super::disk;
 use super::{Purpose, Share, UploadError, UploadSource, Uploader, WalMemory};
+use crate::wal::follows;
 use crate::wal::known::Incarnation;
 use crate::wal::memory::BUDGET;
 use crate::wal::presence;
@@ -29,10 +30,36 @@ pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// How long storing one file may take, where nothing waits for it.
 const LATER_TIME_LIMIT: Duration = Duration::from_secs(30);
 
+/// How often to look whether the segment before one was stored by the same command.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// How long such a repository is left out after it failed: asked for nothing on behalf of others, and by a command not at all.
 pub(crate) const REST: Duration = Duration::from_secs(60);
 
+/// A file that is being uploaded, until dropped.
+pub(super) struct UnderWay<'a>(&'a Uploader, WalFileName);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = under_way.iter().position(|name| *name == self.1) {
+            under_way.swap_remove(at);
+        }
+    }
+}
+
 impl Uploader {
+    /// A file begins to be uploaded.
+    pub(super) fn begins(&self, name: WalFileName) -> UnderWay<'_> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        UnderWay(self, name)
+    }
+
+    fn is_under_way(&self, name: SegmentName) -> bool {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.contains(&WalFileName::Segment(name))
+    }
+
     /// From now on the repositories that do not have to acknowledge get what is acknowledged by tasks of their own.
     pub(crate) fn stores_beside_later(&self) {
         self.later.store(true, Ordering::Relaxed);
@@ -60,10 +87,10 @@ impl Uploader {
         }
     }
 
-    /// Stores a file that waited for its turn; whether it did.
+    /// Stores a file that waited for its turn; whether it did. `before`: the segment that the repository is asked for first.
     pub(in crate::wal) async fn store_waiting(
         &self,
-        file: &UploadSource,
+        (file, before): (&UploadSource, Option<SegmentName>),
         target: &WalTarget,
         stop: &CancellationToken,
     ) -> bool {
@@ -77,7 +104,8 @@ impl Uploader {
                 () = async { stop.cancelled().await; tokio::time::sleep(TIME_LIMIT).await } => TIME_LIMIT,
             }
         };
-        let Err(UploadError { text: problem, permanent }) = self.store_within(time_limit, file, target).await
+        let Err(UploadError { text: problem, permanent }) =
+            self.store_within(time_limit, (file, before), target).await
         else {
             return true;
         };
@@ -116,6 +144,7 @@ impl Uploader {
 
     /// Stores a file while the command that was asked to waits, and after a failure not at all for a while.
     async fn store_now(&self, file: &UploadSource, target: &WalTarget) {
+        let before = self.before_now(file, target).await;
         if target.rests() {
             tracing::debug!(file = %file.name, repository = target.name(), "left out: the repository failed a moment ago");
             return;
@@ -124,7 +153,11 @@ impl Uploader {
             tokio::time::sleep(TIME_LIMIT).await;
             TIME_LIMIT
         };
-        if let Err(UploadError { text: problem, .. }) = self.store_within(time_limit, file, target).await {
+        let stored = self.store_within(time_limit, (file, before), target).await;
+        if stored.is_ok() {
+            target.beside.was_stored(file.name);
+        }
+        if let Err(UploadError { text: problem, .. }) = stored {
             target.rest(REST);
             let (wal, name) = (self.wal_directory(), target.name().to_owned());
             let (directory, note) = (wal.clone(), move || resting::note(&wal, &name));
@@ -148,17 +181,35 @@ impl Uploader {
         }
     }
 
+    /// The segment before a file that a command stores, if the repository has to be asked for it. One that the same command stores is
+    /// waited for.
+    async fn before_now(&self, file: &UploadSource, target: &WalTarget) -> Option<SegmentName> {
+        let before = follows::before(file)?;
+        let comes = async {
+            while !target.beside.has_taken(before) && !target.rests() && self.is_under_way(before) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(LATER_TIME_LIMIT, comes).await.ok();
+        (!target.beside.has_taken(before)).then_some(before)
+    }
+
     /// Stores a file before `time_limit` ends, which says how long that was.
     async fn store_within(
         &self,
         time_limit: impl Future<Output = Duration>,
-        file: &UploadSource,
+        (file, before): (&UploadSource, Option<SegmentName>),
         target: &WalTarget,
     ) -> Result<(), UploadError> {
         // It is not the repository's fault if there is no memory left: the clock starts when there is some.
         let share = self.share_beside(file).await;
         let targets = [target];
-        let store = presence::during(&targets, self.store(file, (&targets, &[]), Some(share)));
+        let store = async {
+            if let Some(before) = before {
+                self.follows(&file.cluster, before, target).await?;
+            }
+            presence::during(&targets, self.store(file, (&targets, &[]), Some(share))).await
+        };
         tokio::select! {
             stored = store => stored.map(drop),
             span = time_limit => {

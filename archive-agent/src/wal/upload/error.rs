@@ -55,7 +55,7 @@ impl From<PrepareError> for UploadError {
     }
 }
 
-pub(super) fn upload_error(target: &WalTarget, error: &TargetError) -> UploadError {
+pub(in crate::wal) fn upload_error(target: &WalTarget, error: &TargetError) -> UploadError {
     UploadError {
         permanent: !error.is_transient(),
         text: format!("repository {}: {}", target.name(), error_chain(error)),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{TimelineId, WalFileName};
+use walpoint_base::{SegmentSize, TimelineId, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 
 use super::{UploadError, Uploader};
@@ -33,6 +33,13 @@ pub(crate) struct UploadSource {
     pub(super) by_hand: bool,
     /// What it has to be, once that is known.
     pub(super) expected: Option<FileIdentity>,
+}
+
+impl UploadSource {
+    /// The length of its server's segments.
+    pub(in crate::wal) fn segment_size(&self) -> SegmentSize {
+        self.cluster.segment_size
+    }
 }
 
 impl Uploader {

@@ -1,0 +1,95 @@
+//! Whether a segment may be stored in a repository that does not have to acknowledge: not behind a gap.
+//!
+//! What always holds of such a repository: it lacks no segment that comes before one of its own and that a repository which acknowledges
+//! has. Each process keeps to it, whatever the others do: what did not come through the process itself is looked at. That takes one
+//! request after a start, and after each segment that another process acknowledged.
+
+use walpoint_base::{SegmentName, WalFileName};
+use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+
+use super::disk;
+use super::neighbors::{self, StoredNeighbor};
+use super::target::WalTarget;
+use super::upload::{UploadError, UploadSource, Uploader, upload_error};
+
+/// The segment that a file is.
+pub(super) fn whole(name: WalFileName) -> Option<SegmentName> {
+    match name {
+        WalFileName::Segment(segment) => Some(segment),
+        _ => None,
+    }
+}
+
+/// The segment before a file that is one. Of the first one of a timeline this is a name that is stored nowhere.
+pub(super) fn before(file: &UploadSource) -> Option<SegmentName> {
+    whole(file.name).and_then(|name| neighbors::before(name, None, file.segment_size()))
+}
+
+impl Uploader {
+    /// Whether PostgreSQL was not told of a segment yet: it comes through here, or through another process.
+    pub(super) async fn is_waiting(&self, name: SegmentName) -> bool {
+        let status = self.wal_directory().join("archive_status");
+        let mark = status.join(format!("{name}.ready"));
+        disk::look(&status, move || mark.exists()).await.unwrap_or_default()
+    }
+
+    /// Refuses to store anything behind a segment that a repository lacks, and one that acknowledges has. Into a repository without WAL
+    /// everything may go: what it holds begins with that.
+    pub(super) async fn follows(
+        &self,
+        cluster: &WalIdentity,
+        before: SegmentName,
+        target: &WalTarget,
+    ) -> Result<(), UploadError> {
+        let archive = open(target, cluster).await?;
+        if is_stored(&archive, before).await? || archive.timelines().await?.is_empty() {
+            return Ok(());
+        }
+        for source in self.targets().iter().filter(|source| source.acknowledges) {
+            if is_stored(&open(source, cluster).await?, before).await? {
+                target.beside.surprises();
+                let text = format!("it lacks {before}, which repository {} has", source.name());
+                return Err(UploadError::permanent(text));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, UploadError> {
+    target.archive(cluster).await.map_err(|error| upload_error(target, &error))
+}
+
+async fn is_stored(archive: &WalArchive, name: SegmentName) -> Result<bool, RepoError> {
+    Ok(!matches!(neighbors::header(archive, name).await?, StoredNeighbor::Absent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Bed, size, uploader};
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_stored_behind_a_segment_that_only_the_others_have() {
+        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
+        let uploader = uploader(&[&main, &far], &["main"]);
+        let target = &uploader.targets()[1];
+        let names: Vec<String> = (1..=5).map(|n| format!("0000000100000000{n:08X}")).collect();
+        let lineage = main.archive.lineage();
+        let (system_id, major) = (lineage.system_id(), lineage.major);
+        let cluster = WalIdentity { system_id, major, segment_size: size() };
+        let follows =
+            async |n: usize| uploader.follows(&cluster, names[n].parse().unwrap(), target).await.is_ok();
+        main.put(&names[0], 1).await;
+        assert!(follows(0).await, "the repository has no WAL");
+        far.put(&names[0], 1).await;
+        main.put(&names[1], 1).await;
+        assert!(follows(0).await);
+        assert_eq!(target.beside.surprised(), 0);
+        assert!(!follows(1).await, "another process acknowledged it");
+        assert_eq!(target.beside.surprised(), 1);
+        assert!(follows(2).await, "no repository has it");
+    }
+}
