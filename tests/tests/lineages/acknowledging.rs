@@ -83,7 +83,7 @@ fn one_place_under_two_names_is_no_second_copy() {
     let both = Agent::with(&bed.cluster, &bed.store).repository("second", &link);
     both.archive_from(&bed.cluster);
     let url = link.url();
-    let refused = both.init(&["--repo", &url, "--cluster", "main", "--repo-name", "third"]);
+    let refused = both.init(&["--repo", &url, "--repo-name", "third"]);
     assert!(!refused.success() && refused.stderr.contains(same), "{refused:#?}");
     let daemon = both.daemon();
     bed.cluster.start();
@@ -100,6 +100,8 @@ fn one_place_under_two_names_is_no_second_copy() {
     let other = Store::local();
     leads_to(&other);
     both.init(&[]).expect_success();
+    // The archiver pauses after failures until there is more.
+    segment(&bed.cluster, "production");
     archived(&bed.cluster, &first);
     assert!(other.back_door().list("clusters").iter().any(|key| key.ends_with(&first)));
     assert_eq!(daemon.stop(), 0);
