@@ -132,6 +132,8 @@ fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
     standby.psql("insert into t values (7)");
     standby.switch_wal();
     assert_eq!(backup.wait(std::time::Duration::from_secs(60)), 0, "{}", backup.log());
+    let told = agent.run(&["verify"]).expect_success();
+    assert!(!agent.run(&["status"]).expect_success().stdout.contains("DAMAGED"), "{told:?}");
     let id = bed.repository().finished()[0];
     assert_eq!(bed.restore(&id.to_string()).psql("select count(*) from t"), "1501");
 }

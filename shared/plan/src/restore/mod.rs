@@ -18,6 +18,7 @@
 //! | `locks` | what is locked at the target |
 //! | [`mod@unreachable`], `nearest`, `remedies` | why there is no plan; what can be reached instead; what helps |
 //! | `minimal` | what recovery cannot pass although all WAL is there |
+//! | [`consistency`] | the WAL without which a backup does not become consistent |
 //! | [`windows`] | the moments that can be recovered, and the gaps |
 //! | [`stop`] | PostgreSQL's stop rules, and the decoding they need |
 //! | [`settings`] | the recovery settings as data |
@@ -27,6 +28,7 @@
 //! | [`decide`] | what of the content of WAL decides where recovery stops |
 
 mod build;
+pub mod consistency;
 pub mod created;
 pub mod decide;
 mod ending;
@@ -54,6 +56,7 @@ mod target_files;
 pub mod unreachable;
 pub mod windows;
 
+pub use consistency::Consistency;
 pub use created::{PlannedSegment, TablespaceSearch};
 pub use estimate::{Estimate, Rates};
 pub use facts::{
@@ -63,7 +66,7 @@ pub use facts::{
 pub use hint::Hint;
 pub use likely::{Likely, likely};
 pub use note::{DamageNote, Locked, Note, UnlockedPosition, WentOn};
-pub use path::{Path, SegmentRange};
+pub use path::{Path, SegmentRange, missing_of};
 pub use planner::{Verdict, plan};
 pub use request::{RestoreRequest, TargetAction};
 pub use required::{RequiredSearch, RequiredSettings};

@@ -297,21 +297,7 @@ impl<'a> Path<'a> {
 
     /// Every right file that is not there from segment `first` to `last`.
     pub fn missing(&self, first: SegmentNo, last: SegmentNo) -> Asking<Vec<SegmentRange>> {
-        let mut missing = Vec::new();
-        for portion in self.portions() {
-            let (from, through) = (portion.first.max(first), portion.last.min(last));
-            let runs = self.facts.wal(portion.timeline)?;
-            let mut cursor = from;
-            while cursor <= through {
-                let next = runs.from(cursor);
-                let gap_end = next.map_or(through, |r| SegmentNo(r.first.0.saturating_sub(1)).min(through));
-                if next.is_none_or(|r| r.first > cursor) {
-                    missing.push(SegmentRange { timeline: portion.timeline, first: cursor, last: gap_end });
-                }
-                cursor = next.map_or(through, |r| r.last).next();
-            }
-        }
-        Ok(missing)
+        missing_of(self.facts, &self.right(first, last))
     }
 
     /// The file that PostgreSQL takes for segment `number` when `owner`'s is not there: of the newest timeline of the path
@@ -333,6 +319,24 @@ impl<'a> Path<'a> {
         }
         Ok(None)
     }
+}
+
+/// Those of these files that are not there.
+pub fn missing_of(facts: &Facts, files: &[SegmentRange]) -> Asking<Vec<SegmentRange>> {
+    let mut missing = Vec::new();
+    for &SegmentRange { timeline, first, last } in files {
+        let runs = facts.wal(timeline)?;
+        let mut cursor = first;
+        while cursor <= last {
+            let next = runs.from(cursor);
+            let gap_end = next.map_or(last, |r| SegmentNo(r.first.0.saturating_sub(1)).min(last));
+            if next.is_none_or(|r| r.first > cursor) {
+                missing.push(SegmentRange { timeline, first: cursor, last: gap_end });
+            }
+            cursor = next.map_or(last, |r| r.last).next();
+        }
+    }
+    Ok(missing)
 }
 
 impl Coverage {

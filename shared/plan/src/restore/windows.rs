@@ -145,33 +145,6 @@ fn has_begun(facts: &Facts, timeline: TimelineId) -> Asking<bool> {
     Ok(facts.partial(copy)?.is_some() || facts.damaged_partial(copy)?.is_some())
 }
 
-/// The WAL without which a backup does not become consistent.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Consistency {
-    /// Where recovery begins.
-    pub start: Lsn,
-    /// From where on it is consistent.
-    pub end: Lsn,
-    /// The timeline of the byte before that.
-    pub end_timeline: TimelineId,
-}
-
-impl Consistency {
-    /// The segments, whether they are there or not. Nothing on an unknown timeline.
-    pub fn segments(&self, facts: &Facts) -> Vec<SegmentRange> {
-        let size = facts.segment_size;
-        let (first, last) = (SegmentNo::of(self.start, size), SegmentNo::before(self.end, size));
-        Path::to(facts, self.end_timeline).map(|path| path.right(first, last)).unwrap_or_default()
-    }
-
-    /// Those of them that are missing.
-    pub fn missing(&self, facts: &Facts) -> Asking<Vec<SegmentRange>> {
-        let Some(path) = Path::to(facts, self.end_timeline) else { return Ok(Vec::new()) };
-        let size = facts.segment_size;
-        path.missing(SegmentNo::of(self.start, size), SegmentNo::before(self.end, size))
-    }
-}
-
 /// The unbroken ranges of a path.
 fn ranges(path: &Path<'_>) -> Asking<Vec<(SegmentNo, Coverage)>> {
     let mut ranges = Vec::new();

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use walpoint_base::SegmentNo;
-use walpoint_plan::restore::SegmentRange;
-use walpoint_plan::restore::windows::Consistency;
+use walpoint_plan::restore::{Consistency, SegmentRange, missing_of};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
@@ -51,12 +50,26 @@ impl LineageCatalog {
         Ok(complete)
     }
 
-    /// The segments without which a backup does not become consistent that the store itself does not have, or has though damaged.
+    /// The segments without which a backup does not become consistent that the store itself does not have, or has though damaged:
+    /// none where there is a way without them.
     pub async fn lacking(&mut self, wal: Consistency) -> Result<Vec<SegmentRange>> {
-        let missing = self.ask(None, |facts| wal.missing(facts)).await?;
+        let mut of_first = None;
+        for way in wal.ways(self.facts()) {
+            let missing = self.lacking_of(&way).await?;
+            if missing.is_empty() {
+                return Ok(missing);
+            }
+            of_first.get_or_insert(missing);
+        }
+        Ok(of_first.unwrap_or_default())
+    }
+
+    /// Those of these files that the store itself does not have, or has though damaged.
+    pub(super) async fn lacking_of(&mut self, files: &[SegmentRange]) -> Result<Vec<SegmentRange>> {
+        let missing = self.ask(None, |facts| missing_of(facts, files)).await?;
         self.look_again(&missing).await?;
-        let missing = self.ask(None, |facts| wal.missing(facts)).await?;
-        let mut there = wal.segments(self.facts());
+        let missing = self.ask(None, |facts| missing_of(facts, files)).await?;
+        let mut there = files.to_vec();
         if !missing.is_empty() {
             let is_missing =
                 |number| missing.iter().any(|range| (range.first..=range.last).contains(&number));
@@ -70,7 +83,7 @@ impl LineageCatalog {
         if self.confirm(&there).await? {
             return Ok(missing);
         }
-        self.ask(None, |facts| wal.missing(facts)).await
+        self.ask(None, |facts| missing_of(facts, files)).await
     }
 
     /// Asks the store once more for segments that count as missing: while segments arrive side by side, a listing shows one

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{BackupId, PgTimestamp};
-use walpoint_plan::restore::windows::Consistency;
-use walpoint_plan::restore::{Answer, BackupFacts, BackupState, Question, Unusable};
+use walpoint_plan::restore::{Answer, BackupFacts, BackupState, Consistency, Question, Unusable};
 use walpoint_storage::error::{RepoError, Result, error_chain};
 
 use super::lineage::LineageCatalog;

@@ -5,8 +5,8 @@ mod document;
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{BackupId, SegmentNo, SegmentSize, TimelineId};
-use walpoint_plan::restore::windows::{self, Consistency, Window};
-use walpoint_plan::restore::{BackupState, Facts, SegmentRange, Unusable};
+use walpoint_plan::restore::windows::{self, Window};
+use walpoint_plan::restore::{BackupState, Consistency, Facts, SegmentRange, Unusable};
 use walpoint_plan::retention::Damage;
 use walpoint_storage::error::{RepoError, Result};
 

@@ -6,8 +6,7 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 use walpoint_plan::graph::TimelineGraph;
-use walpoint_plan::restore::Doubt;
-use walpoint_plan::restore::windows::Consistency;
+use walpoint_plan::restore::{Consistency, Doubt};
 use walpoint_plan::retention::{
     self, Candidate, Damage, DeletionRequest, HoldFacts, Protection, RegisteredLineage, RetainedLineage,
     RetainedTimeline, RetentionFacts, standings,

@@ -2,6 +2,7 @@
 
 mod damage;
 mod full_disk;
+mod lost_timeline;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -53,7 +54,7 @@ fn keep(count: u32) -> ExpireOptions {
     }
 }
 
-fn at_once(count: u32) -> ExpireOptions {
+pub(crate) fn at_once(count: u32) -> ExpireOptions {
     ExpireOptions { grace: SignedDuration::ZERO, ..keep(count) }
 }
 
@@ -75,7 +76,7 @@ pub(crate) fn id(segment: u64, hours: i64) -> BackupId {
 }
 
 /// A backup that ended so many hours ago; it needs two segments.
-async fn backup(bed: &Bed, segment: u64, hours: i64) -> BackupId {
+pub(crate) async fn backup(bed: &Bed, segment: u64, hours: i64) -> BackupId {
     let writer = begin(bed, intent(bed, id(segment, hours), ago(hours))).await;
     finish(bed, writer, segment, hours).await
 }

@@ -1,5 +1,6 @@
 //! The planner against tables written by hand and a brute-force oracle.
 
+mod consistency;
 mod latest;
 mod oracle;
 mod tables;

@@ -2,8 +2,9 @@
 
 use walpoint_base::{SegmentNo, TimelineId, WalFileName};
 
-use super::{Anything, run, run_with};
-use crate::expire::tests::world;
+use super::{Anything, path, run, run_with};
+use crate::catalog::Catalog;
+use crate::expire::tests::{backup, cluster, world};
 use crate::index::tests::{Bed, header};
 use crate::verify::*;
 
@@ -43,4 +44,38 @@ async fn what_is_missing_before_a_fork_is_a_gap() {
     assert_eq!(gaps(&alone), Vec::<&VerifyFinding>::new());
     bed.store(100..105).await;
     assert_eq!(gaps(&run(&bed, Depth::Light).await), Vec::<&VerifyFinding>::new());
+}
+
+/// K4, promise 11: with the WAL everything is gone that shows that there is a timeline, but for the backups on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_of_a_timeline_that_is_gone_is_a_finding() {
+    let (bed, ids) = world().await;
+    std::fs::remove_dir_all(path(&bed, &format!("clusters/main/{}", bed.archive.lineage().id))).unwrap();
+    for depth in [Depth::Light, Depth::Sample(1.0), Depth::Full] {
+        let report = run(&bed, depth).await;
+        assert!(report.findings.iter().all(|finding| finding.kind == FindingKind::Missing), "{report:#?}");
+        let named: Vec<&String> = report.findings.iter().flat_map(|finding| &finding.backups).collect();
+        assert_eq!(named, ids.iter().map(BackupId::to_string).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+    }
+}
+
+/// A standby was promoted while it was backed up: the segment in which the backup ended is on the next timeline only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_a_promotion_ended_has_its_wal() {
+    let (bed, _) = promoted().await;
+    bed.store(100..105).await;
+    let id = backup(&bed, 104, 1).await;
+    let damage = async || {
+        let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
+        let status = catalog.status().await.unwrap();
+        let backup = status.backups.into_iter().find(|backup| backup.id == id).unwrap();
+        backup.details.unwrap().damage
+    };
+    assert_eq!(run(&bed, Depth::Light).await.findings, []);
+    assert_eq!(damage().await, None);
+    let second = SegmentNo(105).name(TimelineId::new(2).unwrap(), bed.archive.lineage().segment_size);
+    std::fs::remove_file(path(&bed, bed.archive.paths().segment(second).as_str())).unwrap();
+    let report = run(&bed, Depth::Light).await;
+    assert!(report.findings.iter().any(|found| found.backups == [id.to_string()]), "{report:#?}");
+    assert_eq!(damage().await.as_deref(), Some("1 damaged or missing WAL segments"));
 }
