@@ -79,6 +79,8 @@ pub struct ExpireOptions {
 pub struct Outlook {
     /// A decision for each finished backup, oldest first.
     pub decisions: Vec<Decision>,
+    /// By this policy.
+    pub policy: Policy,
     /// The WAL that is kept for them, and for backups under way.
     pub wal: Vec<(LineageId, WalNeed)>,
     /// Holds that cannot be read. The decisions do without them.
@@ -100,7 +102,8 @@ pub async fn outlook(
     let decisions = decide(&gathered.facts, policy, now);
     let wal = roots::wal_of_all(&gathered, &decisions);
     let Gathered { damaged_holds, damaged_announcements, notes, .. } = gathered;
-    Ok(Outlook { decisions, wal, damaged_holds, damaged_announcements, notes })
+    let policy = policy.clone();
+    Ok(Outlook { decisions, policy, wal, damaged_holds, damaged_announcements, notes })
 }
 
 /// Expires a cluster in one repository.

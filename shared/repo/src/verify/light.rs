@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::{BackupId, LineageId, SegmentNo, TimelineId};
-use walpoint_plan::reach::{WalNeed, WalRoots};
+use walpoint_base::{BackupId, LineageId, TimelineId};
 use walpoint_plan::restore::{Consistency, Facts, SegmentRange, windows};
-use walpoint_plan::retention::{Candidate, Decision, RetentionReason, RetentionVerdict};
+use walpoint_plan::retention::{Candidate, Decision};
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 
+use super::needed::{Needed, wanted};
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Depth, Run};
 use crate::backup::{AnnouncementReason, ListedBackup, ListedState};
@@ -277,27 +277,8 @@ impl Run<'_> {
     /// Holds the WAL that is there against what backups and windows need.
     async fn promised(&mut self, catalog: &mut LineageCatalog, decisions: &[Decision]) -> Result<NeededWal> {
         let lineage = catalog.lineage().clone();
-        let here = |decision: &&Decision| {
-            let base = decision
-                .reasons
-                .iter()
-                .any(|why| matches!(why, RetentionReason::Base(of, _) if *of == lineage.id));
-            (decision.backup.lineage == lineage.id || base) && self.ids.contains(&decision.backup.id)
-        };
-        let of = |verdicts: &[RetentionVerdict]| -> Vec<Candidate> {
-            let some = decisions.iter().filter(here).filter(|d| verdicts.contains(&d.verdict));
-            some.map(|decision| decision.backup.clone()).collect()
-        };
-        let one = self.options.backup.is_some();
-        let (onward, alone) = match one {
-            true => {
-                (Vec::new(), of(&[RetentionVerdict::Onward, RetentionVerdict::Alone, RetentionVerdict::Drop]))
-            }
-            false => {
-                (of(&[RetentionVerdict::Onward]), of(&[RetentionVerdict::Alone, RetentionVerdict::Drop]))
-            }
-        };
-        let need = need_of(catalog, &onward, &alone);
+        self.graphs.insert(lineage.id, catalog.facts().graph.clone());
+        let Needed { onward, alone, need } = self.needed_by(&lineage, decisions);
         for backup in onward.iter().chain(&alone) {
             self.consistent(catalog, backup).await?;
         }
@@ -313,7 +294,7 @@ impl Run<'_> {
             let ranges: Vec<SegmentRange> = wanted.iter().map(range).collect();
             // What the index alone has is a gap.
             if !catalog.confirm(&ranges).await? {
-                wanted = self::wanted(catalog, &need, timeline).await?;
+                wanted = super::needed::wanted(catalog, &need, timeline).await?;
             }
             let gaps = |facts: &Facts| windows::gaps(facts, timeline);
             let seen = catalog.ask(None, gaps).await?;
@@ -322,13 +303,11 @@ impl Run<'_> {
                 seen.into_iter().filter(|gap| need.needs_any(gap.timeline, gap.first, gap.last)).collect();
             if !seen.is_empty() {
                 catalog.look_again(&seen).await?;
-                wanted = self::wanted(catalog, &need, timeline).await?;
+                wanted = super::needed::wanted(catalog, &need, timeline).await?;
             }
             for gap in catalog.ask(None, gaps).await? {
-                if self.is_lost(&lineage, &gap, &need).await? {
-                    let onward = self.there_now(&onward).await?;
-                    let need = need_of(catalog, &onward, &self.there_now(&alone).await?);
-                    self.gap(catalog, &gap, &need, &onward);
+                if let Some(Needed { onward, .. }) = self.lost(&lineage, &gap, &need).await? {
+                    self.gap(catalog, &gap, &onward);
                 }
             }
             self.report.segment_count = self.report.segment_count.saturating_add(wanted.count());
@@ -375,22 +354,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Those of these backups that were not deleted meanwhile.
-    async fn there_now(&mut self, backups: &[Candidate]) -> Result<Vec<Candidate>> {
-        let mut there = Vec::with_capacity(backups.len());
-        for backup in backups {
-            if !self.is_gone(backup.id).await? {
-                there.push(backup.clone());
-            }
-        }
-        Ok(there)
-    }
-
-    /// A gap, if anything that is promised lies behind it.
-    fn gap(&mut self, catalog: &LineageCatalog, gap: &SegmentRange, need: &WalNeed, onward: &[Candidate]) {
-        if !need.needs_any(gap.timeline, gap.first, gap.last) {
-            return;
-        }
+    /// A gap, of which something is needed.
+    fn gap(&mut self, catalog: &LineageCatalog, gap: &SegmentRange, onward: &[Candidate]) {
         let (lineage, size) = (catalog.id(), catalog.lineage().segment_size);
         let (from, until) = (gap.first.start(size), gap.last.end(size));
         let last = catalog.wal(gap.timeline).and_then(|wal| wal.runs().last());
@@ -418,33 +383,6 @@ impl Run<'_> {
             remedy: Cure::ResupplyOrBackup("the gap"),
         });
     }
-}
-
-/// The WAL that these backups need, the first ones with all that came after them.
-fn need_of(catalog: &LineageCatalog, onward: &[Candidate], alone: &[Candidate]) -> WalNeed {
-    WalNeed::of(&WalRoots {
-        graph: &catalog.facts().graph,
-        size: catalog.lineage().segment_size,
-        onward,
-        alone,
-        unfinished: &[],
-        in_use: false,
-    })
-}
-
-/// The segments of a timeline that are needed and believed to be there.
-async fn wanted(catalog: &mut LineageCatalog, need: &WalNeed, timeline: TimelineId) -> Result<Runs> {
-    let runs = catalog.ask(None, |facts: &Facts| facts.wal(timeline).cloned()).await?;
-    let (mut wanted, size) = (Runs::default(), catalog.lineage().segment_size);
-    for run in runs.iter() {
-        for n in (run.first.0..=run.last.0).map(SegmentNo) {
-            // What is inherited is verified with the parent.
-            if need.needs(timeline, n) && !catalog.archive().inherits(n.name(timeline, size)) {
-                wanted.insert(n, 0);
-            }
-        }
-    }
-    Ok(wanted)
 }
 
 /// A backup that was begun so long ago is hardly running.

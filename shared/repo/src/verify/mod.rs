@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `light` | everything that the manifests and the promised windows refer to exists, with its size |
+//! | `needed` | which WAL is needed, now as well as when the run began |
 //! | `parts` | whether the parts of large segments are there |
 //! | `chain` | whether neighboring segments continue each other |
 //! | `blocks` | every block of every backup: frame check, hash, page checksum |
@@ -21,6 +22,7 @@ mod announce;
 mod blocks;
 mod chain;
 pub(crate) mod light;
+mod needed;
 mod others;
 mod parts;
 mod report;
@@ -35,7 +37,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use walpoint_base::{BackupId, ClusterName, LineageId, SegmentName, TimelineId};
-use walpoint_plan::retention::Candidate;
+use walpoint_plan::graph::TimelineGraph;
+use walpoint_plan::retention::{Candidate, Policy};
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::ClusterPaths;
 
@@ -127,6 +130,12 @@ struct Run<'a> {
     announced: Vec<NumberedAnnouncement>,
     /// Backups that were deleted since the run began.
     gone: BTreeSet<BackupId>,
+    /// What stays: the policy of the decisions.
+    policy: &'a Policy,
+    /// The timelines of each lineage.
+    graphs: BTreeMap<LineageId, TimelineGraph>,
+    /// What was decided since the run began.
+    latest: Option<needed::Latest>,
     /// Whether something was left out of what was to be read, because what leads there is damaged.
     left_out: bool,
     report: Verified,
@@ -171,7 +180,7 @@ impl<'a> Run<'a> {
     fn new(
         repository: &'a Repository,
         cluster: &'a ClusterName,
-        outlook: &Outlook,
+        outlook: &'a Outlook,
         check: Arc<dyn ContentCheck>,
         options: &'a VerifyOptions,
     ) -> Self {
@@ -192,6 +201,9 @@ impl<'a> Run<'a> {
             sound_wal: BTreeSet::new(),
             announced: Vec::new(),
             gone: BTreeSet::new(),
+            policy: &outlook.policy,
+            graphs: BTreeMap::new(),
+            latest: None,
             left_out: false,
             report: Verified::new(repository, cluster, options),
         }

@@ -117,8 +117,13 @@ impl Run<'_> {
                         self.bad_pack(*owner, *pack, FindingKind::Damaged, error.to_string())
                     }
                     Item::Pack(owner, pack, _) => self.damaged_pack(*owner, *pack, error.to_string()).await?,
-                    Item::Segment(archive, name, _)
-                        if error.is_not_found() && !self.is_needed_now(archive, *name).await? => {}
+                    // Nothing is recorded of what is not there: whoever needs it sees that by itself.
+                    Item::Segment(archive, name, _) if error.is_not_found() => {
+                        if self.is_needed_now(archive, *name).await? {
+                            self.bad_segment(archive, *name, FindingKind::Missing, error.to_string());
+                        }
+                    }
+                    Item::Segment(archive, name, _) if self.was_deleted(archive, *name).await? => {}
                     Item::Segment(archive, name, _) => {
                         self.bad_segment(archive, *name, FindingKind::Damaged, error.to_string());
                     }

@@ -3,6 +3,7 @@
 
 mod announced;
 mod content;
+mod expiring;
 mod gaps;
 mod large;
 
@@ -413,46 +414,6 @@ async fn what_says_that_a_hold_was_placed_is_read() {
     flip(&path(&bed, given.as_str()));
     let objects = run(&bed, Depth::Full).await.findings.into_iter().map(|finding| finding.object);
     assert_eq!(objects.collect::<Vec<_>>(), [given.to_string()]);
-}
-
-/// K4: what `expire` deletes beside a run is no finding, and is not announced as damaged.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_expires_beside_a_run_is_no_finding() {
-    let (bed, ids) = readable_world().await;
-    let (repository, cluster) = (bed.archive.repository(), cluster());
-    let outlook = outlook(repository, &cluster, &Policy::default(), Timestamp::now()).await.unwrap();
-    let options =
-        VerifyOptions { backup: None, depth: Depth::Full, host: String::new(), agent: String::new() };
-    let mut run = Run::new(repository, &cluster, &outlook, Arc::new(Anything), &options);
-    let needed = run.light(&outlook).await.unwrap();
-    // As expire does: announced, then the intent, the manifest, the packs, the WAL.
-    let wal = crate::backup::AnnouncedWal {
-        lineage: bed.archive.lineage().id,
-        timeline: TimelineId::FIRST,
-        first: 0,
-        last: 14,
-    };
-    let announced = Announcement {
-        written: Timestamp::now(),
-        host: String::new(),
-        agent: String::new(),
-        reason: AnnouncementReason::Expired,
-        backups: vec![ids[0]],
-        packs: vec![AnnouncedPacks::all_of(ids[0])],
-        wal: vec![wal],
-        requests: Vec::new(),
-    };
-    Backups::of(repository, &cluster).announce(&announced).await.unwrap();
-    let own =
-        |key: &String| key.contains(&ids[0].to_string()) || (0..15).any(|n| *key == segment_key(&bed, n));
-    for key in keys(&bed).await.iter().filter(|key| own(key)) {
-        std::fs::remove_file(path(&bed, key)).unwrap();
-    }
-    run.blocks().await.unwrap();
-    run.wal(&needed).await.unwrap();
-    run.others(&needed).await.unwrap();
-    assert_eq!(run.report.findings, []);
-    assert!(run.damaged.is_empty() && run.damaged_wal.is_empty());
 }
 
 /// K4: a backup that was finished and has lost its manifest is a finding, and so are packs of which nothing else is there; one that

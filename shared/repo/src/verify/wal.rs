@@ -2,19 +2,14 @@
 //! one segment in the next, over the forks of timelines too.
 
 use futures_util::{StreamExt, stream};
-use walpoint_base::{BackupId, LineageId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use walpoint_base::{BackupId, Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::graph::TimelineGraph;
-use walpoint_plan::reach::WalNeed;
-use walpoint_plan::restore::SegmentRange;
 use walpoint_plan::retention::Candidate;
-use walpoint_plan::runs::{Runs, SegmentRun};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, WalCheck};
-use crate::backup::AnnouncementReason;
-use crate::lineage::Lineage;
 use crate::wal::{FetchedWal, WalArchive};
 
 /// Segments that are read ahead.
@@ -96,9 +91,10 @@ impl Run<'_> {
                         );
                     }
                 }
+                // The parts of a large one are deleted with it.
                 Err(error @ RepoError::Corrupt { .. }) => {
                     reader = None;
-                    if !before {
+                    if !before && !self.was_deleted(archive, name).await? {
                         self.bad_segment(archive, name, FindingKind::Damaged, error.to_string());
                     }
                 }
@@ -187,49 +183,6 @@ impl Run<'_> {
         if self.was_announced(segment) {
             self.sound_wal.insert(segment);
         }
-    }
-
-    /// Whether a segment that is missing was not announced to be deleted, so that nothing but an accident can have taken it.
-    pub(super) async fn is_needed_now(&self, archive: &WalArchive, name: SegmentName) -> Result<bool> {
-        let lineage = archive.lineage();
-        let Some(number) = name.number(lineage.segment_size) else { return Ok(true) };
-        Ok(!self.announced_wal(lineage.id, name.timeline).await?.contains(number))
-    }
-
-    /// Whether anything is needed of a gap that was not announced to be deleted.
-    pub(super) async fn is_lost(
-        &self,
-        lineage: &Lineage,
-        gap: &SegmentRange,
-        need: &WalNeed,
-    ) -> Result<bool> {
-        let SegmentRange { timeline, first, last } = *gap;
-        if !need.needs_any(timeline, first, last) {
-            return Ok(false);
-        }
-        let announced = self.announced_wal(lineage.id, timeline).await?;
-        let mut from = first;
-        for run in announced.iter().filter(|run| run.last >= first && run.first <= last) {
-            if run.first > from && need.needs_any(timeline, from, SegmentNo(run.first.0 - 1)) {
-                return Ok(true);
-            }
-            from = SegmentNo(run.last.0.saturating_add(1));
-        }
-        Ok(from <= last && need.needs_any(timeline, from, last))
-    }
-
-    /// The segments of a timeline that are announced to be deleted.
-    async fn announced_wal(&self, lineage: LineageId, timeline: TimelineId) -> Result<Runs> {
-        let announced = self.backups.announcements().await?.read;
-        let expired = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Expired);
-        let mut runs = Runs::default();
-        for wal in expired.flat_map(|one| &one.announcement.wal) {
-            if (wal.lineage, wal.timeline) == (lineage, timeline) {
-                let (first, last) = wal.segments();
-                runs.add(SegmentRun { first, last, stored: 0 });
-            }
-        }
-        Ok(runs)
     }
 }
 
