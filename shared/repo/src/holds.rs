@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use walpoint_base::{BackupId, ClusterName};
 use walpoint_plan::retention::HoldFacts;
-use walpoint_storage::error::{Remedy, RepoError, Result, found};
+use walpoint_storage::error::{Remedy, RepoError, Result, error_chain, found};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::object::{ObjectKind, ObjectReader, ObjectWriter, Sealer};
 use walpoint_storage::store::{NumberClaim, Store};
@@ -244,7 +244,15 @@ impl Holds {
             let sealed = sealed.map_err(|e| internal(e.to_string()))?;
             match self.store.claim(&sealed).await? {
                 NumberClaim::Won => {
-                    self.note_given(next).await?;
+                    // It counts already: an error would say that it does not, and who tries again writes it twice.
+                    if let Err(error) = self.note_given(next).await {
+                        let (repository, error) = (&self.repository, error_chain(&error));
+                        tracing::warn!(
+                            "repository {repository}: {key} was written and counts, but {} could not be written: {error}\nDETAIL: \
+                             Until another hold is placed or removed, nothing would show that {key} is lost.",
+                            self.paths.hold_given(next)
+                        );
+                    }
                     return Ok(next);
                 }
                 NumberClaim::Lost => next = next.saturating_add(1),
@@ -415,5 +423,19 @@ mod tests {
         assert_eq!(holds.add(&placement(HeldOn::Label("b".to_owned()), None)).await.unwrap(), 2);
         holds.remove(1, "boss", "2026-11-22T00:00:00Z".parse().unwrap()).await.unwrap();
         assert_eq!(holds.list().await.unwrap().len(), 1);
+    }
+
+    /// K1: a hold that was written is in force, whatever could not be written beside it, and is not written twice.
+    #[tokio::test]
+    async fn a_hold_that_was_written_is_told_though_what_stands_beside_it_could_not_be() {
+        let bed = crate::index::tests::bed().await;
+        let holds = Holds::of(bed.archive.repository(), &"main".parse().unwrap());
+        // Nothing can be created in its place.
+        std::fs::create_dir_all(bed.dir.path().join(holds.paths.hold_given(1).as_str())).unwrap();
+        let label = |text: &str| placement(HeldOn::Label(text.to_owned()), None);
+        assert_eq!(holds.add(&label("a")).await.unwrap(), 1);
+        assert_eq!(holds.add(&label("b")).await.unwrap(), 2);
+        let numbers: Vec<u64> = holds.list().await.unwrap().iter().map(|hold| hold.number).collect();
+        assert_eq!(numbers, [1, 2]);
     }
 }
