@@ -183,7 +183,23 @@ impl Repository {
     /// The clusters that have anything here, sorted.
     pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
         let names = self.store().list_dirs(&layout::clusters()).await?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        let names = names.iter().filter_map(|name| name.parse().ok());
+        let looks = names.map(|name: ClusterName| async move { Ok((self.has_any_of(&name).await?, name)) });
+        let looks: Vec<(bool, ClusterName)> =
+            stream::iter(looks.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
+        Ok(looks.into_iter().filter_map(|(has_any, name)| has_any.then_some(name)).collect())
+    }
+
+    /// Whether there is an object of a cluster: a directory may stay behind when it was emptied, or with files of another program.
+    async fn has_any_of(&self, cluster: &ClusterName) -> Result<bool> {
+        let paths = ClusterPaths::new(cluster);
+        let mut listing = self.store().list(&paths.all(), None);
+        while let Some(entry) = listing.try_next().await? {
+            if paths.parse(&entry.key).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The lineages of a cluster, and those whose facts are damaged. Nothing if the cluster is not here.
