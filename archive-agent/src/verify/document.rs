@@ -59,6 +59,10 @@ const RESUPPLY: &str = "If PostgreSQL or another repository still has it, remove
 const SPLIT_BRAIN: &str = "Find out which server wrote each of the two. Take a backup of the server that \
     stays in production, and give the other one a lineage of its own (archive-agent init --new-lineage).";
 
+const PUT_BACK_OR_INIT: &str = "Put the objects back, from a copy of the store. If that is not possible, or the cluster \
+    is new here, run \"archive-agent init\" and take a backup. Until then, restore from another repository. If the name is \
+    wrong, correct \"cluster\" in the configuration.";
+
 const WAIT_OR_FORCE: &str = "Nothing needs to be done: the lease expires like any other, 15 minutes after \
     it was stored, and the next backup deletes it. To start a backup at once, run \"archive-agent backup \
 --steal-lease\".";
@@ -82,6 +86,7 @@ fn advice(cure: &Cure) -> Diagnostic {
         }
         Cure::SplitBrain => none.hint(SPLIT_BRAIN),
         Cure::PutBackOrExpire(id) => none.hint(put_back_or_expire(*id)),
+        Cure::PutBackOrInit => none.hint(PUT_BACK_OR_INIT),
         Cure::WaitOrForce => none.hint(WAIT_OR_FORCE),
         Cure::Hold(remedy) => none.detail(UNKNOWN_HOLD).hint(walpoint_words::hint(remedy)),
         Cure::Acknowledging(remedy) => none

@@ -149,11 +149,26 @@ impl Run<'_> {
         let stored = self.repository.stored_lineages(self.cluster).await?;
         let named = self.lineages.keys().copied();
         let missing: BTreeSet<LineageId> = named.chain(stored).filter(|id| !known.contains(id)).collect();
+        if known.is_empty() && missing.is_empty() {
+            self.no_lineage();
+        }
         for id in missing {
             let what = "it is missing, although backups or WAL of the lineage are stored";
             self.lost_lineage(FindingKind::Missing, id, what.to_owned());
         }
         Ok(())
+    }
+
+    /// `init` stores the facts of a lineage before anything else, so there is one of every cluster.
+    fn no_lineage(&mut self) {
+        self.report.finding(VerifyFinding {
+            kind: FindingKind::Missing,
+            object: ClusterPaths::new(self.cluster).lineages().to_string(),
+            what: "nothing is stored of the cluster, not even the metadata of a lineage".to_owned(),
+            backups: Vec::new(),
+            moments: Some("all".to_owned()),
+            remedy: Cure::PutBackOrInit,
+        });
     }
 
     /// Nothing of a lineage is found without its facts.
@@ -227,11 +242,16 @@ impl Run<'_> {
             while let Some(entry) = listing.try_next().await? {
                 let Some(ClusterObject::Pack(_, n)) = paths.parse(&entry.key) else { continue };
                 let old = Timestamp::now().duration_since(entry.modified) > LONG;
-                if old && !self.packs.contains_key(&(id, n)) {
+                if (old || listed.is_empty()) && !self.packs.contains_key(&(id, n)) {
                     found.push(id);
                     break;
                 }
             }
+        }
+        if listed.is_empty() && !found.is_empty() {
+            // Not one intent or manifest, old or new: what has begun since has an intent by now.
+            let begun = self.backups.list().await?;
+            found.retain(|id| !begun.iter().any(|one| one.id == *id));
         }
         Ok(found)
     }

@@ -144,6 +144,8 @@ pub enum Cure {
     SplitBrain,
     /// Put the manifest of this backup back, or delete the backup.
     PutBackOrExpire(BackupId),
+    /// Put back what is stored of the cluster, or begin anew.
+    PutBackOrInit,
     /// A lease: it ends by itself, unless a backup is to begin at once.
     WaitOrForce,
     /// A hold that cannot be read.

@@ -3,6 +3,7 @@
 
 mod announced;
 mod content;
+mod emptied;
 mod expiring;
 mod gaps;
 mod large;
