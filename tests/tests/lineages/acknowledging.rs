@@ -100,9 +100,13 @@ fn one_place_under_two_names_is_no_second_copy() {
     let other = Store::local();
     leads_to(&other);
     both.init(&[]).expect_success();
-    // The archiver pauses after failures until there is more.
-    segment(&bed.cluster, "production");
-    archived(&bed.cluster, &first);
+    let done = bed.cluster.wal_dir().join(format!("archive_status/{first}.done"));
+    wait::until_true(SOON, "it is archived", || {
+        // The archiver pauses after failures until there is more.
+        segment(&bed.cluster, "production");
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        done.exists() || !bed.cluster.wal_dir().join(&first).exists()
+    });
     assert!(other.back_door().list("clusters").iter().any(|key| key.ends_with(&first)));
     assert_eq!(daemon.stop(), 0);
 }
