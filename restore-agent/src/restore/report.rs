@@ -122,16 +122,7 @@ impl Restore {
         notes.extend(required::note(&done.raised));
         let pgdata = self.layout.pgdata();
         let files = self.configuration_files();
-        let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
-        if let Some(names) = settings::synchronous_standbys(&settings::configuration_of(&main, pgdata))
-            .filter(|_| !args.standby)
-        {
-            notes.push(format!(
-                "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
-                 these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
-                shown(names)
-            ));
-        }
+        notes.extend(self.waits_for_standbys(&files).filter(|_| !args.standby));
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
             RestoreMode::Replace { .. } => true,
@@ -206,6 +197,19 @@ impl Restore {
         let facts = &self.reader.manifest().summary.facts;
         let original = Path::new(OsStr::from_bytes(&facts.pgdata.0));
         ConfigurationFiles::find(&self.layout, original, facts.major.get())
+    }
+
+    /// What to know of standbys for which commits wait.
+    fn waits_for_standbys(&self, files: &ConfigurationFiles) -> Option<String> {
+        let pgdata = self.layout.pgdata();
+        let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
+        let configuration = settings::configuration_of(&main, pgdata);
+        let names = settings::synchronous_standbys(&configuration)?;
+        Some(format!(
+            "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
+             these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
+            shown(names)
+        ))
     }
 
     /// What to do so that this directory is archived, where the configuration names another one.

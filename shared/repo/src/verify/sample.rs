@@ -89,13 +89,10 @@ impl Run<'_> {
             let (sealer, store, check) = (sealer.clone(), store.clone(), std::sync::Arc::clone(&check));
             async move {
                 let result = match &item {
-                    Item::Pack(_, _, key) => {
-                        let bytes = store.get(key).await;
-                        match bytes {
-                            Ok(bytes) => whole(sealer, ObjectKind::Pack, key.clone(), bytes).await,
-                            Err(error) => Err(error),
-                        }
-                    }
+                    Item::Pack(_, _, key) => match store.get(key).await {
+                        Ok(bytes) => whole(sealer, ObjectKind::Pack, key.clone(), bytes).await,
+                        Err(error) => Err(error),
+                    },
                     Item::Segment(archive, name, key) => segment(archive, *name, key, check.wal()).await,
                 };
                 (item, result)
