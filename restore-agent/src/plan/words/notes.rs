@@ -156,7 +156,7 @@ fn newer_damaged(backup: BackupId, damage: DamageNote) -> String {
         DamageNote::Segments(segments) => {
             format!("{segments} of the WAL segments that make it consistent were found damaged")
         }
-        DamageNote::Manifest => "its manifest was found damaged".to_owned(),
+        DamageNote::Manifest => "its manifest is damaged or missing".to_owned(),
     };
     format!(
         "Backup {backup} is newer but was not chosen: {found}.\nHINT: \"archive-agent verify\" shows more."
