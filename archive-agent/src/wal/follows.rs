@@ -70,12 +70,18 @@ async fn is_stored(archive: &WalArchive, name: SegmentName) -> Result<bool, Repo
 mod tests {
     use super::super::fixtures::{Bed, size, uploader};
     use super::*;
+    use crate::binding;
 
     #[tokio::test]
     async fn nothing_is_stored_behind_a_segment_that_only_the_others_have() {
         let (main, far) = (Bed::named("main").await, Bed::named("far").await);
         let uploader = uploader(&[&main, &far], &["main"]);
         let target = &uploader.targets()[1];
+        // Without a server, nothing else shows which lineage is meant.
+        for bed in [&main, &far] {
+            let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
+            binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
+        }
         let names: Vec<String> = (1..=5).map(|n| format!("0000000100000000{n:08X}")).collect();
         let lineage = main.archive.lineage();
         let (system_id, major) = (lineage.system_id(), lineage.major);

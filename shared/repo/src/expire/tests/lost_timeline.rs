@@ -52,12 +52,3 @@ async fn a_backup_whose_timeline_is_gone_pushes_no_sound_one_out() {
     assert_eq!(damage(other).as_deref(), Some("2 damaged or missing WAL segments"));
     assert_eq!(damage(ids[4]), None);
 }
-
-/// K1: the only ones there are stay.
-#[tokio::test(flavor = "multi_thread")]
-async fn of_backups_whose_timeline_is_gone_none_pushes_another_out() {
-    let (bed, ids) = world().await;
-    lose_wal(&bed);
-    run(&bed, &at_once(1)).await;
-    assert_eq!(finished(&bed).await, ids);
-}
