@@ -6,7 +6,7 @@ use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
 use walpoint_pg::wal::find::{self, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
 use walpoint_plan::restore::{
-    CreatedTablespace, HeldLock, PreparedTransaction, RequiredSearch, RequiredSettings, SearchState,
+    CreatedTablespace, HeldLock, PreparedTransaction, Removal, RequiredSearch, RequiredSettings, SearchState,
     SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
 };
 
@@ -64,6 +64,7 @@ impl StopSearch for MinimalSearch {
                     locks: Vec::new(),
                     locked_since_last_end: false,
                     prepared: Vec::new(),
+                    removal: None,
                 }));
             }
         }
@@ -154,6 +155,7 @@ impl Search {
     fn stop(&self, name: SegmentName, content: &[u8], stop: &find::TargetStop) -> Stop {
         let find::TargetStop { record, locks, .. } = stop;
         let last_end = locks.last_end();
+        let removal = locks.last_removal().map(|find::Removal { xid, time }| Removal { xid, time });
         let held = |(taken, RelationLock { xid, database, relation })| {
             let since = match taken {
                 Taken::At(lsn) => Some(lsn),
@@ -182,6 +184,7 @@ impl Search {
                 .is_some_and(|lock| lock.since.is_some() && last_end < lock.since),
             locks,
             prepared: prepared.collect(),
+            removal,
         }
     }
 

@@ -175,7 +175,7 @@ fn a_cluster_is_listed_with_the_commands_that_plan_its_restore() {
              daily (one of 2)  2026-11-21T10:01:00.25Z  0/4000100  1         --target-lsn 0/4000100\n\
          \n  \
            Windows, every moment of which can be recovered\n    \
-             timeline 1  2026-11-21T10:00:05.5Z (backup, 0/2000100) to 0/5000000, 1 backup\n\
+             timeline 1  2026-11-21T10:00:05.5Z (backup, 0/2000100) to 0/5000000 (no transaction has ended since), 1 backup\n\
          \n\
          Backups whose manifests could not be read\n    \
              20261121T100000Z-00000001-0000000002000028-00000003\n\

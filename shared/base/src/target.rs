@@ -188,7 +188,8 @@ pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, TimeError> 
         let earlier = Zoned::new(now, TimeZone::UTC).checked_sub(span.abs()).map_err(|_| error())?;
         return Ok(PgTimestamp::from_time(earlier.timestamp()));
     }
-    let (written, left_out) = without_second_60(trimmed);
+    let universal = with_letter(trimmed);
+    let (written, left_out) = without_second_60(&universal);
     let moment = |time: Timestamp| {
         let time = time.checked_add(left_out).map_err(|_| unreadable(text))?;
         Ok(PgTimestamp::from_time(time))
@@ -201,6 +202,16 @@ pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, TimeError> 
         return Err(unclear(text, &earlier, &later));
     }
     moment(written.parse::<Timestamp>().map_err(|_| unreadable(text))?)
+}
+
+/// A time in UTC or GMT by that name, as PostgreSQL's log has it, with the letter that stands for it. Names of other zones do not mean
+/// the same everywhere.
+fn with_letter(text: &str) -> Cow<'_, str> {
+    let named = ["UTC", "GMT"].iter().find_map(|name| text.strip_suffix(name)).map(str::trim_end);
+    match named.filter(|time| time.ends_with(|c: char| c.is_ascii_digit())) {
+        Some(time) => Cow::Owned(format!("{time}Z")),
+        None => Cow::Borrowed(text),
+    }
 }
 
 /// A time of day with second 59 for second 60, and what that leaves out: to PostgreSQL, second 60 is the first one of the next
@@ -294,6 +305,8 @@ mod tests {
         for (text, utc) in [
             ("2026-11-21 10:00:00+02", "2026-11-21 08:00:00.000000+00"),
             ("2026-11-21T10:00:00.25Z", "2026-11-21 10:00:00.250000+00"),
+            ("2026-11-21 10:00:00.250 UTC", "2026-11-21 10:00:00.250000+00"),
+            ("2026-11-21 10:00:00 GMT", "2026-11-21 10:00:00.000000+00"),
             ("2026-11-21 10:00:00+05:30", "2026-11-21 04:30:00.000000+00"),
             ("2026-11-21 10:00:00[Europe/Rome]", "2026-11-21 09:00:00.000000+00"),
             ("2026-11-21 10:00:60+02", "2026-11-21 08:01:00.000000+00"),

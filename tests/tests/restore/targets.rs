@@ -277,9 +277,19 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     primary.psql("select pg_sleep(1)");
     let utc = "to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'";
     let moment = primary.psql(&format!("select {utc}"));
-    primary.psql("begin; savepoint s; drop table t; release s; commit");
+    let drop = "begin; select pg_current_xact_id(); savepoint s; drop table t; release s; commit";
+    let xid = primary.psql(drop);
+    let too_late = primary.psql(&format!("select {utc}"));
     primary.psql("create table later ()");
     bed.settle();
+
+    // A target behind the accident leads to the one before it.
+    let late = bed.agent.restore(&["plan", "--target-time", &too_late]).expect_success().stdout;
+    let before = format!("--target-xid {xid} --target-exclusive");
+    assert!(late.contains("removed relations, as DROP and TRUNCATE do") && late.contains(&before), "{late}");
+    let at_it = ["plan", "--target-xid", &xid, "--target-exclusive"];
+    let at_it = bed.agent.restore(&at_it).expect_success().stdout;
+    assert!(at_it.contains("keeps the relation") && !at_it.contains("removed relations"), "{at_it}");
 
     let output = bed.agent.restore(&["--json", "plan", "--target-time", &moment]).expect_success();
     let paused: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();

@@ -1,7 +1,7 @@
 //! What is locked at the target, by a transaction that has not ended there, and by prepared ones.
 
 use walpoint_base::diagnostic::shown;
-use walpoint_plan::restore::{Locked, PreparedTransaction};
+use walpoint_plan::restore::{Locked, PreparedTransaction, Removal};
 
 /// Relations, or transactions, that a note lists.
 const NAMED: usize = 5;
@@ -37,6 +37,15 @@ pub(super) fn locked(locked: &Locked) -> String {
         );
     }
     note
+}
+
+/// A drop that the target comes too late for.
+pub(super) fn removed_before(removal: Removal) -> String {
+    let Removal { xid, time } = removal;
+    format!(
+        "Transaction {xid} was committed before the target, at {time}, and removed relations, as DROP and TRUNCATE do: the restored \
+         server does not have them.\nHINT: If that was the accident, use this target instead: --target-xid {xid} --target-exclusive."
+    )
 }
 
 /// Transactions that are open there and stay open.

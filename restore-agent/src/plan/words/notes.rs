@@ -50,6 +50,7 @@ pub(crate) fn note(note: &Note) -> String {
         Note::NewerHoldsLaterCommit { backup, time } => newer_holds_later_commit(*backup, *time),
         Note::NewerDamaged { backup, damage } => newer_damaged(*backup, *damage),
         Note::SameUntil { timeline, common } => same_until(*timeline, *common),
+        Note::RemovedBefore(removal) => locks::removed_before(*removal),
         Note::StandbyStays(timeline) => standby_stays(*timeline),
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),

@@ -82,6 +82,16 @@ pub struct HeldLocks {
     /// Prepared transactions that have not ended, those within them too: each leads to the one that was prepared.
     prepared: BTreeMap<u32, PreparedXact>,
     last_end: Option<Lsn>,
+    last_removal: Option<Removal>,
+}
+
+/// A transaction that was committed, had locked relations for itself, and removed files of relations, as DROP and TRUNCATE do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Removal {
+    /// The transaction.
+    pub xid: u32,
+    /// When it was committed.
+    pub time: PgTimestamp,
 }
 
 /// A transaction that was prepared and has not ended.
@@ -122,6 +132,11 @@ impl HeldLocks {
         self.last_end
     }
 
+    /// The last transaction that removed files of relations.
+    pub fn last_removal(&self) -> Option<Removal> {
+        self.last_removal
+    }
+
     /// The prepared transactions that have not ended, of those prepared in what was read.
     pub fn prepared(&self) -> impl Iterator<Item = &PreparedXact> {
         self.prepared.values()
@@ -146,8 +161,12 @@ impl HeldLocks {
                 self.prepared.insert(xid, PreparedXact { xid, gid, subtransactions });
             }
             RecordKind::Commit(end) | RecordKind::Abort(end) => {
+                let mut locked = false;
                 for xid in end.subtransactions.iter().chain([&end.xid]) {
-                    self.held.remove(xid);
+                    locked |= self.held.remove(xid).is_some();
+                }
+                if locked && end.removes && matches!(record.kind, RecordKind::Commit(_)) {
+                    self.last_removal = Some(Removal { xid: end.xid, time: end.time });
                 }
                 self.prepared.remove(&end.xid);
                 self.last_end = Some(record.start);

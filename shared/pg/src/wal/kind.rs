@@ -132,6 +132,8 @@ pub struct TransactionEnd {
     pub prepared: bool,
     /// The transactions within it that end with it; none are told if they are very many.
     pub subtransactions: Vec<u32>,
+    /// Whether it removes files of relations.
+    pub removes: bool,
 }
 
 /// A checkpoint.

@@ -70,7 +70,7 @@ fn every_split_of_a_record_between_segments_is_read() {
                 .extend(records.map(|record| record.unwrap().kind).filter(|kind| *kind != RecordKind::Other));
         }
         let (xid, time) = (4242, PgTimestamp(5));
-        let end = TransactionEnd { xid, time, prepared: true, subtransactions: Vec::new() };
+        let end = TransactionEnd { xid, time, prepared: true, subtransactions: Vec::new(), removes: false };
         let point = RecordKind::RestorePoint { name: "split".to_owned(), time: PgTimestamp(6) };
         assert_eq!(kinds, [RecordKind::Commit(end), point], "{left}");
     }

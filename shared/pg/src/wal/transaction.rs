@@ -23,8 +23,9 @@ pub(super) fn xact(header: &RecordHeader, data: &[u8], major: PgMajor) -> Option
     let end = |prepared| {
         let carried = carried(header.info, data, major);
         let xid = if prepared { carried.as_ref()?.prepared? } else { header.xid };
-        let subtransactions = carried.map(|carried| carried.subtransactions).unwrap_or_default();
-        Some(TransactionEnd { xid, time: PgTimestamp(bytes::i64(data, 0)?), prepared, subtransactions })
+        let Carried { subtransactions, removes, .. } = carried.unwrap_or_default();
+        let time = PgTimestamp(bytes::i64(data, 0)?);
+        Some(TransactionEnd { xid, time, prepared, subtransactions, removes })
     };
     Some(match header.info & XACT_OP {
         COMMIT => RecordKind::Commit(end(false)?),
@@ -65,6 +66,8 @@ fn prepared(data: &[u8], major: PgMajor) -> Option<(String, Vec<u32>)> {
 #[derive(Default)]
 struct Carried {
     subtransactions: Vec<u32>,
+    /// Whether it removes files of relations.
+    removes: bool,
     /// The prepared transaction that a `COMMIT PREPARED` or `ROLLBACK PREPARED` ends. It lies behind everything else.
     prepared: Option<u32>,
 }
@@ -98,6 +101,7 @@ fn carried(info: u8, data: &[u8], major: PgMajor) -> Option<Carried> {
                 let xids = data.get(begin..at)?.chunks_exact(4);
                 carried.subtransactions = xids.filter_map(|xid| bytes::u32(xid, 0)).collect();
             }
+            carried.removes |= flag == RELATIONS.0 && count > 0;
         }
     }
     if flags & HAS_TWOPHASE != 0 {
@@ -127,7 +131,13 @@ mod tests {
                 major,
             );
             let subtransactions = vec![50, 51];
-            let end = TransactionEnd { xid: 777, time: PgTimestamp(7), prepared: true, subtransactions };
+            let end = TransactionEnd {
+                xid: 777,
+                time: PgTimestamp(7),
+                prepared: true,
+                subtransactions,
+                removes: true,
+            };
             assert_eq!(kind, RecordKind::Commit(end), "{major}");
         }
     }
@@ -143,7 +153,8 @@ mod tests {
                 xid: 42,
                 time: PgTimestamp(1),
                 prepared: false,
-                subtransactions: Vec::new()
+                subtransactions: Vec::new(),
+                removes: false
             })
         );
         let short = RecordKind::decode(&header(Rmgr::XACT, COMMIT, 42), &[255, 4, 1, 0, 0, 0], major);

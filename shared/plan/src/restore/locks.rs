@@ -10,13 +10,16 @@ use std::collections::BTreeSet;
 use super::facts::BackupFacts;
 use super::note::{Locked, Note, UnlockedPosition};
 use super::request::TargetAction;
-use super::stop::{HeldLock, Stop};
+use super::stop::{HeldLock, Removal, Stop};
+
+/// How long before the target a removal counts, in microseconds: people look for what they lost minutes ago.
+const LATELY: i64 = 3_600_000_000;
 
 /// The notes about a stop, if recovery does that there.
 pub(super) fn notes(stop: &Stop, backup: &BackupFacts, action: TargetAction) -> Vec<Note> {
     let is_prepared = |lock: &&HeldLock| stop.prepared.iter().any(|p| p.holds(lock.xid));
     let (by_prepared, others): (Vec<&HeldLock>, Vec<&HeldLock>) = stop.locks.iter().partition(is_prepared);
-    let mut notes = Vec::new();
+    let mut notes: Vec<Note> = lately_removed(stop).map(Note::RemovedBefore).into_iter().collect();
     if action == TargetAction::Pause {
         notes.extend(unfinished(&others, stop, backup).map(Note::Locked));
     }
@@ -24,6 +27,12 @@ pub(super) fn notes(stop: &Stop, backup: &BackupFacts, action: TargetAction) -> 
         notes.push(Note::Prepared { open: stop.prepared.clone(), relations: relations(&by_prepared) });
     }
     notes
+}
+
+/// What a person who looks for the moment before an accident may have come too late for.
+fn lately_removed(stop: &Stop) -> Option<Removal> {
+    let ended = stop.time?;
+    stop.removal.filter(|removal| ended.0.saturating_sub(removal.time.0) <= LATELY)
 }
 
 /// What a paused recovery does not let anybody read, and where it could be read.

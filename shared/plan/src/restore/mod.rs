@@ -72,7 +72,9 @@ pub use request::{RestoreRequest, TargetAction};
 pub use required::{RequiredSearch, RequiredSettings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
 pub use settings::{RecoverySetting, Signal, quote};
-pub use stop::{HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
+pub use stop::{
+    HeldLock, PreparedTransaction, Removal, SearchState, SegmentDecoder, Stop, StopRule, StopSearch,
+};
 pub use unreachable::{InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;

@@ -7,7 +7,7 @@ use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, SegmentName, Timeline
 
 use super::facts::{Abandoned, NamedPoint};
 use super::restore_plan::{ForkSegment, Unfollowed};
-use super::stop::PreparedTransaction;
+use super::stop::{PreparedTransaction, Removal};
 use super::unreachable::{LineageMoment, Why};
 
 /// One thing to know of a plan.
@@ -101,6 +101,8 @@ pub enum Note {
         /// The position.
         common: Lsn,
     },
+    /// A transaction before the target removed relations.
+    RemovedBefore(Removal),
     /// A standby is told the number of its timeline, which it would not find by itself, and follows no later one.
     StandbyStays(TimelineId),
     /// A timeline was written to after another one had left it, and "latest" follows the other one.

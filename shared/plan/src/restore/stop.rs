@@ -96,6 +96,17 @@ pub struct Stop {
     pub locked_since_last_end: bool,
     /// Prepared transactions that are open there, by xid; only those that the search came by.
     pub prepared: Vec<PreparedTransaction>,
+    /// The last transaction before it that removed relations, as DROP and TRUNCATE do; only if the search came by one.
+    pub removal: Option<Removal>,
+}
+
+/// A transaction that removed relations, and was committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Removal {
+    /// The transaction.
+    pub xid: u32,
+    /// When it was committed.
+    pub time: PgTimestamp,
 }
 
 /// A transaction that was prepared and has not ended: it outlives recovery, with its locks.

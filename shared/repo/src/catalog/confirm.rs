@@ -67,6 +67,10 @@ impl LineageCatalog {
     /// Those of these files that the store itself does not have, or has though damaged.
     pub(super) async fn lacking_of(&mut self, files: &[SegmentRange]) -> Result<Vec<SegmentRange>> {
         let missing = self.ask(None, |facts| missing_of(facts, files)).await?;
+        // Backups are listed before timelines: nothing of one that is not there arrives any more.
+        if files.iter().any(|range| !self.facts().graph.contains(range.timeline)) {
+            return Ok(missing);
+        }
         self.look_again(&missing).await?;
         let missing = self.ask(None, |facts| missing_of(facts, files)).await?;
         let mut there = files.to_vec();

@@ -189,6 +189,7 @@ impl World {
             locks: Vec::new(),
             locked_since_last_end: false,
             prepared: Vec::new(),
+            removal: None,
         })
     }
 

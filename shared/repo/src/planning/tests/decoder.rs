@@ -175,6 +175,7 @@ impl StopSearch for Search {
                     locks: Vec::new(),
                     locked_since_last_end: false,
                     prepared: Vec::new(),
+                    removal: None,
                 }));
             }
         }

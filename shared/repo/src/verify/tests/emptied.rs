@@ -35,7 +35,7 @@ async fn a_cluster_of_which_nothing_is_left_is_a_finding() {
     std::fs::remove_dir_all(path(&bed, "clusters/main")).unwrap();
     for depth in DEPTHS {
         let report = run(&bed, depth).await;
-        assert_eq!(missing(&report), ["clusters/main/lineages"], "{report:#?}");
+        assert_eq!(missing(&report), ["clusters/main/lineages/"], "{report:#?}");
         assert_eq!(report.finding_count, 1);
     }
 }
