@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::{SegmentName, WalFileName};
 
@@ -35,6 +36,9 @@ const AT_ONCE: usize = 4;
 
 /// How often to look whether PostgreSQL was told of a segment.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a file waits for that. A person may have pushed it by hand, and PostgreSQL may be stuck at the one before.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a repository gets what is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,8 @@ struct Line<F> {
     under_way: usize,
     /// The newest segments that were taken and did not fail.
     taken: VecDeque<SegmentName>,
+    /// The file that waits for PostgreSQL to be told of the one before it, and since when.
+    held: Option<(WalFileName, Instant)>,
 }
 
 /// A file that waits.
@@ -68,7 +74,13 @@ struct Waiting<F> {
 
 impl<F> Line<F> {
     const fn new() -> Self {
-        Self { phase: Phase::Behind, waiting: BTreeMap::new(), under_way: 0, taken: VecDeque::new() }
+        Self {
+            phase: Phase::Behind,
+            waiting: BTreeMap::new(),
+            under_way: 0,
+            taken: VecDeque::new(),
+            held: None,
+        }
     }
 
     /// Takes an acknowledged file; what the repository misses therefore.
@@ -99,6 +111,16 @@ impl<F> Line<F> {
         self.under_way += 1;
         self.takes(name);
         Some(file)
+    }
+
+    /// Whether a file that is first has waited for long.
+    fn has_waited(&mut self, name: WalFileName, now: Instant) -> bool {
+        let (_, since) = *self.held.get_or_insert((name, now));
+        if self.held.is_some_and(|(held, _)| held != name) {
+            self.held = Some((name, now));
+            return false;
+        }
+        now.duration_since(since) >= PATIENCE
     }
 
     fn takes(&mut self, name: WalFileName) {
@@ -230,7 +252,9 @@ impl Beside {
             };
             match before {
                 // It comes through the line, if this process stores it, before PostgreSQL is told.
-                Some(before) if uploader.is_waiting(before).await => {
+                Some(before)
+                    if uploader.is_waiting(before).await && !self.line().has_waited(name, Instant::now()) =>
+                {
                     tokio::time::timeout(LOOK, self.ready.notified()).await.ok();
                 }
                 before => {
@@ -366,6 +390,15 @@ mod tests {
         line.phase = Phase::Direct;
         add(&mut line, 6);
         assert_eq!(asked(&line), Some(Some(5)), "it failed");
+    }
+
+    #[test]
+    fn a_file_does_not_wait_for_ever() {
+        let (mut line, now) = (direct(), Instant::now());
+        assert!(!line.has_waited(name(5), now) && !line.has_waited(name(5), now + PATIENCE / 2));
+        assert!(line.has_waited(name(5), now + PATIENCE));
+        assert!(!line.has_waited(name(4), now + PATIENCE), "it came meanwhile");
+        assert!(line.has_waited(name(4), now + PATIENCE * 2));
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(crate) async fn shown(
     Ok(None)
 }
 
-/// Compares the newest segment of a directory, on whatever timeline, with what an archive has; `None` if nothing shows whose it
+/// Compares the newest whole segment of a directory, on whatever timeline, with what an archive has; `None` if nothing shows whose it
 /// is.
 pub(crate) async fn newest(directory: &Path, wal: &WalArchive) -> anyhow::Result<Option<Own>> {
     let size = wal.lineage().segment_size;
@@ -99,10 +99,10 @@ pub(crate) async fn newest(directory: &Path, wal: &WalArchive) -> anyhow::Result
         Ok(found.into_iter().filter(|(name, path)| is_written(path, *name, size)).take(READ).collect())
     });
     for (found, path) in listed.await?? {
-        let Some(own) = OwnSegment::read(wal, found, path).await? else { continue };
+        let own = OwnSegment::read(wal, found, path).await?.filter(|own| own.facts.whole);
+        let Some(own) = own else { continue };
         if let Some(stored) = stored(wal, found).await?
             && let Some(same) = own.is(wal, stored).await?
-            && own.shows(same)
         {
             return Ok(Some(judged(found, same)));
         }
