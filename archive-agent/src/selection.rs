@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use walpoint_base::ClusterName;
+use walpoint_repo::expire::CLOCK;
 use walpoint_runtime::args::{CommonArgs, RepoArgument, Selection};
 use walpoint_runtime::config::{ClusterSettings, Config};
 use walpoint_runtime::exit::Failure;
@@ -54,7 +55,7 @@ pub(crate) fn unknown_repository(name: &str, config: &Config<StoreSettings>) -> 
 /// Whether a repository could not be opened because its settings are wrong: a command that only failed so has the status of wrong
 /// usage.
 pub(crate) fn is_wrong_settings(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(RepoError::Settings { .. }))
+    matches!(error.downcast_ref(), Some(RepoError::Settings { setting, .. }) if *setting != CLOCK)
 }
 
 /// The data directory of a cluster, which archiving cannot do without.

@@ -300,9 +300,12 @@ async fn take_back(backups: &Backups, numbers: Vec<u64>, report: &mut Expired) -
     Ok(())
 }
 
+/// What an error calls the clocks of this machine and of the store, which no configuration sets.
+pub const CLOCK: &str = "clock";
+
 /// A temporary file that a killed write left in a directory is removed when it is older.
 const LEFTOVER: SignedDuration = SignedDuration::from_hours(24);
 
 fn refuse(what: String) -> RepoError {
-    RepoError::settings("clock", what)
+    RepoError::settings(CLOCK, what)
 }
