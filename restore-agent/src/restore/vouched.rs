@@ -60,7 +60,7 @@ pub(super) async fn look(
         let recycled = waiting.iter().filter(|(held, _)| *held == before).map(|(_, path)| path.clone());
         let held: Vec<PathBuf> = of_its_own.chain(recycled).collect();
         for (at, archive) in copies.archives().iter().enumerate() {
-            let history = begins_here.then(|| (name.timeline, wal));
+            let history = begins_here.then_some((name.timeline, wal));
             match line(archive, before, &held, history).await {
                 Ok(line) => lines.extend(line.filter(|line| !lines.contains(line))),
                 Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
