@@ -196,7 +196,7 @@ mod tests {
         let new = old.extended_by(&[b.clone(), a.clone()]).unwrap();
         assert_eq!((&new.members[..], new.next), (&[a.clone(), b.clone()][..], 7));
         assert_eq!(new.extended_by(&[a.clone(), b.clone()]), None, "once is enough");
-        assert_eq!(new.extended_by(&[a.clone()]), None, "fewer are what they were");
+        assert_eq!(new.extended_by(std::slice::from_ref(&a)), None, "fewer are what they were");
         assert_eq!(old.extended_by(&[b]), None, "one would acknowledge no longer");
         assert_eq!(old.extended_by(&[a.clone(), c]), None, "its word counts no longer");
         assert_eq!(old.extended_by(&[member("other", 1)]), None, "a name is none of its own");

@@ -265,7 +265,8 @@ mod tests {
         std::fs::create_dir_all(bed.dir.path().join("clusters/main/backups")).unwrap();
         let refused = forget(repository, &cluster, options).await.unwrap_err().to_string();
         assert!(refused.contains("has nothing of cluster main\nDETAIL: It has no cluster."), "{refused}");
-        std::fs::write(bed.dir.path().join("clusters/main/notes.txt"), "another program's").unwrap();
+        let notes = bed.dir.path().join("clusters/main/notes.txt");
+        walpoint_base::durable::replace(&notes, b"another program's", 0o600).unwrap();
         assert_eq!(repository.clusters().await.unwrap(), []);
     }
 }

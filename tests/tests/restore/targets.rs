@@ -277,8 +277,8 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     primary.psql("select pg_sleep(1)");
     let utc = "to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'";
     let moment = primary.psql(&format!("select {utc}"));
-    let drop = "begin; select pg_current_xact_id(); savepoint s; drop table t; release s; commit";
-    let xid = primary.psql(drop);
+    let accident = "begin; select pg_current_xact_id(); savepoint s; drop table t; release s; commit";
+    let xid = primary.psql(accident);
     let too_late = primary.psql(&format!("select {utc}"));
     primary.psql("create table later ()");
     bed.settle();
