@@ -100,6 +100,7 @@ fn a_damaged_or_lost_history_beside_the_path_stops_no_recovery() {
         assert_eq!(restored.timeline(), 4, "{what}");
     }
     bed.back_door().put(&second, sound);
+    bed.backup();
     let damaged = bed.back_door().get(&third).unwrap().len() - 3;
     bed.back_door().flip_bit(&third, damaged);
     let refused = bed.agent.restore(&["plan"]).expect_status(1).stdout;
