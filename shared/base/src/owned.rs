@@ -61,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    const SOMEBODY: u32 = 65_533;
+    const OTHER_USER: u32 = 65_533;
 
     /// Only root can try it: others see that their own stays theirs.
     #[test]
@@ -69,14 +69,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = user::effective() == 0;
         if root {
-            chown(dir.path(), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+            chown(dir.path(), Some(OTHER_USER), Some(OTHER_USER)).unwrap();
         }
         let owner = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().uid();
         let open = |name: &str| open(&dir.path().join(name), OpenOptions::new().append(true)).unwrap();
         open("new").write_all(b"1").unwrap();
         open("new").write_all(b"2").unwrap();
         assert_eq!(std::fs::read(dir.path().join("new")).unwrap(), b"12");
-        let expected = if root { SOMEBODY } else { user::effective() };
+        let expected = if root { OTHER_USER } else { user::effective() };
         assert_eq!(owner("new"), expected);
         crate::durable::replace_for_owner(&dir.path().join("whole"), b"1", 0o600).unwrap();
         assert_eq!(owner("whole"), expected);
@@ -95,7 +95,7 @@ mod tests {
         let denied = || io::Error::from(ErrorKind::PermissionDenied);
         assert!(!advise(&path, denied()).to_string().contains("HINT"), "it is no matter of the owner");
         if user::effective() == 0 {
-            chown(&path, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+            chown(&path, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
             let told = advise(&path, denied()).to_string();
             assert!(told.contains(&format!("HINT: Run as root: chown root: {}", path.display())), "{told}");
         }

@@ -114,7 +114,7 @@ impl Run<'_> {
                         self.bad_pack(*owner, *pack, FindingKind::Damaged, error.to_string())
                     }
                     Item::Pack(owner, pack, _) => self.damaged_pack(*owner, *pack, error.to_string()).await?,
-                    // Nothing is recorded of what is not there: whoever needs it sees that by itself.
+                    // Absent is a finding only while something needs it: retention may have deleted it meanwhile.
                     Item::Segment(archive, name, _) if error.is_not_found() => {
                         if self.is_needed_now(archive, *name).await? {
                             self.bad_segment(archive, *name, FindingKind::Missing, error.to_string());

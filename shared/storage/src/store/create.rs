@@ -1,8 +1,9 @@
 //! Creating an object once: the only way anything gets into a repository.
 //!
 //! A create that times out may have landed; a create repeated after a 5xx may find its own bytes; S3 answers 409 though
-//! nothing landed. So a refusal or an unanswered create says nothing by itself: the object is looked at, and the content
-//! hash in its header decides. Likewise a success that may be a proxy's (`evidence`). Absent: again. Equal: it is stored, whoever did it. Different: a conflict, nothing changed.
+//! nothing landed. So a refusal or an unanswered create says nothing by itself, and neither does a success that a proxy
+//! may have answered (`evidence`): the object is read, and the content hash in its header decides. Absent: the create is
+//! repeated. Equal: it is stored, by this create or another. Different: a conflict, and nothing is changed.
 
 use bytes::Bytes;
 use futures_util::FutureExt;

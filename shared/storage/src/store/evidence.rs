@@ -1,10 +1,10 @@
 //! Whether an answer to a create comes from the store.
 //!
-//! Between the agents and a store there may be a proxy, and one that is in maintenance, or has lost what is behind it, may answer `200 OK`
-//! to everything, with an `ETag` of its own page. The library takes that for a success. So what a store puts into its answers is
-//! looked for: the number of the request, and no body. An answer without both is no success but says nothing
-//! ([`FailureKind::Unproven`](super::failure::FailureKind)), and the object is looked at. Stores that number no requests cost one request
-//! more for each object.
+//! A proxy between the agents and a store may, in maintenance or after losing its backend, answer `200 OK` to everything,
+//! with an `ETag` of its own page. The client library takes that for a success. So an answer to a create must show what
+//! only a store sends: a request number, and no body. An answer without both is no success and says nothing
+//! ([`FailureKind::Unproven`](super::failure::FailureKind)); the object is then read. A store that numbers no requests
+//! costs one more request for each object.
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::store::directory::Local;
 
-    const SOMEBODY: u32 = 65_533;
+    const OTHER_USER: u32 = 65_533;
 
     fn owner(path: &Path) -> (u32, u32) {
         let meta = fs::symlink_metadata(path).unwrap();
@@ -129,11 +129,11 @@ mod tests {
         File::create_new(&descriptor).unwrap();
         let root = user::effective() == ROOT;
         let expected = match root {
-            true => (SOMEBODY, SOMEBODY),
+            true => (OTHER_USER, OTHER_USER),
             false => owner(&descriptor),
         };
         if root {
-            std::os::unix::fs::chown(&descriptor, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+            std::os::unix::fs::chown(&descriptor, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
         }
         // As a root that was killed leaves it.
         fs::create_dir(dir.path().join("clusters")).unwrap();
