@@ -232,6 +232,7 @@ fn wal_that_bypasses_the_archive_is_told() {
 
     cluster.set("archive_command", "/bin/true");
     cluster.reload();
+    cluster.wait_for("show archive_command", "/bin/true");
     // The archiver may still run the old command once.
     cluster.wait_archived(&cluster.switch_wal());
     let segment = cluster.switch_wal();
