@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use walpoint_base::{SegmentName, WalFileName};
 
 use super::archiver::Archiver;
+use super::complete;
+use super::disk;
 use super::follows::{before, whole};
 use super::order::{Turn, turn};
 use super::target::WalTarget;
@@ -39,6 +41,12 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How long a file waits for that. A person may have pushed it by hand, and PostgreSQL may be stuck at the one before.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often to note up to where nothing is missing.
+const NOTE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long that may hold anything up.
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How a repository gets what is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +67,8 @@ struct Line<F> {
     under_way: usize,
     /// The newest segments that were taken and did not fail.
     taken: VecDeque<SegmentName>,
+    /// Up to this segment nothing is missing, as far as this process can know.
+    complete: Option<SegmentName>,
     /// The file that waits for PostgreSQL to be told of the one before it, and since when.
     held: Option<(WalFileName, Instant)>,
 }
@@ -79,6 +89,7 @@ impl<F> Line<F> {
             waiting: BTreeMap::new(),
             under_way: 0,
             taken: VecDeque::new(),
+            complete: None,
             held: None,
         }
     }
@@ -143,6 +154,8 @@ impl<F> Line<F> {
         }
         if !stored || self.phase == Phase::Ending {
             self.falls_behind();
+        } else if self.waiting.is_empty() && self.under_way == 0 {
+            self.complete = self.taken.back().copied();
         }
         missed
     }
@@ -230,6 +243,11 @@ impl Beside {
     pub(super) fn forget(&self) {
         self.line().taken.clear();
         self.falls_behind();
+    }
+
+    /// Up to where nothing is missing there.
+    fn complete(&self) -> Option<SegmentName> {
+        self.line().complete
     }
 
     /// A segment was stored there without the line.
@@ -321,6 +339,32 @@ impl Drop for Taken {
     }
 }
 
+/// Notes for the next daemon up to where a repository lacks nothing.
+struct Notes {
+    archiver: Arc<Archiver>,
+    repository: usize,
+    noted: Option<(SegmentName, Instant)>,
+}
+
+impl Notes {
+    /// As long as the last note is not old, another one is not worth a write.
+    async fn note(&mut self, interval: Duration) {
+        let Some(target) = self.archiver.uploader().targets().get(self.repository) else { return };
+        let (Some(complete), Some(id)) = (target.beside.complete(), target.presence.id()) else { return };
+        if self.noted.is_some_and(|(noted, at)| noted == complete || at.elapsed() < interval) {
+            return;
+        }
+        let directory = self.archiver.wal_directory();
+        let wal = directory.clone();
+        let written = disk::run(&directory, move || complete::note(&wal, id, complete));
+        match tokio::time::timeout(NOTE_LIMIT, written).await {
+            Ok(Ok(Ok(()))) => self.noted = Some((complete, Instant::now())),
+            // The daemon may only read there, for example: then the next one compares from the newest backup.
+            failed => tracing::debug!(repository = target.name(), "{}: {failed:?}", complete::FILE),
+        }
+    }
+}
+
 /// Stores what waits for the repository with that number. From `stop` on it ends as soon as nothing more is acknowledged (`last`)
 /// and nothing waits, or after `drain`: what waits then is missed.
 pub(crate) async fn store(
@@ -332,6 +376,7 @@ pub(crate) async fn store(
 ) {
     let Some(target) = archiver.uploader().targets().get(repository) else { return };
     let mut stores = JoinSet::new();
+    let mut notes = Notes { archiver: Arc::clone(&archiver), repository, noted: None };
     let mut over = pin!(async {
         stop.cancelled().await;
         tokio::time::sleep(drain).await;
@@ -341,7 +386,7 @@ pub(crate) async fn store(
         tokio::select! {
             biased;
             () = &mut over => break,
-            _ = stores.join_next(), if !idle => {}
+            _ = stores.join_next(), if !idle => notes.note(NOTE_INTERVAL).await,
             (file, before) = target.beside.next(archiver.uploader()), if stores.len() < AT_ONCE => {
                 let name = file.name;
                 let taken = Taken { archiver: Arc::clone(&archiver), repository, name, stored: false };
@@ -350,6 +395,7 @@ pub(crate) async fn store(
             () = last.cancelled(), if idle => break,
         }
     }
+    notes.note(Duration::ZERO).await;
 }
 
 #[cfg(test)]
@@ -411,6 +457,16 @@ mod tests {
         line.phase = Phase::Direct;
         assert_eq!([next(&mut line), next(&mut line)], [Some(1), Some(2)]);
         assert!(line.ended(name(2), true).is_empty() && line.phase == Phase::Direct);
+        assert_eq!(line.complete, None, "3 waits, and 1 is being stored");
+        assert_eq!(next(&mut line), Some(3));
+        line.ended(name(3), true);
+        assert_eq!(line.complete, None);
+        line.ended(name(1), true);
+        assert_eq!(line.complete, name(3).segment());
+        add(&mut line, 4);
+        next(&mut line);
+        line.ended(name(4), false);
+        assert_eq!(line.complete, name(3).segment());
     }
 
     #[test]

@@ -130,6 +130,13 @@ impl Watch {
     }
 }
 
+/// The newest segment that a server which writes WAL marked as archived, if it did so since it was started and not just now.
+pub(super) async fn newest_archived(uploader: &Uploader) -> anyhow::Result<Option<SegmentName>> {
+    let Some(timeline) = uploader.written_timeline().await? else { return Ok(None) };
+    let size = uploader.identity().await?.segment_size;
+    Ok(marks(uploader.pgdata(), timeline, size).await?.done.map(|(segment, _)| segment))
+}
+
 /// Whether a repository has a segment, whole or not, in any of the cluster's lineages: another one may have begun since.
 async fn has(archive: &WalArchive, segment: SegmentName) -> Result<bool, RepoError> {
     let here = async |archive: &WalArchive| {

@@ -1,7 +1,8 @@
 //! Catching up a repository: what it missed is copied from one that has it.
 //!
 //! What is missing shows when listings are compared: from the first file that this process knows it missed, and from the
-//! repository's newest backup on, for what was missed before. Older gaps are left: what is expired on purpose has gaps, too.
+//! repository's newest backup on, or from where an earlier daemon noted that nothing is missing ([`complete`](super::complete)), for what
+//! was missed before. Older gaps are left: what is expired on purpose has gaps, too.
 //! Nothing is copied behind a segment that has other content in the two: another server wrote there.
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
@@ -13,22 +14,24 @@
 
 mod acknowledging;
 mod copy;
+mod elsewhere;
+mod ranges;
 
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
-use walpoint_base::{BackupId, SegmentName, SegmentNo, SegmentSize, TimelineId};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 
 pub(crate) use self::acknowledging::keep_acknowledging;
 use self::copy::{Copy, Passed};
+use self::elsewhere::Elsewhere;
+use self::ranges::Ranges;
 use super::archiver::Archiver;
-use super::base;
 use super::target::{Missed, TargetError, WalTarget};
 use super::upload::{REST, TIME_LIMIT, Uploader};
+use crate::same_place::SamePlace;
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
 /// failure ends it: it is started again.
@@ -42,8 +45,16 @@ pub(crate) async fn keep(
     // In which lineage of which repository it is known what is missing. What was missed before this began is not known yet, nor what was
     // acknowledged by another process.
     let mut known = None;
+    let mut elsewhere = Elsewhere::default();
     loop {
-        has_to_catch_up(target).await;
+        tokio::select! {
+            () = has_to_catch_up(target) => {}
+            () = elsewhere.was_acknowledged(uploader, target) => {
+                target.beside.surprises();
+                target.beside.falls_behind();
+                continue;
+            }
+        }
         let (missed, now) = (target.take_missed(), (target.lineages_left(), target.beside.surprised()));
         let failed =
             |error: anyhow::Error| error.context(format!("repository {} is not caught up", target.name()));
@@ -165,6 +176,7 @@ async fn compare(
         let is_away = from.is_err();
         let result = match &from {
             Ok(from) => {
+                is_another(target, &to, source, from)?;
                 let copy = Copy { uploader, target, source: source.name(), from, to: &to };
                 copy.missing(&ranges, &mut files).await
             }
@@ -196,6 +208,21 @@ async fn compare(
     }
 }
 
+/// Refuses a repository that is another one of the configuration, too: compared with itself it lacks nothing. One that has to
+/// acknowledge is not refused for one beside.
+fn is_another(
+    target: &WalTarget,
+    to: &WalArchive,
+    source: &WalTarget,
+    from: &WalArchive,
+) -> Result<(), SamePlace> {
+    let id = to.repository().id();
+    if id != from.repository().id() || target.acknowledges && !source.acknowledges {
+        return Ok(());
+    }
+    Err(SamePlace { first: target.name().to_owned(), second: source.name().to_owned(), id })
+}
+
 /// Opens a repository. One that does not answer soon rests meanwhile, so that no acknowledgement asks it whose WAL it holds.
 async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, TargetError> {
     let mut opening = pin!(target.archive(cluster));
@@ -220,60 +247,6 @@ async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, T
                 target.rest(REST);
             }
         }
-    }
-}
-
-/// From where on a repository should have all of a timeline.
-enum Ranges {
-    /// Of each timeline, from what it missed.
-    Missed(Missed),
-    /// From its newest backup as well, on that timeline and later ones: what is older may have been expired.
-    SinceBackup(Missed, BackupId, SegmentSize),
-    /// From its first file: it has no backup.
-    SinceFirst(Missed, Vec<TimelineId>),
-}
-
-impl Ranges {
-    async fn of(
-        uploader: &Uploader,
-        to: &WalArchive,
-        cluster: &WalIdentity,
-        missed: &Missed,
-        known: bool,
-    ) -> anyhow::Result<Self> {
-        let missed = missed.clone();
-        if known {
-            return Ok(Self::Missed(missed));
-        }
-        let newest = match base::path(uploader, to).await? {
-            Some(path) => base::newest_backup(to, &path).await?,
-            None => None,
-        };
-        Ok(match newest {
-            Some(backup) => Self::SinceBackup(missed, backup, cluster.segment_size),
-            None => Self::SinceFirst(missed, to.timelines().await?),
-        })
-    }
-
-    /// The first file that it should have; `None` if it needs nothing of that timeline.
-    async fn first(&self, to: &WalArchive, timeline: TimelineId) -> anyhow::Result<Option<SegmentName>> {
-        let (missed, other) = match self {
-            Self::Missed(missed) => (missed, None),
-            Self::SinceBackup(missed, backup, size) => {
-                let start = SegmentNo::of(backup.start(), *size).name(timeline, *size);
-                (missed, (timeline >= backup.timeline()).then_some(start))
-            }
-            Self::SinceFirst(missed, timelines) if timelines.contains(&timeline) => {
-                let first = to.list(timeline, None).try_next().await?;
-                (missed, first.and_then(|(entry, _)| entry.segment()))
-            }
-            // If it has nothing at all, what it holds begins with what is archived next.
-            Self::SinceFirst(missed, timelines) => {
-                let later = timelines.last().is_some_and(|last| *last < timeline);
-                (missed, later.then_some(SegmentName { timeline, log: 0, segment: 0 }))
-            }
-        };
-        Ok(missed.get(&timeline).copied().into_iter().chain(other).min())
     }
 }
 

@@ -165,7 +165,8 @@ pub(super) fn differ(one: &[u8], other: &[u8]) -> bool {
     one != other && TimelineHistory::flaw(one).is_none() && TimelineHistory::flaw(other).is_none()
 }
 
-fn unless_damaged<T>(read: Result<Option<T>, RepoError>) -> Result<Option<T>, RepoError> {
+/// What is damaged counts as missing.
+pub(super) fn unless_damaged<T>(read: Result<Option<T>, RepoError>) -> Result<Option<T>, RepoError> {
     match read {
         Err(RepoError::Corrupt { .. }) => Ok(None),
         read => read,

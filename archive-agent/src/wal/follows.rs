@@ -9,6 +9,7 @@ use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
+use super::contradiction::unless_damaged;
 use super::disk;
 use super::neighbors::{self, StoredNeighbor};
 use super::target::WalTarget;
@@ -22,7 +23,8 @@ pub(super) fn whole(name: WalFileName) -> Option<SegmentName> {
     }
 }
 
-/// The segment before a file that is one. Of the first one of a timeline this is a name that is stored nowhere.
+/// The segment before a file that is one. Of the first one of a timeline this is a name that is stored nowhere
+/// ([`Uploader::follows`] knows the one meant).
 pub(super) fn before(file: &UploadSource) -> Option<SegmentName> {
     whole(file.name).and_then(|name| neighbors::before(name, None, file.segment_size()))
 }
@@ -36,7 +38,7 @@ impl Uploader {
     }
 
     /// Refuses to store anything behind a segment that a repository lacks, and one that acknowledges has. Into a repository without WAL
-    /// everything may go: what it holds begins with that.
+    /// everything may go: what it holds begins with that. Where a timeline begins, the segment before lies on the one that it came from.
     pub(super) async fn follows(
         &self,
         cluster: &WalIdentity,
@@ -44,11 +46,21 @@ impl Uploader {
         target: &WalTarget,
     ) -> Result<(), UploadError> {
         let archive = open(target, cluster).await?;
-        if is_stored(&archive, before).await? || archive.timelines().await?.is_empty() {
-            return Ok(());
-        }
-        for source in self.targets().iter().filter(|source| source.acknowledges) {
-            if is_stored(&open(source, cluster).await?, before).await? {
+        let mut next = Some(before);
+        while let Some(before) = next {
+            if target.beside.has_taken(before) || is_stored(&archive, before).await? {
+                return Ok(());
+            }
+            next = None;
+            for source in self.targets().iter().filter(|source| source.acknowledges) {
+                let stored = open(source, cluster).await?;
+                if !is_stored(&stored, before).await? {
+                    next = next.max(on_earlier_timeline(&stored, before).await?);
+                    continue;
+                }
+                if archive.timelines().await?.is_empty() {
+                    return Ok(());
+                }
                 target.beside.surprises();
                 let text = format!("it lacks {before}, which repository {} has", source.name());
                 return Err(UploadError::permanent(text));
@@ -58,17 +70,33 @@ impl Uploader {
     }
 }
 
+/// A segment's number on the earlier timeline that it belongs to, if its own one begins behind it.
+async fn on_earlier_timeline(
+    archive: &WalArchive,
+    name: SegmentName,
+) -> Result<Option<SegmentName>, RepoError> {
+    let size = archive.lineage().segment_size;
+    let (Some(history), Some(number)) =
+        (unless_damaged(archive.history(name.timeline).await)?, name.number(size))
+    else {
+        return Ok(None);
+    };
+    let timeline = history.timeline_at(number.next().start(size) - 1);
+    Ok((timeline < name.timeline).then(|| number.name(timeline, size)))
+}
+
 async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, UploadError> {
     target.archive(cluster).await.map_err(|error| upload_error(target, &error))
 }
 
-async fn is_stored(archive: &WalArchive, name: SegmentName) -> Result<bool, RepoError> {
+/// Whether a repository has a segment, sound or not.
+pub(super) async fn is_stored(archive: &WalArchive, name: SegmentName) -> Result<bool, RepoError> {
     Ok(!matches!(neighbors::header(archive, name).await?, StoredNeighbor::Absent))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Bed, size, uploader};
+    use super::super::fixtures::{Bed, size, switch_in, uploader};
     use super::*;
     use crate::binding;
 
@@ -97,5 +125,32 @@ mod tests {
         assert!(!follows(1).await, "another process acknowledged it");
         assert_eq!(target.beside.surprised(), 1);
         assert!(follows(2).await, "no repository has it");
+    }
+
+    #[tokio::test]
+    async fn a_timeline_does_not_begin_behind_what_a_repository_missed() {
+        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
+        let uploader = uploader(&[&main, &far], &["main"]);
+        let target = &uploader.targets()[1];
+        for bed in [&main, &far] {
+            let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
+            binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
+        }
+        let lineage = main.archive.lineage();
+        let (system_id, major) = (lineage.system_id(), lineage.major);
+        let cluster = WalIdentity { system_id, major, segment_size: size() };
+        // Timeline 2 begins in segment 5.
+        let fork = "000000010000000000000005";
+        main.put_history(2, switch_in(fork, 4096)).await;
+        for name in ["000000010000000000000003", "000000010000000000000004", "000000020000000000000005"] {
+            main.put(name, 1).await;
+        }
+        let before: SegmentName = "000000020000000000000004".parse().unwrap();
+        far.put("000000010000000000000003", 1).await;
+        let refused = uploader.follows(&cluster, before, target).await.unwrap_err();
+        assert!(refused.text.contains("it lacks 000000010000000000000004"), "{}", refused.text);
+        assert_eq!(target.beside.surprised(), 1);
+        far.put("000000010000000000000004", 1).await;
+        assert!(uploader.follows(&cluster, before, target).await.is_ok());
     }
 }

@@ -58,6 +58,7 @@ pub(crate) mod catch_up;
 pub(crate) mod check;
 pub(crate) mod claim;
 pub(crate) mod comparison;
+mod complete;
 pub(crate) mod contradiction;
 pub(crate) mod control;
 pub(crate) mod disk;

@@ -222,6 +222,8 @@ impl WalTarget {
             LineageChange::Other => {
                 tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
                 self.lineages_left.fetch_add(1, Ordering::AcqRel);
+                // What it has of that one is compared first.
+                self.beside.forget();
             }
             LineageChange::Anew => {
                 tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");

@@ -60,6 +60,11 @@ impl Presence {
         self.state().changes
     }
 
+    /// Which repository was opened last.
+    pub(super) fn id(&self) -> Option<RepositoryId> {
+        self.state().repository.as_ref().map(Repository::id)
+    }
+
     /// Whether this is the repository that was opened last.
     pub(super) fn is(&self, id: RepositoryId) -> bool {
         self.state().repository.as_ref().is_some_and(|repository| repository.id() == id)

@@ -30,7 +30,7 @@ impl Two {
         let (target, mut copied) = (self.target(), 0);
         let (from, to) = (&self.from.archive, &self.to.archive);
         let copy = Copy { uploader: &self.uploader, target, source: "from", from, to };
-        let passed = copy.missing(&Ranges::Missed(self.missed.clone()), &mut copied).await;
+        let passed = copy.missing(&Ranges { missed: self.missed.clone(), unknown: None }, &mut copied).await;
         assert_eq!(copied, 0);
         passed
     }
