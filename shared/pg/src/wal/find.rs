@@ -4,7 +4,7 @@
 //! and 14). A record is looked at before it is replayed and after. Commit times are not monotone, so only reading the
 //! records in order tells where a time target stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
@@ -81,6 +81,8 @@ pub struct HeldLocks {
     held: BTreeMap<u32, BTreeMap<(u32, u32), Taken>>,
     /// Prepared transactions that have not ended, those within them too: each leads to the one that was prepared.
     prepared: BTreeMap<u32, PreparedXact>,
+    /// Transactions that ended and had locked something, those within them too.
+    ended: BTreeSet<u32>,
     last_end: Option<Lsn>,
     /// Where the record starts that locked something while nothing was locked, if it is the lock's own; prepared transactions aside.
     locked_at: Option<Lsn>,
@@ -170,7 +172,11 @@ impl HeldLocks {
     fn replay(&mut self, record: &WalRecord) {
         match &record.kind {
             RecordKind::Locks(locks) => {
-                if !self.is_locked() {
+                // A checkpoint may repeat the lock of a transaction whose end it comes behind, as PostgreSQL's standbys know.
+                let is_held =
+                    |lock: &&RelationLock| record.xid == lock.xid || !self.ended.contains(&lock.xid);
+                let locks: Vec<&RelationLock> = locks.iter().filter(is_held).collect();
+                if !self.is_locked() && !locks.is_empty() {
                     let own = locks.iter().all(|lock| lock.xid == record.xid);
                     self.locked_at = own.then_some(record.start);
                 }
@@ -190,6 +196,9 @@ impl HeldLocks {
                 let mut locked = false;
                 for xid in end.subtransactions.iter().chain([&end.xid]) {
                     locked |= self.held.remove(xid).is_some();
+                }
+                if locked {
+                    self.ended.extend(end.subtransactions.iter().chain([&end.xid]));
                 }
                 if locked && end.removes && matches!(record.kind, RecordKind::Commit(_)) {
                     let (xid, time, lsn) = (end.xid, end.time, record.start);

@@ -140,3 +140,18 @@ fn the_last_removal_is_found_with_the_position_before_its_locks() {
     assert_eq!(before(last), removal(92, 200, again, Some(alone)));
     assert_eq!(before(Lsn(u64::MAX)), removal(93, 300, last, None), "it was locked before what is known");
 }
+
+/// A transaction releases its locks after it has written its end, so a snapshot between the two repeats them.
+#[test]
+fn a_lock_that_is_repeated_behind_its_transactions_end_is_not_held() {
+    let mut fixture = WalFixture::new(17, 1);
+    fixture.lock(91, 1);
+    fixture.commit_with(90, 91, 100);
+    fixture.repeat_lock(90, 1);
+    let since = fixture.lock(92, 1);
+    fixture.commit_removing(92, 200);
+    let rule = TargetRule { target: RecoveryTarget::Xid(92), inclusive: false, consistent: Lsn(0) };
+    let locks = find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks;
+    assert_eq!(locks.all().iter().map(|(_, lock)| lock.xid).collect::<Vec<_>>(), [92]);
+    assert_eq!(locks.unlocked(), Some(Unlocked { lsn: since, same_transactions: true }));
+}
