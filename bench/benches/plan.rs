@@ -8,7 +8,7 @@ use walpoint_base::{
 };
 use walpoint_bench::long_archive::{SEGMENTS, header};
 use walpoint_plan::restore::{
-    RequiredSearch, RestoreRequest, SegmentDecoder, StopRule, StopSearch, TablespaceSearch,
+    RemovalSearch, RequiredSearch, RestoreRequest, SegmentDecoder, StopRule, StopSearch, TablespaceSearch,
 };
 use walpoint_repo::index::{FANOUT, SegmentEntry, TimelineIndex, fixtures};
 use walpoint_repo::planning;
@@ -35,6 +35,10 @@ impl SegmentDecoder for NoDecoder {
 
     fn required(&self) -> Box<dyn RequiredSearch> {
         unreachable!("a plan does not ask")
+    }
+
+    fn removals(&self, _: Lsn) -> Option<Box<dyn RemovalSearch>> {
+        None
     }
 }
 

@@ -3,11 +3,12 @@
 
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
-use walpoint_pg::wal::find::{self, StopFinder, Taken};
+use walpoint_pg::wal::find::{self, RemovalFinder, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
 use walpoint_plan::restore::{
-    CreatedTablespace, HeldLock, PreparedTransaction, Removal, RequiredSearch, RequiredSettings, SearchState,
-    SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
+    CreatedTablespace, HeldLock, PreparedTransaction, Removal, RemovalSearch, RequiredSearch,
+    RequiredSettings, SearchState, SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
+    UnlockedPosition,
 };
 
 /// PostgreSQL's WAL.
@@ -37,6 +38,10 @@ impl SegmentDecoder for WalDecoder {
     fn required(&self) -> Box<dyn RequiredSearch> {
         Box::new(Required(RecordReader::new()))
     }
+
+    fn removals(&self, before: Lsn) -> Option<Box<dyn RemovalSearch>> {
+        Some(Box::new(Removals(RemovalFinder::new(before))))
+    }
 }
 
 /// A search for the first change to `wal_level = minimal`.
@@ -62,7 +67,7 @@ impl StopSearch for MinimalSearch {
                     xid: None,
                     full_xid: None,
                     locks: Vec::new(),
-                    locked_since_last_end: false,
+                    unlocked: None,
                     prepared: Vec::new(),
                     removal: None,
                 }));
@@ -93,6 +98,28 @@ impl TablespaceSearch for Tablespaces {
         }
         Ok(found)
     }
+}
+
+/// One search for removed relations over consecutive segments.
+struct Removals(RemovalFinder);
+
+impl RemovalSearch for Removals {
+    fn feed(&mut self, name: SegmentName, content: &[u8]) -> Result<(), String> {
+        self.0.segment(name, content).map_err(|e| e.to_string())
+    }
+
+    fn last(&self) -> Option<Removal> {
+        self.0.last().map(removal)
+    }
+}
+
+fn removal(found: find::Removal) -> Removal {
+    let find::Removal { xid, time, lsn, unlocked } = found;
+    Removal { xid, time, lsn, unlocked: unlocked.map(unlocked_position) }
+}
+
+fn unlocked_position(found: find::Unlocked) -> UnlockedPosition {
+    UnlockedPosition { lsn: found.lsn, same_transactions: found.same_transactions }
 }
 
 /// One search for settings over consecutive segments.
@@ -154,8 +181,8 @@ impl StopSearch for Search {
 impl Search {
     fn stop(&self, name: SegmentName, content: &[u8], stop: &find::TargetStop) -> Stop {
         let find::TargetStop { record, locks, .. } = stop;
-        let last_end = locks.last_end();
-        let removal = locks.last_removal().map(|find::Removal { xid, time }| Removal { xid, time });
+        let removal = locks.last_removal().map(removal);
+        let unlocked = locks.unlocked().map(unlocked_position);
         let held = |(taken, RelationLock { xid, database, relation })| {
             let since = match taken {
                 Taken::At(lsn) => Some(lsn),
@@ -179,9 +206,7 @@ impl Search {
             time,
             xid: end.map(|end| end.xid),
             full_xid: None,
-            locked_since_last_end: locks
-                .first()
-                .is_some_and(|lock| lock.since.is_some() && last_end < lock.since),
+            unlocked,
             locks,
             prepared: prepared.collect(),
             removal,

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`ask`] | asking every repository |
 //! | [`words`] | notes, hints, refusals and moments in words |
-//! | [`text`], [`document`] | plans and refusals for a person and as JSON |
+//! | [`text`], [`document`], [`stop`], [`removal`] | plans and refusals for a person and as JSON |
 //! | [`remarks`] | what is added to a plan's notes here |
 //! | [`mod@probe`] | whether a user can read what recovery reads |
 
@@ -17,6 +17,8 @@ mod document;
 mod probe;
 mod reason;
 mod remarks;
+mod removal;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -42,7 +44,7 @@ pub(crate) use self::ask::planned;
 pub(crate) use self::document::PlanReport;
 pub(crate) use self::document::{LocationContents, TablespaceDocument};
 pub(crate) use self::probe::{ProbeArgs, probe, probe_arguments};
-pub(crate) use self::words::refusal;
+pub(crate) use self::words::{CommandLine, refusal};
 use crate::agreement;
 use crate::choice::{self, Refused};
 use crate::decoder::WalDecoder;
@@ -98,8 +100,8 @@ pub(crate) struct Planned {
 
 impl Planned {
     /// What a person should know of the plan, one sentence each.
-    pub(crate) fn notes(&self) -> Vec<String> {
-        let mut notes = words::notes(&self.plan);
+    pub(crate) fn notes(&self, given: &CommandLine) -> Vec<String> {
+        let mut notes = words::notes(&self.plan, given);
         notes.extend(self.remarks.iter().cloned());
         notes
     }
@@ -299,10 +301,11 @@ pub(crate) fn print(
     tablespaces: &[TablespaceDocument],
 ) -> Result<(), Failure> {
     let size = planned.lineage.segment_size;
-    let mut notes = planned.notes();
+    let given = CommandLine::given();
+    let mut notes = planned.notes(&given);
     notes.extend(planned.damage.clone());
     if common.json {
-        return output::json(&PlanReport::plan(&planned.plan, notes, tablespaces, size));
+        return output::json(&PlanReport::plan(&planned.plan, notes, tablespaces, (size, &given)));
     }
     let text = text::plan(&planned.plan, &notes, size);
     output::text(&(text + &text::tablespaces(tablespaces)))
@@ -313,11 +316,12 @@ pub(crate) fn refuse(common: &CommonArgs, no_plan: NoPlan) -> Result<(), Failure
     match no_plan {
         NoPlan::Failed(failure) => Err(failure),
         NoPlan::Unreachable(unreachable) => {
+            let given = CommandLine::given();
             let error = Diagnostic::new(refusal(&unreachable)).detail("Nothing was touched.").into();
             if common.json {
-                output::json(&PlanReport::refusal(&unreachable))?;
+                output::json(&PlanReport::refusal(&unreachable, &given))?;
             } else {
-                output::text(&text::unreachable(&unreachable))?;
+                output::text(&text::unreachable(&unreachable, &given))?;
             }
             Err(Failure { status: FAILED, error })
         }

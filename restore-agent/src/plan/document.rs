@@ -7,11 +7,13 @@ use serde::Serialize;
 use walpoint_base::{
     BackupId, Diagnostic, LineageId, Lsn, PgTimestamp, RecoveryTarget, SegmentName, SegmentSize, TimelineId,
 };
-use walpoint_plan::restore::{Moment, RestorePlan, Signal, Stop, StopRule, Unreachable};
+use walpoint_plan::restore::{Moment, RestorePlan, Signal, StopRule, Unreachable};
 use walpoint_repo::catalog::status::SegmentsDocument;
 
 use super::reason::Reason;
-use super::words::{self, hints, options};
+use super::removal::RemovalDocument;
+use super::stop::StopDocument;
+use super::words::{self, CommandLine, hints, options};
 
 /// What `restore-agent plan --json` prints.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
@@ -64,6 +66,9 @@ pub(crate) struct PlanDocument {
     #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     pub(crate) notes: Vec<String>,
+    /// The last transaction before the target that removed relations. Absent if none is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) removal: Option<RemovalDocument>,
     /// With `restore --dry-run`: the tablespaces outside the data directory that replay creates, in LSN order. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) tablespaces: Vec<TablespaceDocument>,
@@ -157,6 +162,9 @@ pub(crate) struct RefusalDocument {
     /// What to do, as full sentences; several are lines. Absent if nothing can be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hint: Option<String>,
+    /// With the reason `after-end` and a target time: the last transaction in the archive that removed relations. Absent if none is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) removal: Option<RemovalDocument>,
 }
 
 /// A target.
@@ -226,60 +234,6 @@ pub(crate) struct PathDocument {
     pub(crate) end_lsn: Option<Lsn>,
 }
 
-/// The record that ends recovery.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Stop")]
-pub(crate) struct StopDocument {
-    /// The timeline that it belongs to.
-    pub(crate) timeline: TimelineId,
-    /// The position at which it starts.
-    pub(crate) lsn: Lsn,
-    /// The position at which it ends.
-    pub(crate) end_lsn: Lsn,
-    /// Whether the record itself is replayed.
-    pub(crate) replayed: bool,
-    /// Its time. Absent if it has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) time: Option<PgTimestamp>,
-    /// The transaction that it ends. Absent if it ends none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) xid: Option<u32>,
-    /// The same with its epoch, as `pg_current_xact_id()` returns it. Only if the target is a transaction.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) full_xid: Option<u64>,
-    /// Relations that cannot be read while recovery pauses there, a hundred at most. Absent if there are none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) locks: Vec<LockDocument>,
-    /// Prepared transactions that are known to be open there and stay open, a hundred at most. Absent if there are none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) prepared_transactions: Vec<PreparedDocument>,
-}
-
-/// A prepared transaction.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "PreparedTransaction")]
-pub(crate) struct PreparedDocument {
-    /// Its id.
-    pub(crate) xid: u32,
-    /// Its identifier for `COMMIT PREPARED`.
-    pub(crate) gid: String,
-}
-
-/// A relation that a transaction keeps locked.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Lock")]
-pub(crate) struct LockDocument {
-    /// The transaction, or a subtransaction of it.
-    pub(crate) xid: u32,
-    /// The OID of the database; 0 for a relation that all databases share.
-    pub(crate) database_oid: u32,
-    /// The OID of the relation.
-    pub(crate) relation_oid: u32,
-    /// The position at which it was locked, if known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) since_lsn: Option<Lsn>,
-}
-
 /// A recovery setting.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Setting")]
@@ -331,18 +285,19 @@ impl PlanReport {
         plan: &RestorePlan,
         notes: Vec<String>,
         tablespaces: &[TablespaceDocument],
-        size: SegmentSize,
+        (size, given): (SegmentSize, &CommandLine),
     ) -> Self {
         Self::Plan(Box::new(PlanDocument {
             tablespaces: tablespaces.to_vec(),
             notes,
+            removal: RemovalDocument::of_plan(plan, given),
             ..PlanDocument::of(plan, size)
         }))
     }
 
     /// Of a refusal.
-    pub(super) fn refusal(refusal: &Unreachable) -> Self {
-        Self::Unreachable(Box::new(RefusalDocument::of(refusal)))
+    pub(super) fn refusal(refusal: &Unreachable, given: &CommandLine) -> Self {
+        Self::Unreachable(Box::new(RefusalDocument::of(refusal, given)))
     }
 }
 
@@ -398,17 +353,18 @@ impl PlanDocument {
                 seconds: e.duration.as_secs(),
             },
             notes: Vec::new(),
+            removal: None,
             tablespaces: Vec::new(),
         }
     }
 }
 
 impl RefusalDocument {
-    fn of(refusal: &Unreachable) -> Self {
+    fn of(refusal: &Unreachable, given: &CommandLine) -> Self {
         let message = refusal
             .hints
             .iter()
-            .map(hints::hint)
+            .map(|hint| hints::hint(hint, given))
             .fold(Diagnostic::new(words::refusal(refusal)), Diagnostic::hint);
         let lines = |parts: &[String]| (!parts.is_empty()).then(|| parts.join("\n"));
         Self {
@@ -424,6 +380,7 @@ impl RefusalDocument {
             nearest_targets: refusal.nearest.iter().map(MomentDocument::of).collect(),
             detail: lines(message.details()),
             hint: lines(message.hints()),
+            removal: RemovalDocument::of_refusal(refusal, given),
         }
     }
 }
@@ -443,37 +400,6 @@ impl TargetDocument {
     }
 }
 
-impl StopDocument {
-    fn of(stop: &Stop, replayed: bool) -> Self {
-        Self {
-            timeline: stop.timeline,
-            lsn: stop.record,
-            end_lsn: stop.end,
-            replayed,
-            time: stop.time,
-            xid: stop.xid,
-            full_xid: stop.full_xid.map(|full| full.0),
-            prepared_transactions: stop
-                .prepared
-                .iter()
-                .take(LOCKS)
-                .map(|prepared| PreparedDocument { xid: prepared.xid, gid: prepared.gid.clone() })
-                .collect(),
-            locks: stop
-                .locks
-                .iter()
-                .take(LOCKS)
-                .map(|lock| LockDocument {
-                    xid: lock.xid,
-                    database_oid: lock.database,
-                    relation_oid: lock.relation,
-                    since_lsn: lock.since,
-                })
-                .collect(),
-        }
-    }
-}
-
 impl MomentDocument {
     fn of(moment: &Moment) -> Self {
         Self {
@@ -485,9 +411,6 @@ impl MomentDocument {
         }
     }
 }
-
-/// Locks and prepared transactions that are listed: a transaction may drop any number of relations.
-const LOCKS: usize = 100;
 
 impl From<Signal> for SignalFile {
     fn from(signal: Signal) -> Self {

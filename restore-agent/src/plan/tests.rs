@@ -3,16 +3,24 @@
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
 use walpoint_plan::restore::testing::forked::{on, world};
 use walpoint_plan::restore::testing::world::*;
-use walpoint_plan::restore::{RestoreRequest, TargetAction, Verdict};
+use walpoint_plan::restore::{Removal, RestorePlan, RestoreRequest, TargetAction, UnlockedPosition, Verdict};
 
 use super::document::PlanReport;
 use super::text;
-use super::words::{self, hints, options};
+use super::words::{self, CommandLine, hints, options};
+
+fn given() -> CommandLine {
+    ["restore-agent", "plan", "--cluster", "main", "--target-time", "1 hour ago"].into()
+}
+
+fn notes(plan: &RestorePlan) -> Vec<String> {
+    words::notes(plan, &given())
+}
 
 fn json(verdict: &Verdict) -> serde_json::Value {
     serde_json::to_value(match verdict {
-        Ok(plan) => PlanReport::plan(plan, words::notes(plan), &[], size()),
-        Err(refusal) => PlanReport::refusal(refusal),
+        Ok(plan) => PlanReport::plan(plan, notes(plan), &[], (size(), &given())),
+        Err(refusal) => PlanReport::refusal(refusal, &given()),
     })
     .unwrap()
 }
@@ -101,7 +109,7 @@ fn a_plan_as_json_and_as_text() {
     let verdict = world.plan(&request);
     assert_eq!(json(&verdict), plan_from(second));
     let plan = verdict.unwrap();
-    let text = text::plan(&plan, &words::notes(&plan), size());
+    let text = text::plan(&plan, &notes(&plan), size());
     for line in [
         "Restore to  time 2000-01-01 03:06:40.000000+00, on timeline 2\n",
         "Path        timeline 1 up to 0/A80000, then timeline 2\n",
@@ -158,7 +166,7 @@ fn a_refusal_as_json_and_as_text() {
         "hint": json(&verdict)["hint"],
     });
     assert_eq!(json(&verdict), expected);
-    let text = text::unreachable(&verdict.unwrap_err());
+    let text = text::unreachable(&verdict.unwrap_err(), &given());
     assert!(text.contains("Missing     000000010000000000000005\n"), "{text}");
     assert!(text.contains("reached by --target-timeline 1 --target-lsn 0/480000\n"), "{text}");
 }
@@ -169,7 +177,7 @@ fn hints_and_notes_name_options() {
     let (mut world, [first, second, _]) = world();
     let hints = |request: &RestoreRequest| {
         let refusal = world.plan(request).unwrap_err();
-        refusal.hints.iter().map(hints::hint).collect::<Vec<_>>().join("\n")
+        refusal.hints.iter().map(|hint| hints::hint(hint, &given())).collect::<Vec<_>>().join("\n")
     };
     let elsewhere = hints(&on(3, RecoveryTarget::Name("late".into())));
     assert!(elsewhere.contains("add --target-timeline 1."), "{elsewhere}");
@@ -181,7 +189,7 @@ fn hints_and_notes_name_options() {
         .plan(&RestoreRequest { target: RecoveryTarget::Time(at(900)), ..RestoreRequest::default() })
         .unwrap();
     assert_eq!(
-        words::notes(&also),
+        notes(&also),
         ["Timeline 1 has that moment, too.\nHINT: --target-timeline 1 recovers it there."]
     );
 
@@ -193,7 +201,7 @@ fn hints_and_notes_name_options() {
          taken.\nHINT: --backup \
          {second} restores it anyway."
     );
-    assert!(words::notes(&spared).contains(&expected), "{spared:?}");
+    assert!(notes(&spared).contains(&expected), "{spared:?}");
 }
 
 /// Where a timeline has no segment yet, its number is what asks for the same again, not that of its parent.
@@ -226,4 +234,56 @@ fn a_name_of_another_party_is_one_word_and_controls_no_terminal() {
     let text = text::plan(&plan, &[], size());
     assert!(!text.contains('\u{1b}') && !text.contains("\nHINT"), "{text}");
     assert!(text.contains("restore point \"-x\\nHINT"), "{text}");
+}
+
+/// One command, copied as it is printed, leads to the moment before a removal; programs get the same.
+#[test]
+fn a_removal_before_the_target_comes_with_the_command_that_leads_before_it() {
+    let (mut world, _) = world();
+    let request = RestoreRequest { action: TargetAction::Pause, ..on(1, RecoveryTarget::Time(at(700))) };
+    let (lsn, time) = (Lsn(5 * SIZE), at(500));
+    let mut plan_with = |unlocked| {
+        world.removals = vec![(tli(1), Removal { xid: 900, time, lsn, unlocked })];
+        world.plan(&request)
+    };
+    let unlocked = |same_transactions| Some(UnlockedPosition { lsn: Lsn(0x4FFF00), same_transactions });
+    let (by_lsn, by_xid) = (
+        "restore-agent plan --cluster main --target-lsn 0/4FFF00 --target-exclusive",
+        "restore-agent plan --cluster main --target-xid 900 --target-exclusive",
+    );
+    let verdict = plan_with(unlocked(true));
+    let expected = format!(
+        "Transaction 900 was committed before the target, at 2000-01-01 00:08:20.000000+00, and removed relations, as DROP and \
+         TRUNCATE do: the restored server does not have them.\nHINT: If that was the accident, restore the moment before it: {by_lsn}"
+    );
+    assert_eq!(notes(verdict.as_ref().unwrap()), [expected]);
+    assert_eq!(
+        json(&verdict)["removal"],
+        serde_json::json!({
+            "xid": 900,
+            "time": "2000-01-01T00:08:20Z",
+            "lsn": "0/500000",
+            "unlocked_lsn": "0/4FFF00",
+            "other_transactions_between": false,
+            "options": ["--target-lsn", "0/4FFF00", "--target-exclusive"],
+            "command": by_lsn.split(' ').collect::<Vec<_>>(),
+        })
+    );
+    let note = notes(&plan_with(unlocked(false)).unwrap()).remove(0);
+    let both = [": ", by_lsn, "\nHINT: Other transactions ended"].concat();
+    assert!(note.contains(&both) && note.ends_with(&[": ", by_xid].concat()), "{note}");
+    let note = notes(&plan_with(None).unwrap()).remove(0);
+    let waits = [": ", by_xid, "\nHINT: Queries that read what was removed then wait"].concat();
+    assert!(note.contains(&waits), "{note}");
+
+    world.removals = vec![(tli(1), Removal { xid: 901, time, lsn: Lsn(12 * SIZE), unlocked: None })];
+    let after = RestoreRequest { target: RecoveryTarget::Time(at(99_999)), ..request };
+    let verdict = world.plan(&after);
+    assert_eq!(json(&verdict)["removal"]["xid"], 901);
+    let text = text::unreachable(&verdict.unwrap_err(), &given());
+    let by_xid = by_xid.replace("900", "901");
+    assert!(
+        text.contains(&format!("If that was the accident, restore the moment before it: {by_xid}\nHINT: ")),
+        "{text}"
+    );
 }

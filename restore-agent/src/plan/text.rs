@@ -8,7 +8,7 @@ use walpoint_plan::restore::{MomentTarget, RestorePlan, StopRule, Unreachable};
 use walpoint_runtime::human;
 
 use super::document::TablespaceDocument;
-use super::words::{hints, options, why};
+use super::words::{CommandLine, hints, options, why};
 use crate::shell;
 
 /// A plan, in lines that end with a newline.
@@ -92,8 +92,8 @@ fn end(plan: &RestorePlan) -> String {
     format!("{side} {what}{time} at {}", stop.record)
 }
 
-/// A refusal, in lines that end with a newline.
-pub(super) fn unreachable(refusal: &Unreachable) -> String {
+/// A refusal, in lines that end with a newline. `given`: the command that it is about.
+pub(super) fn unreachable(refusal: &Unreachable, given: &CommandLine) -> String {
     let mut text = Lines::default();
     text.0.push_str(&format!("Cannot restore to {} on timeline {}:\n", refusal.target, refusal.timeline));
     let reason = Diagnostic::new(why(&refusal.why));
@@ -114,9 +114,9 @@ pub(super) fn unreachable(refusal: &Unreachable) -> String {
         };
         text.row("", &format!("reached by {}{rest}", options::of_moment(moment).join(" ")));
     }
-    let hints = refusal.hints.iter().map(hints::hint);
+    let hints = refusal.hints.iter().map(|hint| hints::hint(hint, given));
     for hint in reason.hints().iter().cloned().chain(hints) {
-        text.0.push_str(&format!("HINT: {hint}\n"));
+        hint.lines().for_each(|line| text.0.push_str(&format!("HINT: {line}\n")));
     }
     text.0
 }

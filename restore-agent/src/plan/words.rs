@@ -2,11 +2,13 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`command`] | the command line that was given, with another target |
 //! | [`options`] | the options that ask for a plan again, or for a moment |
 //! | [`mod@notes`], `locks` | what a person should know of a plan |
 //! | [`refusals`] | why a target cannot be reached |
 //! | [`hints`] | what helps then |
 
+mod command;
 pub(super) mod hints;
 mod locks;
 pub(super) mod notes;
@@ -16,6 +18,7 @@ mod refusals;
 use walpoint_base::{Diagnostic, LineageId};
 use walpoint_plan::restore::{LineageMoment, NamedPoint};
 
+pub(crate) use self::command::CommandLine;
 pub(crate) use self::notes::notes;
 pub(crate) use self::refusals::{refusal, why};
 

@@ -18,7 +18,7 @@ use walpoint_storage::store::StoreSettings;
 use super::start::ConfigurationFiles;
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, required};
-use crate::plan::{self, PlanReport};
+use crate::plan::{self, CommandLine, PlanReport};
 use crate::{settings, shell};
 
 /// What `restore-agent restore --json` prints.
@@ -103,7 +103,7 @@ impl Restore {
         took: Duration,
     ) -> RestoreReport {
         let plan = &self.planned.plan;
-        let mut notes = self.planned.notes();
+        let mut notes = self.planned.notes(&CommandLine::given().over());
         notes.extend(done.removed.unlinked.iter().map(|directory| {
             format!(
                 "{} was a tablespace that the backup does not have there; it is left as it is",

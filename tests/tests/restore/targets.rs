@@ -1,12 +1,13 @@
 //! R1: every kind of target lands on exactly the rows that it should.
 
+use std::process::Command;
 use std::time::Duration;
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::rows::{Ledger, Mark};
 use walpoint_tests::store::Store;
-use walpoint_tests::{process, wait};
+use walpoint_tests::{process, testbed, user, wait};
 
 /// A server with small segments that knows when each transaction was committed, in a zone with an odd offset.
 fn builder() -> walpoint_tests::builder::ClusterBuilder {
@@ -285,8 +286,7 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
 
     // A target behind the accident leads to the one before it.
     let late = bed.agent.restore(&["plan", "--target-time", &too_late]).expect_success().stdout;
-    let before = format!("--target-xid {xid} --target-exclusive");
-    assert!(late.contains("removed relations, as DROP and TRUNCATE do") && late.contains(&before), "{late}");
+    assert!(late.contains(&format!("Transaction {xid} was committed before the target")), "{late}");
     let at_it = ["plan", "--target-xid", &xid, "--target-exclusive"];
     let at_it = bed.agent.restore(&at_it).expect_success().stdout;
     assert!(at_it.contains("keeps the relation") && !at_it.contains("removed relations"), "{at_it}");
@@ -298,7 +298,8 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     let since = locks[0]["since_lsn"].as_str().unwrap();
     let note = paused["notes"][0].to_string();
     let advice = format!(
-        "--target-lsn {since} --target-exclusive. It stops before the lock, after the same transactions"
+        "stop before the lock, after the same transactions: {} --json plan --target-lsn {since} --target-exclusive",
+        testbed::under_test("restore-agent").display()
     );
     assert!(
         note.contains(&oid) && note.contains("pg_wal_replay_resume()") && note.contains(&advice),
@@ -320,4 +321,78 @@ fn a_table_that_is_locked_at_the_target_can_be_read_all_the_same() {
     let restored = bed.restore_and_start("lsn", &["--target-lsn", since, "--target-exclusive"]);
     restored.wait_paused();
     assert_eq!(restored.psql(read), "3");
+}
+
+/// R1: a target long after a DROP leads to the moment before it with one command, copied as it is printed; also where nothing was
+/// committed since and the archive ends before the target.
+#[test]
+fn a_target_long_after_a_drop_leads_to_the_moment_before_it() {
+    let bed = Archived::start(builder().conf("autovacuum", "off"), Store::local());
+    let primary = &bed.cluster;
+    primary.psql("create table t (n int); create table filler (text text)");
+    bed.backup();
+    primary.psql("insert into t values (1), (2)");
+    let xid = primary.psql("begin; select pg_current_xact_id(); drop table t; commit");
+    bed.settle();
+    let now = "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'";
+    let quiet = primary.psql(now);
+    let read = "set statement_timeout = '2s'; select sum(n) from t";
+
+    // Nothing was committed since.
+    let refused = bed.try_restore("quiet", &["--target-time", &quiet]).expect_status(1);
+    let printed = command(&refused.stdout, &xid);
+    run_copied(&bed, printed);
+    let restored = Cluster::start_restored(primary.dir(), primary.major(), bed.place("quiet"));
+    restored.wait_paused();
+    assert_eq!(restored.psql(read), "3");
+    drop(restored);
+
+    for _ in 0..4 {
+        primary.psql("insert into filler select repeat(md5(n::text), 50) from generate_series(1, 1000) n");
+        bed.settle();
+    }
+    let late = primary.psql(now);
+    primary.psql("insert into filler values ('late')");
+    bed.settle();
+    let output = bed.agent.restore(&["--json", "plan", "--target-time", &late]).expect_success();
+    let plan: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    let removal = &plan["removal"];
+    assert_eq!(removal["xid"].to_string(), xid, "{plan:#}");
+    let lsn = |of: &serde_json::Value| of["lsn"].as_str().unwrap().parse::<walpoint_base::Lsn>().unwrap();
+    assert!(lsn(removal).0 + (4 << 20) < lsn(&plan["stop"]).0, "{plan:#}");
+    let plan = bed.agent.restore(&["plan", "--target-time", &late]).expect_success().stdout;
+    let before = run_copied(&bed, command(&plan, &xid));
+    assert!(!before.stdout.contains("locked"), "{before:#?}");
+    let options: Vec<&str> =
+        removal["options"].as_array().unwrap().iter().filter_map(|o| o.as_str()).collect();
+    let restored = bed.restore_and_start("late", &options);
+    restored.wait_paused();
+    assert_eq!(restored.psql(read), "3");
+    drop(restored);
+
+    // A restore that came too late says how to restore over it.
+    let output = bed.try_restore("over", &["--target-time", &late]).expect_success();
+    run_copied(&bed, command(&(output.stdout + &output.stderr), &xid));
+    let restored = Cluster::start_restored(primary.dir(), primary.major(), bed.place("over"));
+    restored.wait_paused();
+    assert_eq!(restored.psql(read), "3");
+}
+
+/// The command that leads to the moment before a transaction.
+#[track_caller]
+fn command<'a>(text: &'a str, xid: &str) -> &'a str {
+    assert!(text.contains(&format!("Transaction {xid}")), "{text}");
+    let line = text.lines().find_map(|line| line.split_once("restore the moment before it: "));
+    line.unwrap_or_else(|| panic!("no command in {text}")).1
+}
+
+/// Gives a shell what was printed.
+#[track_caller]
+fn run_copied(bed: &Archived, line: &str) -> process::Output {
+    let own = bed.agent.command("restore-agent", [""; 0]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).current_dir(own.get_current_dir().unwrap());
+    shell.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    user::become_user(&mut shell);
+    process::run(&mut shell, Duration::from_secs(120)).expect_success()
 }

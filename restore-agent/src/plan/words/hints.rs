@@ -6,7 +6,7 @@ use walpoint_plan::restore::{Hint, NamedPoint, Unusable};
 use walpoint_repo::lineage::LOST_LINEAGE;
 
 use super::refusals::unusable;
-use super::{brief, damaged_lineage, point, why};
+use super::{CommandLine, brief, damaged_lineage, locks, point, why};
 
 const TAKE_BACKUP: &str = "Take one with \"archive-agent backup\"; WAL alone cannot be restored.";
 
@@ -51,13 +51,14 @@ const BACKUP_BEHIND: &str =
     "Later moments can be recovered only from a backup that begins after it: take one.";
 
 /// A hint as a sentence.
-pub(in crate::plan) fn hint(hint: &Hint) -> String {
+pub(in crate::plan) fn hint(hint: &Hint, given: &CommandLine) -> String {
     match hint {
         Hint::KnownTimelines(known) => format!("Known timelines: {}.", list(known)),
         Hint::KnownLineages(known) => format!("The cluster has: {}.", list(known)),
         Hint::CheckCluster { store } => {
             format!("Check the name of the cluster and that {store} is the right repository.")
         }
+        Hint::RemovedBefore(removed) => locks::removed_before_end(removed, given),
         Hint::PutLineagesBack => LOST_LINEAGE.to_owned(),
         Hint::NameBackup(backup) => {
             format!(

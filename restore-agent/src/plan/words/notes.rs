@@ -7,15 +7,15 @@ use walpoint_plan::restore::{
     DamageNote, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
 };
 
-use super::{brief, damaged_lineage, lineage_moment, locks, point, why};
+use super::{CommandLine, brief, damaged_lineage, lineage_moment, locks, point, why};
 
-/// The notes of a plan, in its order.
-pub(crate) fn notes(plan: &RestorePlan) -> Vec<String> {
-    plan.notes.iter().map(note).collect()
+/// The notes of a plan, in its order. `given`: the command that they are about.
+pub(crate) fn notes(plan: &RestorePlan, given: &CommandLine) -> Vec<String> {
+    plan.notes.iter().map(|one| note(one, given)).collect()
 }
 
 /// One of them.
-pub(crate) fn note(note: &Note) -> String {
+pub(crate) fn note(note: &Note, given: &CommandLine) -> String {
     match note {
         Note::DamagedPages(pages) => {
             format!("{pages} pages had wrong checksums when the backup was taken; restored as they were.")
@@ -44,13 +44,13 @@ pub(crate) fn note(note: &Note) -> String {
             format!("A damaged list of restore points may hold \"{}\" once more: {damaged}.", shown(name))
         }
         Note::PointByPosition { name, lsn } => point_by_position(name, *lsn),
-        Note::Locked(locked) => locks::locked(locked),
+        Note::Locked(locked) => locks::locked(locked, given),
         Note::Prepared { open, relations } => locks::prepared(open, relations),
         Note::HoldsLaterCommit { backup, time } => holds_later_commit(*backup, *time),
         Note::NewerHoldsLaterCommit { backup, time } => newer_holds_later_commit(*backup, *time),
         Note::NewerDamaged { backup, damage } => newer_damaged(*backup, *damage),
         Note::SameUntil { timeline, common } => same_until(*timeline, *common),
-        Note::RemovedBefore(removal) => locks::removed_before(*removal),
+        Note::RemovedBefore(removed) => locks::removed_before(removed, given),
         Note::StandbyStays(timeline) => standby_stays(*timeline),
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),

@@ -1,8 +1,8 @@
 //! The options of `restore-agent` that ask for a plan again, or for a moment that can be reached.
 
-use walpoint_base::RecoveryTarget;
 use walpoint_base::target::FullXid;
-use walpoint_plan::restore::{Moment, MomentTarget, RestorePlan, StopRule};
+use walpoint_base::{LineageId, Lsn, RecoveryTarget};
+use walpoint_plan::restore::{Moment, MomentTarget, RemovedBefore, RestorePlan, StopRule};
 
 /// The options that ask for exactly this plan again, whatever is archived meanwhile: a time as the moment it means, the timeline
 /// and the backup by name.
@@ -32,6 +32,31 @@ pub(in crate::plan) fn of_plan(plan: &RestorePlan) -> Vec<String> {
     if plan.target == RecoveryTarget::Latest && plan.fork.is_some_and(|fork| !fork.is_of_itself()) {
         options.push("--use-partial".to_owned());
     }
+    options
+}
+
+/// The options that reach the moment before a removal: one at which nothing is locked, if recovery pauses there.
+pub(in crate::plan) fn before_removal(removed: &RemovedBefore) -> Vec<String> {
+    match removed.removal.unlocked {
+        Some(unlocked) => before_lock(unlocked.lsn, removed.lineage),
+        None => before_transaction(removed.removal.xid, removed.lineage),
+    }
+}
+
+/// The options that reach the moment before a record that locks relations.
+pub(in crate::plan) fn before_lock(record: Lsn, lineage: Option<LineageId>) -> Vec<String> {
+    exclusive("--target-lsn", record.to_string(), lineage)
+}
+
+/// The options that reach the moment before the end of a transaction.
+pub(in crate::plan) fn before_transaction(xid: u32, lineage: Option<LineageId>) -> Vec<String> {
+    exclusive("--target-xid", xid.to_string(), lineage)
+}
+
+fn exclusive(target: &str, value: String, lineage: Option<LineageId>) -> Vec<String> {
+    let mut options = vec![target.to_owned(), value, "--target-exclusive".to_owned()];
+    options
+        .extend(lineage.map(|lineage| ["--lineage".to_owned(), lineage.to_string()]).into_iter().flatten());
     options
 }
 

@@ -4,7 +4,7 @@
 //! and 14). A record is looked at before it is replayed and after. Commit times are not monotone, so only reading the
 //! records in order tells where a time target stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
@@ -81,7 +81,11 @@ pub struct HeldLocks {
     held: BTreeMap<u32, BTreeMap<(u32, u32), Taken>>,
     /// Prepared transactions that have not ended, those within them too: each leads to the one that was prepared.
     prepared: BTreeMap<u32, PreparedXact>,
+    /// Transactions that ended and had locked something, those within them too.
+    ended: BTreeSet<u32>,
     last_end: Option<Lsn>,
+    /// Where the record starts that locked something while nothing was locked, if it is the lock's own; prepared transactions aside.
+    locked_at: Option<Lsn>,
     last_removal: Option<Removal>,
 }
 
@@ -92,6 +96,19 @@ pub struct Removal {
     pub xid: u32,
     /// When it was committed.
     pub time: PgTimestamp,
+    /// Where the record of its commit starts.
+    pub lsn: Lsn,
+    /// The last position before that at which nothing was locked.
+    pub unlocked: Option<Unlocked>,
+}
+
+/// A position at which nothing was locked but by prepared transactions, and behind which something is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unlocked {
+    /// Where the record starts that locks something.
+    pub lsn: Lsn,
+    /// Whether no transaction ended since.
+    pub same_transactions: bool,
 }
 
 /// A transaction that was prepared and has not ended.
@@ -127,9 +144,15 @@ impl HeldLocks {
         all
     }
 
-    /// Where the last end of a transaction starts.
-    pub fn last_end(&self) -> Option<Lsn> {
-        self.last_end
+    /// Where nothing was locked yet, if something is now.
+    pub fn unlocked(&self) -> Option<Unlocked> {
+        let lsn = self.locked_at.filter(|_| self.is_locked())?;
+        Some(Unlocked { lsn, same_transactions: self.last_end < Some(lsn) })
+    }
+
+    /// Whether a transaction that was not prepared holds a lock.
+    fn is_locked(&self) -> bool {
+        self.held.keys().any(|xid| !self.is_prepared(*xid))
     }
 
     /// The last transaction that removed files of relations.
@@ -149,6 +172,14 @@ impl HeldLocks {
     fn replay(&mut self, record: &WalRecord) {
         match &record.kind {
             RecordKind::Locks(locks) => {
+                // A checkpoint may repeat the lock of a transaction whose end it comes behind, as PostgreSQL's standbys know.
+                let is_held =
+                    |lock: &&RelationLock| record.xid == lock.xid || !self.ended.contains(&lock.xid);
+                let locks: Vec<&RelationLock> = locks.iter().filter(is_held).collect();
+                if !self.is_locked() && !locks.is_empty() {
+                    let own = locks.iter().all(|lock| lock.xid == record.xid);
+                    self.locked_at = own.then_some(record.start);
+                }
                 for &RelationLock { xid, database, relation } in locks {
                     // Whoever takes a lock says so itself; a checkpoint, or pg_log_standby_snapshot(), repeats others'.
                     let taken = if record.xid == xid { Taken::At } else { Taken::Before };
@@ -161,12 +192,17 @@ impl HeldLocks {
                 self.prepared.insert(xid, PreparedXact { xid, gid, subtransactions });
             }
             RecordKind::Commit(end) | RecordKind::Abort(end) => {
+                let unlocked = self.unlocked();
                 let mut locked = false;
                 for xid in end.subtransactions.iter().chain([&end.xid]) {
                     locked |= self.held.remove(xid).is_some();
                 }
+                if locked {
+                    self.ended.extend(end.subtransactions.iter().chain([&end.xid]));
+                }
                 if locked && end.removes && matches!(record.kind, RecordKind::Commit(_)) {
-                    self.last_removal = Some(Removal { xid: end.xid, time: end.time });
+                    let (xid, time, lsn) = (end.xid, end.time, record.start);
+                    self.last_removal = Some(Removal { xid, time, lsn, unlocked });
                 }
                 self.prepared.remove(&end.xid);
                 self.last_end = Some(record.start);
@@ -264,6 +300,38 @@ impl StopFinder {
     /// Whether a record that starts in the segments read so far goes on in the next one, and may decide there.
     pub fn continues(&self) -> bool {
         self.reader.continues()
+    }
+}
+
+/// Looks for the last transaction that removed relations, in one segment after the other.
+#[derive(Debug)]
+pub struct RemovalFinder {
+    before: Lsn,
+    reader: RecordReader,
+    locks: HeldLocks,
+}
+
+impl RemovalFinder {
+    /// A search that looks at records that start before a position.
+    pub fn new(before: Lsn) -> Self {
+        Self { before, reader: RecordReader::new(), locks: HeldLocks::default() }
+    }
+
+    /// Reads the next segment.
+    pub fn segment(&mut self, name: SegmentName, content: &[u8]) -> Result<(), WalError> {
+        for record in self.reader.segment(name, content)? {
+            let record = record?;
+            if record.start >= self.before {
+                break;
+            }
+            self.locks.replay(&record);
+        }
+        Ok(())
+    }
+
+    /// The last one so far.
+    pub fn last(&self) -> Option<Removal> {
+        self.locks.last_removal
     }
 }
 

@@ -183,6 +183,13 @@ impl WalFixture {
         self.record(1, 0x80, xid, &short_data(&data))
     }
 
+    /// One that removes the files of a relation.
+    pub(super) fn commit_removing(&mut self, xid: u32, time: i64) -> Lsn {
+        let mut data = time.to_le_bytes().to_vec();
+        data.extend([1u32 << 2, 1, 1663, 5, 16384].into_iter().flat_map(u32::to_le_bytes));
+        self.record(1, 0x80, xid, &short_data(&data))
+    }
+
     pub(super) fn restore_point(&mut self, name: &str, time: i64) -> Lsn {
         let mut data = time.to_le_bytes().to_vec();
         data.extend(name.as_bytes());

@@ -12,6 +12,7 @@ use walpoint_base::{
     BackupId, LineageId, Lsn, PgMajor, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId,
 };
 
+use super::removal::{Removal, RemovalQuestion};
 use super::stop::{Stop, StopRule};
 use crate::graph::TimelineGraph;
 use crate::runs::Runs;
@@ -182,6 +183,8 @@ pub enum Question {
     Extent(ExtentQuestion),
     /// Did a transaction end before a position that stops recovery to a time?
     Passed(PassedQuestion),
+    /// Which transaction was the last one that removed relations?
+    Removal(RemovalQuestion),
     /// Where on the path to a timeline was the server set to `wal_level = minimal`?
     Minimal(TimelineId),
     /// Where on the path to a timeline does a segment not continue the one before it?
@@ -271,6 +274,8 @@ pub enum Answer {
     Extent(Extent),
     /// To [`Question::Passed`]: the commit time of such a transaction.
     Passed(Option<PgTimestamp>),
+    /// To [`Question::Removal`].
+    Removal(Option<Removal>),
     /// To [`Question::Minimal`]: where the records start, in order.
     Minimal(Vec<Lsn>),
     /// To [`Question::Breaks`]: where the segments start, in order.
@@ -422,6 +427,14 @@ impl Facts {
         match self.answers.get(&question) {
             Some(Answer::Passed(time)) => Ok(*time),
             _ => Err(question),
+        }
+    }
+
+    /// The last transaction that removed relations.
+    pub fn removal(&self, question: RemovalQuestion) -> Asking<Option<Removal>> {
+        match self.answers.get(&Question::Removal(question.clone())) {
+            Some(Answer::Removal(removal)) => Ok(*removal),
+            _ => Err(Question::Removal(question)),
         }
     }
 

@@ -3,11 +3,14 @@
 use walpoint_base::{BackupId, LineageId, Lsn, SegmentName, TimelineId};
 
 use super::facts::{NamedPoint, Unusable};
+use super::removal::RemovedBefore;
 use super::unreachable::Why;
 
 /// One thing to do, or to look at.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Hint {
+    /// A transaction before the end of the archive removed relations.
+    RemovedBefore(RemovedBefore),
     /// These are the timelines.
     KnownTimelines(Vec<TimelineId>),
     /// These are the cluster's lineages.

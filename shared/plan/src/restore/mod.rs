@@ -47,6 +47,7 @@ pub mod path;
 pub mod planner;
 mod points;
 mod remedies;
+pub mod removal;
 pub mod request;
 pub mod required;
 pub mod restore_plan;
@@ -65,16 +66,15 @@ pub use facts::{
 };
 pub use hint::Hint;
 pub use likely::{Likely, likely};
-pub use note::{DamageNote, Locked, Note, UnlockedPosition, WentOn};
+pub use note::{DamageNote, Locked, Note, WentOn};
 pub use path::{Path, SegmentRange, missing_of};
 pub use planner::{Verdict, plan};
+pub use removal::{Removal, RemovalQuestion, RemovalSearch, RemovedBefore, UnlockedPosition};
 pub use request::{RestoreRequest, TargetAction};
 pub use required::{RequiredSearch, RequiredSettings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
 pub use settings::{RecoverySetting, Signal, quote};
-pub use stop::{
-    HeldLock, PreparedTransaction, Removal, SearchState, SegmentDecoder, Stop, StopRule, StopSearch,
-};
+pub use stop::{HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
 pub use unreachable::{InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;

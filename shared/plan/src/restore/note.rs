@@ -6,8 +6,9 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, SegmentName, TimelineId};
 
 use super::facts::{Abandoned, NamedPoint};
+use super::removal::{RemovedBefore, UnlockedPosition};
 use super::restore_plan::{ForkSegment, Unfollowed};
-use super::stop::{PreparedTransaction, Removal};
+use super::stop::PreparedTransaction;
 use super::unreachable::{LineageMoment, Why};
 
 /// One thing to know of a plan.
@@ -102,7 +103,7 @@ pub enum Note {
         common: Lsn,
     },
     /// A transaction before the target removed relations.
-    RemovedBefore(Removal),
+    RemovedBefore(RemovedBefore),
     /// A standby is told the number of its timeline, which it would not find by itself, and follows no later one.
     StandbyStays(TimelineId),
     /// A timeline was written to after another one had left it, and "latest" follows the other one.
@@ -146,19 +147,12 @@ pub struct Locked {
     pub xid: u32,
     /// The OIDs of the relations, each once.
     pub relations: Vec<u32>,
-    /// Where they were not locked yet, if recovery can stop there.
+    /// Where nothing was locked yet, if recovery can stop there.
     pub before: Option<UnlockedPosition>,
+    /// The lineage, where it has to be named to get there.
+    pub lineage: Option<LineageId>,
     /// Whether the transaction may have been prepared before what was read.
     pub perhaps_prepared: bool,
-}
-
-/// A position at which relations were not locked yet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct UnlockedPosition {
-    /// Where the record starts that locks them.
-    pub lsn: Lsn,
-    /// Whether the same transactions had ended there as at the target.
-    pub same_transactions: bool,
 }
 
 /// What is known to be wrong with a backup.

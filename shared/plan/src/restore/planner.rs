@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use walpoint_base::{BackupId, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
 use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion, Unusable};
+use super::note::Note;
 use super::path::{Coverage, Path, SegmentRange};
 use super::request::RestoreRequest;
 use super::restore_plan::RestorePlan;
@@ -35,7 +36,11 @@ pub fn plan(facts: &Facts, request: &RestoreRequest, now: Timestamp) -> Asking<V
             let refusal = Refusal::on(plan.timeline, Why::NoHistory(plan.timeline));
             Ok(Err(Box::new(planner.explain(refusal)?)))
         }
-        Ok(plan) => Ok(Ok(plan)),
+        Ok(mut plan) => {
+            // It leads elsewhere, so it comes first.
+            plan.notes.splice(0..0, planner.removed_before(&plan)?.map(Note::RemovedBefore));
+            Ok(Ok(plan))
+        }
         Err(refusal) => Ok(Err(Box::new(planner.explain(refusal)?))),
     }
 }

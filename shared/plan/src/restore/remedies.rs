@@ -34,6 +34,7 @@ impl Planner<'_> {
         {
             hints.push(Hint::MaybeBehindMinimal(*at));
         }
+        hints.splice(0..0, self.removed_before_end(refusal)?.map(Hint::RemovedBefore));
         if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
             (&self.request.target, refusal.path)
         {

@@ -8,6 +8,7 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName, TimelineId};
 
 use super::created::TablespaceSearch;
+use super::removal::{Removal, RemovalSearch, UnlockedPosition};
 use super::required::RequiredSearch;
 
 /// What makes recovery stop.
@@ -92,21 +93,12 @@ pub struct Stop {
     /// TRUNCATE do. In the order in which they were locked, those first of which that is not known; only those that the search
     /// came by.
     pub locks: Vec<HeldLock>,
-    /// Whether it is known that no transaction ended since the first of these was locked.
-    pub locked_since_last_end: bool,
+    /// The last position before it at which nothing was locked, if something is, and that is known; prepared transactions aside.
+    pub unlocked: Option<UnlockedPosition>,
     /// Prepared transactions that are open there, by xid; only those that the search came by.
     pub prepared: Vec<PreparedTransaction>,
     /// The last transaction before it that removed relations, as DROP and TRUNCATE do; only if the search came by one.
     pub removal: Option<Removal>,
-}
-
-/// A transaction that removed relations, and was committed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Removal {
-    /// The transaction.
-    pub xid: u32,
-    /// When it was committed.
-    pub time: PgTimestamp,
 }
 
 /// A transaction that was prepared and has not ended: it outlives recovery, with its locks.
@@ -151,6 +143,10 @@ pub trait SegmentDecoder: Send + Sync {
 
     /// A search for the settings that replay needs.
     fn required(&self) -> Box<dyn RequiredSearch>;
+
+    /// A search for the last transaction that removed relations, among records that start before a position; `None` if that cannot
+    /// be told.
+    fn removals(&self, before: Lsn) -> Option<Box<dyn RemovalSearch>>;
 }
 
 /// One search, fed with consecutive segments in LSN order, beginning anywhere.

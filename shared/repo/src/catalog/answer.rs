@@ -78,6 +78,10 @@ impl LineageCatalog {
                     Err(error) => return Err(error),
                 }
             }
+            Question::Removal(question) => {
+                let search = Search::new(&self.archive, &mut self.wal, decoder);
+                Answer::Removal(search.removal(&self.facts, question).await)
+            }
             Question::Partial(name) if self.has_incomplete(*name) == Some(false) => Answer::Partial(None),
             Question::Partial(name) => self.partial(*name, decoder).await?,
             Question::Minimal(path) => {

@@ -189,9 +189,14 @@ async fn plan_in_family(
     let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
     let mut held_back: Vec<Hint> = Vec::new();
     let named = family.len() > 1 || request.lineage.is_some();
+    let others = catalog.lineages().len() > 1 && request.lineage.is_none();
     for &at in family {
         let Some(lineage) = catalog.lineages_mut().get_mut(at) else { continue };
-        match plan_in_lineage(lineage, request, decoder, now).await? {
+        let mut verdict = plan_in_lineage(lineage, request, decoder, now).await?;
+        if others {
+            name_lineage(&mut verdict, lineage.id());
+        }
+        match verdict {
             // Before the fork it is what the one has that it was split off from.
             Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
             Ok(plan) => plans.push(plan),
@@ -218,6 +223,22 @@ async fn plan_in_family(
         return Ok(Some(Ok(plan)));
     }
     Ok(refused.map(Err))
+}
+
+/// Has the lineage named with the targets that notes and hints offer: another one may have these positions, too.
+fn name_lineage(verdict: &mut Verdict, lineage: LineageId) {
+    match verdict {
+        Ok(plan) => plan.notes.iter_mut().for_each(|note| match note {
+            Note::RemovedBefore(removed) => removed.lineage = Some(lineage),
+            Note::Locked(locked) => locked.lineage = Some(lineage),
+            _ => {}
+        }),
+        Err(refusal) => refusal.hints.iter_mut().for_each(|hint| {
+            if let Hint::RemovedBefore(removed) = hint {
+                removed.lineage = Some(lineage);
+            }
+        }),
+    }
 }
 
 /// The lineages that come from one another, as places in a list that is in the order in which they were created: the newest

@@ -3,7 +3,7 @@
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget};
 
 use super::only;
-use crate::wal::find::{HeldLocks, StopFinder, Taken, TargetRule, find};
+use crate::wal::find::{HeldLocks, Removal, RemovalFinder, StopFinder, Taken, TargetRule, Unlocked, find};
 use crate::wal::fixtures::WalFixture;
 
 fn rule(target: RecoveryTarget, inclusive: bool) -> TargetRule {
@@ -86,9 +86,10 @@ fn what_is_locked_at_the_stop_is_known() {
     assert_eq!(held(&stop(90, false)), [(90, 1), (91, 2)]);
     assert_eq!(held(&stop(90, true)), [], "a transaction within it ended with it");
     let locks = stop(92, false);
+    let unlocked = Some(Unlocked { lsn: since, same_transactions: since > last_end });
     assert_eq!(
-        (held(&locks), locks.all()[0].0, locks.last_end()),
-        (vec![(92, 3)], Taken::At(since), Some(last_end))
+        (held(&locks), locks.all()[0].0, locks.unlocked()),
+        (vec![(92, 3)], Taken::At(since), unlocked)
     );
     assert_eq!(held(&stop(92, true)), []);
 }
@@ -104,4 +105,53 @@ fn a_lock_that_a_checkpoint_repeats_was_taken_before() {
     let locks = find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks.all();
     let locks: Vec<_> = locks.into_iter().map(|(taken, lock)| (taken, lock.relation)).collect();
     assert_eq!(locks, [(Taken::Before(repeated), 1), (Taken::At(taken), 2)]);
+}
+
+#[test]
+fn the_last_removal_is_found_with_the_position_before_its_locks() {
+    let mut fixture = WalFixture::new(17, 1);
+    fixture.commit_removing(80, 50);
+    let first = fixture.lock(90, 1);
+    fixture.lock(91, 2);
+    fixture.fill_segment_but(40);
+    // Its record goes on in the next segment.
+    let removed = fixture.commit_removing(90, 100);
+    fixture.commit(91, 150);
+    let alone = fixture.lock(92, 3);
+    let again = fixture.commit_removing(92, 200);
+    fixture.repeat_lock(93, 4);
+    let last = fixture.commit_removing(93, 300);
+    fixture.lock(94, 5);
+    fixture.abort(94, 350);
+    fixture.filler(100);
+    let before = |before: Lsn| {
+        let mut finder = RemovalFinder::new(before);
+        for (name, content) in fixture.segments() {
+            finder.segment(name, &content).unwrap();
+        }
+        finder.last()
+    };
+    let removal = |xid, time, lsn, unlocked: Option<Lsn>| {
+        let unlocked = unlocked.map(|lsn| Unlocked { lsn, same_transactions: true });
+        Some(Removal { xid, time: PgTimestamp(time), lsn, unlocked })
+    };
+    assert_eq!(before(removed), None, "what removes files without a lock of its own is no DROP");
+    assert_eq!(before(again), removal(90, 100, removed, Some(first)), "before that, nobody had a lock");
+    assert_eq!(before(last), removal(92, 200, again, Some(alone)));
+    assert_eq!(before(Lsn(u64::MAX)), removal(93, 300, last, None), "it was locked before what is known");
+}
+
+/// A transaction releases its locks after it has written its end, so a snapshot between the two repeats them.
+#[test]
+fn a_lock_that_is_repeated_behind_its_transactions_end_is_not_held() {
+    let mut fixture = WalFixture::new(17, 1);
+    fixture.lock(91, 1);
+    fixture.commit_with(90, 91, 100);
+    fixture.repeat_lock(90, 1);
+    let since = fixture.lock(92, 1);
+    fixture.commit_removing(92, 200);
+    let rule = TargetRule { target: RecoveryTarget::Xid(92), inclusive: false, consistent: Lsn(0) };
+    let locks = find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks;
+    assert_eq!(locks.all().iter().map(|(_, lock)| lock.xid).collect::<Vec<_>>(), [92]);
+    assert_eq!(locks.unlocked(), Some(Unlocked { lsn: since, same_transactions: true }));
 }

@@ -64,6 +64,8 @@ pub struct World {
     pub wraps: Vec<Lsn>,
     /// Where timelines begin that have no history, as far as that is proven.
     pub begins: BTreeMap<TimelineId, Lsn>,
+    /// Commits that remove relations, by timeline.
+    pub removals: Vec<(TimelineId, Removal)>,
 }
 
 impl World {
@@ -137,6 +139,13 @@ impl World {
                 })
             }
             Question::Passed(q) => Answer::Passed(self.passed(q.path, &q.rule, q.before)),
+            Question::Removal(q) => {
+                let on_path =
+                    |(on, r): &&(TimelineId, Removal)| self.history(q.path).timeline_at(r.lsn) == *on;
+                let counts = |r: &Removal| q.after <= r.lsn && r.lsn < q.before;
+                let removals = self.removals.iter().filter(on_path).map(|(_, removal)| *removal);
+                Answer::Removal(removals.filter(counts).max_by_key(|removal| removal.lsn))
+            }
             Question::Minimal(path) => {
                 let records = self.path_records(*path).into_iter();
                 Answer::Minimal(
@@ -187,7 +196,7 @@ impl World {
                 FullXid(epoch << 32 | u64::from(xid))
             }),
             locks: Vec::new(),
-            locked_since_last_end: false,
+            unlocked: None,
             prepared: Vec::new(),
             removal: None,
         })

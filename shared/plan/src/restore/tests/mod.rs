@@ -3,4 +3,5 @@
 mod consistency;
 mod latest;
 mod oracle;
+mod removal;
 mod tables;

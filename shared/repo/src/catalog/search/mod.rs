@@ -8,6 +8,7 @@ mod epoch;
 mod minimal;
 mod partial;
 mod passed;
+mod removal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use walpoint_base::crossing::{CrossingFacts, RecordPiece};
 use walpoint_base::facts::{RestorePoint, SegmentMarks, TransactionRange};
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, SegmentFacts, SegmentName, SegmentNo, SystemId, TimelineId};
 use walpoint_plan::restore::created::TablespaceSearch;
+use walpoint_plan::restore::removal::RemovalSearch;
 use walpoint_plan::restore::required::RequiredSearch;
 use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
 use walpoint_plan::restore::testing::world::{Record, TestRecordKind, World, decides, size};
@@ -31,7 +32,7 @@ pub(super) fn content(world: &World, timeline: TimelineId, number: SegmentNo) ->
     bytes
 }
 
-fn records(content: &[u8]) -> Vec<Record> {
+pub(super) fn records(content: &[u8]) -> Vec<Record> {
     let text = content.split(|b| *b == 0).next().unwrap();
     let line = |line: &str| {
         let f: Vec<&str> = line.split(' ').collect();
@@ -134,6 +135,10 @@ impl SegmentDecoder for Decoder {
     fn required(&self) -> Box<dyn RequiredSearch> {
         unreachable!("the invented format has no settings")
     }
+
+    fn removals(&self, _: Lsn) -> Option<Box<dyn RemovalSearch>> {
+        None
+    }
 }
 
 impl StopSearch for Search {
@@ -173,7 +178,7 @@ impl StopSearch for Search {
                     xid,
                     full_xid: None,
                     locks: Vec::new(),
-                    locked_since_last_end: false,
+                    unlocked: None,
                     prepared: Vec::new(),
                     removal: None,
                 }));
@@ -211,6 +216,10 @@ impl SegmentDecoder for Counting {
 
     fn required(&self) -> Box<dyn RequiredSearch> {
         Decoder.required()
+    }
+
+    fn removals(&self, before: Lsn) -> Option<Box<dyn RemovalSearch>> {
+        Decoder.removals(before)
     }
 }
 

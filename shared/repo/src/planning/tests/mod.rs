@@ -4,5 +4,6 @@ mod archived;
 mod damaged;
 mod decoder;
 mod distance;
+mod removal;
 mod report;
 mod simulate;
