@@ -3,10 +3,11 @@
 
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, TimelineId};
+use walpoint_pg::wal;
 use walpoint_pg::wal::find::{self, RemovalFinder, StopFinder, Taken};
 use walpoint_pg::wal::{LongHeader, PageHeader, RecordKind, RecordReader, RelationLock};
 use walpoint_plan::restore::{
-    CreatedTablespace, HeldLock, PreparedTransaction, Removal, RemovalSearch, RequiredSearch,
+    CreatedTablespace, DatabaseDrop, HeldLock, PreparedTransaction, Removal, RemovalSearch, RequiredSearch,
     RequiredSettings, SearchState, SegmentDecoder, Stop, StopRule, StopSearch, TablespaceSearch,
     UnlockedPosition,
 };
@@ -69,6 +70,7 @@ impl StopSearch for MinimalSearch {
                     locks: Vec::new(),
                     unlocked: None,
                     prepared: Vec::new(),
+                    drops: Vec::new(),
                     removal: None,
                 }));
             }
@@ -114,8 +116,12 @@ impl RemovalSearch for Removals {
 }
 
 fn removal(found: find::Removal) -> Removal {
-    let find::Removal { xid, time, lsn, unlocked } = found;
-    Removal { xid, time, lsn, unlocked: unlocked.map(unlocked_position) }
+    let find::Removal { xid, time, lsn, unlocked, database } = found;
+    Removal { xid, time, lsn, unlocked: unlocked.map(unlocked_position), database }
+}
+
+fn database_drop((found, before): (wal::DatabaseDrop, find::Unlocked)) -> DatabaseDrop {
+    DatabaseDrop { xid: found.xid, database: found.database, before: unlocked_position(before) }
 }
 
 fn unlocked_position(found: find::Unlocked) -> UnlockedPosition {
@@ -209,6 +215,7 @@ impl Search {
             unlocked,
             locks,
             prepared: prepared.collect(),
+            drops: stop.locks.drops().map(database_drop).collect(),
             removal,
         }
     }

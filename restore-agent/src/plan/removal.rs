@@ -7,7 +7,7 @@ use walpoint_plan::restore::{Hint, Note, RemovedBefore, RestorePlan, Unreachable
 
 use super::words::{CommandLine, options};
 
-/// The last transaction before the target, or before the end of the archive, that removed relations, as `DROP` and `TRUNCATE` do.
+/// The last transaction before the target, or before the end of the archive, that removed a database, or relations, as `DROP` and `TRUNCATE` do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Removal")]
 pub(crate) struct RemovalDocument {
@@ -17,7 +17,11 @@ pub(crate) struct RemovalDocument {
     time: PgTimestamp,
     /// The position at which the record of its commit starts.
     lsn: Lsn,
-    /// The last position before it at which no relation is locked. Absent if it is not known, or if recovery does not pause at the target.
+    /// The OID of the database, if it removed one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database: Option<u32>,
+    /// The last position before it at which no relation is locked, or at which the database can still be opened. Absent if it is not known,
+    /// or, of relations, if recovery does not pause at the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     unlocked_lsn: Option<Lsn>,
     /// Whether other transactions ended between `unlocked_lsn` and `lsn`. Absent if that is.
@@ -53,6 +57,7 @@ impl RemovalDocument {
             xid: removal.xid,
             time: removal.time,
             lsn: removal.lsn,
+            database: removal.database,
             unlocked_lsn: removal.unlocked.map(|unlocked| unlocked.lsn),
             other_transactions_between: removal.unlocked.map(|unlocked| !unlocked.same_transactions),
             command: given.with_target(&options),

@@ -243,7 +243,7 @@ fn a_removal_before_the_target_comes_with_the_command_that_leads_before_it() {
     let request = RestoreRequest { action: TargetAction::Pause, ..on(1, RecoveryTarget::Time(at(700))) };
     let (lsn, time) = (Lsn(5 * SIZE), at(500));
     let mut plan_with = |unlocked| {
-        world.removals = vec![(tli(1), Removal { xid: 900, time, lsn, unlocked })];
+        world.removals = vec![(tli(1), Removal { xid: 900, time, lsn, unlocked, database: None })];
         world.plan(&request)
     };
     let unlocked = |same_transactions| Some(UnlockedPosition { lsn: Lsn(0x4FFF00), same_transactions });
@@ -276,7 +276,8 @@ fn a_removal_before_the_target_comes_with_the_command_that_leads_before_it() {
     let waits = [": ", by_xid, "\nHINT: Queries that read what was removed then wait"].concat();
     assert!(note.contains(&waits), "{note}");
 
-    world.removals = vec![(tli(1), Removal { xid: 901, time, lsn: Lsn(12 * SIZE), unlocked: None })];
+    world.removals =
+        vec![(tli(1), Removal { xid: 901, time, lsn: Lsn(12 * SIZE), unlocked: None, database: None })];
     let after = RestoreRequest { target: RecoveryTarget::Time(at(99_999)), ..request };
     let verdict = world.plan(&after);
     assert_eq!(json(&verdict)["removal"]["xid"], 901);

@@ -9,6 +9,7 @@
 //! | [`hints`] | what helps then |
 
 mod command;
+mod drops;
 pub(super) mod hints;
 mod locks;
 pub(super) mod notes;

@@ -9,6 +9,7 @@ mod created;
 mod damaged_plan;
 mod damaged_wal;
 mod diverged;
+mod dropped_database;
 mod forks;
 mod hostile;
 mod incomplete;

@@ -6,7 +6,7 @@ use walpoint_plan::restore::{Hint, NamedPoint, Unusable};
 use walpoint_repo::lineage::LOST_LINEAGE;
 
 use super::refusals::unusable;
-use super::{CommandLine, brief, damaged_lineage, locks, point, why};
+use super::{CommandLine, brief, damaged_lineage, drops, point, why};
 
 const TAKE_BACKUP: &str = "Take one with \"archive-agent backup\"; WAL alone cannot be restored.";
 
@@ -58,7 +58,7 @@ pub(in crate::plan) fn hint(hint: &Hint, given: &CommandLine) -> String {
         Hint::CheckCluster { store } => {
             format!("Check the name of the cluster and that {store} is the right repository.")
         }
-        Hint::RemovedBefore(removed) => locks::removed_before_end(removed, given),
+        Hint::RemovedBefore(removed) => drops::removed_before_end(removed, given),
         Hint::PutLineagesBack => LOST_LINEAGE.to_owned(),
         Hint::NameBackup(backup) => {
             format!(

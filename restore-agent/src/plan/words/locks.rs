@@ -1,11 +1,10 @@
 //! What is locked at the target, by a transaction that has not ended there, and by prepared ones.
 
-use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
-use walpoint_plan::restore::{Locked, PreparedTransaction, RemovedBefore};
+use walpoint_plan::restore::{Locked, PreparedTransaction};
 
 use super::CommandLine;
-use super::options::{before_lock, before_removal, before_transaction};
+use super::options::before_lock;
 use crate::shell;
 
 /// Relations, or transactions, that a note lists.
@@ -43,47 +42,6 @@ pub(super) fn locked(locked: &Locked, given: &CommandLine) -> String {
     note
 }
 
-/// A drop that the target comes too late for.
-pub(super) fn removed_before(removed: &RemovedBefore, given: &CommandLine) -> String {
-    let (xid, time) = (removed.removal.xid, removed.removal.time);
-    let note = format!(
-        "Transaction {xid} was committed before the target, at {time}, and removed relations, as DROP and TRUNCATE do: the restored \
-         server does not have them."
-    );
-    moment_before(removed, given).iter().fold(Diagnostic::new(note), Diagnostic::hint).to_string()
-}
-
-/// A drop before the end of the archive, where the target lies behind that.
-pub(super) fn removed_before_end(removed: &RemovedBefore, given: &CommandLine) -> String {
-    let (xid, time) = (removed.removal.xid, removed.removal.time);
-    format!(
-        "Transaction {xid}, committed at {time}, removed relations, as DROP and TRUNCATE do. {}",
-        moment_before(removed, given).join("\n")
-    )
-}
-
-/// What leads to the moment before a removal, one instruction each. A command ends its line, so that it can be copied.
-fn moment_before(removed: &RemovedBefore, given: &CommandLine) -> Vec<String> {
-    let RemovedBefore { removal, lineage, pauses } = removed;
-    let command = shell::line(&given.with_target(&before_removal(removed)));
-    let mut moment = vec![format!("If that was the accident, restore the moment before it: {command}")];
-    match removal.unlocked {
-        Some(unlocked) if !unlocked.same_transactions => {
-            let command = shell::line(&given.with_target(&before_transaction(removal.xid, *lineage)));
-            moment.push(format!(
-                "Other transactions ended between that moment and the removal. To keep these, too, use the following command. \
-                 Queries that read what was removed then wait until select pg_wal_replay_resume() ends recovery: {command}"
-            ));
-        }
-        None if *pauses => moment.push(
-            "Queries that read what was removed then wait until select pg_wal_replay_resume() ends recovery."
-                .to_owned(),
-        ),
-        _ => {}
-    }
-    moment
-}
-
 /// Transactions that are open there and stay open.
 pub(super) fn prepared(open: &[PreparedTransaction], relations: &[u32]) -> String {
     let names = open.iter().map(|p| format!("{} ('{}')", p.xid, shown(&p.gid.replace('\'', "''"))));
@@ -115,6 +73,8 @@ fn first_of(names: impl Iterator<Item = String>, count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::Diagnostic;
+
     use super::*;
 
     #[test]

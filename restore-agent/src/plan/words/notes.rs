@@ -7,7 +7,7 @@ use walpoint_plan::restore::{
     DamageNote, ForkSegment, LineageMoment, NamedPoint, Note, RestorePlan, Unfollowed, WentOn, Why,
 };
 
-use super::{CommandLine, brief, damaged_lineage, lineage_moment, locks, point, why};
+use super::{CommandLine, brief, damaged_lineage, drops, lineage_moment, locks, point, why};
 
 /// The notes of a plan, in its order. `given`: the command that they are about.
 pub(crate) fn notes(plan: &RestorePlan, given: &CommandLine) -> Vec<String> {
@@ -45,12 +45,13 @@ pub(crate) fn note(note: &Note, given: &CommandLine) -> String {
         }
         Note::PointByPosition { name, lsn } => point_by_position(name, *lsn),
         Note::Locked(locked) => locks::locked(locked, given),
+        Note::Dropped(dropped) => drops::dropped(dropped, given),
         Note::Prepared { open, relations } => locks::prepared(open, relations),
         Note::HoldsLaterCommit { backup, time } => holds_later_commit(*backup, *time),
         Note::NewerHoldsLaterCommit { backup, time } => newer_holds_later_commit(*backup, *time),
         Note::NewerDamaged { backup, damage } => newer_damaged(*backup, *damage),
         Note::SameUntil { timeline, common } => same_until(*timeline, *common),
-        Note::RemovedBefore(removed) => locks::removed_before(removed, given),
+        Note::RemovedBefore(removed) => drops::removed_before(removed, given),
         Note::StandbyStays(timeline) => standby_stays(*timeline),
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentName};
 
+use super::database_drops::{DatabaseDrop, DatabaseDrops};
 use super::error::WalError;
 use super::kind::{RecordKind, RelationLock};
 use super::reader::RecordReader;
@@ -87,9 +88,11 @@ pub struct HeldLocks {
     /// Where the record starts that locked something while nothing was locked, if it is the lock's own; prepared transactions aside.
     locked_at: Option<Lsn>,
     last_removal: Option<Removal>,
+    drops: DatabaseDrops,
 }
 
-/// A transaction that was committed, had locked relations for itself, and removed files of relations, as DROP and TRUNCATE do.
+/// A transaction that was committed, and removed a database, or had locked relations for itself and removed files of relations, as DROP
+/// and TRUNCATE do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Removal {
     /// The transaction.
@@ -98,8 +101,10 @@ pub struct Removal {
     pub time: PgTimestamp,
     /// Where the record of its commit starts.
     pub lsn: Lsn,
-    /// The last position before that at which nothing was locked.
+    /// The last position before that at which nothing was locked; before the removal of a database, the last one at which it was whole.
     pub unlocked: Option<Unlocked>,
+    /// The OID of the database, if it removed one.
+    pub database: Option<u32>,
 }
 
 /// A position at which nothing was locked but by prepared transactions, and behind which something is.
@@ -146,8 +151,7 @@ impl HeldLocks {
 
     /// Where nothing was locked yet, if something is now.
     pub fn unlocked(&self) -> Option<Unlocked> {
-        let lsn = self.locked_at.filter(|_| self.is_locked())?;
-        Some(Unlocked { lsn, same_transactions: self.last_end < Some(lsn) })
+        self.locked_at.filter(|_| self.is_locked()).map(|lsn| self.before(lsn))
     }
 
     /// Whether a transaction that was not prepared holds a lock.
@@ -155,7 +159,16 @@ impl HeldLocks {
         self.held.keys().any(|xid| !self.is_prepared(*xid))
     }
 
-    /// The last transaction that removed files of relations.
+    /// Removals of databases that have begun and not ended, each with the last position at which the database was whole.
+    pub fn drops(&self) -> impl Iterator<Item = (DatabaseDrop, Unlocked)> {
+        self.drops.open().map(|drop| (drop, self.before(drop.begins)))
+    }
+
+    fn before(&self, lsn: Lsn) -> Unlocked {
+        Unlocked { lsn, same_transactions: self.last_end < Some(lsn) }
+    }
+
+    /// The last transaction that removed a database, or files of relations.
     pub fn last_removal(&self) -> Option<Removal> {
         self.last_removal
     }
@@ -170,6 +183,7 @@ impl HeldLocks {
     }
 
     fn replay(&mut self, record: &WalRecord) {
+        self.drops.replay(record);
         match &record.kind {
             RecordKind::Locks(locks) => {
                 // A checkpoint may repeat the lock of a transaction whose end it comes behind, as PostgreSQL's standbys know.
@@ -200,9 +214,14 @@ impl HeldLocks {
                 if locked {
                     self.ended.extend(end.subtransactions.iter().chain([&end.xid]));
                 }
-                if locked && end.removes && matches!(record.kind, RecordKind::Commit(_)) {
+                let dropped = self.drops.ends(end.xid);
+                if (locked && end.removes || dropped.is_some())
+                    && matches!(record.kind, RecordKind::Commit(_))
+                {
                     let (xid, time, lsn) = (end.xid, end.time, record.start);
-                    self.last_removal = Some(Removal { xid, time, lsn, unlocked });
+                    let unlocked = dropped.map_or(unlocked, |dropped| Some(self.before(dropped.begins)));
+                    let database = dropped.and_then(|dropped| dropped.database);
+                    self.last_removal = Some(Removal { xid, time, lsn, unlocked, database });
                 }
                 self.prepared.remove(&end.xid);
                 self.last_end = Some(record.start);

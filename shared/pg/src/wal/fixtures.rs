@@ -4,6 +4,7 @@ use walpoint_base::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, TimelineI
 
 use super::page::{LONG_HEADER, magic_of_major, overwrite_flag};
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader, Rmgr};
+use super::shared_tuple::SharedTuple;
 
 pub(super) const SYSTEM_ID: u64 = 7_000_000_000_000_000_001;
 pub(super) const BLOCK: usize = 8192;
@@ -190,6 +191,22 @@ impl WalFixture {
         self.record(1, 0x80, xid, &short_data(&data))
     }
 
+    /// A tuple of a shared catalog that is changed in place, by no transaction.
+    pub(super) fn change_in_place(&mut self, tuple: SharedTuple) -> Lsn {
+        self.record(10, 0x70, 0, &shared_tuple(tuple, false))
+    }
+
+    /// One that a transaction deletes.
+    pub(super) fn delete_shared(&mut self, xid: u32, tuple: SharedTuple) -> Lsn {
+        self.record(10, 0x10, xid, &shared_tuple(tuple, true))
+    }
+
+    /// The files of a database that are removed, in one tablespace.
+    pub(super) fn remove_database(&mut self, xid: u32, database: u32) -> Lsn {
+        let info = if self.major.get() >= 15 { 0x20 } else { 0x10 };
+        self.record(4, info, xid, &short_data(&words(&[database, 1, 1663])))
+    }
+
     pub(super) fn restore_point(&mut self, name: &str, time: i64) -> Lsn {
         let mut data = time.to_le_bytes().to_vec();
         data.extend(name.as_bytes());
@@ -257,5 +274,18 @@ pub(super) fn with_prefix(data: &[u8]) -> Vec<u8> {
     let mut body = vec![254];
     body.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
     body.extend_from_slice(data);
+    body
+}
+
+/// The body of a record that deletes a tuple, or changes it in place.
+pub(super) fn shared_tuple(tuple: SharedTuple, deleted: bool) -> Vec<u8> {
+    let SharedTuple { relation, block, offset } = tuple;
+    let mut body = vec![0, 0, 0, 0];
+    body.extend(words(&[1664, 0, relation, block]));
+    let xid = if deleted { 740u32.to_le_bytes().to_vec() } else { Vec::new() };
+    let mut main = [xid, offset.to_le_bytes().to_vec()].concat();
+    main.resize(8, 0);
+    body.extend([255, 8]);
+    body.extend(main);
     body
 }

@@ -12,6 +12,7 @@ use walpoint_base::target::FullXid;
 use walpoint_base::{Lsn, PgMajor, PgTimestamp, TimelineId};
 
 use super::record::{RecordHeader, Rmgr, main_data};
+use super::shared_tuple::{self, SharedTuple, TupleChange};
 use super::transaction::{ABORT, ABORT_PREPARED, COMMIT, COMMIT_PREPARED, PREPARE, XACT_OP, xact};
 use crate::bytes;
 
@@ -86,6 +87,8 @@ pub enum RecordKind {
         /// Its OID.
         database: u32,
     },
+    /// A tuple of a catalog that all databases share was changed in place, or deleted.
+    SharedTuple(SharedTuple, TupleChange),
     /// Transactions hold locks that a hot standby has to hold for them.
     Locks(Vec<RelationLock>),
     /// Any other.
@@ -185,6 +188,7 @@ impl RecordKind {
             Rmgr::TBLSPC => main_data(body).and_then(|data| tablespace(header, data)),
             Rmgr::DBASE => main_data(body).and_then(|data| database(header, data, major)),
             Rmgr::STANDBY => main_data(body).and_then(|data| standby(header, data)),
+            Rmgr::HEAP => shared_tuple::decode(header, body, major),
             _ => None,
         };
         kind.unwrap_or(Self::Other)
@@ -197,6 +201,7 @@ impl RecordKind {
             Rmgr::TBLSPC => header.info & RMGR_INFO == TBLSPC_CREATE && header.total <= MAX_TABLESPACE,
             Rmgr::DBASE => header.total <= MAX_DATABASE,
             Rmgr::STANDBY => header.info & RMGR_INFO == STANDBY_LOCK && header.total <= MAX_LOCKS,
+            Rmgr::HEAP => shared_tuple::may_be(header),
             // Page images are the bulk of this resource manager's records.
             Rmgr::XLOG => !matches!(header.info & RMGR_INFO, XLOG_FPI | XLOG_FPI_FOR_HINT),
             _ => false,

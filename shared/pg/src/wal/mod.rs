@@ -14,6 +14,8 @@
 //! | [`Inspector`] | one segment's facts, and whether it may be archived |
 //! | [`RecordReader`] | records over consecutive segments |
 //! | [`DatabaseCopies`] | databases that were copied file by file, and what changed their sources afterwards |
+//! | `shared_tuple` | tuples of shared catalogs that a record deletes, or changes in place |
+//! | `database_drops` | `DROP DATABASE`, which is not undone where its transaction does not end |
 //! | `same` | whether two files hold the same records |
 //! | `touched` | which directories of databases a record changes |
 //! | [`find`](mod@find) | where recovery stops |
@@ -22,6 +24,7 @@
 
 mod checkpoint;
 mod database_copies;
+mod database_drops;
 mod edges;
 #[cfg(test)]
 mod edges_tests;
@@ -37,6 +40,7 @@ mod reader;
 mod record;
 mod same;
 mod segment;
+mod shared_tuple;
 #[cfg(test)]
 mod tests;
 mod touched;
@@ -45,6 +49,7 @@ mod walk;
 
 pub use checkpoint::{checkpoint_at, checkpoint_window};
 pub use database_copies::{DatabaseCopies, FoundCopy};
+pub use database_drops::DatabaseDrop;
 pub use error::{Differs, WalError, WalIdentity};
 pub use inspect::{Inspector, inspect, inspect_on_path};
 pub use kind::{
@@ -54,4 +59,5 @@ pub use page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, magic_of_major
 pub use reader::{RecordReader, SegmentRecords};
 pub use record::{RECORD_HEADER, RecordHeader, Rmgr, WalRecord};
 pub use same::same_records;
+pub use shared_tuple::{SharedTuple, TupleChange};
 pub use walk::SegmentEnd;

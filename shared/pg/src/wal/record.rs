@@ -38,6 +38,8 @@ impl Rmgr {
     pub const RELMAP: Rmgr = Rmgr(7);
     /// What a hot standby has to know.
     pub const STANDBY: Rmgr = Rmgr(8);
+    /// Tuples.
+    pub const HEAP: Rmgr = Rmgr(10);
     /// The last of PostgreSQL's own: `LogicalMessage`.
     const LAST_BUILTIN: u8 = 21;
     /// In 19 one more is let through, `XLOG2`: 19 rc1 has none, other builds of 19 do. Nothing rests on it, since a

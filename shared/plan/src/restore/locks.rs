@@ -1,5 +1,5 @@
 //! What is locked at the target: by transactions that have not ended there, and by prepared ones, which outlive
-//! recovery.
+//! recovery. And what is lost there: a database whose removal has begun.
 //!
 //! PostgreSQL stops at the end of a transaction; where nothing else was committed meanwhile that is the end of the accident
 //! itself, whose locks are held by then. Ending recovery rolls back what has not ended, and so releases its locks. A prepared
@@ -8,15 +8,15 @@
 use std::collections::BTreeSet;
 
 use super::facts::BackupFacts;
-use super::note::{Locked, Note};
+use super::note::{Dropped, Locked, Note};
 use super::request::TargetAction;
-use super::stop::{HeldLock, Stop};
+use super::stop::{DatabaseDrop, HeldLock, Stop};
 
 /// The notes about a stop, if recovery does that there.
 pub(super) fn notes(stop: &Stop, backup: &BackupFacts, action: TargetAction) -> Vec<Note> {
     let is_prepared = |lock: &&HeldLock| stop.prepared.iter().any(|p| p.holds(lock.xid));
     let (by_prepared, others): (Vec<&HeldLock>, Vec<&HeldLock>) = stop.locks.iter().partition(is_prepared);
-    let mut notes = Vec::new();
+    let mut notes: Vec<Note> = stop.drops.iter().map(|drop| Note::Dropped(dropped(drop, backup))).collect();
     if action == TargetAction::Pause {
         notes.extend(unfinished(&others, stop, backup).map(Note::Locked));
     }
@@ -36,6 +36,12 @@ fn unfinished(locks: &[&HeldLock], stop: &Stop, backup: &BackupFacts) -> Option<
         // Who locked before what was read may have been prepared there.
         perhaps_prepared: locks.iter().any(|lock| lock.since.is_none()),
     })
+}
+
+/// A database that is lost there, and where it was whole.
+fn dropped(drop: &DatabaseDrop, backup: &BackupFacts) -> Dropped {
+    let before = Some(drop.before).filter(|before| before.lsn > backup.end);
+    Dropped { xid: drop.xid, database: drop.database, before, lineage: None }
 }
 
 /// The OIDs of what is locked, each once.

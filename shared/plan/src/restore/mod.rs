@@ -66,7 +66,7 @@ pub use facts::{
 };
 pub use hint::Hint;
 pub use likely::{Likely, likely};
-pub use note::{DamageNote, Locked, Note, WentOn};
+pub use note::{DamageNote, Dropped, Locked, Note, WentOn};
 pub use path::{Path, SegmentRange, missing_of};
 pub use planner::{Verdict, plan};
 pub use removal::{Removal, RemovalQuestion, RemovalSearch, RemovedBefore, UnlockedPosition};
@@ -74,7 +74,9 @@ pub use request::{RestoreRequest, TargetAction};
 pub use required::{RequiredSearch, RequiredSettings};
 pub use restore_plan::{ForkSegment, ForkSource, PathStep, RestorePlan, Unfollowed};
 pub use settings::{RecoverySetting, Signal, quote};
-pub use stop::{HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch};
+pub use stop::{
+    DatabaseDrop, HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch,
+};
 pub use unreachable::{InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;

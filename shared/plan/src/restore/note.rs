@@ -67,6 +67,8 @@ pub enum Note {
     },
     /// A transaction that has not ended at the target keeps relations locked while recovery is paused.
     Locked(Locked),
+    /// A database is lost at the target: its removal has begun.
+    Dropped(Dropped),
     /// Prepared transactions are open at the target, and stay open.
     Prepared {
         /// The transactions.
@@ -102,7 +104,7 @@ pub enum Note {
         /// The position.
         common: Lsn,
     },
-    /// A transaction before the target removed relations.
+    /// A transaction before the target removed relations, or a database.
     RemovedBefore(RemovedBefore),
     /// A standby is told the number of its timeline, which it would not find by itself, and follows no later one.
     StandbyStays(TimelineId),
@@ -153,6 +155,20 @@ pub struct Locked {
     pub lineage: Option<LineageId>,
     /// Whether the transaction may have been prepared before what was read.
     pub perhaps_prepared: bool,
+}
+
+/// A database that cannot be opened after recovery: a transaction that has not ended at the target removes it, and most of that is not
+/// undone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dropped {
+    /// The transaction.
+    pub xid: u32,
+    /// The OID of the database, if its files are removed there.
+    pub database: Option<u32>,
+    /// Where it was whole, if recovery can stop there.
+    pub before: Option<UnlockedPosition>,
+    /// The lineage, where it has to be named to get there.
+    pub lineage: Option<LineageId>,
 }
 
 /// What is known to be wrong with a backup.

@@ -12,7 +12,7 @@ use super::restore_plan::RestorePlan;
 use super::stop::StopRule;
 use super::unreachable::Why;
 
-/// A transaction that removed relations, and was committed.
+/// A transaction that removed relations, or a database, and was committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Removal {
     /// The transaction.
@@ -21,8 +21,11 @@ pub struct Removal {
     pub time: PgTimestamp,
     /// Where the record of its commit starts.
     pub lsn: Lsn,
-    /// The last position before that at which nothing was locked, if it is known.
+    /// The last position before that at which nothing was locked, if it is known; before the removal of a database, the last one at which
+    /// it was whole.
     pub unlocked: Option<UnlockedPosition>,
+    /// The OID of the database, if it removed one.
+    pub database: Option<u32>,
 }
 
 /// A position at which no relation was locked yet.
@@ -58,7 +61,7 @@ pub trait RemovalSearch: Send {
 /// A removal before the target, or before the end of the archive, and what leads to the moment before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RemovedBefore {
-    /// The removal. Its position without locks is left out where recovery cannot stop there, or does not pause.
+    /// The removal. Of relations, its position without locks is left out where recovery cannot stop there, or does not pause.
     pub removal: Removal,
     /// The lineage, where it has to be named.
     pub lineage: Option<LineageId>,
@@ -95,7 +98,12 @@ impl Planner<'_> {
     /// A removal, if recovery from the backup can stop before it.
     fn avoidable(&self, removal: Removal, backup: &BackupFacts) -> Option<RemovedBefore> {
         let pauses = self.request.action == TargetAction::Pause;
-        let unlocked = removal.unlocked.filter(|unlocked| pauses && unlocked.lsn > backup.end);
+        // Most of the removal of a database comes before its transaction ends, and is not undone.
+        let counts = pauses || removal.database.is_some();
+        let unlocked = removal.unlocked.filter(|unlocked| counts && unlocked.lsn > backup.end);
+        if removal.database.is_some() && unlocked.is_none() {
+            return None;
+        }
         let removal = Removal { unlocked, ..removal };
         (removal.lsn >= backup.end).then_some(RemovedBefore { removal, lineage: None, pauses })
     }

@@ -97,8 +97,22 @@ pub struct Stop {
     pub unlocked: Option<UnlockedPosition>,
     /// Prepared transactions that are open there, by xid; only those that the search came by.
     pub prepared: Vec<PreparedTransaction>,
-    /// The last transaction before it that removed relations, as DROP and TRUNCATE do; only if the search came by one.
+    /// Databases whose removal has begun and not ended there; only those that the search came by.
+    pub drops: Vec<DatabaseDrop>,
+    /// The last transaction before it that removed a database or relations, as DROP and TRUNCATE do; only if the search came by one.
     pub removal: Option<Removal>,
+}
+
+/// A database whose removal has begun: `DROP DATABASE` marks it as invalid and removes its files before its transaction ends, and
+/// rolling that back undoes neither.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DatabaseDrop {
+    /// The transaction.
+    pub xid: u32,
+    /// The OID of the database, once its files are removed.
+    pub database: Option<u32>,
+    /// The last position at which it was whole.
+    pub before: UnlockedPosition,
 }
 
 /// A transaction that was prepared and has not ended: it outlives recovery, with its locks.

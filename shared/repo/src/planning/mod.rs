@@ -231,6 +231,7 @@ fn name_lineage(verdict: &mut Verdict, lineage: LineageId) {
         Ok(plan) => plan.notes.iter_mut().for_each(|note| match note {
             Note::RemovedBefore(removed) => removed.lineage = Some(lineage),
             Note::Locked(locked) => locked.lineage = Some(lineage),
+            Note::Dropped(dropped) => dropped.lineage = Some(lineage),
             _ => {}
         }),
         Err(refusal) => refusal.hints.iter_mut().for_each(|hint| {

@@ -5,6 +5,7 @@ use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget};
 use super::only;
 use crate::wal::find::{HeldLocks, Removal, RemovalFinder, StopFinder, Taken, TargetRule, Unlocked, find};
 use crate::wal::fixtures::WalFixture;
+use crate::wal::{DatabaseDrop, SharedTuple};
 
 fn rule(target: RecoveryTarget, inclusive: bool) -> TargetRule {
     TargetRule { target, inclusive, consistent: Lsn::INVALID }
@@ -133,7 +134,7 @@ fn the_last_removal_is_found_with_the_position_before_its_locks() {
     };
     let removal = |xid, time, lsn, unlocked: Option<Lsn>| {
         let unlocked = unlocked.map(|lsn| Unlocked { lsn, same_transactions: true });
-        Some(Removal { xid, time: PgTimestamp(time), lsn, unlocked })
+        Some(Removal { xid, time: PgTimestamp(time), lsn, unlocked, database: None })
     };
     assert_eq!(before(removed), None, "what removes files without a lock of its own is no DROP");
     assert_eq!(before(again), removal(90, 100, removed, Some(first)), "before that, nobody had a lock");
@@ -154,4 +155,39 @@ fn a_lock_that_is_repeated_behind_its_transactions_end_is_not_held() {
     let locks = find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks;
     assert_eq!(locks.all().iter().map(|(_, lock)| lock.xid).collect::<Vec<_>>(), [92]);
     assert_eq!(locks.unlocked(), Some(Unlocked { lsn: since, same_transactions: true }));
+}
+
+#[test]
+fn a_database_is_lost_before_the_transaction_that_drops_it_ends() {
+    let tuple = |offset| SharedTuple { relation: 1262, block: 0, offset };
+    for (major, marks) in [(14, true), (17, true), (13, false)] {
+        let mut fixture = WalFixture::new(major, 1);
+        fixture.commit(80, 50);
+        let marked = marks.then(|| fixture.change_in_place(tuple(5)));
+        fixture.commit(81, 60);
+        // That of another database, by VACUUM.
+        fixture.change_in_place(tuple(4));
+        fixture.delete_shared(90, tuple(5));
+        let removed = fixture.remove_database(90, 16384);
+        // ALTER DATABASE … SET TABLESPACE.
+        fixture.remove_database(91, 16385);
+        fixture.commit(90, 100);
+        let begins = marked.unwrap_or(removed);
+        let unlocked = Unlocked { lsn: begins, same_transactions: !marks };
+        let at = |target| {
+            let rule = TargetRule { target, inclusive: true, consistent: Lsn(0) };
+            find(rule, Lsn(0), fixture.segments()).unwrap().unwrap().locks
+        };
+        let drop = |database| (DatabaseDrop { xid: 90, database, begins }, unlocked);
+        let stops = at(RecoveryTarget::Time(PgTimestamp(70)));
+        assert_eq!(stops.drops().collect::<Vec<_>>(), [drop(Some(16384))], "{major}");
+        let mut fixture = fixture;
+        fixture.commit(92, 200);
+        let mut finder = RemovalFinder::new(Lsn(u64::MAX));
+        for (name, content) in fixture.segments() {
+            finder.segment(name, &content).unwrap();
+        }
+        let removal = finder.last().unwrap();
+        assert_eq!((removal.xid, removal.database, removal.unlocked), (90, Some(16384), Some(unlocked)));
+    }
 }

@@ -198,6 +198,7 @@ impl World {
             locks: Vec::new(),
             unlocked: None,
             prepared: Vec::new(),
+            drops: Vec::new(),
             removal: None,
         })
     }

@@ -9,7 +9,7 @@ use crate::restore::*;
 fn removal(segment: u64) -> Removal {
     let lsn = Lsn(mb(segment));
     let unlocked = Some(UnlockedPosition { lsn: Lsn(lsn.0 - 64), same_transactions: true });
-    Removal { xid: 900, time: at(i64::try_from(segment).unwrap() * 100), lsn, unlocked }
+    Removal { xid: 900, time: at(i64::try_from(segment).unwrap() * 100), lsn, unlocked, database: None }
 }
 
 /// The removal that a plan notes, or a refusal hints at, first of all.

@@ -180,6 +180,7 @@ impl StopSearch for Search {
                     locks: Vec::new(),
                     unlocked: None,
                     prepared: Vec::new(),
+                    drops: Vec::new(),
                     removal: None,
                 }));
             }

@@ -45,7 +45,8 @@ impl RemovalSearch for Search {
         for record in records(content).into_iter().filter(|record| record.start < self.before) {
             match record.kind {
                 TestRecordKind::Commit { time, xid } if self.xids.contains(&xid) => {
-                    self.last = Some(Removal { xid, time, lsn: record.start, unlocked: None });
+                    self.last =
+                        Some(Removal { xid, time, lsn: record.start, unlocked: None, database: None });
                 }
                 _ => {}
             }
