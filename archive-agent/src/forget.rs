@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{ClusterName, Diagnostic, SystemId};
 use walpoint_repo::Repository;
-use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
+use walpoint_repo::forget::{ForgetOptions, Forgotten, compare_clocks, forget};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
@@ -75,7 +75,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
         ForgetDocument { cluster: args.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     let mut opened = Vec::new();
     for (name, settings) in &repositories {
-        match look(name, settings, (&args.cluster, own), options).await {
+        match look(name, settings, (&args.cluster, own), options, args.dry_run).await {
             Ok((repository, planned)) => {
                 opened.push(repository);
                 document.repositories.push(planned);
@@ -134,6 +134,7 @@ async fn look(
     settings: &StoreSettings,
     (cluster, own): (&ClusterName, Option<SystemId>),
     options: ForgetOptions,
+    dry_run: bool,
 ) -> anyhow::Result<(Repository, Forgotten)> {
     let repository = Repository::open(name, settings).await?;
     // Not refused: to forget a cluster is how its name is made free for the one that took its place here.
@@ -141,6 +142,10 @@ async fn look(
         tracing::warn!("repository {name}: {}", format_chain(&found));
     }
     let planned = forget(&repository, cluster, options).await?;
+    if !dry_run {
+        // Before anything is deleted in another repository.
+        compare_clocks(&repository, cluster, options).await?;
+    }
     Ok((repository, planned))
 }
 
