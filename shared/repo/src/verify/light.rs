@@ -62,6 +62,7 @@ impl Run<'_> {
                 remedy: Cure::Announcement(Remedy::VerifyAll),
             });
         }
+        self.key_slots().await?;
         self.manifests(ids).await?;
         self.pack_sizes().await?;
         self.lineages(&catalog).await?;
