@@ -9,7 +9,7 @@ use clap::Args;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, Diagnostic, SystemId};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_plan::retention::{Policy, Rule};
 use walpoint_repo::Repository;
 use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
@@ -22,7 +22,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
-use crate::foreign::{self, Foreign, local_system_id};
+use crate::foreign::{self, Foreign, LocalCluster};
 use crate::selection::as_owner;
 
 /// The heading of options about one backup.
@@ -79,7 +79,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     if !args.dry_run {
         as_owner(&selection).await?;
     }
-    let (options, own) = (options(&selection, args), local_system_id(&selection).await);
+    let (options, own) = (options(&selection, args), LocalCluster::of(&selection).await);
     let mut document =
         ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     // Whether all that failed was refused, or has wrong settings.
@@ -87,7 +87,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
-        let expired = one(&selection.cluster, own, (name, settings), &options).await;
+        let expired = one(&selection.cluster, &own, (name, settings), &options).await;
         waiting.end();
         match expired {
             Ok(expired) => document.repositories.push(expired),
@@ -123,7 +123,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
 /// (`own`): the retention is not that one's.
 async fn one(
     cluster: &ClusterName,
-    own: Option<SystemId>,
+    own: &LocalCluster,
     (name, settings): (&str, &StoreSettings),
     options: &ExpireOptions,
 ) -> anyhow::Result<Expired> {

@@ -27,7 +27,7 @@ use walpoint_words::format_chain;
 
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
-use crate::foreign::{self, local_system_id};
+use crate::foreign::{self, LocalCluster};
 use crate::selection::as_owner;
 
 /// Manifests that are read at once.
@@ -137,9 +137,9 @@ async fn add(
     let who = args.who.clone().unwrap_or_else(user);
     let placement = Placement { on, reason: args.reason.clone(), who, at, until };
     let mut document = HoldsDocument::new(&selection.cluster);
-    let mut failed = Vec::new();
+    let (mut failed, own) = (Vec::new(), LocalCluster::of(selection).await.if_known());
     for (name, settings) in &selection.repositories {
-        match place(selection, (name, settings), &placement, &args.until).await {
+        match place((&selection.cluster, &own), (name, settings), &placement, &args.until).await {
             Ok(hold) => document.add(name, vec![HoldDocument::of(&hold, at)]),
             Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
@@ -153,12 +153,14 @@ async fn add(
 
 /// Places a hold in one repository. `wanted` is its end as it was given.
 async fn place(
-    selection: &Selection<StoreSettings>,
+    (cluster, own): (&ClusterName, &LocalCluster),
     (name, settings): (&str, &StoreSettings),
     placement: &Placement,
     wanted: &str,
 ) -> anyhow::Result<Hold> {
     let repository = Repository::open(name, settings).await?;
+    // It would keep another cluster's backups, and not those that are meant.
+    foreign::refuse(&repository, cluster, own).await?;
     if let Some(until) = placement.until
         && let Some(ahead) = clock_ahead(repository.store()).await?
     {
@@ -166,7 +168,7 @@ async fn place(
         end_by_store(wanted, until, Timestamp::now() + ahead, apart)?;
     }
     if let HeldOn::Backup(id) = placement.on {
-        match Backups::of(&repository, &selection.cluster).standing(id).await? {
+        match Backups::of(&repository, cluster).standing(id).await? {
             ManifestState::Finished(_) => {}
             ManifestState::Unfinished => {
                 bail!("it has no finished backup {id}\nHINT: \"archive-agent status\" lists the backups.")
@@ -174,18 +176,17 @@ async fn place(
             ManifestState::Aborted(_) => bail!("backup {id} was aborted before it was finished"),
         }
     }
-    let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
+    let number = Holds::of(&repository, cluster).add(placement).await?;
     if let HeldOn::Backup(id) = placement.on {
-        look_again(&Backups::of(&repository, &selection.cluster), name, &[id], number).await?;
+        look_again(&Backups::of(&repository, cluster), name, &[id], number).await?;
     }
     if let HeldOn::Label(label) = &placement.on {
-        match labelled(&repository, &selection.cluster, label).await {
+        match labelled(&repository, cluster, label).await {
             Ok(ids) if ids.is_empty() => tracing::warn!(
-                "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to \
-                 come",
-                selection.cluster
+                "no finished backup of cluster {cluster} in repository {name} has the label {label:?}: the hold keeps those \
+                 still to come"
             ),
-            Ok(ids) => look_again(&Backups::of(&repository, &selection.cluster), name, &ids, number).await?,
+            Ok(ids) => look_again(&Backups::of(&repository, cluster), name, &ids, number).await?,
             // The hold is placed.
             Err(error) => tracing::debug!("cannot determine whether a backup has the label: {error}"),
         }
@@ -289,11 +290,11 @@ async fn remove(
     let who = args.who.clone().unwrap_or_else(user);
     let mut document = HoldsDocument::new(&selection.cluster);
     let mut meant: Option<Placement> = None;
-    let (mut all, own) = (Vec::new(), local_system_id(selection).await);
+    let (mut all, own) = (Vec::new(), LocalCluster::of(selection).await);
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
         // The next expire of the cluster that has it would delete what it keeps.
-        let refused = foreign::refuse(&repository, &selection.cluster, own).await;
+        let refused = foreign::refuse(&repository, &selection.cluster, &own).await;
         refused.with_context(|| format!("repository {name}"))?;
         let holds = Holds::of(&repository, &selection.cluster);
         let known = holds.look().await?;
