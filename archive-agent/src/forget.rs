@@ -9,9 +9,9 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, Diagnostic, SystemId};
+use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_repo::Repository;
-use walpoint_repo::forget::{ForgetOptions, Forgotten, forget};
+use walpoint_repo::forget::{ForgetOptions, Forgotten, compare_clocks, forget};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
@@ -19,7 +19,7 @@ use walpoint_runtime::{help, human, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
-use crate::foreign::{self, local_system_id};
+use crate::foreign::{self, LocalCluster};
 use crate::selection::{as_owner, unknown_repository};
 
 const EXAMPLES: &[(&str, &str)] = &[
@@ -75,7 +75,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
         ForgetDocument { cluster: args.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     let mut opened = Vec::new();
     for (name, settings) in &repositories {
-        match look(name, settings, (&args.cluster, own), options).await {
+        match look(name, settings, (&args.cluster, &own), options, args.dry_run).await {
             Ok((repository, planned)) => {
                 opened.push(repository);
                 document.repositories.push(planned);
@@ -132,8 +132,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &ForgetArgs) -> Result<(), Fa
 async fn look(
     name: &str,
     settings: &StoreSettings,
-    (cluster, own): (&ClusterName, Option<SystemId>),
+    (cluster, own): (&ClusterName, &LocalCluster),
     options: ForgetOptions,
+    dry_run: bool,
 ) -> anyhow::Result<(Repository, Forgotten)> {
     let repository = Repository::open(name, settings).await?;
     // Not refused: to forget a cluster is how its name is made free for the one that took its place here.
@@ -141,14 +142,18 @@ async fn look(
         tracing::warn!("repository {name}: {}", format_chain(&found));
     }
     let planned = forget(&repository, cluster, options).await?;
+    if !dry_run {
+        // Before anything is deleted in another repository.
+        compare_clocks(&repository, cluster, options).await?;
+    }
     Ok((repository, planned))
 }
 
-/// The repositories of the cluster, and the system identifier of its data directory if that is here. One that the configuration no longer has is looked for where `--repo` says.
+/// The repositories of the cluster, and what is in its data directory if that is here. One that the configuration no longer has is looked for where `--repo` says.
 async fn repositories(
     common: &CommonArgs,
     args: &ForgetArgs,
-) -> Result<(Vec<(String, StoreSettings)>, Option<SystemId>), Failure> {
+) -> Result<(Vec<(String, StoreSettings)>, LocalCluster), Failure> {
     let cluster = &args.cluster;
     if let Some(other) = common.cluster.as_ref().filter(|other| *other != cluster) {
         return Err(Failure::usage(anyhow!("--cluster {other} contradicts the argument {cluster}")));
@@ -162,7 +167,7 @@ async fn repositories(
         if !args.dry_run {
             as_owner(&selection).await?;
         }
-        let own = local_system_id(&selection).await;
+        let own = LocalCluster::of(&selection).await;
         return Ok((selection.repositories, own));
     };
     let names = common.names();
@@ -175,7 +180,7 @@ async fn repositories(
         Some(settings) => Ok((name.to_owned(), settings.clone())),
         None => Err(unknown_repository(name, &config)),
     };
-    Ok((names.into_iter().map(pick).collect::<Result<_, Failure>>()?, None))
+    Ok((names.into_iter().map(pick).collect::<Result<_, Failure>>()?, LocalCluster::Absent))
 }
 
 /// Has the cluster's name typed.

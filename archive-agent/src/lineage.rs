@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{ClusterName, Diagnostic, LineageId, SegmentName, SystemId, TimelineId, WalFileName};
+use walpoint_base::{ClusterName, Diagnostic, LineageId, SegmentName, TimelineId, WalFileName};
 use walpoint_repo::Repository;
 use walpoint_repo::lineage::DamagedLineage;
 use walpoint_repo::wal::WalArchive;
@@ -22,7 +22,7 @@ use walpoint_storage::object::ContentHash;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
-use crate::foreign::{self, local_system_id};
+use crate::foreign::{self, LocalCluster};
 use crate::hold::user;
 use crate::selection::as_owner;
 use crate::wal::contradiction;
@@ -106,10 +106,10 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
     }
     let selection = common.select::<StoreSettings>()?;
     as_owner(&selection).await?;
-    let local = local_system_id(&selection).await;
+    let local = LocalCluster::of(&selection).await;
     let (mut settled, mut failed, mut refused) = (Vec::new(), Vec::new(), false);
     for (name, settings) in &selection.repositories {
-        match settle(name, settings, (&selection.cluster, local), args).await {
+        match settle(name, settings, (&selection.cluster, &local), args).await {
             Ok(found) => {
                 refused |= found.is_some();
                 settled.extend(found.into_iter().flatten());
@@ -142,7 +142,7 @@ pub(crate) async fn run(common: &CommonArgs, command: &LineageCommand) -> Result
 async fn settle(
     name: &str,
     settings: &StoreSettings,
-    (cluster, local): (&ClusterName, Option<SystemId>),
+    (cluster, local): (&ClusterName, &LocalCluster),
     args: &SettleArgs,
 ) -> anyhow::Result<Option<Vec<Settlement>>> {
     let repository = Repository::open(name, settings).await?;

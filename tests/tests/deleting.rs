@@ -307,6 +307,7 @@ fn another_clusters_backups_are_not_expired_by_this_ones_retention() {
         &["expire", "--dry-run"],
         &["expire", "--repo", &url],
         &["hold", "remove", "1"],
+        &["hold", "add", "--label", "y", "--reason", "a mistake", "--until", "never"],
         &["lineage", "settle", "--timeline", "1", "--reason", "a mistake"],
     ] {
         let told = foreign.run(refused).expect_status(1).stderr;
@@ -315,6 +316,14 @@ fn another_clusters_backups_are_not_expired_by_this_ones_retention() {
         }
         assert!(!told.contains("Run it again to continue"), "{told}");
     }
+    // As an unfinished restore leaves it.
+    let control = |name: &str| other.pgdata().join("global").join(name);
+    std::fs::rename(control("pg_control"), control("aside")).unwrap();
+    for refused in [&["expire"][..], &["expire", "--dry-run"], &["hold", "remove", "1"]] {
+        let told = foreign.run(refused).expect_status(1).stderr;
+        assert!(told.contains("its system identifier is unknown"), "{refused:?}: {told}");
+    }
+    std::fs::rename(control("aside"), control("pg_control")).unwrap();
     let forgotten = foreign.run(&["forget", "main", "--dry-run", "--even-if-in-use", "--even-if-held"]);
     assert!(forgotten.expect_success().stderr.contains("but this one has the system identifier"));
     other.start();

@@ -372,9 +372,21 @@ fn clocks_that_disagree_stop_it() {
         proxy.shift_clock(seconds);
         let output = bed.agent.run(&["expire"]).expect_status(1);
         assert!(output.stderr.contains("more than 5 minutes apart"), "{output:#?}");
+        assert!(!output.stderr.contains("Run it again to continue"), "{output:#?}");
         assert_eq!(bed.backups(), [&*first, &second]);
         let keys = bed.back_door().list("clusters/main");
         assert!(!keys.iter().any(|key| key.contains("/announcements/")), "{keys:?}");
+        // A hold that may be in force, and an end that counts from now.
+        for refused in [
+            &["forget", "main", "--yes", "--even-if-in-use"][..],
+            &["hold", "add", "--label", "x", "--reason", "an audit", "--until", "1d"],
+        ] {
+            let output = bed.agent.run(refused).expect_status(1);
+            assert!(output.stderr.contains("more than 5 minutes apart"), "{output:#?}");
+            assert_eq!(bed.backups(), [&*first, &second], "{refused:?}");
+            let keys = bed.back_door().list("clusters/main");
+            assert!(!keys.iter().any(|key| key.contains("/holds/")), "{refused:?}: {keys:?}");
+        }
     }
     proxy.shift_clock(100);
     expire(&bed, &[]);

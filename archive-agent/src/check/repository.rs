@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use walpoint_base::Diagnostic;
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::server::ServerIdentity;
 use walpoint_repo::backup::Backups;
@@ -29,6 +30,7 @@ pub(crate) use self::registered::{Nature, same_facts};
 pub(crate) use self::soundness::sound;
 pub(crate) use self::space::space;
 use super::report::CheckReport;
+use crate::key::{LOST_SLOT, replace_slot};
 use crate::newer;
 use crate::same_place::DistinctPlaces;
 use crate::wal::identity::{self, Evidence};
@@ -321,11 +323,24 @@ async fn key(report: &mut CheckReport, what: &str, repository: &Repository) {
     let what = format!("{what}: key");
     let listed = repository.key_slots().list().await.map_err(anyhow::Error::from);
     let Some(listed) = report.take(&what, listed) else { return };
-    let sound =
-        listed.iter().filter(|listed| listed.slot.as_ref().is_ok_and(|s| s.repository == repository.id()));
+    let (mut own, mut damaged) = (0, Vec::new());
+    for listed in listed {
+        match listed.slot {
+            Ok(slot) => own += usize::from(slot.repository == repository.id()),
+            Err(error) => damaged.push((listed.number, error)),
+        }
+    }
     let found = format!("the {source} opens slot {slot}");
-    match sound.count() {
-        0 | 1 => report.ok(what, format!("{found}, the only one: keep a copy of it elsewhere")),
-        slots => report.ok(what, format!("{found} of {slots}")),
+    match (own, damaged.len()) {
+        (0 | 1, 0) => report.ok(&what, format!("{found}, the only one: keep a copy of it elsewhere")),
+        (0 | 1, _) => {
+            report.ok(&what, format!("{found}, the only one that can be read: keep a copy of it elsewhere"));
+        }
+        (_, unread) => report.ok(&what, format!("{found} of {}", own + unread)),
+    }
+    for (number, error) in damaged {
+        let error = Diagnostic::new(error.to_string());
+        let found = format!("slot {number} cannot be read: {}\nDETAIL: {LOST_SLOT}", error.message());
+        report.warning(&what, found, &replace_slot(number));
     }
 }

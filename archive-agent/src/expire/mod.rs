@@ -9,10 +9,10 @@ use clap::Args;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, Diagnostic, SystemId};
+use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_plan::retention::{Policy, Rule};
 use walpoint_repo::Repository;
-use walpoint_repo::expire::{ExpireOptions, Expired, NamedBackup, expire};
+use walpoint_repo::expire::{CLOCK, ExpireOptions, Expired, NamedBackup, expire};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::progress::ByteProgress;
@@ -22,7 +22,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
-use crate::foreign::{self, Foreign, local_system_id};
+use crate::foreign::{self, Foreign, LocalCluster};
 use crate::selection::as_owner;
 
 /// The heading of options about one backup.
@@ -79,7 +79,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     if !args.dry_run {
         as_owner(&selection).await?;
     }
-    let (options, own) = (options(&selection, args), local_system_id(&selection).await);
+    let (options, own) = (options(&selection, args), LocalCluster::of(&selection).await);
     let mut document =
         ExpireDocument { cluster: selection.cluster.clone(), repositories: Vec::new(), failed: Vec::new() };
     // Whether all that failed was refused, or has wrong settings.
@@ -87,14 +87,13 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
-        let expired = one(&selection.cluster, own, (name, settings), &options).await;
+        let expired = one(&selection.cluster, &own, (name, settings), &options).await;
         waiting.end();
         match expired {
             Ok(expired) => document.repositories.push(expired),
             Err(error) => {
                 wrong_settings &= crate::selection::is_wrong_settings(&error);
-                refused &= matches!(error.downcast_ref(), Some(RepoError::Protected { .. }))
-                    || error.downcast_ref::<Foreign>().is_some();
+                refused &= is_refusal(&error);
                 document.failed.push(format!("repository {name}: {}", format_chain(&error)));
             }
         }
@@ -111,7 +110,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
         (false, _) if wrong_settings => {
             Err(Failure::usage(Diagnostic::gather("expire did not finish", &document.failed)))
         }
-        // The same command would be refused again: what overrides the refusal is in its own hints.
+        // The same command would be refused again: what helps is in the refusals' own hints.
         (false, true) => Err(Diagnostic::gather("expire did not finish", &document.failed).into()),
         (false, false) => Err(Diagnostic::gather("expire did not finish", &document.failed)
             .hint("Run it again to continue.")
@@ -119,11 +118,20 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     }
 }
 
+/// Whether nothing was begun, and the same command is refused again until something else is done.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(RepoError::Protected { .. }) => true,
+        Some(RepoError::Settings { setting, .. }) => *setting == CLOCK,
+        _ => error.downcast_ref::<Foreign>().is_some(),
+    }
+}
+
 /// Expires the cluster in one repository, unless that has another one under this name than the data directory of this machine is of
 /// (`own`): the retention is not that one's.
 async fn one(
     cluster: &ClusterName,
-    own: Option<SystemId>,
+    own: &LocalCluster,
     (name, settings): (&str, &StoreSettings),
     options: &ExpireOptions,
 ) -> anyhow::Result<Expired> {
@@ -198,5 +206,20 @@ pub(crate) fn policy(settings: Option<&RetentionSettings>) -> Policy {
         minimum: *minimum,
         max_age: *max_age,
         accept_damaged_pages: *accept_damaged_pages,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_not_to_be_run_again() {
+        let settings = |setting| RepoError::settings(setting, "is wrong");
+        assert!(is_refusal(&settings(CLOCK).into()));
+        assert!(!is_refusal(&settings("url").into()));
+        let protected = RepoError::Protected { what: "held".to_owned(), obstacles: Vec::new(), remedy: None };
+        assert!(is_refusal(&protected.into()));
+        assert!(!is_refusal(&RepoError::Internal("a thread ended".to_owned()).into()));
     }
 }

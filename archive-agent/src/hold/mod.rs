@@ -16,6 +16,7 @@ use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{AnnouncedSet, AnnouncementReason, Backups, ManifestState};
+use walpoint_repo::expire::{clock_ahead, clocks_apart};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
@@ -26,7 +27,7 @@ use walpoint_words::format_chain;
 
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
-use crate::foreign::{self, local_system_id};
+use crate::foreign::{self, LocalCluster};
 use crate::selection::as_owner;
 
 /// Manifests that are read at once.
@@ -136,9 +137,9 @@ async fn add(
     let who = args.who.clone().unwrap_or_else(user);
     let placement = Placement { on, reason: args.reason.clone(), who, at, until };
     let mut document = HoldsDocument::new(&selection.cluster);
-    let mut failed = Vec::new();
+    let (mut failed, own) = (Vec::new(), LocalCluster::of(selection).await.if_known());
     for (name, settings) in &selection.repositories {
-        match place(selection, name, settings, &placement).await {
+        match place((&selection.cluster, &own), (name, settings), &placement, &args.until).await {
             Ok(hold) => document.add(name, vec![HoldDocument::of(&hold, at)]),
             Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
@@ -150,15 +151,24 @@ async fn add(
     }
 }
 
+/// Places a hold in one repository. `wanted` is its end as it was given.
 async fn place(
-    selection: &Selection<StoreSettings>,
-    name: &str,
-    settings: &StoreSettings,
+    (cluster, own): (&ClusterName, &LocalCluster),
+    (name, settings): (&str, &StoreSettings),
     placement: &Placement,
+    wanted: &str,
 ) -> anyhow::Result<Hold> {
     let repository = Repository::open(name, settings).await?;
+    // It would keep another cluster's backups, and not those that are meant.
+    foreign::refuse(&repository, cluster, own).await?;
+    if let Some(until) = placement.until
+        && let Some(ahead) = clock_ahead(repository.store()).await?
+    {
+        let apart = clocks_apart(repository.store(), ahead);
+        end_by_store(wanted, until, Timestamp::now() + ahead, apart)?;
+    }
     if let HeldOn::Backup(id) = placement.on {
-        match Backups::of(&repository, &selection.cluster).standing(id).await? {
+        match Backups::of(&repository, cluster).standing(id).await? {
             ManifestState::Finished(_) => {}
             ManifestState::Unfinished => {
                 bail!("it has no finished backup {id}\nHINT: \"archive-agent status\" lists the backups.")
@@ -166,18 +176,17 @@ async fn place(
             ManifestState::Aborted(_) => bail!("backup {id} was aborted before it was finished"),
         }
     }
-    let number = Holds::of(&repository, &selection.cluster).add(placement).await?;
+    let number = Holds::of(&repository, cluster).add(placement).await?;
     if let HeldOn::Backup(id) = placement.on {
-        look_again(&Backups::of(&repository, &selection.cluster), name, &[id], number).await?;
+        look_again(&Backups::of(&repository, cluster), name, &[id], number).await?;
     }
     if let HeldOn::Label(label) = &placement.on {
-        match labelled(&repository, &selection.cluster, label).await {
+        match labelled(&repository, cluster, label).await {
             Ok(ids) if ids.is_empty() => tracing::warn!(
-                "no finished backup of cluster {} in repository {name} has the label {label:?}: the hold keeps those still to \
-                 come",
-                selection.cluster
+                "no finished backup of cluster {cluster} in repository {name} has the label {label:?}: the hold keeps those \
+                 still to come"
             ),
-            Ok(ids) => look_again(&Backups::of(&repository, &selection.cluster), name, &ids, number).await?,
+            Ok(ids) => look_again(&Backups::of(&repository, cluster), name, &ids, number).await?,
             // The hold is placed.
             Err(error) => tracing::debug!("cannot determine whether a backup has the label: {error}"),
         }
@@ -281,11 +290,11 @@ async fn remove(
     let who = args.who.clone().unwrap_or_else(user);
     let mut document = HoldsDocument::new(&selection.cluster);
     let mut meant: Option<Placement> = None;
-    let (mut all, own) = (Vec::new(), local_system_id(selection).await);
+    let (mut all, own) = (Vec::new(), LocalCluster::of(selection).await);
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
         // The next expire of the cluster that has it would delete what it keeps.
-        let refused = foreign::refuse(&repository, &selection.cluster, own).await;
+        let refused = foreign::refuse(&repository, &selection.cluster, &own).await;
         refused.with_context(|| format!("repository {name}"))?;
         let holds = Holds::of(&repository, &selection.cluster);
         let known = holds.look().await?;
@@ -369,6 +378,30 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
     Ok(Some(end))
 }
 
+/// Fails if a hold would end at another time than was meant, by the store's clock, by which `expire` reads it. `apart`: that the clocks
+/// disagree.
+fn end_by_store(
+    text: &str,
+    until: Timestamp,
+    store_now: Timestamp,
+    apart: Option<String>,
+) -> anyhow::Result<()> {
+    let Some(apart) = apart else { return Ok(()) };
+    if text.trim().parse::<Span>().is_ok() {
+        bail!(
+            "{apart}\nDETAIL: --until {text} counts from this machine's clock, and expire uses the store's, so the hold would end too \
+             early or too late.\nHINT: Set the clocks right (NTP) and run it again, or give the end as a date or a time."
+        );
+    }
+    if until <= store_now {
+        bail!(
+            "{apart}\nDETAIL: By the store's clock, --until {text} is in the past: such a hold protects nothing.\nHINT: Set the clocks \
+             right (NTP) and run it again."
+        );
+    }
+    Ok(())
+}
+
 /// Who runs this: the user's name, behind `sudo` too, and the machine's.
 pub(crate) fn user() -> String {
     let name = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
@@ -400,5 +433,24 @@ mod tests {
         // The day on which clocks are turned back has that time twice.
         let twice = end("2027-10-31 02:30:00[Europe/Rome]", now).unwrap_err().to_string();
         assert!(twice.contains("2027-10-31 02:30:00+02:00") && twice.contains("+01:00"), "{twice}");
+    }
+
+    /// K1: an end that counts from a wrong clock is refused, and so is one that the store's clock has passed.
+    #[test]
+    fn an_end_holds_by_the_stores_clock() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let store: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
+        let apart = || Some("the store is 172800 s ahead of this machine's clock".to_owned());
+        let of = |text: &str, apart| end_by_store(text, end(text, now).unwrap().unwrap(), store, apart);
+        for (text, says) in [("1d", "counts from"), ("90d", "counts from"), ("2026-11-22", "is in the past")]
+        {
+            let refused = of(text, apart()).unwrap_err().to_string();
+            assert!(
+                refused.starts_with("the store is 172800 s ahead") && refused.contains(says),
+                "{refused}"
+            );
+            assert!(of(text, None).is_ok(), "the clocks agree");
+        }
+        assert!(of("2026-12-31", apart()).is_ok(), "it ends when it was meant to");
     }
 }

@@ -131,6 +131,18 @@ pub(crate) async fn run(common: &CommonArgs, command: &KeyCommand) -> Result<(),
     }
 }
 
+/// What follows from a key slot that cannot be read.
+pub(crate) const LOST_SLOT: &str = "The secret that this slot was made for opens nothing: without another secret, nothing can be \
+                                    restored.";
+
+/// What to do about it, while another slot opens the repository.
+pub(crate) fn replace_slot(number: u32) -> String {
+    format!(
+        "Add a slot for the same secret (archive-agent key add), then remove the damaged one (archive-agent key remove {number}). If a \
+         newer Walpoint added the slot, use that version instead."
+    )
+}
+
 /// The repository that is meant: each has slots of its own.
 fn the_repository(common: &CommonArgs) -> Result<(String, StoreSettings), Failure> {
     let Selection { cluster, mut repositories, .. } = common.select::<StoreSettings>()?;

@@ -6,6 +6,8 @@ use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::holds::UNKNOWN_HOLD;
 use walpoint_repo::verify::{Cure, Verified, VerifyFinding};
 
+use crate::key::{LOST_SLOT, replace_slot};
+
 /// What `archive-agent verify --json` prints.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct VerifyDocument<'a> {
@@ -89,6 +91,7 @@ fn advice(cure: &Cure) -> Diagnostic {
         Cure::PutBackOrInit => none.hint(PUT_BACK_OR_INIT),
         Cure::WaitOrForce => none.hint(WAIT_OR_FORCE),
         Cure::Hold(remedy) => none.detail(UNKNOWN_HOLD).hint(walpoint_words::hint(remedy)),
+        Cure::KeySlot(number) => none.detail(LOST_SLOT).hint(replace_slot(*number)),
         Cure::Acknowledging(remedy) => none
             .detail("A restore may wait forever for an answer from a repository that was lost.")
             .hint(walpoint_words::hint(remedy)),

@@ -3,7 +3,9 @@
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, SegmentNo};
 use walpoint_plan::restore::testing::forked::{on, world};
 use walpoint_plan::restore::testing::world::*;
-use walpoint_plan::restore::{Removal, RestorePlan, RestoreRequest, TargetAction, UnlockedPosition, Verdict};
+use walpoint_plan::restore::{
+    Removal, RestorePlan, RestoreRequest, TargetAction, UnlockedPosition, Verdict, Why,
+};
 
 use super::document::PlanReport;
 use super::text;
@@ -124,6 +126,18 @@ fn a_plan_as_json_and_as_text() {
         "Again by    --target-time '2000-01-01 03:06:40.000000+00' --target-exclusive --lineage 7-1 --target-timeline 2 --backup {second}\n"
     );
     assert!(text.contains(&again), "{text}");
+}
+
+/// R3: the end of the archive, as `status` shows it, is no target, and is not called later than itself.
+#[test]
+fn the_end_of_the_archive_is_not_said_to_lie_before_itself() {
+    let (_, [_, second, _]) = world();
+    let (backup, until) = (second, Lsn(6 * SIZE));
+    let ends = "the archive ends at 0/600000, and no record in it reaches the target";
+    assert_eq!(words::why(&Why::AfterEnd { backup, until, latest: None }), ends);
+    let latest = Some(at(11_200));
+    let text = words::why(&Why::AfterEnd { backup, until, latest });
+    assert_eq!(text, format!("{ends}; the latest transaction in it ended at 2000-01-01 03:06:40.000000+00"));
 }
 
 #[test]

@@ -4,6 +4,9 @@
 //! "no such segment" but an error, since absence is proven only by a lineage that is there. Then the manifests, so that no
 //! backup is listed and incomplete; then the rest. A crash leaves a part that the same call deletes. Other clusters, and
 //! what is not Walpoint's, are left alone.
+//!
+//! There is no grace period, so the two guards are all that stands against a mistake: a hold in force, and something stored within
+//! the last hour. Both go by the store's clock, and nothing is deleted where that is far from this machine's.
 
 use std::collections::BTreeSet;
 
@@ -18,6 +21,7 @@ use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key};
 use walpoint_storage::store::{BULK, ListedObject};
 
 use crate::Repository;
+use crate::expire::compare_for_deletion;
 use crate::holds::{Holdings, Holds};
 
 /// Something stored within this time is a sign that an agent still works on the cluster.
@@ -98,7 +102,12 @@ pub async fn forget(
         notes: Vec::new(),
     };
     let first = look(repository, cluster, &mut forgotten).await?;
-    protect(repository, cluster, options, &first).await?;
+    // A dry run stores nothing, not even what shows the store's clock.
+    let ahead = match options.dry_run {
+        true => SignedDuration::ZERO,
+        false => compare_clocks(repository, cluster, options).await?,
+    };
+    protect(repository, cluster, options, &first, Timestamp::now() + ahead).await?;
     if options.dry_run {
         return Ok(forgotten);
     }
@@ -121,6 +130,19 @@ pub async fn forget(
         ));
     }
     Ok(forgotten)
+}
+
+/// How far the store's clock is ahead, or why nothing may be deleted: neither how long ago something was stored is known while the
+/// clocks disagree, nor which holds are in force. Who overrides both guards needs no clock.
+pub async fn compare_clocks(
+    repository: &Repository,
+    cluster: &ClusterName,
+    options: ForgetOptions,
+) -> Result<SignedDuration> {
+    match options.even_if_held && options.even_if_in_use {
+        true => Ok(SignedDuration::ZERO),
+        false => compare_for_deletion(repository.store(), cluster).await,
+    }
 }
 
 /// What stands out in a listing.
@@ -169,14 +191,14 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
     Ok(Newest(newest))
 }
 
-/// Fails if something stands against it.
+/// Fails if something stands against it. `now` is the store's time.
 async fn protect(
     repository: &Repository,
     cluster: &ClusterName,
     options: ForgetOptions,
     newest: &Newest,
+    now: Timestamp,
 ) -> Result<()> {
-    let now = Timestamp::now();
     let mut obstacles = Vec::new();
     if !options.even_if_held {
         let Holdings { holds, damaged } = Holds::of(repository, cluster).look().await?;

@@ -148,6 +148,32 @@ fn hostile_slots_take_no_memory_and_lock_nobody_out() {
     bed.agent.run(&["key", "add", "--passphrase-file", next.to_str().unwrap()]).expect_success();
 }
 
+/// K4, K5: a slot that is damaged is found while another one opens the repository, and can be replaced.
+#[test]
+fn a_damaged_slot_is_found_before_it_is_needed() {
+    let builder = Cluster::builder().segment_size_mb(1);
+    let bed = Archived::start_encrypted(builder, Store::local(), secret::passphrase);
+    bed.backup();
+    let next = secret::file(&bed.agent, "next", "a quite different passphrase");
+    let next = next.to_str().unwrap();
+    key(&bed, &["add", "--passphrase-file", next]).expect_success();
+    bed.agent.run(&["verify"]).expect_success();
+    let shown = bed.agent.run(&["check", "--no-switch"]).expect_success().stdout;
+    assert!(shown.contains("opens slot 0 of 2") && !shown.contains("cannot be read"), "{shown}");
+
+    bed.back_door().flip_bit("keys/1", 40);
+    let found = bed.agent.run(&["verify", "--light"]).expect_status(3);
+    let text = format!("{}{}", found.stdout, found.stderr);
+    assert!(text.contains("keys/1") && text.contains("archive-agent key remove 1"), "{text}");
+    let shown = bed.agent.run(&["check", "--no-switch"]).expect_success().stdout;
+    assert!(shown.contains("opens slot 0, the only one that can be read"), "{shown}");
+    assert!(shown.contains("slot 1 cannot be read: keys/1 is damaged"), "{shown}");
+
+    key(&bed, &["add", "--passphrase-file", next]).expect_success();
+    key(&bed, &["remove", "1"]).expect_success();
+    bed.agent.run(&["verify"]).expect_success();
+}
+
 /// The check of a slot's document, by other code than ours.
 fn check(number: u32, body: &str) -> String {
     let script = "import sys, blake3; print(blake3.blake3(sys.argv[1].encode() + b'\\0' + sys.argv[2].encode()).hexdigest())";

@@ -96,7 +96,7 @@ fn every_branch_of_a_forked_archive_is_reached_from_its_own_backup() {
         (vec!["--target-timeline", "1", "--backup", &c], "does not lie on the path"),
         (vec!["--target-timeline", "2", "--backup", &b], "does not lie on the path"),
         (vec!["--target-timeline", "4"], "no timeline 4"),
-        (vec!["--target-timeline", "1", "--target-time", &b1.time_after], "the archive ends before it"),
+        (vec!["--target-timeline", "1", "--target-time", &b1.time_after], "no record in it reaches"),
     ] {
         let output = bed.try_restore("branch", &options).expect_status(1);
         assert!(output.stderr.contains(says), "{options:?}: {output:#?}");

@@ -71,8 +71,8 @@ fn what_cannot_be_reached_is_refused_with_what_is_missing_and_what_can_be() {
         (["--target-timeline", "7"], "the archive knows no timeline 7"),
         (["--target-time", &early.time_before], "ends after it"),
         (["--target-time", "2000-01-01 00:00:00+00"], "ends after it"),
-        (["--target-time", "2100-01-01 00:00:00+00"], "the archive ends before it"),
-        (["--target-lsn", "FF/0"], "the archive ends before it"),
+        (["--target-time", "2100-01-01 00:00:00+00"], "no record in it reaches"),
+        (["--target-lsn", "FF/0"], "no record in it reaches"),
         (["--backup", "20200101T000000Z-00000001-0000000000000028-00000000"], "there is no backup"),
     ] {
         let output = refused(&bed, &options);

@@ -106,9 +106,9 @@ fn each_target_lands_on_the_rows_it_should() {
     let after_all = &late[1].time_after;
     for (options, says) in [
         (["--target-time", &early[0].time_before], "ends after it"),
-        (["--target-time", after_all], "the archive ends before it"),
+        (["--target-time", after_all], "no record in it reaches"),
         (["--target-lsn", &early[0].after], "ends after it"),
-        (["--target-lsn", "7/0"], "the archive ends before it"),
+        (["--target-lsn", "7/0"], "no record in it reaches"),
         (["--target-xid", &early[1].xid.to_string()], "in no WAL that a backup can replay"),
     ] {
         let output = bed.try_restore("refused", &options).expect_status(1);

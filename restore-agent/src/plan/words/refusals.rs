@@ -122,7 +122,11 @@ fn minimal_wal(backup: BackupId, at: Lsn) -> String {
 
 fn after_end(until: Lsn, latest: Option<PgTimestamp>) -> String {
     let latest = latest.map(|latest| format!("; the latest transaction in it ended at {latest}"));
-    format!("the archive ends before it, at {until}{}", latest.unwrap_or_default())
+    // A position may be that end itself: recovery stops at a record, and none begins there.
+    format!(
+        "the archive ends at {until}, and no record in it reaches the target{}",
+        latest.unwrap_or_default()
+    )
 }
 
 fn broken_chain(segment: SegmentName, fault: &ChainFault, recorded: bool) -> String {

@@ -109,6 +109,7 @@ impl LineageCatalog {
             disputed,
             settled,
             counted,
+            looked: BTreeSet::new(),
         })
     }
 }

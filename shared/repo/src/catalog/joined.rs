@@ -107,6 +107,7 @@ impl LineageCatalog {
             disputed: self.disputed.clone(),
             settled: self.settled.clone(),
             counted,
+            looked: BTreeSet::new(),
         }
     }
 }

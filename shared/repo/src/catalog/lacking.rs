@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_plan::restore::{Consistency, Doubt, SegmentRange};
+use walpoint_plan::retention::Candidate;
 use walpoint_storage::error::Result;
 
 use super::LineageCatalog;
@@ -18,6 +19,11 @@ pub struct Lacking {
     pub history: bool,
     /// The announcements that name one of the segments, by number.
     pub announced: BTreeSet<u64>,
+}
+
+/// The WAL without which a backup does not become consistent.
+pub(crate) fn wal_of(backup: &Candidate) -> Consistency {
+    Consistency { start: backup.id.start(), end: backup.stop, end_timeline: backup.stop_timeline }
 }
 
 impl LineageCatalog {

@@ -41,6 +41,8 @@ pub struct LineageCatalog {
     pub(super) settled: Vec<String>,
     /// Timelines that contradict another one's history and count, as a person says.
     pub(super) counted: BTreeSet<TimelineId>,
+    /// Segments that the store was asked about just now, for many backups at the same time.
+    pub(super) looked: BTreeSet<(TimelineId, SegmentNo)>,
 }
 
 impl LineageCatalog {

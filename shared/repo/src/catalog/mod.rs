@@ -55,6 +55,7 @@ pub use chain::BrokenChain;
 pub use end::Unreached;
 pub use inventory::{Expected, TimelineWal};
 pub use lacking::Lacking;
+pub(crate) use lacking::wal_of;
 pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
 pub use points::{Newest, RestorePointStatus};

@@ -1,5 +1,5 @@
 //! How far the store's clock is from this machine's. Ages are judged by the one and grace periods by the other, so nothing
-//! may be deleted while they disagree.
+//! may be deleted while they disagree, neither by `expire` nor by `forget`.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -9,6 +9,8 @@ use walpoint_plan::retention::CLOCK_LIMIT;
 use walpoint_storage::error::Result;
 use walpoint_storage::layout::{self, ClusterPaths};
 use walpoint_storage::store::Store;
+
+use super::full_disk;
 
 /// How far the store's clock is ahead, to about a second: an object is created, looked at and deleted. `None` where the
 /// object cannot be seen.
@@ -36,6 +38,16 @@ pub(super) async fn compare(store: &Store) -> Result<Option<SignedDuration>> {
     Ok(ahead)
 }
 
+/// The difference for who deletes by ages without a grace period, or why nothing may be deleted. A filesystem that is too full for an
+/// object has its clock looked at in another way.
+pub(crate) async fn compare_for_deletion(store: &Store, cluster: &ClusterName) -> Result<SignedDuration> {
+    match compare(store).await {
+        Ok(ahead) => Ok(ahead.unwrap_or_default()),
+        Err(error) if full_disk::is_lacking(&error) => of_full(store, cluster).await,
+        Err(error) => Err(error),
+    }
+}
+
 /// How far the clock of a full filesystem is taken to be ahead: an empty file tells, for which there may be room. Otherwise it is as
 /// late there as when the newest object was stored, at least: so nothing is taken to be older than it is.
 pub(super) async fn of_full(store: &Store, cluster: &ClusterName) -> Result<SignedDuration> {
@@ -54,15 +66,21 @@ pub(super) async fn of_full(store: &Store, cluster: &ClusterName) -> Result<Sign
     Ok(ahead.min(SignedDuration::ZERO))
 }
 
+/// Says that the clocks are too far apart to reckon with; `None` if they are not.
+pub fn clocks_apart(store: &Store, ahead: SignedDuration) -> Option<String> {
+    (ahead.abs() > CLOCK_LIMIT).then(|| {
+        format!(
+            "{} is {} s {} this machine's clock: more than 5 minutes apart",
+            store.name(),
+            ahead.as_secs().abs(),
+            if ahead.is_negative() { "behind" } else { "ahead of" },
+        )
+    })
+}
+
 fn admit(store: &Store, ahead: SignedDuration) -> Result<()> {
-    if ahead.abs() <= CLOCK_LIMIT {
-        return Ok(());
-    }
+    let Some(apart) = clocks_apart(store, ahead) else { return Ok(()) };
     Err(super::refuse(format!(
-        "{} is {} s {} this machine's clock: more than 5 minutes apart\nDETAIL: The age of objects is unknown, so nothing is \
-         deleted.\nHINT: Set the clocks right (NTP) and run it again.",
-        store.name(),
-        ahead.as_secs().abs(),
-        if ahead.is_negative() { "behind" } else { "ahead of" },
+        "{apart}\nDETAIL: The age of objects is unknown, so nothing is deleted.\nHINT: Set the clocks right (NTP) and run it again."
     )))
 }

@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
 use walpoint_plan::graph::TimelineGraph;
-use walpoint_plan::restore::{Consistency, Doubt};
+use walpoint_plan::restore::Doubt;
 use walpoint_plan::retention::{
     self, Candidate, Damage, DeletionRequest, HoldFacts, Protection, RegisteredLineage, RetainedLineage,
     RetainedTimeline, RetentionFacts, standings,
@@ -20,7 +20,7 @@ use crate::backup::{
     AnnouncedSet, AnnouncementReason, Announcements, BackupSummary, Backups, DamagedAnnouncement, Intent,
     ListedBackup, ListedState, ManifestState, NumberedAnnouncement,
 };
-use crate::catalog::{Catalog, LineageCatalog};
+use crate::catalog::{Catalog, LineageCatalog, wal_of};
 use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::lineage::{DamagedLineage, LOST_LINEAGE, Lineage};
 use crate::wal::WalArchive;
@@ -314,14 +314,15 @@ impl Gathered {
     ) -> Result<()> {
         for lineage in catalog.lineages_mut() {
             let id = lineage.id();
+            let of_it = self.facts.backups.iter().filter(|candidate| candidate.lineage == id);
+            lineage.look_for(&of_it.map(wal_of).collect::<Vec<_>>()).await?;
             for candidate in self.facts.backups.iter_mut().filter(|candidate| candidate.lineage == id) {
-                let (start, end, end_timeline) =
-                    (candidate.id.start(), candidate.stop, candidate.stop_timeline);
-                let lacking = lineage.lacks(Consistency { start, end, end_timeline }, announced).await?;
+                let lacking = lineage.lacks(wal_of(candidate), announced).await?;
                 candidate.damage.segments = lacking.segments;
                 candidate.damage.history = lacking.history;
                 self.by_wal.extend(lacking.announced);
             }
+            lineage.end_looks();
         }
         Ok(())
     }

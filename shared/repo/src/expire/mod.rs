@@ -45,7 +45,8 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::Key;
 
 use self::announcements::KnownAnnouncements;
-pub use self::clock::clock_ahead;
+pub(crate) use self::clock::compare_for_deletion;
+pub use self::clock::{clock_ahead, clocks_apart};
 use self::delete::Deleter;
 use self::full_disk::Room;
 use self::gather::Gathered;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, TimelineId};
-use walpoint_plan::restore::{Consistency, Facts, SegmentRange, windows};
+use walpoint_plan::restore::{Facts, SegmentRange, windows};
 use walpoint_plan::retention::{Candidate, Decision};
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{Remedy, RepoError, Result};
@@ -16,7 +16,7 @@ use super::needed::{Needed, wanted};
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Depth, Run};
 use crate::backup::{AnnouncementReason, ListedBackup, ListedState};
-use crate::catalog::{Catalog, LineageCatalog};
+use crate::catalog::{Catalog, LineageCatalog, wal_of};
 use crate::expire::Outlook;
 use crate::lineage::{LOST_LINEAGE, Lineage};
 
@@ -26,7 +26,7 @@ pub(super) struct NeededWal {
     pub(super) timelines: BTreeMap<TimelineId, Runs>,
 }
 
-/// Packs that are looked at at the same time.
+/// Manifests that are read at the same time, listings of packs, and packs that are looked at.
 const AT_ONCE: usize = 8;
 
 impl Run<'_> {
@@ -62,6 +62,7 @@ impl Run<'_> {
                 remedy: Cure::Announcement(Remedy::VerifyAll),
             });
         }
+        self.key_slots().await?;
         self.manifests(ids).await?;
         self.pack_sizes().await?;
         self.lineages(&catalog).await?;
@@ -101,8 +102,13 @@ impl Run<'_> {
     }
 
     async fn manifests(&mut self, ids: Vec<BackupId>) -> Result<()> {
-        for id in ids {
-            match self.backups.open(id).await {
+        let reads = ids.into_iter().map(|id| {
+            let backups = self.backups.clone();
+            async move { (id, backups.open(id).await) }
+        });
+        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(AT_ONCE);
+        while let Some((id, read)) = reads.next().await {
+            match read {
                 Ok(reader) => {
                     let user = u16::try_from(self.ids.len()).unwrap_or(u16::MAX);
                     let manifest = reader.manifest();
@@ -259,14 +265,21 @@ impl Run<'_> {
     async fn pack_sizes(&mut self) -> Result<()> {
         let owners: BTreeSet<BackupId> = self.packs.keys().map(|(owner, _)| *owner).collect();
         let paths = ClusterPaths::new(self.cluster);
-        for owner in owners {
-            let mut there: BTreeMap<u32, u64> = BTreeMap::new();
-            let mut listing = self.repository.store().list(&paths.data(owner), None);
-            while let Some(entry) = listing.try_next().await? {
-                if let Some(ClusterObject::Pack(_, n)) = paths.parse(&entry.key) {
-                    there.insert(n, entry.size);
+        let lists = owners.into_iter().map(|owner| {
+            let (store, paths) = (self.repository.store().clone(), paths.clone());
+            async move {
+                let mut there: BTreeMap<u32, u64> = BTreeMap::new();
+                let mut listing = store.list(&paths.data(owner), None);
+                while let Some(entry) = listing.try_next().await? {
+                    if let Some(ClusterObject::Pack(_, n)) = paths.parse(&entry.key) {
+                        there.insert(n, entry.size);
+                    }
                 }
+                Ok::<_, RepoError>((owner, there))
             }
+        });
+        let mut lists = stream::iter(lists.collect::<Vec<_>>()).buffered(AT_ONCE);
+        while let Some((owner, there)) = lists.try_next().await? {
             let of_it = self.packs.range((owner, 0)..=(owner, u32::MAX));
             let wrong = of_it.filter(|((_, n), (size, _))| there.get(n) != Some(&u64::from(*size)));
             let wrong: Vec<(u32, u64)> = wrong.map(|((_, n), (size, _))| (*n, u64::from(*size))).collect();
@@ -299,9 +312,12 @@ impl Run<'_> {
         let lineage = catalog.lineage().clone();
         self.graphs.insert(lineage.id, catalog.facts().graph.clone());
         let Needed { onward, alone, need } = self.needed_by(&lineage, decisions);
-        for backup in onward.iter().chain(&alone) {
+        let backups = || onward.iter().chain(&alone);
+        catalog.look_for(&backups().map(wal_of).collect::<Vec<_>>()).await?;
+        for backup in backups() {
             self.consistent(catalog, backup).await?;
         }
+        catalog.end_looks();
         let timelines: Vec<TimelineId> = catalog.facts().graph.ids().collect();
         let mut there = BTreeMap::new();
         for timeline in timelines {
@@ -355,8 +371,7 @@ impl Run<'_> {
     /// Whether a backup has the WAL without which it is not consistent.
     async fn consistent(&mut self, catalog: &mut LineageCatalog, backup: &Candidate) -> Result<()> {
         let id = backup.id;
-        let wal = Consistency { start: id.start(), end: backup.stop, end_timeline: backup.stop_timeline };
-        let missing = catalog.lacking(wal).await?;
+        let missing = catalog.lacking(wal_of(backup)).await?;
         if !missing.is_empty() && self.is_gone(id).await? {
             return Ok(());
         }

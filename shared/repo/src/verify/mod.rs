@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `light` | everything that the manifests and the promised windows refer to exists, with its size |
+//! | `key_slots` | whether the key slots can be read |
 //! | `needed` | which WAL is needed, now as well as when the run began |
 //! | `parts` | whether the parts of large segments are there |
 //! | `chain` | whether neighboring segments continue each other |
@@ -21,6 +22,7 @@
 mod announce;
 mod blocks;
 mod chain;
+mod key_slots;
 pub(crate) mod light;
 mod needed;
 mod others;

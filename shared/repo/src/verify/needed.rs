@@ -20,7 +20,8 @@ use crate::lineage::Lineage;
 use crate::wal::WalArchive;
 
 /// For so long decisions are those of the moment, unless something is announced or taken back: what is announced is deleted
-/// after its grace period, and not at once.
+/// after its grace period, and not at once. Decisions that took longer hold as long again: made anew for each of a thousand gaps,
+/// they would keep a run for hours, and they are never of a more recent moment than that.
 const MOMENT: Duration = Duration::from_secs(5);
 
 /// The WAL of a lineage that is needed.
@@ -34,10 +35,19 @@ pub(super) struct Needed {
 
 /// What was decided last, and when.
 pub(super) struct Latest {
-    at: Instant,
-    /// What was announced then, by number.
+    made: Instant,
+    /// How long that took.
+    took: Duration,
+    /// What was announced before, by number.
     announced: Vec<u64>,
     decisions: Vec<Decision>,
+}
+
+impl Latest {
+    /// Whether its decisions are those of the moment, in which that is announced.
+    fn holds(&self, announced: &[u64]) -> bool {
+        self.announced == announced && self.made.elapsed() < self.took.max(MOMENT)
+    }
 }
 
 impl Run<'_> {
@@ -111,13 +121,13 @@ impl Run<'_> {
 
     /// What is needed of a lineage by what is there now. `announced`: what is announced, by number.
     async fn needed_now(&mut self, lineage: &Lineage, announced: Vec<u64>) -> Result<Needed> {
-        let is_latest = |latest: &Latest| latest.announced == announced && latest.at.elapsed() < MOMENT;
-        let latest = match self.latest.take().filter(is_latest) {
+        let latest = match self.latest.take().filter(|latest| latest.holds(&announced)) {
             Some(latest) => latest,
             None => {
-                let at = Instant::now();
+                let begun = Instant::now();
                 let outlook = outlook(self.repository, self.cluster, self.policy, Timestamp::now()).await?;
-                Latest { at, announced, decisions: outlook.decisions }
+                let (made, took) = (Instant::now(), begun.elapsed());
+                Latest { made, took, announced, decisions: outlook.decisions }
             }
         };
         let needed = self.needed_by(lineage, &latest.decisions);
@@ -169,4 +179,25 @@ pub(super) async fn wanted(
         }
     }
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decisions that are slow to make are not made anew for each gap.
+    #[test]
+    fn slow_decisions_hold_as_long_as_they_took() {
+        let of = |took| {
+            let (made, took) = (Instant::now(), Duration::from_secs(took));
+            Latest { made, took, announced: vec![3], decisions: Vec::new() }
+        };
+        assert!(of(60).holds(&[3]) && of(0).holds(&[3]));
+        assert!(!of(60).holds(&[3, 4]) && !of(60).holds(&[]), "something was announced or taken back");
+        let ago = |latest: Latest, seconds| {
+            let made = latest.made.checked_sub(Duration::from_secs(seconds)).unwrap();
+            Latest { made, ..latest }.holds(&[3])
+        };
+        assert!(ago(of(60), 50) && !ago(of(60), 61) && !ago(of(1), 6));
+    }
 }

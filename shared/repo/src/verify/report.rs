@@ -152,6 +152,8 @@ pub enum Cure {
     Hold(Remedy),
     /// An announcement that cannot be read.
     Announcement(Remedy),
+    /// This key slot cannot be read.
+    KeySlot(u32),
     /// What says which repositories acknowledge cannot be read.
     Acknowledging(Remedy),
 }

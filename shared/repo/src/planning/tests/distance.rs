@@ -6,23 +6,30 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
-use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo};
+use walpoint_base::{Lsn, PgTimestamp, RecoveryTarget, SegmentNo, TimelineId};
 use walpoint_plan::restore::testing::world::size;
 use walpoint_plan::restore::*;
+use walpoint_plan::retention::Policy;
 use walpoint_storage::store::{Store, StoreSettings};
 
 use super::decoder::Decoder;
 use super::simulate::{SEGMENTS, backup, large_archive, real_segment};
+use crate::Repository;
 use crate::agreement::{self, Agreement};
 use crate::catalog::Catalog;
+use crate::expire::outlook;
+use crate::expire::tests::{self as expire_tests, world};
 use crate::index::tests::{Bed, bed, commit_time};
 use crate::planning::{self, created_tablespaces, creating_segments};
+use crate::verify::tests::Anything;
+use crate::verify::{Depth, VerifyOptions, verify};
 use crate::wal::WalCopies;
 
 /// How far away the store is: much more than what the processor needs between two requests.
@@ -175,4 +182,49 @@ async fn a_plan_waits_for_few_requests_in_a_row() {
     let (after, ended) = requests();
     assert_eq!((along.agreement, along.end, after - before), (Agreement::Same, None, 2));
     assert!(ended - begun < ROUND_TRIP * 2, "{:?}", ended - begun);
+}
+
+/// What `expire` decides by and what `verify --light` looks at does not take several requests in a row for each backup; to decide,
+/// not where the store has lost all WAL that the index names either.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_backups_are_looked_at_at_the_same_time() {
+    let (bed, _) = world().await;
+    let few = rounds(&bed).await;
+    for n in 0..10u64 {
+        expire_tests::backup(&bed, 50 + 4 * n, 100 - i64::try_from(n).unwrap()).await;
+    }
+    let many = rounds(&bed).await;
+    println!("{few:.1?} requests in a row, with ten more backups {many:.1?}");
+    assert!(few.iter().zip(&many).all(|(few, many)| *many < few + 10.0), "{few:.1?}, {many:.1?}");
+}
+
+/// How many requests in a row it takes to decide what expires without any WAL, to decide it with all of it, and to verify that by name
+/// and size.
+async fn rounds(bed: &Bed) -> [f64; 3] {
+    let (cluster, policy) = (expire_tests::cluster(), Policy::default());
+    let since = |begun: Instant| begun.elapsed().as_secs_f64() / ROUND_TRIP.as_secs_f64();
+    let open = async |far: Far| {
+        let store = Store::over("far", Arc::new(far));
+        Repository::over("far", store, None).await.unwrap()
+    };
+    let far = Far::with(bed).await;
+    for number in 0..100 {
+        let name = SegmentNo(number).name(TimelineId::FIRST, bed.archive.lineage().segment_size);
+        far.0.delete(&Path::from(bed.archive.paths().segment(name).as_str())).await.unwrap();
+    }
+    let without = open(far).await;
+    let begun = Instant::now();
+    outlook(&without, &cluster, &policy, Timestamp::now()).await.unwrap();
+    let decided_without = since(begun);
+
+    let repository = open(Far::with(bed).await).await;
+    let begun = Instant::now();
+    let outlook = outlook(&repository, &cluster, &policy, Timestamp::now()).await.unwrap();
+    let decided = since(begun);
+    let (host, agent) = (String::new(), String::new());
+    let options = VerifyOptions { backup: None, depth: Depth::Light, host, agent };
+    let begun = Instant::now();
+    let report = verify(&repository, &cluster, &outlook, Arc::new(Anything), &options).await.unwrap();
+    assert_eq!(report.findings, []);
+    [decided_without, decided, since(begun)]
 }
