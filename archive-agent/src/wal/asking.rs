@@ -2,7 +2,7 @@
 //!
 //! A data directory can be a copy beside production, with production's configuration and with archiving switched off. What
 //! such a server writes does not belong into the archive, so nothing is stored ahead of its questions: not before it has asked
-//! once since it and the daemon started, and not after it stopped asking. Nothing here survives the process; the archiver asks
+//! once since it and the daemon started, and not after it stopped asking: files wait, or it archives them by other means. Nothing here survives the process; the archiver asks
 //! again soon, at the latest a minute after a file is ready.
 //!
 //! Where no server runs, a person or a script hands over what a server left behind. A file by itself is stored by itself. Several in
@@ -54,6 +54,8 @@ struct State {
     open: usize,
     /// Since when files wait and no question came.
     unasked: Option<Instant>,
+    /// The server archived a file without a question, and none came since.
+    bypassed: bool,
 }
 
 impl State {
@@ -64,6 +66,7 @@ impl State {
         self.server = server;
         self.last = Some(now);
         self.unasked = None;
+        self.bypassed = false;
         self.open += 1;
     }
 
@@ -98,11 +101,17 @@ impl State {
         Some(now.duration_since(since)).filter(|span| *span > SILENCE)
     }
 
+    /// A file that waited since then was archived. Whether that is the first one without a question.
+    fn bypass(&mut self, since: Instant) -> bool {
+        let asked = self.open > 0 || self.last.is_some_and(|last| last >= since);
+        !asked && self.server.is_some() && !std::mem::replace(&mut self.bypassed, true)
+    }
+
     fn asks(&self, running: Option<ServerStart>, now: Instant) -> bool {
         let silent = self.unasked.is_some_and(|since| now.duration_since(since) > SILENCE);
         running == self.server
             && match running {
-                Some(_) => self.open > 0 || !silent,
+                Some(_) => self.open > 0 || !(silent || self.bypassed),
                 None => self.row >= IN_A_ROW && self.goes_on(now),
             }
     }
@@ -174,6 +183,17 @@ impl OpenQuestions {
         self.with(|state| state.see(waiting, Instant::now()));
     }
 
+    /// A file that waited since then was archived. Without a question from then on the server does something else with its WAL, and is
+    /// taken to ask no more; whether that is new.
+    pub(crate) fn bypass(&self, since: Instant) -> bool {
+        self.with(|state| state.bypass(since))
+    }
+
+    /// The server that asked last.
+    pub(crate) fn server(&self) -> Option<ServerStart> {
+        self.with(|state| state.server)
+    }
+
     /// For how long files wait that the running server does not ask about, if that is longer than it takes an archiver that asks.
     pub(crate) async fn neglected(&self) -> Result<Option<Duration>, DiskError> {
         let server = self.started().await?;
@@ -243,6 +263,23 @@ mod tests {
         state.see(true, late);
         state.see(false, late + SILENCE);
         assert!(state.asks(server(1), late + SILENCE * 2), "what waited was archived or removed");
+    }
+
+    #[test]
+    fn a_server_that_archives_without_a_question_asks_no_more() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        assert!(!state.bypass(now), "no server has asked yet");
+        state.ask(server(1), now);
+        assert!(!state.bypass(now), "the question waits for its answer");
+        state.answer(None, now + second);
+        assert!(!state.bypass(now + second) && state.asks(server(1), now + second), "it waited before");
+        assert!(state.bypass(now + second * 2));
+        assert!(!state.asks(server(1), now + second * 2));
+        assert!(!state.bypass(now + second * 3), "that is known");
+        state.ask(server(1), now + second * 4);
+        state.answer(None, now + second * 4);
+        assert!(state.asks(server(1), now + second * 4));
     }
 
     fn segment(number: u32) -> Option<WalFileName> {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, dropped};
 use walpoint_repo::wal::WalArchive;
@@ -40,7 +40,7 @@ impl Bypass {
                  archive_library does not call archive-push"
             ),
             Self::NotAtAll(segment) => format!(
-                "PostgreSQL finished segment {segment} and does not archive it: its archive_mode is off"
+                "PostgreSQL finished segment {segment} and does not archive it: its archive_mode may be off"
             ),
         }
     }
@@ -53,8 +53,8 @@ impl Bypass {
                  nothing after that segment can be recovered until then."
             }
             Self::NotAtAll(_) => {
-                "Run \"alter system set archive_mode = on\" and restart PostgreSQL, then take a new backup: nothing after that \
-                 segment can be recovered until then."
+                "If archive_mode is off, run \"alter system set archive_mode = on\" and restart PostgreSQL. Then take a new \
+                 backup: nothing after that segment can be recovered until then."
             }
         }
     }
@@ -68,10 +68,10 @@ impl fmt::Display for Bypass {
 
 impl std::error::Error for Bypass {}
 
-/// What the marks of a timeline's newest finished segments say.
+/// What the marks of a timeline's newest finished segments say. What happened just now does not count yet.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Marks {
-    /// The newest one marked as archived, if that was since the server was started: and when, in seconds since 1970.
+    /// The newest one that was marked as archived since the server was started, and was not dropped: and when, in seconds since 1970.
     done: Option<(SegmentName, i64)>,
     /// The newest one of all, if it was finished since the server was started and has no mark.
     unmarked: Option<SegmentName>,
@@ -163,44 +163,68 @@ async fn marks(pgdata: &Path, timeline: TimelineId, size: SegmentSize) -> anyhow
     let mut begun = on_path(&wal, TimelineHistory::root(timeline), size).await?;
     begun.retain(|name| name.timeline == timeline);
     begun.sort_unstable();
-    // The last one is being written.
-    begun.pop();
     let pgdata = pgdata.to_owned();
-    Ok(disk::run(&wal, move || read_marks(&pgdata, &begun)).await?)
+    Ok(disk::run(&wal, move || read_marks(&pgdata, &begun, SystemTime::now())).await?)
 }
 
-/// Reads the marks of finished segments, in their order. Blocks.
-fn read_marks(pgdata: &Path, finished: &[SegmentName]) -> Marks {
-    let Some(server) = postmaster::started(pgdata) else { return Marks::default() };
-    let started = i64::try_from(server.start).unwrap_or(i64::MAX);
-    let settled = jiff::Timestamp::now().as_second() - i64::try_from(SETTLED.as_secs()).unwrap_or(0);
-    let since = |time: i64| time > started && time < settled;
+/// Reads the marks of segments that were begun, in their order. Blocks.
+fn read_marks(pgdata: &Path, begun: &[SegmentName], now: SystemTime) -> Marks {
+    let (Some(started), Some(settled)) = (started(pgdata), now.checked_sub(SETTLED)) else {
+        return Marks::default();
+    };
     let wal = pgdata.join("pg_wal");
     let mark = |name: SegmentName, mark: &str| wal.join(format!("archive_status/{name}.{mark}"));
     let dropped = dropped::read(&wal).unwrap_or_default();
     let is_dropped = |name: SegmentName| dropped.iter().any(|dropped| dropped.name.segment() == Some(name));
-    let mut marks = Marks::default();
-    if let Some(newest) = finished.last().copied()
-        && modified(&wal.join(newest.to_string())).is_some_and(since)
-        && !mark(newest, "ready").exists()
-        && !mark(newest, "done").exists()
-        // It may have been removed with its mark.
-        && wal.join(newest.to_string()).exists()
-    {
-        marks.unmarked = Some(newest);
+    let finished = finished(&wal, begun);
+    let done = finished.iter().rev().filter(|(name, _)| !is_dropped(*name)).find_map(|(name, _)| {
+        let marked = marked(&mark(*name, "done"))?;
+        (marked >= started && marked < settled).then_some((*name, marked))
+    });
+    let unmarked = finished.iter().rev().find(|(_, at)| *at < settled).filter(|(name, at)| {
+        *at >= started
+            && !mark(*name, "ready").exists()
+            && !mark(*name, "done").exists()
+            // It may have been removed with its mark.
+            && wal.join(name.to_string()).exists()
+    });
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Marks {
+        done: done.map(|(name, at)| (name, i64::try_from(seconds(at)).unwrap_or(i64::MAX))),
+        unmarked: unmarked.map(|(name, _)| *name),
     }
-    let done = finished.iter().rev().copied().find(|name| mark(*name, "done").exists());
-    // Renaming the mark leaves the time of its content as it was.
-    let marked = |name: SegmentName| std::fs::metadata(mark(name, "done")).ok().map(|found| found.ctime());
-    marks.done = done
-        .filter(|name| !is_dropped(*name))
-        .and_then(|name| marked(name).filter(|at| since(*at)).map(|at| (name, at)));
-    marks
 }
 
-/// When a file's content was changed last, in seconds since 1970.
-fn modified(file: &Path) -> Option<i64> {
-    std::fs::metadata(file).ok().map(|found| found.mtime())
+/// The segments before the one that is being written, and when each was written last, in their order.
+///
+/// The server is at the one that was written last of all. Behind that may lie others, under the same timeline of another server: recovery
+/// fetched them before.
+fn finished(wal: &Path, begun: &[SegmentName]) -> Vec<(SegmentName, SystemTime)> {
+    let written = |name: &SegmentName| Some((*name, modified(&wal.join(name.to_string()))?));
+    let mut finished: Vec<_> = begun.iter().filter_map(written).collect();
+    let current = finished.iter().max_by_key(|(name, at)| (*at, *name)).map(|(name, _)| *name);
+    finished.retain(|(name, _)| Some(*name) < current);
+    finished
+}
+
+/// From when on all that happens is the running server's doing. It says in which second it was started, and wrote `postmaster.pid` since
+/// then, which may have been in that second, too.
+fn started(pgdata: &Path) -> Option<SystemTime> {
+    let second = postmaster::started(pgdata)?.start;
+    let over = UNIX_EPOCH.checked_add(Duration::from_secs(second.saturating_add(1)))?;
+    Some(modified(&pgdata.join("postmaster.pid")).map_or(over, |written| written.min(over)))
+}
+
+/// When a file's content was changed last.
+fn modified(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).and_then(|found| found.modified()).ok()
+}
+
+/// When a mark got its name. Renaming it leaves the time of its content as it was.
+fn marked(file: &Path) -> Option<SystemTime> {
+    let found = std::fs::metadata(file).ok()?;
+    let (seconds, nanos) = (u64::try_from(found.ctime()).ok()?, u32::try_from(found.ctime_nsec()).ok()?);
+    UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }
 
 #[cfg(test)]
@@ -220,38 +244,44 @@ mod tests {
         walpoint_base::durable::replace(path, content, 0o600).unwrap();
     }
 
-    /// Lets everything in `pg_wal` have happened a minute ago.
-    fn settle(bed: &Bed, name: &str) {
-        let time = std::time::SystemTime::now() - Duration::from_secs(60);
-        let file = std::fs::File::options().write(true).open(bed.pgdata().join("pg_wal").join(name)).unwrap();
+    /// Lets a file of the data directory have been written then.
+    fn written_at(bed: &Bed, file: &str, time: SystemTime) {
+        let file = std::fs::File::options().write(true).open(bed.pgdata().join(file)).unwrap();
         file.set_modified(time).unwrap();
+    }
+
+    /// Segments that were begun, each so many seconds ago.
+    fn segments(bed: &Bed, begun: &[(&str, u64)]) -> Vec<SegmentName> {
+        for (name, ago) in begun {
+            bed.write(name, 1);
+            written_at(bed, &format!("pg_wal/{name}"), SystemTime::now() - Duration::from_secs(*ago));
+        }
+        begun.iter().map(|(name, _)| name.parse().unwrap()).collect()
+    }
+
+    fn marks_of(bed: &Bed, begun: &[SegmentName]) -> Marks {
+        read_marks(&bed.pgdata(), begun, SystemTime::now())
     }
 
     const FIRST: &str = "000000010000000000000005";
     const SECOND: &str = "000000010000000000000006";
+    const THIRD: &str = "000000010000000000000007";
 
     #[tokio::test]
     async fn a_finished_segment_without_a_mark_is_not_archived() {
         let bed = Bed::new().await;
-        bed.write(FIRST, 1);
-        settle(&bed, FIRST);
-        let first = FIRST.parse().unwrap();
-        let unmarked = |finished: &[SegmentName]| read_marks(&bed.pgdata(), finished).unmarked;
-        assert_eq!(unmarked(&[first]), None, "no server runs");
+        let begun = segments(&bed, &[(FIRST, 60), (SECOND, 50)]);
+        let unmarked = || marks_of(&bed, &begun).unmarked;
+        assert_eq!(unmarked(), None, "no server runs");
         server(&bed, &[], 3600);
-        assert_eq!(unmarked(&[first]), Some(first));
+        assert_eq!(unmarked(), Some(begun[0]));
         server(&bed, &[], 30);
-        assert_eq!(
-            unmarked(&[first]),
-            None,
-            "the server has been restarted since, with other settings maybe"
-        );
+        assert_eq!(unmarked(), None, "the server has been restarted since, with other settings maybe");
         for mark in ["ready", "done"] {
             let bed = Bed::new().await;
-            bed.write(FIRST, 1);
-            settle(&bed, FIRST);
+            let begun = segments(&bed, &[(FIRST, 60), (SECOND, 50)]);
             server(&bed, &[&format!("{FIRST}.{mark}")], 3600);
-            assert_eq!(read_marks(&bed.pgdata(), &[first]).unmarked, None, "{mark}");
+            assert_eq!(marks_of(&bed, &begun).unmarked, None, "{mark}");
         }
     }
 
@@ -259,11 +289,58 @@ mod tests {
     async fn the_last_segment_that_was_begun_is_not_finished() {
         let bed = Bed::new().await;
         server(&bed, &[], 3600);
-        for name in [FIRST, SECOND] {
-            bed.write(name, 1);
-            settle(&bed, name);
-        }
+        segments(&bed, &[(FIRST, 60), (SECOND, 50)]);
         let marks = marks(&bed.pgdata(), TimelineId::FIRST, size()).await.unwrap();
         assert_eq!(marks, Marks { done: None, unmarked: FIRST.parse().ok() });
+    }
+
+    #[tokio::test]
+    async fn what_was_finished_just_now_hides_nothing_before_it() {
+        let bed = Bed::new().await;
+        server(&bed, &[], 3600);
+        let begun = segments(&bed, &[(FIRST, 60), (SECOND, 1), (THIRD, 0)]);
+        assert_eq!(marks_of(&bed, &begun).unmarked, Some(begun[0]));
+
+        // The time of a mark cannot be set: the moments are looked at from later on.
+        let pause = || std::thread::sleep(Duration::from_millis(50));
+        server(&bed, &[&format!("{FIRST}.done")], 3600);
+        pause();
+        let between = SystemTime::now() + SETTLED;
+        pause();
+        server(&bed, &[&format!("{SECOND}.done")], 3600);
+        let done = |now| read_marks(&bed.pgdata(), &begun, now).done.map(|(name, _)| name);
+        assert_eq!(done(between - Duration::from_secs(1)), None);
+        assert_eq!(done(between), Some(begun[0]));
+        let later = between + Duration::from_secs(60);
+        assert_eq!(done(later), Some(begun[1]));
+        let wal = bed.pgdata().join("pg_wal");
+        dropped::record(&wal, SECOND.parse().unwrap(), dropped::DropReason::QueueMax).unwrap();
+        assert_eq!(done(later), Some(begun[0]), "what was dropped is on record elsewhere");
+    }
+
+    #[tokio::test]
+    async fn what_lies_behind_the_segment_that_is_being_written_does_not_finish_it() {
+        let bed = Bed::new().await;
+        server(&bed, &[], 3600);
+        let behind = segments(&bed, &[(FIRST, 60), (SECOND, 70), (THIRD, 65)]);
+        assert_eq!(marks_of(&bed, &behind).unmarked, None);
+        let begun = segments(&bed, &[(FIRST, 60), (SECOND, 50), (THIRD, 65)]);
+        assert_eq!(marks_of(&bed, &begun).unmarked, Some(begun[0]), "the next one was begun");
+    }
+
+    #[tokio::test]
+    async fn what_was_finished_in_the_second_of_the_start_counts_after_it() {
+        let bed = Bed::new().await;
+        server(&bed, &[], 60);
+        let begun = segments(&bed, &[(FIRST, 0), (SECOND, 0)]);
+        let second = postmaster::started(&bed.pgdata()).unwrap().start;
+        let at = |millis| UNIX_EPOCH + Duration::from_secs(second) + Duration::from_millis(millis);
+        written_at(&bed, "postmaster.pid", at(300));
+        for (finished, counts) in [(200, false), (400, true)] {
+            written_at(&bed, &format!("pg_wal/{FIRST}"), at(finished));
+            written_at(&bed, &format!("pg_wal/{SECOND}"), at(500));
+            let expected = counts.then(|| begun[0]);
+            assert_eq!(marks_of(&bed, &begun).unmarked, expected, "{finished}");
+        }
     }
 }

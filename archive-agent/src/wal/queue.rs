@@ -205,12 +205,22 @@ fn comes_next(before: WalFileName, name: WalFileName, size: SegmentSize) -> bool
 /// Looks whether anything was dropped that no backup makes up for; `working` is called whenever nothing was. An error names
 /// it: it is started again.
 pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
-    let mut looks = 0_u32;
+    let (mut looks, mut server) = (0_u32, archiver.asking().server());
     loop {
+        // First of all: this goes on, and each segment costs another gap.
+        let bypass = archiver.queue().bypass.look(archiver.uploader()).await;
+        if let Ok(Some(bypass)) = bypass {
+            return Err(bypass.into());
+        }
         if let Some(gap) = dropped::gap(archiver.uploader()).await? {
             return Err(gap.into());
         }
-        // What is on no record here shows in the repository, which takes more to read.
+        // What is on no record here shows in the repository, which takes more to read. Before another start of the server it may have
+        // archived nothing.
+        let asks = archiver.asking().server();
+        if std::mem::replace(&mut server, asks) != asks {
+            looks = 0;
+        }
         let looked = looks.is_multiple_of(REACH_LOOKS);
         let known =
             !looked || is_reached(&archiver.queue().unreached, || reach::look(archiver.uploader())).await?;
@@ -227,9 +237,7 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
                 human::span(span)
             );
         }
-        if let Some(bypass) = archiver.queue().bypass.look(archiver.uploader()).await? {
-            return Err(bypass.into());
-        }
+        bypass?;
         if looked && let Some(damaged) = reach::damaged(archiver.uploader()).await? {
             bail!("{damaged}");
         }

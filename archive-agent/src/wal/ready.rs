@@ -2,9 +2,10 @@
 //!
 //! A scan of the directory is the truth; file system events only make the next scan come sooner, so a lost event or a
 //! network file system costs seconds, not WAL. A failed upload is forgotten here and told when PostgreSQL asks for the file.
-//! A server that does not ask gets nothing uploaded ([`asking`](super::asking)).
+//! A server that does not ask gets nothing uploaded ([`asking`](super::asking)). If `archive_command` is replaced by something that always
+//! succeeds, nothing is left waiting; then a file that waited and was archived without a question shows it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,7 +68,7 @@ pub(crate) async fn look_ahead<U: Upload>(
     let hint = Arc::new(Notify::new());
     // Held: dropping it ends the events.
     let _watcher = watch(&status, &hint).await;
-    let mut asked = false;
+    let (mut asked, mut waited) = (false, Waited::default());
     loop {
         let begun = Instant::now();
         let directory = status.clone();
@@ -76,6 +77,14 @@ pub(crate) async fn look_ahead<U: Upload>(
             found.map_err(|error| anyhow::anyhow!("{} cannot be read: {error}", status.display()))?;
         working(count);
         archiver.asking().see(count > 0);
+        if let Some(file) = bypassed(&archiver, &status, waited.see(&first, begun)).await? {
+            asked = false;
+            tracing::warn!(
+                %file,
+                "the daemon stops archiving ahead of PostgreSQL, which marked a file as archived without requesting it\nHINT: \
+                 Check archive_command: it does not call archive-push, or archive-push does not reach the daemon."
+            );
+        }
         let asks = archiver.asking().asks().await?;
         if asks {
             asked = true;
@@ -106,6 +115,36 @@ pub(crate) async fn look_ahead<U: Upload>(
         }
         sleep_until(earliest).await;
     }
+}
+
+/// The files that waited when it was looked last, and since when.
+#[derive(Debug, Default)]
+struct Waited(HashMap<WalFileName, Instant>);
+
+impl Waited {
+    /// Those that wait no more, and since when they waited. `waiting`: those that do, as was looked at that moment or later.
+    fn see(&mut self, waiting: &VecDeque<WalFileName>, now: Instant) -> Vec<(WalFileName, Instant)> {
+        let mut before = std::mem::take(&mut self.0);
+        self.0 = waiting.iter().map(|name| (*name, before.remove(name).unwrap_or(now))).collect();
+        before.into_iter().collect()
+    }
+}
+
+/// The first of the files that waited which PostgreSQL marked as archived without a question, if that is new.
+async fn bypassed<U: Upload>(
+    archiver: &Archiver<U>,
+    status: &Path,
+    waited: Vec<(WalFileName, Instant)>,
+) -> Result<Option<WalFileName>, DiskError> {
+    if waited.is_empty() {
+        return Ok(None);
+    }
+    let directory = status.to_owned();
+    // One without a mark was removed.
+    let is_done = move |name: WalFileName| directory.join(format!("{name}.done")).exists();
+    let look = move || waited.into_iter().filter(|(name, _)| is_done(*name)).collect::<Vec<_>>();
+    let done = disk::look(status, look).await?;
+    Ok(done.into_iter().find(|(_, since)| archiver.asking().bypass(*since)).map(|(name, _)| name))
 }
 
 /// Starts the uploads of the window and drops from its front what PostgreSQL has been told is stored.

@@ -378,6 +378,12 @@ impl Prefetcher {
         self.spool.close(recovery_is_over)
     }
 
+    /// Ends all transfers and leaves nothing in the spool but names.
+    pub(crate) fn leave(&self) -> std::io::Result<()> {
+        self.memory.close();
+        self.spool.empty()
+    }
+
     /// Leaves of a file in the spool what lies before `until`. The next one who asks gets another.
     pub(crate) fn cut(&self, name: SegmentName, until: Lsn) -> std::io::Result<()> {
         let Some(size) = self.archive.segment_size() else { return Ok(()) };

@@ -30,8 +30,12 @@ use crate::wal::serve::PrefetchServer;
 use crate::wal::spool::{self, Spool};
 use crate::wal::watchdog::{WatchEnd, Watchdog};
 
-/// How often it is checked whether the prefetcher is still needed.
-const CHECK: Duration = Duration::from_millis(500);
+/// How often it is checked whether the prefetcher is still needed. `pg_rewind` may follow as soon as the server is gone, and fails on
+/// files that come and go.
+const CHECK: Duration = Duration::from_millis(100);
+
+/// At one of so many of these checks more is looked at, and written.
+const LARGE_CHECKS: u32 = 5;
 
 /// How long requests under way may take after the end was decided.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -164,25 +168,15 @@ async fn serve(
         tokio::spawn(Arc::clone(&server).accept(socket.listener)),
         tokio::spawn(Arc::clone(&prefetcher).run_ahead()),
     ];
-    let end = loop {
-        tokio::select! {
-            () = tokio::time::sleep(CHECK) => {}
-            () = stop.cancelled() => break None,
-        }
-        if has_lost(&tasks) {
-            break None;
-        }
-        prefetcher.archive().origin().write_served();
-        let ours = prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current();
-        match life.check(server.idle()).or((!ours).then_some(WatchEnd::DirectoryGone)) {
-            // A sidecar serves whatever comes next in this place.
-            Some(WatchEnd::Recovered | WatchEnd::ServerGone) if args.persistent => {}
-            Some(end) => break Some(end),
-            None => {}
-        }
-    };
+    let end = watch((&prefetcher, &server), &tasks, &mut life, args.persistent, stop).await;
     tracing::debug!("the prefetcher ends: {end:?}");
     socket.name.remove();
+    // A server that was started meanwhile found no socket, and pg_rewind does not run beside it.
+    if life.is_server_gone() {
+        tasks.iter().for_each(JoinHandle::abort);
+        prefetcher.leave().with_context(|| format!("the spool {} is not emptied", root.display()))?;
+        return Ok(end);
+    }
     drain(&server).await;
     tasks.iter().for_each(JoinHandle::abort);
     prefetcher.archive().origin().write_served();
@@ -199,6 +193,39 @@ async fn serve(
     }
     prefetcher.close(over).with_context(|| format!("the spool {} is not cleaned up", root.display()))?;
     Ok(end)
+}
+
+/// Waits until the prefetcher is not needed any more: why that is, or `None` after a signal or without one of its tasks.
+async fn watch(
+    (prefetcher, server): (&Prefetcher, &PrefetchServer),
+    tasks: &[JoinHandle<()>],
+    life: &mut Watchdog,
+    persistent: bool,
+    stop: &CancellationToken,
+) -> Option<WatchEnd> {
+    let mut checks = 0_u32;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(CHECK) => {}
+            () = stop.cancelled() => return None,
+        }
+        if has_lost(tasks) {
+            return None;
+        }
+        match life.check(server.idle()) {
+            // A sidecar serves whatever comes next in this place.
+            Some(WatchEnd::Recovered | WatchEnd::ServerGone) if persistent => {}
+            Some(end) => return Some(end),
+            None => {}
+        }
+        checks = checks.wrapping_add(1);
+        if checks.is_multiple_of(LARGE_CHECKS) {
+            prefetcher.archive().origin().write_served();
+            if !(prefetcher.spool().is_ours() && prefetcher.archive().origin().is_current()) {
+                return Some(WatchEnd::DirectoryGone);
+            }
+        }
+    }
 }
 
 /// Removes the note of a recovery that is over from `pg_wal`, where a restore leaves it; a spool that lies there is removed with it.

@@ -10,6 +10,9 @@
 //! A file in `ready` is whole and verified by the process that holds the lock, or it has a temporary name. Nothing found
 //! at the start is believed: a kill, a power cut or pg_rewind may have left anything. It is moved aside at once and deleted
 //! in the background, so that the first answer does not wait for thousands of files.
+//!
+//! Where the server is gone, no name is removed either. `pg_rewind` may be at work by then: it lists the directory first, removes what
+//! the new primary does not have later, and fails if one of these files is missing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -94,6 +97,22 @@ impl Spool {
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
+    /// Gives the space of all waiting files back and leaves their names.
+    pub(crate) fn empty(&self) -> io::Result<()> {
+        if !self.is_ours() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if (name == READY || name.starts_with(DISCARDED)) && entry.file_type()?.is_dir() {
+                empty_files(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Cleans up: everything but a standby's histories goes. The note stays while
     /// recovery may go on.
     pub(crate) fn close(&self, recovery_is_over: bool) -> io::Result<()> {
@@ -113,6 +132,26 @@ impl Spool {
             other => other,
         }
     }
+}
+
+/// Empties the files of a directory. It and any of them may be gone meanwhile.
+fn empty_files(directory: &Path) -> io::Result<()> {
+    let gone_is_fine = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => return gone_is_fine(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            let emptied = OpenOptions::new().write(true).truncate(true).open(entry.path());
+            emptied.map(drop).or_else(gone_is_fine)?;
+        }
+    }
+    Ok(())
 }
 
 /// Locks `root/lock`, creating both; `None` if it is locked by another process.
@@ -190,6 +229,26 @@ mod tests {
         assert!(spool.path_for_client(name(), Path::new("/elsewhere")).starts_with('/'));
         spool.close(true).unwrap();
         assert!(!root.exists());
+    }
+
+    #[test]
+    fn where_the_server_is_gone_names_stay_and_space_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join(DIRECTORY);
+        drop(Spool::open(&root).unwrap().unwrap());
+        durable::create(&root.join("ready/000000010000000000000001"), b"old").unwrap();
+        durable::create(&root.join("target"), b"note").unwrap();
+        let spool = Spool::open(&root).unwrap().unwrap();
+        durable::create(&spool.path(name()), b"whole").unwrap();
+        spool.empty().unwrap();
+        let size = |file: &str| fs::metadata(root.join(file)).unwrap().len();
+        assert_eq!(spool.size_of(name()), Some(0));
+        assert_eq!((size("discarded-0/000000010000000000000001"), size("target"), size("lock")), (0, 4, 0));
+        drop(spool);
+        let next = Spool::open(&root).unwrap().unwrap();
+        Spool::delete_discarded(&root).unwrap();
+        next.close(true).unwrap();
+        assert!(!root.exists(), "the next prefetcher removes it");
     }
 
     #[test]

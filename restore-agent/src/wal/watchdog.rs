@@ -52,16 +52,22 @@ impl Watchdog {
         if inode.ok() != Some(self.place.inode) {
             return Some(WatchEnd::DirectoryGone);
         }
+        // Before recovery: pg_rewind removes the signal file of a server that is gone.
+        match (self.postmaster, postmaster(&self.place.pgdata)) {
+            (Some(_), None) => return Some(WatchEnd::ServerGone),
+            (_, found) => self.postmaster = found,
+        }
         let recovering = Recovery::of(&self.place.pgdata) != Recovery::None;
         if self.recovering && !recovering {
             return Some(WatchEnd::Recovered);
         }
         self.recovering = recovering;
-        match (self.postmaster, postmaster(&self.place.pgdata)) {
-            (Some(_), None) => return Some(WatchEnd::ServerGone),
-            (_, found) => self.postmaster = found,
-        }
         (idle >= self.idle_limit).then_some(WatchEnd::Idle)
+    }
+
+    /// Whether the server was seen and does not run now.
+    pub(crate) fn is_server_gone(&self) -> bool {
+        self.postmaster.is_some() && postmaster(&self.place.pgdata).is_none()
     }
 }
 
@@ -115,8 +121,24 @@ mod tests {
         durable::replace(&pid, format!("{}\n/data\n", std::process::id()).as_bytes(), 0o600).unwrap();
         assert_eq!(life.check(NOW), None);
         // A pid that no process can have: killed, and the file left behind.
+        assert!(!life.is_server_gone());
         durable::replace(&pid, b"4194305\n/data\n", 0o600).unwrap();
         assert_eq!(life.check(NOW), Some(WatchEnd::ServerGone));
+        assert!(life.is_server_gone());
+    }
+
+    #[test]
+    fn a_signal_file_that_is_removed_after_the_server_ended_ends_no_recovery() {
+        let dir = tempfile::tempdir().unwrap();
+        let (signal, pid) = (dir.path().join("standby.signal"), dir.path().join("postmaster.pid"));
+        let place = place(dir.path());
+        durable::create(&signal, b"").unwrap();
+        durable::replace(&pid, format!("{}\n/data\n", std::process::id()).as_bytes(), 0o600).unwrap();
+        let mut life = Watchdog::new(place, Duration::from_secs(60));
+        assert_eq!(life.check(NOW), None);
+        durable::remove(&pid).unwrap();
+        durable::remove(&signal).unwrap();
+        assert_eq!(life.check(NOW), Some(WatchEnd::ServerGone), "pg_rewind is at work");
     }
 
     #[test]

@@ -284,9 +284,11 @@ fn a_marker_that_a_server_has_outlived_counts_for_nothing() {
     server.wait_promoted();
     server.psql("drop table t; create table mine as select 1");
     server.stop(walpoint_tests::cluster::Shutdown::Fast);
-    // Its prefetcher ends a moment later and takes its files away.
-    let left = ["pg_wal/walpoint-spool/lock", "pg_dynshmem/walpoint-fetch"].map(|name| pgdata.join(name));
-    wait::until_true(wait::SOON, "its prefetcher has ended", || !left.iter().any(|path| path.exists()));
+    // Its prefetcher ends a moment later, and takes its files away if that is before the server does.
+    let [lock, socket] =
+        ["pg_wal/walpoint-spool/lock", "pg_dynshmem/walpoint-fetch"].map(|name| pgdata.join(name));
+    let is_locked = || std::fs::File::open(&lock).is_ok_and(|file| file.try_lock().is_err());
+    wait::until_true(wait::SOON, "its prefetcher has ended", || !socket.exists() && !is_locked());
     let before = tree::snapshot(&pgdata);
     let again = || bed.try_restore("target", &[]).expect_status(1);
     let output = again();

@@ -138,10 +138,11 @@ impl World {
         // The old primary's unarchived end is what has to be rewound.
         let new = self.primary;
         self.servers[new].sql("checkpoint");
-        // The old primary's prefetcher notices within half a second that its server is gone, and takes its files away. Nothing
-        // else may write to the directory until then.
+        // The old primary's prefetcher notices within a tenth of a second that its server is gone. Nothing else may write to the
+        // directory until then.
         let lock = self.servers[old].cluster.wal_dir().join("walpoint-spool/lock");
-        crate::wait::until_true(LIMIT, "the old primary's prefetcher ends", || !lock.exists());
+        let is_locked = || std::fs::File::open(&lock).is_ok_and(|file| file.try_lock().is_err());
+        crate::wait::until_true(LIMIT, "the old primary's prefetcher ends", || !is_locked());
         let mut command = self.servers[old].cluster.tool("pg_rewind");
         let (source, target) =
             (self.servers[new].cluster.conninfo(), self.servers[old].cluster.pgdata().to_owned());

@@ -142,6 +142,31 @@ async fn a_server_that_stops_asking_or_was_restarted_gets_nothing_stored_ahead()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_archives_without_a_question_gets_nothing_stored_ahead() {
+    let bed = Bed::new();
+    let first = bed.finish(segment(1));
+    let _looking = look(&bed);
+    archive(&bed, &first).await;
+    settle().await;
+    bed.finish(segment(2));
+    settle().await;
+    assert_eq!(bed.script().begun(), [segment(1), segment(2)]);
+    // archive_command = '/bin/true'
+    File::create(bed.mark(segment(2)).with_extension("done")).unwrap();
+    bed.done(segment(2));
+    settle().await;
+    let third = bed.finish(segment(3));
+    settle().await;
+    assert_eq!(bed.script().begun().len(), 2, "nothing waited for long, and no question came");
+
+    archive(&bed, &third).await;
+    settle().await;
+    bed.finish(segment(4));
+    settle().await;
+    assert_eq!(bed.script().begun(), [1, 2, 3, 4].map(segment), "it asks again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_that_goes_is_passed() {
     let bed = Bed::new();
     let requests: Vec<_> = (1..=6).map(|number| bed.finish(segment(number))).collect();
