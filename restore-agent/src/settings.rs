@@ -106,10 +106,18 @@ pub(crate) fn configuration(pgdata: &Path) -> String {
 
 /// The same where `postgresql.conf` lies elsewhere.
 pub(crate) fn configuration_of(main: &Path, pgdata: &Path) -> String {
+    joined(&[main, &pgdata.join("postgresql.auto.conf")])
+}
+
+/// `postgresql.conf` with what it includes in place, and without `postgresql.auto.conf`: from nowhere else does PostgreSQL take
+/// `data_directory` (`ProcessConfigFileInternal`).
+pub(crate) fn without_auto(main: &Path) -> String {
+    joined(&[main])
+}
+
+fn joined(files: &[&Path]) -> String {
     let (mut text, mut left) = (String::new(), LONGEST);
-    for file in [main, &pgdata.join("postgresql.auto.conf")] {
-        include(file, 0, &mut left, &mut text);
-    }
+    files.iter().for_each(|file| include(file, 0, &mut left, &mut text));
     text
 }
 
@@ -244,6 +252,7 @@ mod tests {
         assert_eq!((read("max_wal_senders"), read("max_worker_processes"), read("work_mem")), (7, 5, 1));
         file("postgresql.auto.conf", "max_connections = 40\n");
         assert_eq!(number(&configuration(dir.path()), "max_connections", 1), 40);
+        assert_eq!(number(&without_auto(&dir.path().join("postgresql.conf")), "max_connections", 1), 30);
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Restore {
         notes.extend(required::note(&done.raised));
         let pgdata = self.layout.pgdata();
         let files = self.configuration_files();
-        notes.extend(self.waits_for_standbys(&files).filter(|_| !args.standby));
+        notes.extend(self.of_configuration(&files, args));
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
             RestoreMode::Replace { .. } => true,
@@ -176,6 +176,27 @@ impl Restore {
     }
 }
 
+/// What to know where the configuration in a data directory sets `data_directory` to another one.
+fn starts_in(data: &Path, pgdata: &Path) -> String {
+    format!(
+        "the configuration sets data_directory to {}: unless the start command overrides that, as the one printed here does, \
+         PostgreSQL starts there and not in {}\nHINT: Take data_directory out of the configuration before you start this server in \
+         any other way.",
+        shown(&data.to_string_lossy()),
+        pgdata.display()
+    )
+}
+
+/// What to know of standbys for which commits wait.
+fn waits_for_standbys(configuration: &str) -> Option<String> {
+    let names = settings::synchronous_standbys(configuration)?;
+    Some(format!(
+        "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
+         these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
+        shown(names)
+    ))
+}
+
 /// What to know of `archive_mode`, which is off unless archiving is to be resumed.
 fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
     match (args.resume_archiving, args.standby) {
@@ -199,17 +220,17 @@ impl Restore {
         ConfigurationFiles::find(&self.layout, original, facts.major.get())
     }
 
-    /// What to know of standbys for which commits wait.
-    fn waits_for_standbys(&self, files: &ConfigurationFiles) -> Option<String> {
+    /// What to know of the restored configuration.
+    fn of_configuration(&self, files: &ConfigurationFiles, args: &RestoreArgs) -> Vec<String> {
         let pgdata = self.layout.pgdata();
         let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
         let configuration = settings::configuration_of(&main, pgdata);
-        let names = settings::synchronous_standbys(&configuration)?;
-        Some(format!(
-            "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
-             these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
-            shown(names)
-        ))
+        let mut notes = Vec::new();
+        notes.extend(waits_for_standbys(&configuration).filter(|_| !args.standby));
+        notes.extend(
+            files.data.as_deref().filter(|_| files.main.is_none()).map(|data| starts_in(data, pgdata)),
+        );
+        notes
     }
 
     /// What to do so that this directory is archived, where the configuration names another one.
