@@ -181,6 +181,13 @@ pub(crate) fn number(configuration: &str, name: &str, default: u32) -> u32 {
     value(configuration, name).and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// Whether a configuration switches a parameter off that is on by default. Source of the spellings: `parse_bool_with_len` of PostgreSQL.
+pub(crate) fn is_off(configuration: &str, name: &str) -> bool {
+    let value = value(configuration, name).unwrap_or_default().to_ascii_lowercase();
+    let is = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    value == "0" || is("false", 1) || is("no", 1) || is("off", 2)
+}
+
 /// The standbys that commits wait for by a configuration; `None` if they wait for none.
 pub(crate) fn synchronous_standbys(configuration: &str) -> Option<&str> {
     value(configuration, "synchronous_standby_names").filter(|names| !names.trim().is_empty())
@@ -226,6 +233,26 @@ mod tests {
             (&["#wal_keep_size = 64"], 0),
         ] {
             assert_eq!(wal_keep_size(&texts.join("\n")), expected, "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_switched_off_is_off_however_that_is_spelled() {
+        for line in ["x = off", "x = OFF", "x='of' # why", "x=on\nx f", "x = n", "x = 0", "X = 'False'"] {
+            assert!(is_off(line, "x"), "{line}");
+        }
+        for line in [
+            "",
+            "x = on",
+            "x = o",
+            "x = ''",
+            "x = 1",
+            "#x = off",
+            "x = off\nx = yes",
+            "y = off",
+            "x = offline",
+        ] {
+            assert!(!is_off(line, "x"), "{line}");
         }
     }
 

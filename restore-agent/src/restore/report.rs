@@ -122,7 +122,8 @@ impl Restore {
         notes.extend(required::note(&done.raised));
         let pgdata = self.layout.pgdata();
         let files = self.configuration_files();
-        notes.extend(self.of_configuration(&files, args));
+        let (of_configuration, pauses) = self.of_configuration(&files, args);
+        notes.extend(of_configuration);
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
             RestoreMode::Replace { .. } => true,
@@ -171,10 +172,15 @@ impl Restore {
             notes,
             start_command: files.command(pgdata, self.owner, None),
             beside_command: files.command(pgdata, self.owner, Some("PORT")),
-            pauses: args.pauses_at(&plan.target),
+            pauses,
         }
     }
 }
+
+/// What to know where recovery was to pause, and `hot_standby` is off (`validateRecoveryParameters` of PostgreSQL).
+const SHUTS_DOWN: &str = "hot_standby is off, as on the original: at the target, PostgreSQL shuts down instead of pausing\nHINT: To \
+    pause there and query the data, add -c hot_standby=on to the options of the start command. To recover and accept writes, restore \
+    with --target-action promote.";
 
 /// What to know where the configuration in a data directory sets `data_directory` to another one.
 fn starts_in(data: &Path, pgdata: &Path) -> String {
@@ -220,17 +226,20 @@ impl Restore {
         ConfigurationFiles::find(&self.layout, original, facts.major.get())
     }
 
-    /// What to know of the restored configuration.
-    fn of_configuration(&self, files: &ConfigurationFiles, args: &RestoreArgs) -> Vec<String> {
+    /// What to know of the restored configuration, and whether recovery pauses at the target under it.
+    fn of_configuration(&self, files: &ConfigurationFiles, args: &RestoreArgs) -> (Vec<String>, bool) {
         let pgdata = self.layout.pgdata();
         let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
         let configuration = settings::configuration_of(&main, pgdata);
+        let is_asked_to_pause = args.pauses_at(&self.planned.plan.target);
+        let shuts_down = is_asked_to_pause && settings::is_off(&configuration, "hot_standby");
         let mut notes = Vec::new();
         notes.extend(waits_for_standbys(&configuration).filter(|_| !args.standby));
+        notes.extend(shuts_down.then(|| SHUTS_DOWN.to_owned()));
         notes.extend(
             files.data.as_deref().filter(|_| files.main.is_none()).map(|data| starts_in(data, pgdata)),
         );
-        notes
+        (notes, is_asked_to_pause && !shuts_down)
     }
 
     /// What to do so that this directory is archived, where the configuration names another one.

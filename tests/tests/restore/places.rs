@@ -263,19 +263,25 @@ fn starts_by(bed: &Archived, start: &str, pgdata: &Path) {
     process::run(&mut stop, wait::SOON).expect_success();
 }
 
-/// R6: where the configuration names the original as data_directory, the command that a restore names starts the copy.
+/// R6: where the configuration names the original as data_directory, the command that a restore names starts the copy. With hot_standby
+/// off, PostgreSQL shuts down where it would pause, and the restore says that.
 #[test]
 fn a_configuration_that_names_the_original_starts_the_copy() {
     let bed = Archived::start_with(builder(), Store::local(), |agent| agent);
     // In force with the next start.
     bed.cluster.set("data_directory", bed.cluster.pgdata().display());
+    bed.cluster.set("hot_standby", "off");
     bed.backup();
+    let target = bed.cluster.psql("select pg_current_wal_lsn()");
     bed.cluster.psql("create table t (i int)");
     bed.settle();
     let told = bed.try_restore("copy", &["--json"]).expect_success();
     let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
     let notes = document["notes"].to_string();
-    assert!(notes.contains("sets data_directory to"), "{notes}");
+    assert!(notes.contains("sets data_directory to") && !notes.contains("hot_standby"), "{notes}");
     // Were it the original, that would be running already.
     starts_by(&bed, document["start_command"].as_str().unwrap(), &bed.place("copy"));
+
+    let told = bed.try_restore("paused", &["--target-lsn", &target]).expect_success().stdout;
+    assert!(told.contains("hot_standby is off") && !told.contains("pg_is_wal_replay_paused"), "{told}");
 }
