@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -15,7 +15,7 @@ use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 use walpoint_storage::store::StoreSettings;
 
-use super::start::ConfigurationFiles;
+use super::start::{self, ConfigurationFiles};
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, required};
 use crate::plan::{self, PlanReport};
@@ -193,6 +193,23 @@ fn starts_in(data: &Path, pgdata: &Path) -> String {
     )
 }
 
+/// What to know of configuration files that are links out of the data directory. `is_in_place`: what these lead to is this server's own.
+fn lead_out(mut links: Vec<(&str, PathBuf)>, is_in_place: bool) -> Option<String> {
+    links.retain(|(_, target)| !(is_in_place && target.exists()));
+    let link = |(name, target): &(&str, PathBuf)| {
+        let missing = if target.exists() { "" } else { " (missing)" };
+        format!("{name} to {}{missing}", shown(&target.to_string_lossy()))
+    };
+    let links: Vec<String> = links.iter().map(link).collect();
+    (!links.is_empty()).then(|| {
+        format!(
+            "configuration files of the backup are links out of the data directory, and lead to files of this machine: {}\nHINT: \
+             Check these files before you start the server. The backup does not have them, unless extra_paths named their directory.",
+            links.join(", ")
+        )
+    })
+}
+
 /// What to know of standbys for which commits wait.
 fn waits_for_standbys(configuration: &str) -> Option<String> {
     let names = settings::synchronous_standbys(configuration)?;
@@ -219,11 +236,15 @@ fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
 }
 
 impl Restore {
+    /// The data directory that was backed up.
+    fn original(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.reader.manifest().summary.facts.pgdata.0))
+    }
+
     /// The configuration files that PostgreSQL does not find by itself.
     fn configuration_files(&self) -> ConfigurationFiles {
-        let facts = &self.reader.manifest().summary.facts;
-        let original = Path::new(OsStr::from_bytes(&facts.pgdata.0));
-        ConfigurationFiles::find(&self.layout, original, facts.major.get())
+        let major = self.reader.manifest().summary.facts.major;
+        ConfigurationFiles::find(&self.layout, self.original(), major.get())
     }
 
     /// What to know of the restored configuration, and whether recovery pauses at the target under it.
@@ -239,6 +260,7 @@ impl Restore {
         notes.extend(
             files.data.as_deref().filter(|_| files.main.is_none()).map(|data| starts_in(data, pgdata)),
         );
+        notes.extend(lead_out(start::links_out(pgdata), pgdata == self.original()));
         (notes, is_asked_to_pause && !shuts_down)
     }
 

@@ -128,6 +128,17 @@ impl ConfigurationFiles {
     }
 }
 
+/// The configuration files in a data directory that are links out of it, each with what it leads to: of these a backup holds the link.
+pub(super) fn links_out(pgdata: &Path) -> Vec<(&'static str, PathBuf)> {
+    let link = |name: &'static str| {
+        let path = pgdata.join(name);
+        let target = pgdata.join(std::fs::read_link(&path).ok()?);
+        let is_inside = path.canonicalize().is_ok_and(|real| real.starts_with(pgdata));
+        (!is_inside).then_some((name, target))
+    };
+    ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].into_iter().filter_map(link).collect()
+}
+
 /// The data directory that a `postgresql.conf` names, if that is another one than `pgdata`.
 fn other_directory(text: &str, pgdata: &Path) -> Option<PathBuf> {
     let named = Path::new(settings::value(text, "data_directory").filter(|named| !named.is_empty())?);
@@ -224,6 +235,25 @@ mod tests {
         assert_eq!(none.command(&pgdata, None, None), format!("pg_ctl -D '{data}' -w -t 3600 start"));
         let port = none.command(&pgdata, None, Some("5433"));
         assert_eq!(port, format!("pg_ctl -D '{data}' -o '-p 5433' -w -t 3600 start"));
+    }
+
+    #[test]
+    fn links_to_configuration_elsewhere_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let data = dir.join("data");
+        file(&data.join("conf/own.conf"), "");
+        file(&dir.join("etc/pg_hba.conf"), "");
+        assert_eq!(links_out(&data), []);
+        for (name, target) in [
+            ("postgresql.conf", "conf/own.conf"),
+            ("pg_hba.conf", "../etc/pg_hba.conf"),
+            ("pg_ident.conf", "/none"),
+        ] {
+            std::os::unix::fs::symlink(target, data.join(name)).unwrap();
+        }
+        let expected = [("pg_hba.conf", data.join("../etc/pg_hba.conf")), ("pg_ident.conf", "/none".into())];
+        assert_eq!(links_out(&data), expected);
     }
 
     #[test]
