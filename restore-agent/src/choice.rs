@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use walpoint_base::{RecoveryTarget, TargetTimeline};
+use walpoint_base::{RecoveryTarget, TargetTimeline, TimelineHistory};
 use walpoint_plan::restore::{Hint, RestorePlan, Unreachable, Why};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::Catalog;
@@ -117,12 +117,12 @@ pub(crate) fn contradicting(
 ) -> Option<Unreachable> {
     let at = refusals.iter().position(|one| {
         goes_on(&planned.plan, &one.refusal)
-            || leads_elsewhere(planned, &one.refusal)
+            || leads_elsewhere(planned, &one.refusal, catalogs)
             || is_unreadable(&one.refusal, catalogs)
             || has_a_newer_end(&planned.plan, &one.refusal)
     })?;
     let Refused { repository, mut refusal } = refusals.swap_remove(at);
-    if leads_elsewhere(planned, &refusal) {
+    if leads_elsewhere(planned, &refusal, catalogs) {
         let plan = &planned.plan;
         refusal.hints.push(Hint::LagsBehind {
             ahead: repository.name().to_owned(),
@@ -175,8 +175,8 @@ fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
 }
 
 /// Whether a refusal comes from a repository with a younger timeline, or a newer lineage with WAL of its own, that the plan's
-/// repository does not know, and the plan ends where that is not known to have led.
-fn leads_elsewhere(planned: &Planned, refusal: &Unreachable) -> bool {
+/// repository does not know, and the plan ends where that is not known to have led, by what any repository knows of it.
+fn leads_elsewhere(planned: &Planned, refusal: &Unreachable, catalogs: &[Catalog]) -> bool {
     let (plan, latest) = (&planned.plan, planned.plan.target == RecoveryTarget::Latest);
     if let Some(lineage) = refusal.lineage.as_ref().filter(|lineage| lineage.id != plan.lineage) {
         return latest && lineage.created > planned.lineage.created && proves_wal(&refusal.why);
@@ -186,10 +186,14 @@ fn leads_elsewhere(planned: &Planned, refusal: &Unreachable) -> bool {
         return false;
     };
     let followed = plan.path.last().map_or(plan.timeline, |step| step.timeline);
-    let on_its_way = youngest.history.as_ref().is_some_and(|history| {
-        // Before the position there is the last byte that recovery replays.
-        plan.until.0 > 0 && history.timeline_at(plan.until - 1) == plan.timeline
-    });
+    // Where the refusing repository's own copy of the history is lost or damaged, another one's says where the timeline comes from.
+    let lineages = catalogs.iter().flat_map(Catalog::lineages).filter(|lineage| lineage.id() == plan.lineage);
+    let known = lineages.filter_map(|lineage| lineage.sound_history(youngest.timeline));
+    let histories: Vec<&TimelineHistory> = youngest.history.iter().chain(known).collect();
+    // Before the position there is the last byte that recovery replays.
+    let leads_there =
+        |history: &&TimelineHistory| plan.until.0 > 0 && history.timeline_at(plan.until - 1) == plan.timeline;
+    let on_its_way = !histories.is_empty() && histories.iter().all(leads_there);
     youngest.timeline > followed && (latest || !on_its_way)
 }
 

@@ -106,10 +106,18 @@ pub(crate) fn configuration(pgdata: &Path) -> String {
 
 /// The same where `postgresql.conf` lies elsewhere.
 pub(crate) fn configuration_of(main: &Path, pgdata: &Path) -> String {
+    joined(&[main, &pgdata.join("postgresql.auto.conf")])
+}
+
+/// `postgresql.conf` with what it includes in place, and without `postgresql.auto.conf`: from nowhere else does PostgreSQL take
+/// `data_directory` (`ProcessConfigFileInternal`).
+pub(crate) fn without_auto(main: &Path) -> String {
+    joined(&[main])
+}
+
+fn joined(files: &[&Path]) -> String {
     let (mut text, mut left) = (String::new(), LONGEST);
-    for file in [main, &pgdata.join("postgresql.auto.conf")] {
-        include(file, 0, &mut left, &mut text);
-    }
+    files.iter().for_each(|file| include(file, 0, &mut left, &mut text));
     text
 }
 
@@ -173,6 +181,13 @@ pub(crate) fn number(configuration: &str, name: &str, default: u32) -> u32 {
     value(configuration, name).and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// Whether a configuration switches a parameter off that is on by default. Source of the spellings: `parse_bool_with_len` of PostgreSQL.
+pub(crate) fn is_off(configuration: &str, name: &str) -> bool {
+    let value = value(configuration, name).unwrap_or_default().to_ascii_lowercase();
+    let is = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    value == "0" || is("false", 1) || is("no", 1) || is("off", 2)
+}
+
 /// The standbys that commits wait for by a configuration; `None` if they wait for none.
 pub(crate) fn synchronous_standbys(configuration: &str) -> Option<&str> {
     value(configuration, "synchronous_standby_names").filter(|names| !names.trim().is_empty())
@@ -222,6 +237,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_switched_off_is_off_however_that_is_spelled() {
+        for line in ["x = off", "x = OFF", "x='of' # why", "x=on\nx f", "x = n", "x = 0", "X = 'False'"] {
+            assert!(is_off(line, "x"), "{line}");
+        }
+        for line in [
+            "",
+            "x = on",
+            "x = o",
+            "x = ''",
+            "x = 1",
+            "#x = off",
+            "x = off\nx = yes",
+            "y = off",
+            "x = offline",
+        ] {
+            assert!(!is_off(line, "x"), "{line}");
+        }
+    }
+
+    #[test]
     fn what_a_configuration_includes_counts_where_it_is_included() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
@@ -244,6 +279,7 @@ mod tests {
         assert_eq!((read("max_wal_senders"), read("max_worker_processes"), read("work_mem")), (7, 5, 1));
         file("postgresql.auto.conf", "max_connections = 40\n");
         assert_eq!(number(&configuration(dir.path()), "max_connections", 1), 40);
+        assert_eq!(number(&without_auto(&dir.path().join("postgresql.conf")), "max_connections", 1), 30);
     }
 
     #[test]

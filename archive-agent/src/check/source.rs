@@ -192,17 +192,29 @@ pub(crate) async fn configuration_outside(
     let files = server.config_files().await?;
     let all =
         [files.config_file, files.hba_file, files.ident_file].into_iter().flatten().chain(files.sources);
-    let covered = |file: &Path| {
-        let inside = |directory: &Path| {
-            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            file.starts_with(directory) || real(file).starts_with(real(directory))
-        };
-        inside(&identity.data_directory) || inside(pgdata) || extra_paths.iter().any(|path| inside(path))
-    };
-    let mut outside: Vec<PathBuf> = all.filter(|file| !covered(file)).collect();
+    let data = [identity.data_directory.as_path(), pgdata];
+    let held: Vec<&Path> = data.into_iter().chain(extra_paths.iter().map(PathBuf::as_path)).collect();
+    let mut outside: Vec<PathBuf> = all.filter_map(|file| not_held(file, &held)).collect();
     outside.sort();
     outside.dedup();
     Ok(outside)
+}
+
+/// A file that no backup of these directories holds, under the name that `extra_paths` would have to have. Of a link that leads out of them
+/// a backup holds nothing but the link.
+fn not_held(file: PathBuf, directories: &[&Path]) -> Option<PathBuf> {
+    let is_named_there = directories.iter().any(|directory| file.starts_with(directory));
+    match file.canonicalize() {
+        Ok(real) => {
+            let holds = |directory: &&Path| {
+                real.starts_with(directory.canonicalize().as_deref().unwrap_or(directory))
+            };
+            let is_held = directories.iter().any(holds);
+            (!is_held).then_some(if is_named_there { real } else { file })
+        }
+        // It is not to be seen from here.
+        Err(_) => (!is_named_there).then_some(file),
+    }
 }
 
 /// Configuration outside the data directory: a backup that should bring it back has to be told.

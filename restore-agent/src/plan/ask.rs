@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName};
+use walpoint_base::{BackupId, ClusterName, RecoveryTarget};
 use walpoint_plan::restore::{RestorePlan, RestoreRequest, SegmentDecoder};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{AnnouncedPacks, AnnouncementReason, Backups, NumberedAnnouncement};
@@ -65,7 +65,10 @@ async fn make_from(
         Ok(plan) => plan,
         Err(refusal) => return Ok((catalog, Err(Box::new(Refused { repository, refusal: *refusal })))),
     };
-    let planned = planned(&mut catalog, plan).await?;
+    let mut planned = planned(&mut catalog, plan).await?;
+    if request.target == RecoveryTarget::Immediate && request.backup.is_none() {
+        planned.remarks.extend(remarks::lost_newer(&planned, request.timeline).await);
+    }
     Ok((catalog, Ok(planned)))
 }
 

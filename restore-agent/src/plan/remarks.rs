@@ -1,8 +1,9 @@
 //! What this program adds to the notes of a plan: what it means that a repository was not asked.
 
-use walpoint_base::LineageId;
 use walpoint_base::diagnostic::shown;
+use walpoint_base::{BackupId, LineageId, TargetTimeline};
 use walpoint_plan::restore::{RestorePlan, Signal};
+use walpoint_repo::backup::Backups;
 use walpoint_repo::lineage::AckMember;
 use walpoint_runtime::args::Selection;
 use walpoint_storage::object::RepositoryId;
@@ -28,6 +29,33 @@ pub(super) fn unread_announcement(why: &str) -> String {
     format!(
         "This plan may need objects that were found damaged: what was found cannot be read: {why}\nHINT: Run \"archive-agent \
          verify\", which reads everything and records anew what is damaged."
+    )
+}
+
+/// What it means for a plan to the end of the newest backup on a timeline that packs of a newer one are stored, and nothing else of it.
+pub(super) async fn lost_newer(planned: &Planned, timeline: TargetTimeline) -> Option<String> {
+    let own = planned.plan.backup.id;
+    let may_be_on_it = |id: BackupId| match timeline {
+        TargetTimeline::Latest | TargetTimeline::Current => true,
+        TargetTimeline::Id(timeline) => id.timeline() <= timeline,
+    };
+    let is_newer =
+        |id: BackupId| id.started() > own.started() && id.start() > own.start() && may_be_on_it(id);
+    let lost = match Backups::of(&planned.repository, &planned.cluster).only_packs(is_newer).await {
+        Ok(lost) => lost,
+        Err(error) => {
+            tracing::debug!("could not determine whether a newer backup is lost: {error}");
+            Vec::new()
+        }
+    };
+    lost.into_iter().max().map(|id| of_lost(id, own))
+}
+
+/// What it means that of a newer backup than `own` nothing but packs is stored.
+fn of_lost(newer: BackupId, own: BackupId) -> String {
+    format!(
+        "Backup {newer} is newer, and nothing of it is stored but its packs: if it was not deleted, it is lost, and the end of backup \
+         {own} is not that of the newest one.\nHINT: \"archive-agent verify\" shows more."
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -15,7 +15,7 @@ use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 use walpoint_storage::store::StoreSettings;
 
-use super::start::ConfigurationFiles;
+use super::start::{self, ConfigurationFiles};
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, required};
 use crate::plan::{self, CommandLine, PlanReport};
@@ -122,7 +122,8 @@ impl Restore {
         notes.extend(required::note(&done.raised));
         let pgdata = self.layout.pgdata();
         let files = self.configuration_files();
-        notes.extend(self.waits_for_standbys(&files).filter(|_| !args.standby));
+        let (of_configuration, pauses) = self.of_configuration(&files, args);
+        notes.extend(of_configuration);
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
             RestoreMode::Replace { .. } => true,
@@ -171,9 +172,52 @@ impl Restore {
             notes,
             start_command: files.command(pgdata, self.owner, None),
             beside_command: files.command(pgdata, self.owner, Some("PORT")),
-            pauses: args.pauses_at(&plan.target),
+            pauses,
         }
     }
+}
+
+/// What to know where recovery was to pause, and `hot_standby` is off (`validateRecoveryParameters` of PostgreSQL).
+const SHUTS_DOWN: &str = "hot_standby is off, as on the original: at the target, PostgreSQL shuts down instead of pausing\nHINT: To \
+    pause there and query the data, add -c hot_standby=on to the options of the start command. To recover and accept writes, restore \
+    with --target-action promote.";
+
+/// What to know where the configuration in a data directory sets `data_directory` to another one.
+fn starts_in(data: &Path, pgdata: &Path) -> String {
+    format!(
+        "the configuration sets data_directory to {}: unless the start command overrides that, as the one printed here does, \
+         PostgreSQL starts there and not in {}\nHINT: Take data_directory out of the configuration before you start this server in \
+         any other way.",
+        shown(&data.to_string_lossy()),
+        pgdata.display()
+    )
+}
+
+/// What to know of configuration files that are links out of the data directory. `is_in_place`: what these lead to is this server's own.
+fn lead_out(mut links: Vec<(&str, PathBuf)>, is_in_place: bool) -> Option<String> {
+    links.retain(|(_, target)| !(is_in_place && target.exists()));
+    let link = |(name, target): &(&str, PathBuf)| {
+        let missing = if target.exists() { "" } else { " (missing)" };
+        format!("{name} to {}{missing}", shown(&target.to_string_lossy()))
+    };
+    let links: Vec<String> = links.iter().map(link).collect();
+    (!links.is_empty()).then(|| {
+        format!(
+            "configuration files of the backup are links out of the data directory, and lead to files of this machine: {}\nHINT: \
+             Check these files before you start the server. The backup does not have them, unless extra_paths named their directory.",
+            links.join(", ")
+        )
+    })
+}
+
+/// What to know of standbys for which commits wait.
+fn waits_for_standbys(configuration: &str) -> Option<String> {
+    let names = settings::synchronous_standbys(configuration)?;
+    Some(format!(
+        "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
+         these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
+        shown(names)
+    ))
 }
 
 /// What to know of `archive_mode`, which is off unless archiving is to be resumed.
@@ -192,24 +236,32 @@ fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
 }
 
 impl Restore {
-    /// The configuration files that PostgreSQL does not find by itself.
-    fn configuration_files(&self) -> ConfigurationFiles {
-        let facts = &self.reader.manifest().summary.facts;
-        let original = Path::new(OsStr::from_bytes(&facts.pgdata.0));
-        ConfigurationFiles::find(&self.layout, original, facts.major.get())
+    /// The data directory that was backed up.
+    fn original(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.reader.manifest().summary.facts.pgdata.0))
     }
 
-    /// What to know of standbys for which commits wait.
-    fn waits_for_standbys(&self, files: &ConfigurationFiles) -> Option<String> {
+    /// The configuration files that PostgreSQL does not find by itself.
+    fn configuration_files(&self) -> ConfigurationFiles {
+        let major = self.reader.manifest().summary.facts.major;
+        ConfigurationFiles::find(&self.layout, self.original(), major.get())
+    }
+
+    /// What to know of the restored configuration, and whether recovery pauses at the target under it.
+    fn of_configuration(&self, files: &ConfigurationFiles, args: &RestoreArgs) -> (Vec<String>, bool) {
         let pgdata = self.layout.pgdata();
         let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
         let configuration = settings::configuration_of(&main, pgdata);
-        let names = settings::synchronous_standbys(&configuration)?;
-        Some(format!(
-            "synchronous_standby_names is \"{}\", as on the original: once this server is promoted, commits wait for \
-             these standbys\nHINT: To work without them: \"alter system set synchronous_standby_names = ''\" and reload.",
-            shown(names)
-        ))
+        let is_asked_to_pause = args.pauses_at(&self.planned.plan.target);
+        let shuts_down = is_asked_to_pause && settings::is_off(&configuration, "hot_standby");
+        let mut notes = Vec::new();
+        notes.extend(waits_for_standbys(&configuration).filter(|_| !args.standby));
+        notes.extend(shuts_down.then(|| SHUTS_DOWN.to_owned()));
+        notes.extend(
+            files.data.as_deref().filter(|_| files.main.is_none()).map(|data| starts_in(data, pgdata)),
+        );
+        notes.extend(lead_out(start::links_out(pgdata), pgdata == self.original()));
+        (notes, is_asked_to_pause && !shuts_down)
     }
 
     /// What to do so that this directory is archived, where the configuration names another one.

@@ -2,6 +2,8 @@
 //!
 //! `pg_ctl` reads `postgresql.conf` in the data directory and nowhere else. Files that a backup took along (`extra_paths`) lie in a
 //! directory beside it, and they still name the original's paths: both are set right on the command line, which overrides every file.
+//! So is a `data_directory` that the configuration sets itself: PostgreSQL takes that one, whatever it is started with, and would run
+//! in the original.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -14,13 +16,30 @@ use crate::{settings, shell};
 const DEEPEST: usize = 6;
 const MOST_ENTRIES: usize = 10_000;
 
-/// The configuration files of a restored server, as far as they do not lie where PostgreSQL looks for them.
+/// What the server puts its PID into where it must not be where the configuration says. No file of the server's has this name.
+const PID_FILE: &str = "external.pid";
+
+/// The configuration files of a restored server, as far as they do not lie where PostgreSQL looks for them, and what they say of another
+/// data directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ConfigurationFiles {
     /// `postgresql.conf`.
     pub(super) main: Option<PathBuf>,
     hba: Option<PathBuf>,
     ident: Option<PathBuf>,
+    /// The other data directory that `data_directory` names.
+    pub(super) data: Option<PathBuf>,
+    /// The `external_pid_file`.
+    pid: Option<PidFile>,
+}
+
+/// Where a server outside of its data directory writes its PID, replacing what is there, and removes it when it stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PidFile {
+    /// In the original's data directory.
+    InOriginal,
+    /// Elsewhere: a server beside the original would take the original's away.
+    Shared,
 }
 
 impl ConfigurationFiles {
@@ -28,10 +47,27 @@ impl ConfigurationFiles {
     pub(super) fn find(layout: &Layout, original: &Path, major: u8) -> Self {
         let own = layout.pgdata().join("postgresql.conf");
         let main = if own.exists() { None } else { main_file(layout, original, major) };
-        let text = settings::configuration_of(main.as_deref().unwrap_or(&own), layout.pgdata());
+        let file = main.as_deref().unwrap_or(&own);
+        let text = settings::configuration_of(file, layout.pgdata());
+        let path = |parameter: &str| {
+            settings::value(&text, parameter).filter(|value| !value.is_empty()).map(Path::new)
+        };
+        let data = other_directory(&settings::without_auto(file), layout.pgdata());
+        // What lies in the original's data directory, by the path that it has there.
+        let in_original = |path: &Path| {
+            let named = [Some(original), data.as_deref()];
+            let mut others = named.into_iter().flatten().filter(|directory| *directory != layout.pgdata());
+            others.find_map(|directory| path.strip_prefix(directory).ok()).map(Path::to_owned)
+        };
+        let pid = path("external_pid_file").filter(|pid| !pid.starts_with(layout.pgdata()));
+        let pid = pid.map(|pid| in_original(pid).map_or(PidFile::Shared, |_| PidFile::InOriginal));
         let beside = main.as_deref().and_then(Path::parent);
         let other = |parameter: &str, name: &str| {
-            let named = settings::value(&text, parameter).filter(|value| !value.is_empty()).map(Path::new);
+            let named = path(parameter);
+            let copied = named.and_then(in_original).map(|inside| layout.pgdata().join(inside));
+            if let Some(copied) = copied.filter(|file| file.is_file()) {
+                return Some(copied);
+            }
             // Where PostgreSQL finds it by itself.
             let there = match named {
                 Some(named) => main.is_none() && named.exists(),
@@ -45,18 +81,21 @@ impl ConfigurationFiles {
             restored.or_else(near).filter(|file| file.is_file())
         };
         let (hba, ident) = (other("hba_file", "pg_hba.conf"), other("ident_file", "pg_ident.conf"));
-        Self { main, hba, ident }
+        Self { main, hba, ident, data, pid }
     }
 
-    /// The options of the server for a data directory; empty if it needs none.
-    fn options(&self, pgdata: &Path) -> Vec<String> {
+    /// The options of the server for a data directory; empty if it needs none. `is_beside`: the original may be running on this machine.
+    fn options(&self, pgdata: &Path, is_beside: bool) -> Vec<String> {
         // A configuration from elsewhere names the original's.
-        let data = self.main.as_ref().map(|_| pgdata);
+        let data = self.main.as_ref().or(self.data.as_ref()).map(|_| pgdata);
+        let moved = self.pid.filter(|pid| is_beside || *pid == PidFile::InOriginal);
+        let pid = moved.map(|_| pgdata.join(PID_FILE));
         let files = [
             ("config_file", self.main.as_deref()),
             ("hba_file", self.hba.as_deref()),
             ("ident_file", self.ident.as_deref()),
             ("data_directory", data),
+            ("external_pid_file", pid.as_deref()),
         ];
         let given = files.iter().filter_map(|(name, path)| Some((name, (*path)?)));
         given.flat_map(|(name, path)| ["-c".to_owned(), format!("{name}={}", path.display())]).collect()
@@ -77,7 +116,7 @@ impl ConfigurationFiles {
             ],
         };
         words.extend([text("pg_ctl"), text("-D"), pgdata.display().to_string()]);
-        let mut options = self.options(pgdata);
+        let mut options = self.options(pgdata, port.is_some());
         options.extend(port.into_iter().flat_map(|port| ["-p".to_owned(), port.to_owned()]));
         if !options.is_empty() {
             // pg_ctl hands them to a shell of its own.
@@ -87,6 +126,24 @@ impl ConfigurationFiles {
         words.extend(["-w", "-t", "3600", "start"].map(text));
         shell::line(&words)
     }
+}
+
+/// The configuration files in a data directory that are links out of it, each with what it leads to: of these a backup holds the link.
+pub(super) fn links_out(pgdata: &Path) -> Vec<(&'static str, PathBuf)> {
+    let link = |name: &'static str| {
+        let path = pgdata.join(name);
+        let target = pgdata.join(std::fs::read_link(&path).ok()?);
+        let is_inside = path.canonicalize().is_ok_and(|real| real.starts_with(pgdata));
+        (!is_inside).then_some((name, target))
+    };
+    ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].into_iter().filter_map(link).collect()
+}
+
+/// The data directory that a `postgresql.conf` names, if that is another one than `pgdata`.
+fn other_directory(text: &str, pgdata: &Path) -> Option<PathBuf> {
+    let named = Path::new(settings::value(text, "data_directory").filter(|named| !named.is_empty())?);
+    let is_it = named == pgdata || named.canonicalize().is_ok_and(|named| named == *pgdata);
+    (!is_it).then(|| named.to_owned())
 }
 
 /// The `postgresql.conf` that was backed up from outside the data directory: the only one, or of several the one that names the data
@@ -131,11 +188,13 @@ fn look(from: &Path, to: &Path, depth: usize, left: &mut usize, found: &mut Vec<
 mod tests {
     use std::collections::BTreeMap;
 
+    use walpoint_base::durable;
+
     use super::*;
 
     fn file(path: &Path, text: &str) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        walpoint_base::durable::create(path, text.as_bytes()).unwrap();
+        durable::create(path, text.as_bytes()).unwrap();
     }
 
     #[test]
@@ -176,5 +235,67 @@ mod tests {
         assert_eq!(none.command(&pgdata, None, None), format!("pg_ctl -D '{data}' -w -t 3600 start"));
         let port = none.command(&pgdata, None, Some("5433"));
         assert_eq!(port, format!("pg_ctl -D '{data}' -o '-p 5433' -w -t 3600 start"));
+    }
+
+    #[test]
+    fn links_to_configuration_elsewhere_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let data = dir.join("data");
+        file(&data.join("conf/own.conf"), "");
+        file(&dir.join("etc/pg_hba.conf"), "");
+        assert_eq!(links_out(&data), []);
+        for (name, target) in [
+            ("postgresql.conf", "conf/own.conf"),
+            ("pg_hba.conf", "../etc/pg_hba.conf"),
+            ("pg_ident.conf", "/none"),
+        ] {
+            std::os::unix::fs::symlink(target, data.join(name)).unwrap();
+        }
+        let expected = [("pg_hba.conf", data.join("../etc/pg_hba.conf")), ("pg_ident.conf", "/none".into())];
+        assert_eq!(links_out(&data), expected);
+    }
+
+    #[test]
+    fn the_command_overrides_what_leads_into_the_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (original, back) = (dir.join("original"), dir.join("back"));
+        for data in [&original, &back] {
+            file(&data.join("pg_hba.conf"), "");
+            file(&data.join("pg_ident.conf"), "");
+        }
+        let layout = Layout::new(back.clone(), BTreeMap::new(), None, dir.join("extra"), Vec::new());
+        let command = |port| {
+            let found = ConfigurationFiles::find(&layout, &original, 17);
+            (found.command(&back, None, port), found.data)
+        };
+        let (of_it, of_back) = (original.display(), back.display());
+        let plain = format!("pg_ctl -D {of_back} -w -t 3600 start");
+        let with = |options: &str| format!("pg_ctl -D {of_back} -o '{options}' -w -t 3600 start");
+
+        let conf =
+            |text: &str| durable::replace(&back.join("postgresql.conf"), text.as_bytes(), 0o600).unwrap();
+        conf("include 'more.conf'\n");
+        file(&back.join("more.conf"), &format!("data_directory = '{of_it}'\n"));
+        let moved = format!("-c data_directory={of_back}");
+        assert_eq!(command(None), (with(&moved), Some(original.clone())));
+        assert_eq!(command(Some("5433")).0, with(&format!("{moved} -p 5433")));
+        conf(&format!("data_directory = '{of_back}'\n"));
+        assert_eq!(command(None), (plain.clone(), None));
+        // PostgreSQL does not take it from there.
+        conf("");
+        file(&back.join("postgresql.auto.conf"), &format!("data_directory = '{of_it}'\n"));
+        assert_eq!(command(None), (plain.clone(), None));
+
+        conf(&format!(
+            "hba_file = '{of_it}/pg_hba.conf'\nident_file = '{of_it}/none.conf'\nexternal_pid_file = '{of_it}/pid'\n"
+        ));
+        let pid = format!("-c external_pid_file={of_back}/external.pid");
+        assert_eq!(command(None).0, with(&format!("-c hba_file={of_back}/pg_hba.conf {pid}")));
+        conf("external_pid_file = '/run/main.pid'\n");
+        assert_eq!((command(None).0, command(Some("1")).0), (plain, with(&format!("{pid} -p 1"))));
+        conf(&format!("external_pid_file = '{of_back}/pid'\n"));
+        assert_eq!(command(Some("1")).0, with("-p 1"));
     }
 }

@@ -88,6 +88,22 @@ fn configuration_outside_is_offered() {
     assert!(output.stderr.contains("extra.conf") && output.stderr.contains(&hint), "{}", output.stderr);
 }
 
+/// B3: of configuration that is a link out of the data directory a backup holds nothing but the link.
+#[test]
+fn configuration_behind_a_link_is_offered() {
+    let dir = Arc::new(TestDir::new());
+    let outside = dir.mkdir("etc").canonicalize().unwrap();
+    let bed = Bed::local(Cluster::builder().in_dir(&dir));
+    let (file, link) = (outside.join("pg_hba.conf"), bed.cluster.pgdata().join("pg_hba.conf"));
+    fs::rename(&link, &file).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    user::give_tree(&outside);
+    let output = bed.agent.run(&["backup"]).expect_success();
+    let hint = format!("extra_paths = [{:?}]", outside.display().to_string());
+    let found = format!("a backup does not hold {}", file.display());
+    assert!(output.stderr.contains(&found) && output.stderr.contains(&hint), "{}", output.stderr);
+}
+
 /// B8: a sparse file of a terabyte costs neither space nor time, and comes back as it is.
 #[test]
 fn a_sparse_file_of_a_terabyte() {

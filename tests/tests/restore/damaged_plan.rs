@@ -115,3 +115,51 @@ fn what_is_damaged_in_one_repository_does_not_hide_the_others_answer() {
     }
     assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// One repository's history of the youngest timeline is damaged or gone. What lies before that timeline is planned all the same: the
+/// other repository's history says where it begins.
+#[test]
+fn a_history_that_one_repository_lost_hides_nothing_before_its_timeline() {
+    let second = Store::local();
+    let bed = bed(&second);
+    let plan = |options: &[&str]| answer(&bed.agent.restore(&[&["--json", "plan"], options].concat()));
+    let named = plan(&["--target-name", "first", "--target-timeline", "1"]);
+    let to_first = || plan(&["--target-lsn", named["stop"]["lsn"].as_str().unwrap()]);
+    let sound = to_first();
+    assert_eq!(sound["timeline"], 1, "{sound:#}");
+    for door in [bed.back_door(), second.back_door()] {
+        let keys = door.list("clusters/main").into_iter();
+        let history = { keys }.find(|key| key.ends_with("00000002.history")).unwrap();
+        let whole = door.get(&history).unwrap();
+        door.flip_bit(&history, whole.len() / 2);
+        assert_eq!(to_first(), sound, "{history} is damaged");
+        door.delete(&history);
+        assert_eq!(to_first(), sound, "{history} is gone");
+        door.put(&history, whole);
+    }
+}
+
+/// Everything of the newest backup but its packs is gone in both repositories. The end of an older one is not planned without a word.
+#[test]
+fn a_newest_backup_that_is_lost_but_for_its_packs_is_named() {
+    let second = Store::local();
+    let bed = bed(&second);
+    let plan = |options: &[&str]| answer(&bed.agent.restore(&[&["--json", "plan"], options].concat()));
+    let notes = |options: &[&str]| {
+        let output = bed.agent.restore(&[&["--json", "plan", "--target-immediate"], options].concat());
+        serde_json::from_str::<Value>(&output.stdout).unwrap()["notes"].to_string()
+    };
+    let newest = plan(&["--target-immediate"])["backup"]["id"].as_str().unwrap().to_owned();
+    assert!(!notes(&[]).contains("is newer"), "{}", notes(&[]));
+    for door in [bed.back_door(), second.back_door()] {
+        let own = format!("backups/{newest}/");
+        door.list("clusters/main")
+            .into_iter()
+            .filter(|key| key.contains(&own))
+            .for_each(|key| door.delete(&key));
+    }
+    let of_older = notes(&[]);
+    assert!(of_older.contains(&format!("Backup {newest} is newer")), "{of_older}");
+    let named = notes(&["--target-timeline", "1"]);
+    assert!(!named.contains("is newer"), "{named}");
+}

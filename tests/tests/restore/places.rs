@@ -242,9 +242,15 @@ fn a_configuration_from_elsewhere_starts_by_the_command_that_is_named() {
     let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
     let start = document["start_command"].as_str().unwrap();
 
+    starts_by(&bed, start, &pgdata);
+}
+
+/// Starts a restored server by the command that the restore names, beside the original, and stops it again.
+#[track_caller]
+fn starts_by(bed: &Archived, start: &str, pgdata: &Path) {
     let pg_ctl = bed.cluster.tool("pg_ctl");
     let bin = Path::new(pg_ctl.get_program()).parent().unwrap().display();
-    let (sockets, log) = (dir.mkdir("sockets"), dir.join("copy.log"));
+    let (sockets, log) = (bed.cluster.dir().mkdir("sockets"), bed.place("copy.log"));
     let line = format!(
         "PATH={bin}:$PATH; {start} -w -t 60 -l {} -o '-k {} -c listen_addresses='",
         log.display(),
@@ -253,6 +259,29 @@ fn a_configuration_from_elsewhere_starts_by_the_command_that_is_named() {
     let mut shell = std::process::Command::new("sh");
     process::run(user::become_user(shell.arg("-c").arg(line)), wait::SOON).expect_success();
     let mut stop = bed.cluster.tool("pg_ctl");
-    stop.args(["stop", "-m", "immediate", "-D"]).arg(&pgdata);
+    stop.args(["stop", "-m", "immediate", "-D"]).arg(pgdata);
     process::run(&mut stop, wait::SOON).expect_success();
+}
+
+/// R6: where the configuration names the original as data_directory, the command that a restore names starts the copy. With hot_standby
+/// off, PostgreSQL shuts down where it would pause, and the restore says that.
+#[test]
+fn a_configuration_that_names_the_original_starts_the_copy() {
+    let bed = Archived::start_with(builder(), Store::local(), |agent| agent);
+    // In force with the next start.
+    bed.cluster.set("data_directory", bed.cluster.pgdata().display());
+    bed.cluster.set("hot_standby", "off");
+    bed.backup();
+    let target = bed.cluster.psql("select pg_current_wal_lsn()");
+    bed.cluster.psql("create table t (i int)");
+    bed.settle();
+    let told = bed.try_restore("copy", &["--json"]).expect_success();
+    let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    let notes = document["notes"].to_string();
+    assert!(notes.contains("sets data_directory to") && !notes.contains("hot_standby"), "{notes}");
+    // Were it the original, that would be running already.
+    starts_by(&bed, document["start_command"].as_str().unwrap(), &bed.place("copy"));
+
+    let told = bed.try_restore("paused", &["--target-lsn", &target]).expect_success().stdout;
+    assert!(told.contains("hot_standby is off") && !told.contains("pg_is_wal_replay_paused"), "{told}");
 }

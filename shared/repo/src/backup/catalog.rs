@@ -260,6 +260,20 @@ impl Backups {
         Ok(entries.iter().any(|entry| entry.key == key))
     }
 
+    /// Of those asked for, the backups of which packs are stored and nothing else: their directory is lost, or deleted before the packs.
+    pub async fn only_packs(&self, asked_for: impl Fn(BackupId) -> bool) -> Result<Vec<BackupId>> {
+        let mut found = Vec::new();
+        for name in self.store.list_dirs(&self.paths.all_data()).await? {
+            let Some(id) = name.parse::<BackupId>().ok().filter(|id| asked_for(*id)) else { continue };
+            let has_packs = self.store.list(&self.paths.data(id), None).try_next().await?.is_some();
+            // What begins meanwhile has an intent before it has a pack.
+            if has_packs && self.store.list_all(&self.paths.backup(id)).await?.is_empty() {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
     /// The summary of a finished backup. An error for any other.
     pub async fn summary(&self, id: BackupId) -> Result<BackupSummary> {
         match self.standing(id).await? {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use walpoint_base::{BackupId, LineageId, SegmentName, SegmentNo, TimelineId};
+use walpoint_base::{BackupId, LineageId, SegmentName, SegmentNo, TimelineHistory, TimelineId};
 use walpoint_plan::reach::WalNeed;
 use walpoint_plan::restore::{
     Answer, BackupFacts, BackupState, Facts, Likely, Question, RestorePlan, SegmentRange, Unusable, Youngest,
@@ -71,8 +71,12 @@ impl LineageCatalog {
         let (graph, doubts) = (&self.facts.graph, &self.facts.doubts);
         let stored = graph.ids().chain(doubts.keys().copied());
         let timeline = stored.filter(|timeline| !self.facts.abandoned.contains_key(timeline)).max()?;
-        let known = graph.history(timeline).filter(|_| !doubts.contains_key(&timeline));
-        Some(Youngest { timeline, history: known.cloned() })
+        Some(Youngest { timeline, history: self.sound_history(timeline).cloned() })
+    }
+
+    /// Where a timeline comes from, if nothing makes that doubtful.
+    pub fn sound_history(&self, timeline: TimelineId) -> Option<&TimelineHistory> {
+        self.facts.graph.history(timeline).filter(|_| !self.facts.doubts.contains_key(&timeline))
     }
 
     /// Answers a question before it is asked.

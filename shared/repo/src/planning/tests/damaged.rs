@@ -163,6 +163,19 @@ async fn an_older_backup_does_not_take_the_newest_ones_place_without_a_word() {
     }
 }
 
+/// Promise 11: all is gone of the newest backup but its packs, and those say that there was one. What is whole or has begun is none such.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_lost_its_directory_is_known_by_its_packs() {
+    let (bed, ids) = readable_world().await;
+    let newest = ids[ids.len() - 1];
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    assert_eq!(backups.only_packs(|_| true).await.unwrap(), []);
+    let directory = path(&bed, ClusterPaths::new(&cluster()).backup(newest).as_str());
+    std::fs::remove_dir_all(directory).unwrap();
+    assert_eq!(backups.only_packs(|_| true).await.unwrap(), [newest]);
+    assert_eq!(backups.only_packs(|id| id != newest).await.unwrap(), []);
+}
+
 /// The facts of all lineages are gone, and the rest is there: the cluster's name is not what is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_without_its_lineages_is_not_unknown() {
