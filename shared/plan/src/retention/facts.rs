@@ -117,6 +117,8 @@ pub struct RetainedLineage {
     pub timelines: BTreeMap<TimelineId, RetainedTimeline>,
     /// Backups of the lineages that it was split off from, made before it was: it can be recovered from them as well.
     pub inherits: BTreeSet<BackupId>,
+    /// Backups of those lineages of which it is not known whether they lead to it, because a history cannot be read.
+    pub may_inherit: BTreeSet<BackupId>,
     /// The WAL that is missing: for each gap whose it is, and the last byte of the first segment.
     pub gaps: BTreeSet<(TimelineId, Lsn)>,
 }

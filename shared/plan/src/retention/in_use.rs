@@ -13,8 +13,13 @@ use super::facts::{Candidate, RetainedLineage, RetentionFacts};
 use super::reason::{Base, RetentionReason};
 use super::window::newest_of;
 
-/// Keeps the backup that a lineage is recovered from, with the WAL after it, if no other one does that stays.
+/// Keeps the backup that a lineage is recovered from, with the WAL after it, if no other one does that stays; and every one that it
+/// may have to be recovered from while that is not known.
 pub(super) fn keep(life: &RetainedLineage, decisions: &mut [Decision]) {
+    let doubtful = |decision: &&mut Decision| life.may_inherit.contains(&decision.backup.id);
+    for decision in decisions.iter_mut().filter(doubtful).filter(|decision| !decision.is_requested()) {
+        decision.stay(RetentionReason::Base(life.lineage, Base::Unknown), RetentionVerdict::Onward);
+    }
     let left: Vec<&Candidate> = decisions
         .iter()
         .filter(|decision| !decision.is_requested())
@@ -45,6 +50,11 @@ pub(super) fn begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<
         base(life, others).or_else(|| base(life, facts.backups.iter())) == Some(id)
     };
     facts.lives.iter().filter(begins).map(|life| life.lineage)
+}
+
+/// The lineages of which it is not known whether they are recovered from a backup.
+pub(super) fn may_begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<Item = LineageId> {
+    facts.lives.iter().filter(move |life| life.may_inherit.contains(&id)).map(|life| life.lineage)
 }
 
 /// The lineages in use, with backups of their own, whose newest timeline with WAL can be reached from this backup and, with those

@@ -63,6 +63,15 @@ pub enum Base {
     Path(TimelineId),
     /// None of its own is as old as its recovery window.
     Window(Span),
+    /// A history cannot be read that says whether the backup leads to it.
+    Unknown,
+}
+
+impl Base {
+    /// Whether it is known that the lineage is recovered from the backup.
+    pub fn is_known(&self) -> bool {
+        !matches!(self, Self::Unknown)
+    }
 }
 
 impl RetentionReason {
@@ -136,6 +145,11 @@ impl fmt::Display for RetentionReason {
                 f,
                 "the recovery window of {span:#} of lineage {lineage}, which was split off after it, \
                  begins with it (window)"
+            ),
+            Self::Base(lineage, Base::Unknown) => write!(
+                f,
+                "it is unknown whether lineage {lineage}, which was split off, needs it: the history of the \
+                 timeline on which it was split off is damaged or missing"
             ),
             Self::Path(timeline) => {
                 write!(f, "it is the newest one that leads to timeline {timeline}, the newest")

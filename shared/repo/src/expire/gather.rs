@@ -372,10 +372,13 @@ impl Gathered {
             superseded: None,
             timelines: BTreeMap::new(),
             inherits: BTreeSet::new(),
+            may_inherit: BTreeSet::new(),
             gaps: BTreeSet::new(),
         };
         let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
         life.inherits.extend(self.facts.backups.iter().filter(shared).map(|backup| backup.id));
+        let doubtful = |b: &&Candidate| !shared(b) && archive.may_share(b.lineage, b.stop_timeline, b.stop);
+        life.may_inherit.extend(self.facts.backups.iter().filter(doubtful).map(|backup| backup.id));
         for timeline in graph.ids() {
             let abandoned = &catalog.facts().abandoned;
             let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id) && !contradicts(id);

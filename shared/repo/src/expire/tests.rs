@@ -3,6 +3,7 @@
 mod damage;
 mod full_disk;
 mod lost_timeline;
+mod split_off;
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -54,6 +54,7 @@ pub(super) fn life() -> RetainedLineage {
         superseded: None,
         timelines,
         inherits: [].into(),
+        may_inherit: [].into(),
         gaps: [].into(),
     }
 }
