@@ -38,7 +38,7 @@ pub enum Protection {
     Base(LineageId),
     /// Whether a lineage that was split off is restored from it is not known.
     MaybeBase(LineageId),
-    /// No other sound backup leads to the newest timeline that a lineage in use has WAL of.
+    /// No other sound backup leads to a timeline in use: the newest one that a lineage in use has WAL of, or one beside that.
     Path(LineageId, TimelineId),
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Protection {
             ),
             Self::Path(lineage, timeline) => write!(
                 f,
-                "no other sound backup leads to timeline {timeline}, the newest of lineage {lineage} that has WAL: without it \
+                "no other sound backup leads to timeline {timeline}, on which lineage {lineage} may still be written: without it \
                  nothing on that timeline can be restored"
             ),
         }

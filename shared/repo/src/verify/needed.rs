@@ -67,6 +67,7 @@ impl Run<'_> {
                 alone: &alone,
                 unfinished: &[],
                 in_use: false,
+                beside: &[],
             }),
             None => WalNeed::everything(),
         };
