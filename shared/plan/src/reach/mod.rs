@@ -30,6 +30,8 @@ pub struct WalRoots<'a> {
     pub unfinished: &'a [BackupId],
     /// Whether the cluster may be writing WAL of this lineage.
     pub in_use: bool,
+    /// The timelines that it may be writing beside the newest one.
+    pub beside: &'a [TimelineId],
 }
 
 /// The segments of a lineage that are needed.
@@ -48,7 +50,7 @@ impl WalNeed {
 
     /// What the roots need.
     pub fn of(roots: &WalRoots<'_>) -> Self {
-        let WalRoots { graph, size, onward, alone, unfinished, in_use } = *roots;
+        let WalRoots { graph, size, onward, alone, unfinished, in_use, beside } = *roots;
         let mut need =
             Self { everything: false, timelines: graph.ids().map(|id| (id, Runs::default())).collect() };
         for backup in onward.iter().chain(alone) {
@@ -63,10 +65,11 @@ impl WalNeed {
         }
         need.add_unexplained(graph, onward.iter().map(|b| b.id).chain(unfinished.iter().copied()));
         // WAL that is being written is never out of reach because no backup of it exists yet.
-        if let Some(current) = graph.ids().next_back().filter(|_| in_use)
-            && need.timelines.get(&current).is_some_and(|runs| runs.iter().next().is_none())
-        {
-            need.add(current, SegmentNo(0), last_of_all(size));
+        let current = graph.ids().next_back().into_iter().chain(beside.iter().copied());
+        for current in current.filter(|_| in_use) {
+            if need.timelines.get(&current).is_some_and(|runs| runs.iter().next().is_none()) {
+                need.add(current, SegmentNo(0), last_of_all(size));
+            }
         }
         need
     }

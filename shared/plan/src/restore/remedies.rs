@@ -98,6 +98,10 @@ impl Planner<'_> {
                 hints.push(Hint::UnusableBackup { backup: *id, why: *why });
             }
         }
+        // A backup may lead to a timeline of which nothing shows where it comes from.
+        let unread = |(_, doubt): &(&TimelineId, &Doubt)| matches!(doubt, Doubt::Damaged(_) | Doubt::Missing);
+        let unread = self.facts.doubts.iter().filter(unread).map(|(timeline, _)| *timeline);
+        hints.extend(unread.map(Hint::ArchiveHistory));
         hints.push(Hint::TakeBackup);
         Ok(hints)
     }

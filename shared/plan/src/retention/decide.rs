@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::{BackupId, LineageId};
+use walpoint_base::{BackupId, LineageId, TimelineId};
 
 use super::facts::{Candidate, RetentionFacts, Soundness};
 use super::family::families;
@@ -87,9 +87,12 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
         Some(Decision { backup, verdict: RetentionVerdict::Drop, reasons, exceeds_max_age: false })
     });
     let lines = lines(facts, &backups);
-    let newest: BTreeSet<BackupId> = lines.values().flat_map(|line| newest(line, policy.minimum)).collect();
+    let newest: BTreeSet<BackupId> =
+        lines.iter().flat_map(|line| newest(&line.backups, policy.minimum)).collect();
     if policy.drops() {
-        lines.values().for_each(|line| by_rules(line, policy, now, &mut keep));
+        for line in &lines {
+            by_rules(&line.backups, policy, now, &mut |id, why| keep(id, line.reason(why)));
+        }
         if let Some(span) = policy.window {
             let labelled = |backup: &Candidate| policy.rule_for(&backup.label).1;
             let wanted = wanted(&facts.lives, &backups, since(now, span), labelled);
@@ -127,7 +130,7 @@ pub fn decide(facts: &RetentionFacts, policy: &Policy, now: Timestamp) -> Vec<De
     });
     let mut decisions: Vec<Decision> = decided.chain(gone).collect();
     decisions.sort_by_key(|decision| order.get(&decision.backup.id).copied());
-    lines.values().for_each(|line| lead_onward(line, &mut decisions));
+    lines.iter().for_each(|line| lead_onward(&line.backups, &mut decisions));
     facts.lives.iter().for_each(|life| in_use::keep(life, &mut decisions));
     // As it was found, whatever was made of its time and its damage for deciding.
     let found: BTreeMap<BackupId, &Candidate> = facts.backups.iter().map(|b| (b.id, b)).collect();
@@ -153,13 +156,41 @@ fn lead_onward(line: &[Candidate], decisions: &mut [Decision]) {
     }
 }
 
-/// The backups of each family of lineages, oldest first.
-fn lines(facts: &RetentionFacts, backups: &[Candidate]) -> BTreeMap<LineageId, Vec<Candidate>> {
+/// Backups that compete for what a rule keeps, oldest first.
+struct Line {
+    /// The timeline that they lead to, if that is written beside the newest one.
+    beside: Option<TimelineId>,
+    backups: Vec<Candidate>,
+}
+
+impl Line {
+    /// Why it keeps one of them.
+    fn reason(&self, why: RetentionReason) -> RetentionReason {
+        match self.beside {
+            Some(timeline) => RetentionReason::Beside(timeline, Box::new(why)),
+            None => why,
+        }
+    }
+}
+
+/// The backups of each family of lineages; but those that lead to a timeline beside the newest one compete for themselves, as its
+/// server may be the one in production.
+fn lines(facts: &RetentionFacts, backups: &[Candidate]) -> Vec<Line> {
     let families = families(&facts.lives);
     let mut lines: BTreeMap<LineageId, Vec<Candidate>> = BTreeMap::new();
     for backup in backups {
-        let family = families.get(&backup.lineage).copied().unwrap_or(backup.lineage);
-        lines.entry(family).or_default().push(backup.clone());
+        let mut own = facts.lives.iter().filter(|life| life.lineage == backup.lineage);
+        if !own.any(|life| life.is_only_beside(backup)) {
+            let family = families.get(&backup.lineage).copied().unwrap_or(backup.lineage);
+            lines.entry(family).or_default().push(backup.clone());
+        }
+    }
+    let mut lines: Vec<Line> = lines.into_values().map(|backups| Line { beside: None, backups }).collect();
+    for life in &facts.lives {
+        for timeline in life.in_use_beside() {
+            let leads = backups.iter().filter(|backup| life.leads_from(backup, timeline));
+            lines.push(Line { beside: Some(timeline), backups: leads.cloned().collect() });
+        }
     }
     lines
 }

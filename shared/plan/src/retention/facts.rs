@@ -117,6 +117,10 @@ pub struct RetainedLineage {
     pub timelines: BTreeMap<TimelineId, RetainedTimeline>,
     /// Backups of the lineages that it was split off from, made before it was: it can be recovered from them as well.
     pub inherits: BTreeSet<BackupId>,
+    /// Backups of those lineages of which it is not known whether they lead to it, because a history cannot be read.
+    pub may_inherit: BTreeSet<BackupId>,
+    /// Timelines that were written beside its newest one: none is known to have taken the place of another.
+    pub beside: BTreeSet<TimelineId>,
     /// The WAL that is missing: for each gap whose it is, and the last byte of the first segment.
     pub gaps: BTreeSet<(TimelineId, Lsn)>,
 }
@@ -176,7 +180,8 @@ impl RetainedLineage {
         let lives = after(self.superseded);
         self.graph.ids().filter(move |id| {
             let life = self.timelines.get(id).copied().unwrap_or_default();
-            life.written.is_some_and(|at| at >= moment) || (lives && after(life.superseded))
+            let superseded = life.superseded.filter(|_| !self.beside.contains(id));
+            life.written.is_some_and(|at| at >= moment) || (lives && after(superseded))
         })
     }
 
@@ -184,6 +189,28 @@ impl RetainedLineage {
     pub(super) fn newest(&self) -> Option<TimelineId> {
         let written = self.timelines.iter().filter(|(_, life)| life.written.is_some());
         written.map(|(timeline, _)| *timeline).next_back()
+    }
+
+    /// The timelines that a server of the lineage may still be writing: the newest one that has WAL, and those beside it. None if the
+    /// cluster went on in another lineage.
+    pub(super) fn in_use(&self) -> BTreeSet<TimelineId> {
+        match self.superseded {
+            Some(_) => BTreeSet::new(),
+            None => self.newest().into_iter().chain(self.beside.iter().copied()).collect(),
+        }
+    }
+
+    /// The timelines that are written beside the newest one.
+    pub(super) fn in_use_beside(&self) -> BTreeSet<TimelineId> {
+        let (mut beside, newest) = (self.in_use(), self.newest());
+        beside.retain(|timeline| Some(*timeline) != newest);
+        beside
+    }
+
+    /// Whether recovery from a backup leads to a timeline beside the newest one and not to that.
+    pub(super) fn is_only_beside(&self, backup: &Candidate) -> bool {
+        let leads = |timeline: &TimelineId| self.leads_from(backup, *timeline);
+        self.in_use_beside().iter().any(leads) && !self.newest().iter().any(leads)
     }
 
     /// Whether recovery from a backup of this lineage can follow the path to `timeline`.

@@ -1,5 +1,5 @@
-//! The backup without which a lineage cannot be recovered on its newest timeline stays, whatever the rules say, unless it was asked
-//! to be deleted by name.
+//! The backup without which a lineage cannot be recovered on its newest timeline, or on one that is written beside that, stays,
+//! whatever the rules say, unless it was asked to be deleted by name.
 //!
 //! Rules by number and date do not know which branch is in use: after a recovery to a point in time, the newest backups are
 //! those of the branch that was left.
@@ -13,8 +13,13 @@ use super::facts::{Candidate, RetainedLineage, RetentionFacts};
 use super::reason::{Base, RetentionReason};
 use super::window::newest_of;
 
-/// Keeps the backup that a lineage is recovered from, with the WAL after it, if no other one does that stays.
+/// Keeps the backup that a lineage is recovered from, with the WAL after it, if no other one does that stays; and every one that it
+/// may have to be recovered from while that is not known.
 pub(super) fn keep(life: &RetainedLineage, decisions: &mut [Decision]) {
+    let doubtful = |decision: &&mut Decision| life.may_inherit.contains(&decision.backup.id);
+    for decision in decisions.iter_mut().filter(doubtful).filter(|decision| !decision.is_requested()) {
+        decision.stay(RetentionReason::Base(life.lineage, Base::Unknown), RetentionVerdict::Onward);
+    }
     let left: Vec<&Candidate> = decisions
         .iter()
         .filter(|decision| !decision.is_requested())
@@ -27,11 +32,7 @@ pub(super) fn keep(life: &RetainedLineage, decisions: &mut [Decision]) {
         }
         return;
     }
-    if life.superseded.is_none()
-        && let Some(newest) = life.newest()
-    {
-        keep_path(life, newest, decisions);
-    }
+    life.in_use().into_iter().for_each(|timeline| keep_path(life, timeline, decisions));
 }
 
 /// The lineages that were split off behind a backup, are recovered from it, and have none of their own.
@@ -47,8 +48,13 @@ pub(super) fn begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<
     facts.lives.iter().filter(begins).map(|life| life.lineage)
 }
 
-/// The lineages in use, with backups of their own, whose newest timeline with WAL can be reached from this backup and, with those
-/// of `gone` deleted, from no other one of which no less can be had.
+/// The lineages of which it is not known whether they are recovered from a backup.
+pub(super) fn may_begin_with(facts: &RetentionFacts, id: BackupId) -> impl Iterator<Item = LineageId> {
+    facts.lives.iter().filter(move |life| life.may_inherit.contains(&id)).map(|life| life.lineage)
+}
+
+/// The lineages in use, with backups of their own, and the timelines in use of each that can be reached from this backup and, with
+/// those of `gone` deleted, from no other one of which no less can be had.
 pub(super) fn reached_only_from<'a>(
     facts: &'a RetentionFacts,
     backup: &'a Candidate,
@@ -56,18 +62,18 @@ pub(super) fn reached_only_from<'a>(
 ) -> impl Iterator<Item = (LineageId, TimelineId)> + 'a {
     let stays = |other: &&Candidate| other.id != backup.id && !gone.contains(&other.id);
     let others = move || facts.backups.iter().filter(stays);
-    let in_use = facts.lives.iter().filter(|life| life.superseded.is_none());
-    in_use.filter_map(move |life| {
-        let newest = life.newest()?;
-        let leads =
-            |backup: &Candidate| life.leads_from(backup, newest) || life.leads_from_parent(backup, newest);
+    let in_use = facts.lives.iter().flat_map(|life| life.in_use().into_iter().map(move |of| (life, of)));
+    in_use.filter_map(move |(life, timeline)| {
+        let leads = |backup: &Candidate| {
+            life.leads_from(backup, timeline) || life.leads_from_parent(backup, timeline)
+        };
         let has_own = backup.lineage == life.lineage || others().any(|other| other.lineage == life.lineage);
-        let is_cut_off = life.is_cut_off(backup, newest);
+        let is_cut_off = life.is_cut_off(backup, timeline);
         let as_good = |other: &Candidate| {
-            other.soundness() >= backup.soundness() && (is_cut_off || !life.is_cut_off(other, newest))
+            other.soundness() >= backup.soundness() && (is_cut_off || !life.is_cut_off(other, timeline))
         };
         let alone = has_own && leads(backup) && !others().any(|other| leads(other) && as_good(other));
-        alone.then_some((life.lineage, newest))
+        alone.then_some((life.lineage, timeline))
     })
 }
 
@@ -107,11 +113,15 @@ fn keep_newest(
     };
     let led = pool.clone().any(leads_on);
     let (best, own) = (best.id, best.lineage == life.lineage);
+    let path = match life.newest() == Some(timeline) {
+        true => RetentionReason::Path(timeline),
+        false => RetentionReason::PathBeside(timeline),
+    };
     let Some(decision) = decisions.iter_mut().find(|decision| decision.backup.id == best) else { return };
     match (own, led) {
         (true, true) if decision.stays() => {}
-        (true, true) => decision.stay(RetentionReason::Path(timeline), RetentionVerdict::Alone),
-        (true, false) => decision.stay(RetentionReason::Path(timeline), RetentionVerdict::Onward),
+        (true, true) => decision.stay(path, RetentionVerdict::Alone),
+        (true, false) => decision.stay(path, RetentionVerdict::Onward),
         (false, _) if decision.is_base_of(life.lineage, timeline) => {}
         (false, _) => {
             decision.stay(RetentionReason::Base(life.lineage, Base::Path(timeline)), RetentionVerdict::Onward)

@@ -44,6 +44,10 @@ pub enum RetentionReason {
     Base(LineageId, Base),
     /// The newest one from which the newest timeline of its lineage can be recovered.
     Path(TimelineId),
+    /// The newest one from which a timeline beside that can be recovered.
+    PathBeside(TimelineId),
+    /// A rule keeps it of those that lead to a timeline beside the newest one.
+    Beside(TimelineId, Box<RetentionReason>),
     /// A rule of its label keeps it.
     Label(String, Box<RetentionReason>),
     /// It was asked to be deleted by name: who asked, and when.
@@ -59,10 +63,19 @@ pub enum RetentionReason {
 pub enum Base {
     /// It has none of its own.
     NoBackup,
-    /// None of its own leads to its newest timeline.
+    /// None of its own leads to a timeline in use.
     Path(TimelineId),
     /// None of its own is as old as its recovery window.
     Window(Span),
+    /// A history cannot be read that says whether the backup leads to it.
+    Unknown,
+}
+
+impl Base {
+    /// Whether it is known that the lineage is recovered from the backup.
+    pub fn is_known(&self) -> bool {
+        !matches!(self, Self::Unknown)
+    }
 }
 
 impl RetentionReason {
@@ -70,7 +83,9 @@ impl RetentionReason {
     /// window's reasons are of this sort.
     pub(super) fn leads_onward(&self, windowed: bool) -> bool {
         match self {
-            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy | Self::Base(..) | Self::Path(_) => true,
+            Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy | Self::Base(..) => true,
+            Self::Path(_) | Self::PathBeside(_) => true,
+            Self::Beside(_, reason) => reason.leads_onward(windowed),
             Self::Count(_) | Self::Age(_) | Self::Minimum(_) | Self::NoRule => !windowed,
             _ => false,
         }
@@ -129,16 +144,27 @@ impl fmt::Display for RetentionReason {
             }
             Self::Base(lineage, Base::Path(timeline)) => write!(
                 f,
-                "no backup of lineage {lineage}, which was split off after it, leads to its newest \
-                 timeline, {timeline}"
+                "no backup of lineage {lineage}, which was split off after it, leads to timeline {timeline}"
             ),
             Self::Base(lineage, Base::Window(span)) => write!(
                 f,
                 "the recovery window of {span:#} of lineage {lineage}, which was split off after it, \
                  begins with it (window)"
             ),
+            Self::Base(lineage, Base::Unknown) => write!(
+                f,
+                "it is unknown whether lineage {lineage}, which was split off, needs it: the history of the \
+                 timeline on which it was split off is damaged or missing"
+            ),
             Self::Path(timeline) => {
                 write!(f, "it is the newest one that leads to timeline {timeline}, the newest")
+            }
+            Self::PathBeside(timeline) => write!(
+                f,
+                "it is the newest one that leads to timeline {timeline}, which was written beside a newer one"
+            ),
+            Self::Beside(timeline, reason) => {
+                write!(f, "timeline {timeline}, which was written beside a newer one: {reason}")
             }
             Self::Label(label, reason) => write!(f, "label \"{}\": {reason}", shown(label)),
             Self::Requested(who, at) => write!(f, "{} requested its deletion at {at}", shown(who)),

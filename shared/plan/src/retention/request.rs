@@ -36,7 +36,9 @@ pub enum Protection {
     Last,
     /// A lineage that was split off behind it can only be restored from it.
     Base(LineageId),
-    /// No other sound backup leads to the newest timeline that a lineage in use has WAL of.
+    /// Whether a lineage that was split off is restored from it is not known.
+    MaybeBase(LineageId),
+    /// No other sound backup leads to a timeline in use: the newest one that a lineage in use has WAL of, or one beside that.
     Path(LineageId, TimelineId),
 }
 
@@ -45,7 +47,7 @@ impl Protection {
     pub fn is_overridden(&self, request: &DeletionRequest) -> bool {
         match self {
             Self::Hold(number, ..) => request.despite_holds.contains(number),
-            Self::Last | Self::Base(_) | Self::Path(..) => request.even_if_last,
+            Self::Last | Self::Base(_) | Self::MaybeBase(_) | Self::Path(..) => request.even_if_last,
         }
     }
 }
@@ -65,9 +67,14 @@ impl fmt::Display for Protection {
             Self::Base(lineage) => {
                 write!(f, "lineage {lineage}, which was split off after it, has no backup of its own")
             }
+            Self::MaybeBase(lineage) => write!(
+                f,
+                "it is unknown whether lineage {lineage}, which was split off, needs it: the history of the timeline on which it \
+                 was split off is damaged or missing"
+            ),
             Self::Path(lineage, timeline) => write!(
                 f,
-                "no other sound backup leads to timeline {timeline}, the newest of lineage {lineage} that has WAL: without it \
+                "no other sound backup leads to timeline {timeline}, on which lineage {lineage} may still be written: without it \
                  nothing on that timeline can be restored"
             ),
         }
@@ -97,6 +104,7 @@ pub fn protections(
         found.extend(paths.map(|(lineage, timeline)| Protection::Path(lineage, timeline)));
     }
     found.extend(in_use::begin_with(facts, id).map(Protection::Base));
+    found.extend(in_use::may_begin_with(facts, id).map(Protection::MaybeBase));
     found
 }
 

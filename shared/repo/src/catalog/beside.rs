@@ -1,11 +1,15 @@
 //! Timelines that are written beside each other: a copy of a server that was promoted and archives while the server goes on.
 //!
 //! "Latest" is the timeline with the highest number, for PostgreSQL and for plans alike, whichever server is in production. So
-//! who restores, and who looks after the server, is shown where there is another one.
+//! who restores, and who looks after the server, is shown where there is another one. And as nothing shows which one is in production,
+//! retention keeps what each of them needs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, TimelineHistory, TimelineId};
 use walpoint_plan::restore::{ExtentQuestion, Path, WentOn};
-use walpoint_storage::error::Result;
+use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
 use crate::index::{group_of, last_of};
@@ -24,7 +28,74 @@ pub struct Newer {
     pub until: Lsn,
 }
 
+/// What shows when a timeline was in use, beside its WAL.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct TimelineUse {
+    /// When its history was stored.
+    pub began: Option<Timestamp>,
+    /// Where its last backup starts, and when that ended.
+    pub last_backup: Option<(Lsn, Timestamp)>,
+}
+
 impl LineageCatalog {
+    /// Which of the timelines that have WAL were written beside each younger one of them, the youngest left out. One that ended
+    /// where a younger one took over is not among them, nor is what a dead primary archived of its last moments. Where it cannot be
+    /// found out, it may have been.
+    pub async fn written_beside(
+        &mut self,
+        written: &BTreeMap<TimelineId, TimelineUse>,
+    ) -> Result<BTreeSet<TimelineId>> {
+        let (mut beside, youngest) = (BTreeSet::new(), written.keys().next_back().copied());
+        for (timeline, usage) in written.iter().filter(|(timeline, _)| Some(**timeline) != youngest) {
+            let mut all = true;
+            for younger in written.keys().filter(|younger| *younger > timeline) {
+                all = match self.is_beside((*timeline, *usage), *younger, written).await {
+                    Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => true,
+                    is => is?,
+                };
+                if !all {
+                    break;
+                }
+            }
+            if all {
+                beside.insert(*timeline);
+            }
+        }
+        Ok(beside)
+    }
+
+    /// Whether a timeline was written after a younger one had left it, or its path: after the first transaction there or, where that
+    /// WAL is gone, after the history was stored.
+    async fn is_beside(
+        &mut self,
+        (timeline, usage): (TimelineId, TimelineUse),
+        younger: TimelineId,
+        written: &BTreeMap<TimelineId, TimelineUse>,
+    ) -> Result<bool> {
+        let history = |of: TimelineId| self.facts().graph.history(of).cloned();
+        let (Some(own), Some(other)) = (history(timeline), history(younger)) else { return Ok(true) };
+        let common = own.path().zip(other.path()).take_while(|(own, other)| own == other).last();
+        let Some((common, _)) = common else { return Ok(true) };
+        let left_at = |path: &TimelineHistory| {
+            path.entries().iter().find(|entry| entry.parent == common).map(|entry| entry.switch)
+        };
+        let Some(left) = [left_at(&own), left_at(&other)].into_iter().flatten().min() else {
+            return Ok(true);
+        };
+        let (size, owner) = (self.lineage().segment_size, other.timeline_at(left));
+        let of_it = SegmentNo::of(left, size);
+        let is_there = self.ask(None, |facts| Ok(facts.wal(owner)?.contains(of_it))).await?;
+        let first = if is_there { self.first_behind(owner, left).await? } else { None };
+        let next = other.path().find(|step| *step > common);
+        let began = next.and_then(|next| written.get(&next)?.began).map(PgTimestamp::from_time);
+        let first = first.or(began);
+        let behind = if of_it.start(size) == left { of_it } else { of_it.next() };
+        let last = self.last_from(timeline, behind).await?.map(|(_, at)| at);
+        let backup = usage.last_backup.filter(|(start, _)| *start >= left);
+        let last = last.max(backup.map(|(_, ended)| PgTimestamp::from_time(ended)));
+        Ok(last.is_some_and(|last| first.is_none_or(|first| first < last)))
+    }
+
     /// The timelines on the path to `timeline` that went on behind where the path leaves them, with transactions that are later than the
     /// first ones of what left them. What a dead primary archived of its last moments is not such a timeline: its transactions
     /// came before the promotion.

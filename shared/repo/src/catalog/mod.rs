@@ -50,7 +50,7 @@ use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::succession::settle;
 
 pub use abandoned::LastUse;
-pub use beside::Newer;
+pub use beside::{Newer, TimelineUse};
 pub use chain::BrokenChain;
 pub use end::Unreached;
 pub use inventory::{Expected, TimelineWal};

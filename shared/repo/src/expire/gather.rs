@@ -145,6 +145,7 @@ impl Gathered {
             gathered.add_lineage(lineage).await?;
         }
         super::soundness::find_gaps(&mut gathered, &mut catalog).await?;
+        super::beside::find(&mut gathered, &mut catalog).await?;
         gathered.find_successors();
         gathered.find_lost_lineages(repository, cluster).await?;
         Ok(gathered)
@@ -373,10 +374,14 @@ impl Gathered {
             superseded: None,
             timelines: BTreeMap::new(),
             inherits: BTreeSet::new(),
+            may_inherit: BTreeSet::new(),
+            beside: BTreeSet::new(),
             gaps: BTreeSet::new(),
         };
         let shared = |b: &&Candidate| archive.shares(b.lineage, b.stop_timeline, b.stop);
         life.inherits.extend(self.facts.backups.iter().filter(shared).map(|backup| backup.id));
+        let doubtful = |b: &&Candidate| !shared(b) && archive.may_share(b.lineage, b.stop_timeline, b.stop);
+        life.may_inherit.extend(self.facts.backups.iter().filter(doubtful).map(|backup| backup.id));
         for timeline in graph.ids() {
             let abandoned = &catalog.facts().abandoned;
             let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id) && !contradicts(id);
@@ -472,7 +477,7 @@ async fn last_sign(backups: &Backups, id: BackupId, begun: Timestamp) -> Result<
 }
 
 /// The timelines that have a history, and when it was stored.
-async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
+pub(super) async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
     let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
     let history = |entry: &walpoint_storage::store::ListedObject| match archive.paths().parse(&entry.key)? {
         WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `clock` | how far the store's clock is from this machine's |
 //! | `gather` | the facts: backups, lineages, holds, what is unfinished |
+//! | `beside` | which timelines are written beside each other |
 //! | `named` | one backup that is to go by name, and what stands against that |
 //! | `soundness` | what is known to be wrong with finished backups |
 //! | `roots` | what is needed, from the facts and the decisions |
@@ -23,6 +24,7 @@
 
 mod aborted;
 mod announcements;
+mod beside;
 mod clock;
 mod delete;
 mod full_disk;

@@ -52,7 +52,7 @@ pub(super) async fn admit(
                 despite_holds.insert(*number);
                 (named.even_if_held, Override::Held)
             }
-            Protection::Last | Protection::Base(_) | Protection::Path(..) => {
+            Protection::Last | Protection::Base(_) | Protection::MaybeBase(_) | Protection::Path(..) => {
                 (named.even_if_last, Override::Last)
             }
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use walpoint_base::{BackupId, LineageId};
+use walpoint_base::{BackupId, LineageId, TimelineId};
 use walpoint_plan::reach::{WalNeed, WalRoots};
 use walpoint_plan::retention::{Candidate, Decision, Policy, RetentionReason, RetentionVerdict, decide};
 use walpoint_storage::error::{RepoError, Result};
@@ -216,6 +216,7 @@ fn wal(
     let unfinished: Vec<BackupId> = here.map(|u| u.id).collect();
     let life = gathered.facts.lives.iter().find(|life| life.lineage == lineage.id);
     let in_use = life.is_none_or(|life| life.superseded.is_none());
+    let beside: Vec<TimelineId> = life.into_iter().flat_map(|life| life.beside.iter().copied()).collect();
     onward.sort_by_key(|backup| backup.id);
     WalNeed::of(&WalRoots {
         graph,
@@ -224,6 +225,7 @@ fn wal(
         alone: &alone,
         unfinished: &unfinished,
         in_use,
+        beside: &beside,
     })
 }
 

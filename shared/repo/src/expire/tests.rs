@@ -1,8 +1,10 @@
 //! Expiry against a repository in a directory, whose files' times are the store's clock.
 
+mod beside;
 mod damage;
 mod full_disk;
 mod lost_timeline;
+mod split_off;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -122,9 +124,9 @@ pub(crate) async fn publish(bed: &Bed, writer: BackupWriter, hours: i64) -> Back
         relation_segment_blocks: 131_072,
         wal_segment_size: size().bytes(),
         data_checksums: true,
-        start_timeline: FIRST,
+        start_timeline: id.timeline(),
         start_lsn: start,
-        stop_timeline: FIRST,
+        stop_timeline: id.timeline(),
         stop_lsn: start + size().bytes(),
         latest_commit: None,
         backup_label: HexBytes::default(),

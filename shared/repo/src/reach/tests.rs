@@ -50,7 +50,7 @@ fn forked() -> TimelineGraph {
 }
 
 fn of<'a>(graph: &'a TimelineGraph, onward: &'a [Candidate], alone: &'a [Candidate]) -> WalRoots<'a> {
-    WalRoots { graph, size: size(), onward, alone, unfinished: &[], in_use: true }
+    WalRoots { graph, size: size(), onward, alone, unfinished: &[], in_use: true, beside: &[] }
 }
 
 #[test]

@@ -54,10 +54,9 @@ impl Run<'_> {
     /// What the backups that are looked at need of a lineage.
     pub(super) fn needed_by(&self, lineage: &Lineage, decisions: &[Decision]) -> Needed {
         let here = |decision: &&Decision| {
-            let base = decision
-                .reasons
-                .iter()
-                .any(|why| matches!(why, RetentionReason::Base(of, _) if *of == lineage.id));
+            let base = decision.reasons.iter().any(
+                |why| matches!(why, RetentionReason::Base(of, base) if *of == lineage.id && base.is_known()),
+            );
             (decision.backup.lineage == lineage.id || base) && self.ids.contains(&decision.backup.id)
         };
         let of = |verdicts: &[RetentionVerdict]| -> Vec<Candidate> {
@@ -78,6 +77,7 @@ impl Run<'_> {
                 alone: &alone,
                 unfinished: &[],
                 in_use: false,
+                beside: &[],
             }),
             None => WalNeed::everything(),
         };

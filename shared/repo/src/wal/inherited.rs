@@ -15,8 +15,8 @@ use crate::repository::Repository;
 pub struct Inherited {
     archive: WalArchive,
     fork: LineageFork,
-    /// Of the timeline of the fork.
-    history: TimelineHistory,
+    /// Of the timeline of the fork; `None` if that cannot be read, so that nothing is known of the timelines before it.
+    history: Option<TimelineHistory>,
 }
 
 impl Repository {
@@ -41,26 +41,51 @@ impl Repository {
         }
         let mut archive = self.wal(&at);
         for (child, fork) in forks.into_iter().rev() {
-            let history = match fork.timeline {
-                TimelineId::FIRST => None,
-                timeline => match archive.history(timeline).await {
-                    Ok(history) => history,
-                    // What is known to be common without it: the fork's own timeline.
-                    Err(RepoError::Corrupt { .. }) => None,
-                    Err(error) => return Err(error),
-                },
-            };
-            let history = history.unwrap_or_else(|| TimelineHistory::root(fork.timeline));
+            let own = self.wal(&child);
+            let history = origin(&archive, &own, fork).await?;
             let inherited = Inherited::new(archive, fork, history);
-            archive = WalArchive::inheriting(self.wal(&child).repository().clone(), child, Some(inherited));
+            archive = WalArchive::inheriting(own.repository().clone(), child, Some(inherited));
         }
         Ok(archive)
     }
 }
 
+/// Where the timeline of a fork comes from: what the parent says or, if that is damaged or missing, what the lineage itself says,
+/// which has the timeline too. A younger timeline of its own comes from there as well.
+async fn origin(parent: &WalArchive, own: &WalArchive, fork: LineageFork) -> Result<Option<TimelineHistory>> {
+    if fork.timeline == TimelineId::FIRST {
+        return Ok(Some(TimelineHistory::root(fork.timeline)));
+    }
+    if let Some(history) = unless_damaged(parent, fork.timeline).await? {
+        return Ok(Some(history));
+    }
+    let younger = own.histories().await?.into_iter().filter(|timeline| *timeline > fork.timeline);
+    for timeline in std::iter::once(fork.timeline).chain(younger) {
+        let history = unless_damaged(own, timeline).await?;
+        let history = history.and_then(|history| match timeline == fork.timeline {
+            true => Some(history),
+            false => history.of_ancestor(fork.timeline),
+        });
+        // In the segment of the fork, the fork may be noted as the segment's start.
+        let size = own.lineage().segment_size;
+        let agrees = |begin: Lsn| SegmentNo::of(begin, size) <= SegmentNo::of(fork.lsn, size);
+        if let Some(history) = history.filter(|one| one.begin_of(fork.timeline).is_some_and(agrees)) {
+            return Ok(Some(history));
+        }
+    }
+    Ok(None)
+}
+
+async fn unless_damaged(archive: &WalArchive, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+    match archive.history(timeline).await {
+        Err(RepoError::Corrupt { .. }) => Ok(None),
+        history => history,
+    }
+}
+
 impl Inherited {
-    /// Of the WAL in `archive` what leads to `fork`; `history` is that of the fork's timeline.
-    pub(crate) fn new(archive: WalArchive, fork: LineageFork, history: TimelineHistory) -> Self {
+    /// Of the WAL in `archive` what leads to `fork`; `history` is that of the fork's timeline, if it is known.
+    pub(crate) fn new(archive: WalArchive, fork: LineageFork, history: Option<TimelineHistory>) -> Self {
         Self { archive, fork, history }
     }
 
@@ -72,12 +97,21 @@ impl Inherited {
     /// Up to which position a timeline leads to the fork; `None` for one that does not.
     fn limit(&self, timeline: TimelineId) -> Option<Lsn> {
         let LineageFork { timeline: of, lsn } = self.fork;
-        if timeline == of { Some(lsn) } else { self.history.end_of(timeline).map(|end| end.min(lsn)) }
+        if timeline == of {
+            return Some(lsn);
+        }
+        self.history.as_ref()?.end_of(timeline).map(|end| end.min(lsn))
     }
 
     /// Whether the byte before a position of a timeline lies before the fork and leads there.
     pub fn holds_before(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         self.limit(timeline).is_some_and(|limit| lsn <= limit)
+    }
+
+    /// Whether it may, as far as is known: without a history of the fork's timeline, any older one may lead there.
+    fn may_hold_before(&self, timeline: TimelineId, lsn: Lsn) -> bool {
+        let unknown = self.history.is_none() && timeline < self.fork.timeline && lsn <= self.fork.lsn;
+        unknown || self.holds_before(timeline, lsn)
     }
 
     /// The last segment of a timeline that is inherited, if any is.
@@ -128,6 +162,17 @@ impl WalArchive {
             let archive = inherited.archive();
             archive.lineage().id == lineage || archive.shares(lineage, timeline, lsn)
         })
+    }
+
+    /// Whether it may be, as far as is known: more than [`Self::shares`] says where the history of a fork's timeline cannot be
+    /// read.
+    pub fn may_share(&self, lineage: LineageId, timeline: TimelineId, lsn: Lsn) -> bool {
+        self.inherited().filter(|inherited| inherited.may_hold_before(timeline, lsn)).is_some_and(
+            |inherited| {
+                let archive = inherited.archive();
+                archive.lineage().id == lineage || archive.may_share(lineage, timeline, lsn)
+            },
+        )
     }
 
     /// The parent's archive, where a file that this one does not have may lie.

@@ -251,6 +251,17 @@ fn refusals_of_wrong_requests() {
     assert_eq!(empty.plan(&RestoreRequest::default()).unwrap_err().why, Why::NoBackup);
 }
 
+/// Whether a backup leads to a timeline whose history cannot be read is not known: another backup is not all that helps.
+#[test]
+fn without_a_backup_the_histories_that_cannot_be_read_are_named() {
+    let world = World { backups: Vec::new(), ..world().0 };
+    let mut facts = world.facts();
+    facts.doubts.insert(tli(2), Doubt::Damaged("damaged".to_owned()));
+    let refused = world.plan_with(facts, &RestoreRequest::default()).unwrap_err();
+    assert_eq!(refused.why, Why::NoBackup);
+    assert_eq!(refused.hints, [Hint::ArchiveHistory(tli(2)), Hint::TakeBackup]);
+}
+
 /// PostgreSQL stops at the first restore point of a name that it replays. Which one that is hangs on the backup, so it is not
 /// left to chance which one is meant.
 #[test]

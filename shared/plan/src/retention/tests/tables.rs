@@ -1,5 +1,7 @@
 //! K1: what each rule keeps, and what is said about it.
 
+use std::collections::BTreeSet;
+
 use jiff::Span;
 use walpoint_base::{BackupId, Lsn};
 
@@ -150,6 +152,47 @@ fn windows_lie_on_every_branch_that_was_in_use() {
     facts.lives[0].timelines.values_mut().for_each(|life| life.written = Some(at("2026-11-16T00:00:00Z")));
     let policy = Policy { window: days(3), ..Policy::default() };
     assert_eq!(kept(&decide(&facts, &policy, at("2026-12-24T00:00:00Z"))), "20+");
+}
+
+/// K3: a copy of the server that was promoted archives beside it from the 13th on. Which one is in production is not known: neither
+/// makes the other's backups expire.
+#[test]
+fn backups_on_timelines_written_beside_each_other_count_for_themselves() {
+    let mut facts = daily();
+    fork(&mut facts.lives[0], 2, 1, 13, "2026-11-13T12:00:00Z");
+    for day in [15, 17, 19, 20] {
+        facts.backups[day - 1] = backup(&format!("2026-11-{day}T03:00:00Z"), 2, day as u64);
+    }
+    for life in facts.lives[0].timelines.values_mut() {
+        life.written = Some(at("2026-11-18T04:00:00Z"));
+    }
+    let failover = facts.clone();
+    facts.lives[0].beside.insert(tli(1));
+    let rule = |rule: Rule| Policy { rule, ..Policy::default() };
+    for (policy, beside, after) in [
+        (rule(Rule { count: Some(1), ..Rule::default() }), "18+ 20+", "20+"),
+        (rule(Rule { count: Some(2), ..Rule::default() }), "16+ 18+ 19+ 20+", "19+ 20+"),
+        (rule(Rule { daily: 2, ..Rule::default() }), "16 18+ 19 20+", "19 20+"),
+        (rule(Rule { monthly: 1, ..Rule::default() }), "18+ 20+", "20+"),
+        (rule(Rule { age: days(1), ..Rule::default() }), "18+ 20+", "20+"),
+        (Policy { window: days(1), ..Policy::default() }, "18+ 19+ 20+", "19+ 20+"),
+    ] {
+        assert_eq!(keep(&facts, &policy, NOW), beside, "{policy:?}");
+        assert_eq!(keep(&failover, &policy, NOW), after, "{policy:?}");
+    }
+    let decisions = decide(&facts, &rule(Rule { count: Some(1), ..Rule::default() }), at(NOW));
+    assert_eq!(
+        decisions[17].because(),
+        "timeline 1, which was written beside a newer one: it is the newest one (count = 1); the last backup is never dropped \
+         (minimum = 1)"
+    );
+
+    let leading: BTreeSet<BackupId> =
+        (1..=16).filter(|day| *day != 15).map(|day: usize| facts.backups[day - 1].id).collect();
+    let last = facts.backups[17].id;
+    assert_eq!(protections(&facts, last, &leading, at(NOW)), [Protection::Path(lineage(1), tli(1))]);
+    assert_eq!(protections(&facts, last, &[].into(), at(NOW)), []);
+    assert_eq!(protections(&failover, last, &leading, at(NOW)), []);
 }
 
 /// K1: a clock that was set forward or back in between makes no backup the newest that is not, and drops none that is.

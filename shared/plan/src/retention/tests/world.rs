@@ -54,6 +54,8 @@ pub(super) fn life() -> RetainedLineage {
         superseded: None,
         timelines,
         inherits: [].into(),
+        may_inherit: [].into(),
+        beside: [].into(),
         gaps: [].into(),
     }
 }
@@ -70,7 +72,7 @@ pub(super) fn fork(life: &mut RetainedLineage, child: u32, parent: u32, mib: u64
             other.superseded.get_or_insert(at(when));
         }
     }
-    life.timelines.insert(tli(child), RetainedTimeline { written: None, superseded: None });
+    life.timelines.insert(tli(child), RetainedTimeline::default());
 }
 
 pub(super) fn hold(number: u64, on: &Candidate, until: Option<&str>) -> HoldFacts {
