@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use walpoint_base::TimelineId;
+use jiff::Timestamp;
+use walpoint_base::{TimelineId, WalFileName};
 use walpoint_storage::error::Result;
+use walpoint_storage::layout::WalEntry;
+use walpoint_storage::store::ListedObject;
 
-use super::gather::{Gathered, histories};
+use super::gather::Gathered;
 use crate::catalog::{Catalog, TimelineUse};
+use crate::wal::WalArchive;
 
 /// Finds them.
 pub(super) async fn find(gathered: &mut Gathered, catalog: &mut Catalog) -> Result<()> {
@@ -30,4 +34,14 @@ pub(super) async fn find(gathered: &mut Gathered, catalog: &mut Catalog) -> Resu
         life.beside = lineage.written_beside(&used.collect()).await?;
     }
     Ok(())
+}
+
+/// The timelines that have a history, and when it was stored.
+pub(super) async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
+    let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
+    let history = |entry: &ListedObject| match archive.paths().parse(&entry.key)? {
+        WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
+        _ => None,
+    };
+    Ok(entries.iter().filter_map(history).collect())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId, WalFileName};
+use walpoint_base::{BackupId, ClusterName, LineageId, TimelineId};
 use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::restore::Doubt;
 use walpoint_plan::retention::{
@@ -12,8 +12,9 @@ use walpoint_plan::retention::{
     RetainedTimeline, RetentionFacts, standings,
 };
 use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
-use walpoint_storage::layout::{ClusterPaths, WalEntry};
+use walpoint_storage::layout::ClusterPaths;
 
+use super::beside::histories;
 use super::soundness::{Pack, PackLengths, Proven, prove};
 use crate::Repository;
 use crate::backup::{
@@ -474,16 +475,6 @@ async fn last_sign(backups: &Backups, id: BackupId, begun: Timestamp) -> Result<
         }
     }
     Ok(last)
-}
-
-/// The timelines that have a history, and when it was stored.
-pub(super) async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
-    let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
-    let history = |entry: &walpoint_storage::store::ListedObject| match archive.paths().parse(&entry.key)? {
-        WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
-        _ => None,
-    };
-    Ok(entries.iter().filter_map(history).collect())
 }
 
 /// When the newest WAL of a timeline was stored: two listings, of the logs and of the last one.

@@ -72,8 +72,8 @@ mod tests {
                 let options = VerifyOptions { backup: None, depth, host, agent };
                 let (policy, now) = (Policy::default(), Timestamp::now());
                 let outlook = outlook(&repository, &cluster(), &policy, now).await.unwrap();
-                let verified = verify(&repository, &cluster(), &outlook, Arc::new(Anything), &options);
-                let report = verified.await.unwrap();
+                let report =
+                    verify(&repository, &cluster(), &outlook, Arc::new(Anything), &options).await.unwrap();
                 let found: Vec<_> =
                     report.findings.iter().filter(|f| f.object.starts_with("keys/")).collect();
                 assert_eq!(found.len(), usize::from(damaged), "{report:#?}");

@@ -181,7 +181,6 @@ fn a_database_is_lost_before_the_transaction_that_drops_it_ends() {
         let drop = |database| (DatabaseDrop { xid: 90, database, begins }, unlocked);
         let stops = at(RecoveryTarget::Time(PgTimestamp(70)));
         assert_eq!(stops.drops().collect::<Vec<_>>(), [drop(Some(16384))], "{major}");
-        let mut fixture = fixture;
         fixture.commit(92, 200);
         let mut finder = RemovalFinder::new(Lsn(u64::MAX));
         for (name, content) in fixture.segments() {
