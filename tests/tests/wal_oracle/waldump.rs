@@ -101,7 +101,7 @@ fn description(kind: &RecordKind) -> Option<String> {
                 |lock: &RelationLock| format!("xid {} db {} rel {}", lock.xid, lock.database, lock.relation);
             format!("LOCK {}", locks.iter().map(lock).collect::<Vec<_>>().join(" "))
         }
-        RecordKind::Other => return None,
+        RecordKind::SharedTuple(..) | RecordKind::Other => return None,
     })
 }
 
