@@ -82,14 +82,14 @@ impl BackupWal {
         (self.first.0..=self.last.0).map(SegmentNo)
     }
 
-    /// The names that a segment may be stored under: one, but where the timeline changed within it.
+    /// The names that a segment may be stored under. Where the timeline changed within it, it is read to its end under the newer one's
+    /// name, which took over what lies before, and is finished under no other; the last segment is read to the backup's end.
     pub(crate) fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
-        let taken_over = self.taken_over.get().copied().filter(|_| segment == self.last);
-        match segment {
-            _ if segment == self.first => [self.stored.first].into_iter().chain(taken_over).collect(),
-            _ if segment == self.last => [self.stored.last].into_iter().chain(taken_over).collect(),
-            _ => self.history.candidates(segment, self.size).map(|t| segment.name(t, self.size)).collect(),
+        if segment == self.last {
+            return [self.stored.last].into_iter().chain(self.taken_over.get().copied()).collect();
         }
+        let owner = self.history.timeline_at(segment.end(self.size) - 1);
+        vec![segment.name(owner, self.size)]
     }
 
     /// The first segment, from `from` on, that is not in the archive; `None` if all are there. Those before it in which a
@@ -260,24 +260,35 @@ mod tests {
 
     use super::*;
 
+    fn name(text: &str) -> SegmentName {
+        text.parse().unwrap()
+    }
+
+    /// The history of the timeline that comes after those in the text.
+    fn history(text: &[u8]) -> TimelineHistory {
+        let timeline = TimelineId::new(u32::try_from(text.split(|b| *b == b'\n').count()).unwrap()).unwrap();
+        TimelineHistory::parse(timeline, text).unwrap()
+    }
+
+    fn needed(first: &str, last: &str, stop: Lsn, history: TimelineHistory) -> BackupWal {
+        let size = SegmentSize::DEFAULT;
+        let (first, last) = (name(first), name(last));
+        BackupWal {
+            size,
+            first: first.number(size).unwrap(),
+            last: last.number(size).unwrap(),
+            stored: WalStored { first, last },
+            history,
+            stop,
+            taken_over: OnceLock::new(),
+        }
+    }
+
     #[test]
     fn the_next_timelines_copy_takes_the_place_of_a_segment_that_is_never_finished() {
-        let name = |text: &str| text.parse::<SegmentName>().unwrap();
-        let (first, last) = (name("000000010000000000000004"), name("000000010000000000000005"));
-        let needed = BackupWal {
-            size: SegmentSize::DEFAULT,
-            first: SegmentNo(4),
-            last: SegmentNo(5),
-            stored: WalStored { first, last },
-            history: TimelineHistory::root(TimelineId::FIRST),
-            stop: Lsn(0x500_0100),
-            taken_over: OnceLock::new(),
-        };
-        let successors = |text: &[u8]| {
-            let timeline =
-                TimelineId::new(u32::try_from(text.split(|b| *b == b'\n').count()).unwrap()).unwrap();
-            needed.successors(&TimelineHistory::parse(timeline, text).unwrap())
-        };
+        let (first, last) = ("000000010000000000000004", "000000010000000000000005");
+        let needed = needed(first, last, Lsn(0x500_0100), TimelineHistory::root(TimelineId::FIRST));
+        let successors = |text: &[u8]| needed.successors(&history(text));
         let child = name("000000020000000000000005");
         assert_eq!(successors(b"1\t0/5000200\tx\n"), [child]);
         assert_eq!(successors(b"1\t0/5000100\tx\n"), [child], "at the end of the backup");
@@ -287,9 +298,27 @@ mod tests {
         );
         assert_eq!(successors(b"1\t0/5000090\tx\n"), [], "the backup goes on behind it");
         assert_eq!(successors(b"1\t0/6000200\tx\n"), [], "the segment was finished");
-        assert_eq!(needed.names(SegmentNo(5)), [last]);
+        assert_eq!(needed.names(SegmentNo(5)), [name(last)]);
         needed.taken_over.set(child).unwrap();
-        assert_eq!(needed.names(SegmentNo(5)), [last, child]);
-        assert_eq!(needed.names(SegmentNo(4)), [first]);
+        assert_eq!(needed.names(SegmentNo(5)), [name(last), child]);
+        assert_eq!(needed.names(SegmentNo(4)), [name(first)]);
+    }
+
+    /// The upstream of a standby was promoted while that was backed up.
+    #[test]
+    fn a_segment_in_which_the_timeline_changed_is_the_newer_ones() {
+        let forked = || history(b"1\t0/5000200\tx\n");
+        let child = name("000000020000000000000005");
+        // In the only one.
+        let only = needed("000000010000000000000005", "000000020000000000000005", Lsn(0x500_0300), forked());
+        assert_eq!(only.newest_first().collect::<Vec<_>>(), [child]);
+        // In the first one, and in one in the middle.
+        let last = name("000000020000000000000006");
+        let first = needed("000000010000000000000005", "000000020000000000000006", Lsn(0x600_0300), forked());
+        assert_eq!(first.newest_first().collect::<Vec<_>>(), [last, child]);
+        let middle =
+            needed("000000010000000000000004", "000000020000000000000006", Lsn(0x600_0300), forked());
+        let before = name("000000010000000000000004");
+        assert_eq!(middle.newest_first().collect::<Vec<_>>(), [last, child, before]);
     }
 }
