@@ -2,23 +2,20 @@
 //! it is not announced.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
-use tokio::sync::Mutex;
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
-use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupDescription, WalStored};
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 use walpoint_words::format_chain;
 
+use super::needed_history::Histories;
 use crate::check::archiving::why_not_archived;
-use crate::check::source::read_control;
 
 /// Segments that are looked for at the same time.
 const AT_ONCE: usize = 16;
@@ -150,17 +147,18 @@ impl BackupWal {
     async fn take_over(
         &self,
         archive: &WalArchive,
-        pgdata: &Path,
+        histories: Histories<'_>,
         missing: SegmentNo,
     ) -> anyhow::Result<Option<String>> {
-        let (_, control) = read_control(pgdata)?;
         let old = self.stored.last.timeline;
-        let Some(newest) = control.newest_timeline().filter(|newest| missing == self.last && *newest > old)
-        else {
+        if missing != self.last {
+            return Ok(None);
+        }
+        let Some(newest) = histories.newest_timeline().await?.filter(|newest| *newest > old) else {
             return Ok(None);
         };
-        let file = WalFileName::History(newest).to_string();
-        let content = std::fs::read(pgdata.join("pg_wal").join(&file)).context(file)?;
+        let content = histories.content(newest).await?;
+        let content = content.with_context(|| format!("no {}", WalFileName::History(newest)))?;
         let names = self.successors(&TimelineHistory::parse(newest, &content)?);
         let Some(first) = names.first().copied() else { return Ok(None) };
         if archive.history(newest).await?.is_some() {
@@ -185,12 +183,11 @@ impl BackupWal {
         &self,
         archive: &WalArchive,
         limit: Duration,
-        server: &Mutex<Server>,
-        pgdata: Option<&Path>,
+        histories: Histories<'_>,
     ) -> anyhow::Result<BTreeSet<SegmentNo>> {
         let mut copied = BTreeSet::new();
         let (began, mut moved, mut reported) = (Instant::now(), Instant::now(), Instant::now());
-        let (mut next, mut pause) = (self.first, Duration::from_millis(50));
+        let (mut next, mut pause, mut promoted) = (self.first, Duration::from_millis(50), None::<Instant>);
         let repository = archive.repository().name();
         loop {
             let missing = match self.first_missing(archive, next, &mut copied).await {
@@ -209,24 +206,25 @@ impl BackupWal {
             if missing != next {
                 (next, moved, pause) = (missing, Instant::now(), Duration::from_millis(50));
             }
-            if let Some(pgdata) = pgdata {
-                match self.take_over(archive, pgdata, missing).await {
-                    // What is on its way arrives soon.
-                    Ok(Some(promotion)) if moved.elapsed() >= QUIET => bail!(
-                        "no backup was taken: a promotion came between: {promotion}\nHINT: Run the backup again."
-                    ),
-                    Ok(_) => {}
-                    Err(error) => tracing::debug!(
-                        repository,
-                        "could not look for a promotion: {}",
-                        format_chain(&error)
-                    ),
+            match self.take_over(archive, histories, missing).await {
+                // What is on its way arrives soon.
+                Ok(Some(promotion)) => {
+                    if promoted.get_or_insert_with(Instant::now).elapsed() >= QUIET {
+                        bail!(
+                            "no backup was taken: a promotion came between: {promotion}\nHINT: Run the backup again."
+                        );
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(repository, "could not look for a promotion: {}", format_chain(&error))
                 }
             }
             let timed_out = began.elapsed() >= limit;
             if timed_out || (moved.elapsed() >= QUIET && reported.elapsed() >= QUIET) {
                 let name = self.names(missing).first().map_or_else(String::new, SegmentName::to_string);
                 let segment = self.names(missing).first().copied().unwrap_or(self.stored.first);
+                let Histories { server, pgdata, .. } = histories;
                 let why = why_not_archived(&mut *server.lock().await, pgdata, segment).await;
                 let left = self.last.0.saturating_sub(missing.0) + 1;
                 let what = format!(

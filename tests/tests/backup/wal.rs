@@ -154,6 +154,16 @@ fn a_standbys_backup_that_ends_with_a_segment_can_be_restored_as_it_ended() {
 /// copy of that segment is what the backup waits for.
 #[test]
 fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
+    promoted_while_it_waits(false);
+}
+
+/// B2: the same where the standby's data directory is not visible: the server says that it was promoted.
+#[test]
+fn a_promotion_finishes_what_the_backup_of_an_unseen_standby_waits_for() {
+    promoted_while_it_waits(true);
+}
+
+fn promoted_while_it_waits(unseen: bool) {
     let mut bed = Bed::local(Cluster::builder());
     bed.cluster.psql("create table t as select generate_series(1, 1000) i");
     let mut standby = bed.cluster.standby();
@@ -166,8 +176,14 @@ fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
     // It notes how far it has replayed, and there the backup ends.
     standby.psql("checkpoint");
     let _daemon = agent.daemon();
-    let mut command = agent.command("archive-agent", ["backup", "--json"]);
-    let log = agent.place().join("backup.log");
+    let nowhere = bed.cluster.dir().join("of another machine");
+    let from = match unseen {
+        true => walpoint_tests::agent::Agent::at(bed.cluster.dir(), &nowhere, &standby.conninfo())
+            .repository("main", &bed.store),
+        false => walpoint_tests::agent::Agent::with(&standby, &bed.store),
+    };
+    let mut command = from.command("archive-agent", ["backup", "--json"]);
+    let log = from.place().join("backup.log");
     let mut backup = walpoint_tests::process::Background::start(&mut command, &log);
     walpoint_tests::wait::until_true(std::time::Duration::from_secs(60), "the backup waits", || {
         backup.log().contains("waiting: the backup needs WAL")
