@@ -18,17 +18,22 @@ pub(crate) struct WalDecoder;
 
 impl SegmentDecoder for WalDecoder {
     fn search(&self, rule: &StopRule, from: Lsn, until: Lsn) -> Box<dyn StopSearch> {
+        // Where the backup is consistent counts only for `immediate`.
+        let mut consistent = Lsn::INVALID;
         let (target, inclusive) = match rule.clone() {
             StopRule::Time { at, inclusive } => (RecoveryTarget::Time(at), inclusive),
             StopRule::Lsn { at, inclusive } => (RecoveryTarget::Lsn(at), inclusive),
             StopRule::Xid { xid, inclusive } => (RecoveryTarget::Xid(xid), inclusive),
             StopRule::Name(name) => (RecoveryTarget::Name(name), true),
+            StopRule::Consistent(at) => {
+                consistent = at;
+                (RecoveryTarget::Immediate, true)
+            }
             StopRule::Minimal => {
                 return Box::new(MinimalSearch { reader: RecordReader::new(), from, until });
             }
         };
-        // Where the backup is consistent counts only for `immediate`, which no rule stands for.
-        let rule = find::TargetRule { target, inclusive, consistent: Lsn::INVALID };
+        let rule = find::TargetRule { target, inclusive, consistent };
         Box::new(Search { finder: StopFinder::new(rule, from), until, last_page: None })
     }
 

@@ -142,8 +142,16 @@ impl Histories<'_> {
         bail!("the history of timeline {timeline} is neither in pg_wal nor in a repository")
     }
 
+    /// The newest timeline that the server has been on.
+    pub(super) async fn newest_timeline(&self) -> anyhow::Result<Option<TimelineId>> {
+        match self.pgdata {
+            Some(pgdata) => Ok(source::read_control(pgdata)?.1.newest_timeline()),
+            None => Ok(Some(self.server.lock().await.identity().await?.timeline)),
+        }
+    }
+
     /// What the server has in `pg_wal`; `None` if it has none.
-    async fn content(&self, timeline: TimelineId) -> anyhow::Result<Option<Vec<u8>>> {
+    pub(super) async fn content(&self, timeline: TimelineId) -> anyhow::Result<Option<Vec<u8>>> {
         let Some(pgdata) = self.pgdata else {
             let mut walsender = source::walsender(self.settings, &mut *self.server.lock().await).await?;
             return match walsender.timeline_history(timeline).await {

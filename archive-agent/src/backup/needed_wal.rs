@@ -2,23 +2,20 @@
 //! it is not announced.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
-use tokio::sync::Mutex;
 use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
-use walpoint_pg::server::Server;
 use walpoint_repo::backup::{BackupDescription, WalStored};
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 use walpoint_words::format_chain;
 
+use super::needed_history::Histories;
 use crate::check::archiving::why_not_archived;
-use crate::check::source::read_control;
 
 /// Segments that are looked for at the same time.
 const AT_ONCE: usize = 16;
@@ -82,14 +79,14 @@ impl BackupWal {
         (self.first.0..=self.last.0).map(SegmentNo)
     }
 
-    /// The names that a segment may be stored under: one, but where the timeline changed within it.
+    /// The names that a segment may be stored under. Where the timeline changed within it, it is read to its end under the newer one's
+    /// name, which took over what lies before, and is finished under no other; the last segment is read to the backup's end.
     pub(crate) fn names(&self, segment: SegmentNo) -> Vec<SegmentName> {
-        let taken_over = self.taken_over.get().copied().filter(|_| segment == self.last);
-        match segment {
-            _ if segment == self.first => [self.stored.first].into_iter().chain(taken_over).collect(),
-            _ if segment == self.last => [self.stored.last].into_iter().chain(taken_over).collect(),
-            _ => self.history.candidates(segment, self.size).map(|t| segment.name(t, self.size)).collect(),
+        if segment == self.last {
+            return [self.stored.last].into_iter().chain(self.taken_over.get().copied()).collect();
         }
+        let owner = self.history.timeline_at(segment.end(self.size) - 1);
+        vec![segment.name(owner, self.size)]
     }
 
     /// The first segment, from `from` on, that is not in the archive; `None` if all are there. Those before it in which a
@@ -150,17 +147,18 @@ impl BackupWal {
     async fn take_over(
         &self,
         archive: &WalArchive,
-        pgdata: &Path,
+        histories: Histories<'_>,
         missing: SegmentNo,
     ) -> anyhow::Result<Option<String>> {
-        let (_, control) = read_control(pgdata)?;
         let old = self.stored.last.timeline;
-        let Some(newest) = control.newest_timeline().filter(|newest| missing == self.last && *newest > old)
-        else {
+        if missing != self.last {
+            return Ok(None);
+        }
+        let Some(newest) = histories.newest_timeline().await?.filter(|newest| *newest > old) else {
             return Ok(None);
         };
-        let file = WalFileName::History(newest).to_string();
-        let content = std::fs::read(pgdata.join("pg_wal").join(&file)).context(file)?;
+        let content = histories.content(newest).await?;
+        let content = content.with_context(|| format!("no {}", WalFileName::History(newest)))?;
         let names = self.successors(&TimelineHistory::parse(newest, &content)?);
         let Some(first) = names.first().copied() else { return Ok(None) };
         if archive.history(newest).await?.is_some() {
@@ -185,12 +183,11 @@ impl BackupWal {
         &self,
         archive: &WalArchive,
         limit: Duration,
-        server: &Mutex<Server>,
-        pgdata: Option<&Path>,
+        histories: Histories<'_>,
     ) -> anyhow::Result<BTreeSet<SegmentNo>> {
         let mut copied = BTreeSet::new();
         let (began, mut moved, mut reported) = (Instant::now(), Instant::now(), Instant::now());
-        let (mut next, mut pause) = (self.first, Duration::from_millis(50));
+        let (mut next, mut pause, mut promoted) = (self.first, Duration::from_millis(50), None::<Instant>);
         let repository = archive.repository().name();
         loop {
             let missing = match self.first_missing(archive, next, &mut copied).await {
@@ -209,24 +206,25 @@ impl BackupWal {
             if missing != next {
                 (next, moved, pause) = (missing, Instant::now(), Duration::from_millis(50));
             }
-            if let Some(pgdata) = pgdata {
-                match self.take_over(archive, pgdata, missing).await {
-                    // What is on its way arrives soon.
-                    Ok(Some(promotion)) if moved.elapsed() >= QUIET => bail!(
-                        "no backup was taken: a promotion came between: {promotion}\nHINT: Run the backup again."
-                    ),
-                    Ok(_) => {}
-                    Err(error) => tracing::debug!(
-                        repository,
-                        "could not look for a promotion: {}",
-                        format_chain(&error)
-                    ),
+            match self.take_over(archive, histories, missing).await {
+                // What is on its way arrives soon.
+                Ok(Some(promotion)) => {
+                    if promoted.get_or_insert_with(Instant::now).elapsed() >= QUIET {
+                        bail!(
+                            "no backup was taken: a promotion came between: {promotion}\nHINT: Run the backup again."
+                        );
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(repository, "could not look for a promotion: {}", format_chain(&error))
                 }
             }
             let timed_out = began.elapsed() >= limit;
             if timed_out || (moved.elapsed() >= QUIET && reported.elapsed() >= QUIET) {
                 let name = self.names(missing).first().map_or_else(String::new, SegmentName::to_string);
                 let segment = self.names(missing).first().copied().unwrap_or(self.stored.first);
+                let Histories { server, pgdata, .. } = histories;
                 let why = why_not_archived(&mut *server.lock().await, pgdata, segment).await;
                 let left = self.last.0.saturating_sub(missing.0) + 1;
                 let what = format!(
@@ -260,24 +258,35 @@ mod tests {
 
     use super::*;
 
+    fn name(text: &str) -> SegmentName {
+        text.parse().unwrap()
+    }
+
+    /// The history of the timeline that comes after those in the text.
+    fn history(text: &[u8]) -> TimelineHistory {
+        let timeline = TimelineId::new(u32::try_from(text.split(|b| *b == b'\n').count()).unwrap()).unwrap();
+        TimelineHistory::parse(timeline, text).unwrap()
+    }
+
+    fn needed(first: &str, last: &str, stop: Lsn, history: TimelineHistory) -> BackupWal {
+        let size = SegmentSize::DEFAULT;
+        let (first, last) = (name(first), name(last));
+        BackupWal {
+            size,
+            first: first.number(size).unwrap(),
+            last: last.number(size).unwrap(),
+            stored: WalStored { first, last },
+            history,
+            stop,
+            taken_over: OnceLock::new(),
+        }
+    }
+
     #[test]
     fn the_next_timelines_copy_takes_the_place_of_a_segment_that_is_never_finished() {
-        let name = |text: &str| text.parse::<SegmentName>().unwrap();
-        let (first, last) = (name("000000010000000000000004"), name("000000010000000000000005"));
-        let needed = BackupWal {
-            size: SegmentSize::DEFAULT,
-            first: SegmentNo(4),
-            last: SegmentNo(5),
-            stored: WalStored { first, last },
-            history: TimelineHistory::root(TimelineId::FIRST),
-            stop: Lsn(0x500_0100),
-            taken_over: OnceLock::new(),
-        };
-        let successors = |text: &[u8]| {
-            let timeline =
-                TimelineId::new(u32::try_from(text.split(|b| *b == b'\n').count()).unwrap()).unwrap();
-            needed.successors(&TimelineHistory::parse(timeline, text).unwrap())
-        };
+        let (first, last) = ("000000010000000000000004", "000000010000000000000005");
+        let needed = needed(first, last, Lsn(0x500_0100), TimelineHistory::root(TimelineId::FIRST));
+        let successors = |text: &[u8]| needed.successors(&history(text));
         let child = name("000000020000000000000005");
         assert_eq!(successors(b"1\t0/5000200\tx\n"), [child]);
         assert_eq!(successors(b"1\t0/5000100\tx\n"), [child], "at the end of the backup");
@@ -287,9 +296,27 @@ mod tests {
         );
         assert_eq!(successors(b"1\t0/5000090\tx\n"), [], "the backup goes on behind it");
         assert_eq!(successors(b"1\t0/6000200\tx\n"), [], "the segment was finished");
-        assert_eq!(needed.names(SegmentNo(5)), [last]);
+        assert_eq!(needed.names(SegmentNo(5)), [name(last)]);
         needed.taken_over.set(child).unwrap();
-        assert_eq!(needed.names(SegmentNo(5)), [last, child]);
-        assert_eq!(needed.names(SegmentNo(4)), [first]);
+        assert_eq!(needed.names(SegmentNo(5)), [name(last), child]);
+        assert_eq!(needed.names(SegmentNo(4)), [name(first)]);
+    }
+
+    /// The upstream of a standby was promoted while that was backed up.
+    #[test]
+    fn a_segment_in_which_the_timeline_changed_is_the_newer_ones() {
+        let forked = || history(b"1\t0/5000200\tx\n");
+        let child = name("000000020000000000000005");
+        // In the only one.
+        let only = needed("000000010000000000000005", "000000020000000000000005", Lsn(0x500_0300), forked());
+        assert_eq!(only.newest_first().collect::<Vec<_>>(), [child]);
+        // In the first one, and in one in the middle.
+        let last = name("000000020000000000000006");
+        let first = needed("000000010000000000000005", "000000020000000000000006", Lsn(0x600_0300), forked());
+        assert_eq!(first.newest_first().collect::<Vec<_>>(), [last, child]);
+        let middle =
+            needed("000000010000000000000004", "000000020000000000000006", Lsn(0x600_0300), forked());
+        let before = name("000000010000000000000004");
+        assert_eq!(middle.newest_first().collect::<Vec<_>>(), [last, child, before]);
     }
 }

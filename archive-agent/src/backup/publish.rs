@@ -131,7 +131,7 @@ impl Publishing<'_> {
             for timeline in BTreeSet::from([stored.first.timeline, stored.last.timeline]) {
                 lacking.extend(histories.lacking(&archive, timeline).await?);
             }
-            let copied = self.needed.wait(&archive, limit, self.origin.server(), pgdata).await?;
+            let copied = self.needed.wait(&archive, limit, histories).await?;
             // What arrived under these names may be another server's.
             self.checkpoints.prove(&archive, self.needed).await?;
             database_copies::refuse(&archive, self.needed, &copied, self.checkpoints.range()).await?;

@@ -107,10 +107,63 @@ fn a_backup_from_a_standby() {
     source.assert_equal(&walpoint_tests::oracle::Contents::of(&bed.recover(&id.to_string())));
 }
 
+/// Restores a backup as it was when it ended, and starts a server there.
+fn at_its_end(bed: &Bed, id: &str, action: &str) -> Cluster {
+    let target = bed.cluster.dir().join(format!("{action}-{id}"));
+    let place = target.display().to_string();
+    let end = ["--target-immediate", "--target-action", action, "--pgdata", &place];
+    bed.agent.restore(&[&["restore", "--backup", id][..], &end].concat()).expect_success();
+    Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), target)
+}
+
+/// B2, R1: the last record that a standby replayed is a segment switch, so its backup ends where the segment does. No record behind that
+/// end is there, and recovery to it needs none.
+#[test]
+fn a_standbys_backup_that_ends_with_a_segment_can_be_restored_as_it_ended() {
+    let bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.psql("create table t as select generate_series(1, 1000) i");
+    let standby = bed.cluster.streaming_standby();
+    let agent =
+        walpoint_tests::agent::Agent::with(&standby, &bed.store).cluster_line("backup_wal_timeout = \"5s\"");
+    // Now and then the primary writes by itself before the backup ends.
+    let ended = (1..=5).find_map(|_| {
+        bed.cluster.psql("checkpoint");
+        bed.cluster.psql("insert into t values (5)");
+        let segment = bed.cluster.switch_wal();
+        bed.cluster.wait_archived(&segment);
+        standby.wait_replayed(&bed.cluster);
+        standby.psql("checkpoint");
+        let rows = standby.psql("select count(*) from t");
+        if agent.run(&["backup"]).status != 0 {
+            return None;
+        }
+        let id = *bed.repository().finished().last().unwrap();
+        let facts = bed.repository().open(&id.to_string()).manifest().summary.facts.clone();
+        (facts.stop_lsn.0 % facts.wal_segment_size == 0).then_some((id.to_string(), rows))
+    });
+    let (id, rows) = ended.expect("a backup that ends with a segment");
+    let paused = at_its_end(&bed, &id, "pause");
+    paused.wait_for("select pg_is_in_recovery() and pg_is_wal_replay_paused()", "t");
+    assert_eq!(paused.psql("select count(*) from t"), rows);
+    let promoted = at_its_end(&bed, &id, "promote");
+    promoted.wait_for("select pg_is_in_recovery()", "f");
+    assert_eq!(promoted.psql("select count(*) from t"), rows);
+}
+
 /// B2: the primary dies before the segment with the end of a standby's backup is full, and the standby is promoted: the new timeline's
 /// copy of that segment is what the backup waits for.
 #[test]
 fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
+    promoted_while_it_waits(false);
+}
+
+/// B2: the same where the standby's data directory is not visible: the server says that it was promoted.
+#[test]
+fn a_promotion_finishes_what_the_backup_of_an_unseen_standby_waits_for() {
+    promoted_while_it_waits(true);
+}
+
+fn promoted_while_it_waits(unseen: bool) {
     let mut bed = Bed::local(Cluster::builder());
     bed.cluster.psql("create table t as select generate_series(1, 1000) i");
     let mut standby = bed.cluster.standby();
@@ -120,9 +173,17 @@ fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
     // The backup ends within a segment that the primary still writes.
     bed.cluster.psql("insert into t select generate_series(1, 500)");
     standby.wait_replayed(&bed.cluster);
+    // It notes how far it has replayed, and there the backup ends.
+    standby.psql("checkpoint");
     let _daemon = agent.daemon();
-    let mut command = agent.command("archive-agent", ["backup", "--json"]);
-    let log = agent.place().join("backup.log");
+    let nowhere = bed.cluster.dir().join("of another machine");
+    let from = match unseen {
+        true => walpoint_tests::agent::Agent::at(bed.cluster.dir(), &nowhere, &standby.conninfo())
+            .repository("main", &bed.store),
+        false => walpoint_tests::agent::Agent::with(&standby, &bed.store),
+    };
+    let mut command = from.command("archive-agent", ["backup", "--json"]);
+    let log = from.place().join("backup.log");
     let mut backup = walpoint_tests::process::Background::start(&mut command, &log);
     walpoint_tests::wait::until_true(std::time::Duration::from_secs(60), "the backup waits", || {
         backup.log().contains("waiting: the backup needs WAL")
@@ -136,6 +197,10 @@ fn a_promotion_finishes_what_a_standbys_backup_waits_for() {
     assert!(!agent.run(&["status"]).expect_success().stdout.contains("DAMAGED"), "{told:?}");
     let id = bed.repository().finished()[0];
     assert_eq!(bed.restore(&id.to_string()).psql("select count(*) from t"), "1501");
+    // Its own timeline has no record behind its end.
+    let ended = at_its_end(&bed, &id.to_string(), "promote");
+    ended.wait_for("select pg_is_in_recovery()", "f");
+    assert_eq!(ended.psql("select count(*) from t"), "1500");
 }
 
 /// B6: a server that was promoted while it did not archive has never stored its timeline's history. Without it no recovery

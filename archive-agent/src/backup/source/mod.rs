@@ -109,11 +109,6 @@ impl BackupOrigin {
         Self { server: Arc::new(Mutex::new(server)), destinations, pgdata }
     }
 
-    /// A session on the backup's server.
-    pub(crate) fn server(&self) -> &Mutex<Server> {
-        &self.server
-    }
-
     /// The data directory, where it is visible.
     pub(crate) fn pgdata(&self) -> Option<&Path> {
         self.pgdata.as_deref()

@@ -66,7 +66,7 @@ pub fn group_may(
         StopRule::Time { .. } => unknown > 0,
         StopRule::Xid { .. } => unknown > 0 || xids > 0,
         StopRule::Name(_) => unknown > 0 || points > 0,
-        StopRule::Lsn { .. } | StopRule::Minimal => false,
+        StopRule::Lsn { .. } | StopRule::Minimal | StopRule::Consistent(_) => false,
     };
     untold || may(rule, transactions, last_record)
 }
@@ -81,7 +81,8 @@ pub fn crossing_place(
 ) -> Option<RangedSegment> {
     let (place, open) = before?;
     let may = match (rule, Crossing::between(open.as_ref(), next, begin)) {
-        (StopRule::Lsn { .. } | StopRule::Minimal, _) | (_, Crossing::Nothing) => false,
+        (StopRule::Lsn { .. } | StopRule::Minimal | StopRule::Consistent(_), _) => false,
+        (_, Crossing::Nothing) => false,
         (StopRule::Name(name), crossing) => crossing.may_be_named(name),
         (_, Crossing::Unknown) => true,
         (_, Crossing::Point(_)) => false,
@@ -99,7 +100,8 @@ pub fn may(rule: &StopRule, transactions: Option<&TransactionRange>, last_record
         StopRule::Time { at, inclusive: false } => transactions.is_some_and(|t| t.latest >= *at),
         StopRule::Lsn { at, .. } => last_record.is_some_and(|last| last >= *at),
         StopRule::Xid { xid, .. } => transactions.is_some_and(|t| t.may_hold(*xid)),
-        StopRule::Name(_) | StopRule::Minimal => false,
+        // Where that record starts follows from where others do.
+        StopRule::Name(_) | StopRule::Minimal | StopRule::Consistent(_) => false,
     }
 }
 

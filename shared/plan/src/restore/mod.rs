@@ -10,6 +10,7 @@
 //! | [`facts`] | what is known, and the questions |
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
+//! | `immediate` | recovery to the end of a backup |
 //! | [`planner`] | from facts to a plan or a refusal |
 //! | `latest` | which timeline is the latest, and whether that is known |
 //! | `build`, `notes` | the plan, once all that it needs is found; what a person should know of it |
@@ -35,6 +36,7 @@ mod ending;
 pub mod estimate;
 pub mod facts;
 pub mod hint;
+mod immediate;
 mod latest;
 pub mod likely;
 mod locks;

@@ -202,10 +202,7 @@ impl<'a> Planner<'a> {
         }
         let Some(rule) = rule else {
             return Ok(Some(match self.request.target {
-                RecoveryTarget::Immediate => {
-                    let ending = self.ending(path, backup, &coverage, backup.end)?;
-                    Ok(self.build(path, backup, &ending, None, (backup.end, StopAt::Requested))?)
-                }
+                RecoveryTarget::Immediate => self.to_the_backups_end(path, backup, &coverage)?,
                 _ => self.to_the_end(path, backup, &coverage)?,
             }));
         };

@@ -73,6 +73,8 @@ pub(super) enum StopAt {
     Requested,
     /// Before the first record at or after a position: where a timeline without WAL of its own was forked.
     Before(Lsn),
+    /// After the record that starts at a position: the last one of a backup, behind which there may be none.
+    After(Lsn),
 }
 
 const TARGETS: [&str; 5] = [
@@ -106,7 +108,9 @@ pub(super) fn settings(
     stop: &StopAt,
 ) -> Vec<RecoverySetting> {
     let target = match (stop, &request.target) {
-        (StopAt::Before(lsn), _) => Some(RecoverySetting::new("recovery_target_lsn", lsn.to_string())),
+        (StopAt::Before(lsn) | StopAt::After(lsn), _) => {
+            Some(RecoverySetting::new("recovery_target_lsn", lsn.to_string()))
+        }
         (_, RecoveryTarget::Latest) => None,
         (_, RecoveryTarget::Immediate) => Some(RecoverySetting::new("recovery_target", "immediate")),
         (_, RecoveryTarget::Time(time)) => {
@@ -119,7 +123,11 @@ pub(super) fn settings(
         }
         (_, RecoveryTarget::Name(name)) => Some(RecoverySetting::new("recovery_target_name", name.clone())),
     };
-    let inclusive = request.inclusive && *stop == StopAt::Requested;
+    let inclusive = match stop {
+        StopAt::Requested => request.inclusive,
+        StopAt::Before(_) => false,
+        StopAt::After(_) => true,
+    };
     let used = target.as_ref().map(|t| t.name);
     let mut settings: Vec<RecoverySetting> = TARGETS
         .into_iter()
@@ -192,6 +200,21 @@ mod tests {
         let fork = lines(&RestoreRequest::default(), &StopAt::Before(Lsn(0x5000060)));
         assert!(fork.contains(&"recovery_target_inclusive = 'off'".to_owned()));
         assert_eq!(fork.last().unwrap(), "recovery_target_lsn = '0/5000060'");
+        let end = RestoreRequest {
+            target: RecoveryTarget::Immediate,
+            inclusive: false,
+            action: TargetAction::Pause,
+            ..RestoreRequest::default()
+        };
+        let end = lines(&end, &StopAt::After(Lsn(0x5000060)));
+        for line in [
+            "recovery_target = ''",
+            "recovery_target_inclusive = 'on'",
+            "recovery_target_action = 'pause'",
+            "recovery_target_lsn = '0/5000060'",
+        ] {
+            assert!(end.contains(&line.to_owned()), "{end:?}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum StopRule {
     Name(String),
     /// Before the first record that sets `wal_level = minimal`. No target: recovery cannot pass it.
     Minimal,
+    /// After the record that ends at this position, or behind it: the last one that a backup needs.
+    Consistent(Lsn),
 }
 
 impl StopRule {
@@ -69,7 +71,7 @@ impl StopRule {
         match self {
             Self::Time { .. } | Self::Minimal => false,
             Self::Lsn { inclusive, .. } | Self::Xid { inclusive, .. } => *inclusive,
-            Self::Name(_) => true,
+            Self::Name(_) | Self::Consistent(_) => true,
         }
     }
 }

@@ -54,6 +54,15 @@ fn recovery_stops_where_postgresql_does() {
     let consistent = TargetRule { consistent: e, ..rule(RecoveryTarget::Immediate, true) };
     let found = find(consistent, any, fixture.segments()).unwrap().unwrap();
     assert_eq!((found.record.start, found.end()), (again, e));
+    // A standby's backup ends where the segment does if the last record that it replayed is a switch.
+    let mut switched = WalFixture::new(17, 1);
+    switched.commit(10, 1000);
+    let switch = switched.switch();
+    let (end, segments) = (switched.position(), switched.segments());
+    assert_eq!(end, switched.start() + (1 << 20));
+    let consistent = TargetRule { consistent: end, ..rule(RecoveryTarget::Immediate, true) };
+    let found = find(consistent, any, segments).unwrap().unwrap();
+    assert_eq!((found.record.start, found.end()), (switch, end));
 
     let mut finder = StopFinder::new(rule(time(9999), true), any);
     let (name, content) = only(&fixture);

@@ -335,6 +335,7 @@ pub fn decides(rule: &StopRule, record: &Record) -> bool {
         (StopRule::Time { at, inclusive: true }, TestRecordKind::Commit { time, .. }) => time > at,
         (StopRule::Time { at, inclusive: false }, TestRecordKind::Commit { time, .. }) => time >= at,
         (StopRule::Lsn { at, .. }, _) => record.start >= *at,
+        (StopRule::Consistent(at), _) => record.end >= *at,
         (StopRule::Xid { xid, .. }, TestRecordKind::Commit { xid: own, .. }) => own == xid,
         (StopRule::Name(name), TestRecordKind::Point(own)) => own == name,
         (StopRule::Minimal, TestRecordKind::Minimal) => true,

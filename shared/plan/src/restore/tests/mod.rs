@@ -1,6 +1,7 @@
 //! The planner against tables written by hand and a brute-force oracle.
 
 mod consistency;
+mod immediate;
 mod latest;
 mod oracle;
 mod removal;

@@ -4,6 +4,7 @@
 //! segment says about itself leaves out the record that ends in the next one; the index keeps a piece of that record in both
 //! ([`walpoint_base::crossing`]), and where the pieces may decide, or do not tell, both segments are decoded.
 
+mod consistent;
 mod epoch;
 mod minimal;
 mod partial;
@@ -56,7 +57,10 @@ impl<'a> Search<'a> {
             StopRule::Name(name) => self.places_named(facts, question, &files, name).await?,
             _ => BTreeSet::new(),
         };
-        let mut found = self.in_order(question, &files, &named).await?;
+        let mut found = match &question.rule {
+            StopRule::Consistent(at) => self.ending_at(question, &files, *at).await?,
+            _ => self.in_order(question, &files, &named).await?,
+        };
         if let (None, Some(partial)) = (&found, partial) {
             found = self.stop_in_partial(question, &files, partial).await?;
         }

@@ -156,6 +156,18 @@ async fn records_across_the_end_of_a_segment_are_found() {
         let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();
         assert_eq!(ours.stop, world.plan(&request).unwrap().stop, "{request:?}");
     }
+
+    // The last record of a backup is looked for from where it may begin.
+    let backup = world.backup(1, SIZE + SIZE / 2, 4 * SIZE + SIZE / 2, 70, 80);
+    let mut catalog = open(&world, &bed).await;
+    let target = RecoveryTarget::Immediate;
+    let request = RestoreRequest { target, backup: Some(backup), ..RestoreRequest::default() };
+    let now = at(9000).to_time();
+    let ours = catalog.ask(Some(&decoder), |facts| plan(facts, &request, now)).await.unwrap().unwrap();
+    let last = Lsn(3 * SIZE + SIZE / 2).to_string();
+    let set = ours.settings.iter().find(|setting| setting.name == "recovery_target_lsn").unwrap();
+    assert_eq!((&set.value, ours.until), (&last, Lsn(4 * SIZE + SIZE / 2)));
+    assert_eq!(ours.settings, world.plan(&request).unwrap().settings);
 }
 
 /// The clock is ahead for a moment, and the one commit of that moment crosses the end of a segment: recovery to a time before

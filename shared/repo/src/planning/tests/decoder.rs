@@ -159,8 +159,8 @@ impl StopSearch for Search {
             let may = counts && decides(&self.rule, &record);
             if record.end > end {
                 // Only the header is readable here.
-                let lsn = matches!(self.rule, StopRule::Lsn { .. });
-                if counts && if lsn { may } else { record.kind != TestRecordKind::Other } {
+                let by_position = matches!(self.rule, StopRule::Lsn { .. } | StopRule::Consistent(_));
+                if counts && if by_position { may } else { record.kind != TestRecordKind::Other } {
                     self.open = Some(record);
                     return Ok(SearchState::More);
                 }
