@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use walpoint_base::dropped::{self, DropReason, Recorded};
-use walpoint_base::{Diagnostic, TimelineHistory, WalFileName};
+use walpoint_base::{Diagnostic, SegmentName, SegmentNo, TimelineHistory, WalFileName};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::backoff::Backoff;
 use walpoint_runtime::config::duration;
@@ -54,7 +54,12 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(_)) if accept_damaged => return note_damage(&uploader, name).await,
-            Ok(Ok(_)) => return Ok(()),
+            Ok(Ok(_)) => {
+                if Giver::of_this_process() == Giver::Person {
+                    warn_of_gap(&uploader, name).await;
+                }
+                return Ok(());
+            }
             // What is refused for good now may be taken in a moment, so nothing is dropped for that at once.
             Ok(Err(UploadError { text, permanent: true })) if overflow.is_none() => break text,
             Ok(Err(UploadError { text, .. })) => last = Some(text),
@@ -91,6 +96,45 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
             Ok(())
         }
     }
+}
+
+/// Says so if a person archived an incomplete segment and no repository has the one before it, which recovery cannot pass.
+async fn warn_of_gap(uploader: &Uploader, name: WalFileName) {
+    let (WalFileName::Segment(segment) | WalFileName::Partial(segment)) = name else { return };
+    match missing_before(uploader, segment).await {
+        Ok(Some(before)) => tracing::warn!(
+            file = %name,
+            "\"{before}\" is not in the archive: recovery cannot reach \"{segment}\"\nHINT: Archive what is missing before it with \
+             \"archive-agent push\", in order. Until then only moments before that gap can be restored."
+        ),
+        Ok(None) => {}
+        Err(error) => {
+            let why = walpoint_runtime::exit::format_chain(&error);
+            tracing::warn!(
+                "could not determine whether the segment before \"{segment}\" is in the archive: {why}"
+            );
+        }
+    }
+}
+
+/// The segment before one that is in no repository whole, if no repository has that either.
+async fn missing_before(uploader: &Uploader, segment: SegmentName) -> anyhow::Result<Option<SegmentName>> {
+    let cluster = uploader.identity().await.map_err(|error| anyhow!(error.text))?;
+    let mut missing = None;
+    for target in uploader.targets() {
+        let archive = target.archive_at(&cluster, segment.timeline).await?;
+        let size = archive.lineage().segment_size;
+        let number = segment.number(size).and_then(|number| number.0.checked_sub(1)).map(SegmentNo);
+        let Some(number) = number else { return Ok(None) };
+        let history = archive.history(segment.timeline).await?;
+        let history = history.unwrap_or_else(|| TimelineHistory::root(segment.timeline));
+        let before = number.name(history.timeline_at(number.end(size) - 1), size);
+        if archive.header(segment).await?.is_some() || archive.header(before).await?.is_some() {
+            return Ok(None);
+        }
+        missing = Some(before);
+    }
+    Ok(missing)
 }
 
 /// Puts a segment on record that was stored although it is damaged: recovery cannot pass it.

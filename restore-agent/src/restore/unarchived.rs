@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use walpoint_base::{
-    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentSize, WalFileName, archived,
-    durable,
+    CreatedTablespace, Lsn, RecoveryTarget, SegmentFacts, SegmentName, SegmentSize, TimelineId, WalFileName,
+    archived, durable,
 };
 use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal};
 
@@ -126,7 +126,7 @@ impl Unarchived {
         let (mut number, mut content) = (range.last.next(), Vec::new());
         let last = range.last.name(range.timeline, size);
         // Directories of the server that wrote what is replayed, and of servers that wrote other segments.
-        let (mut own, mut astray) = (owned(found, last).await?, BTreeSet::new());
+        let (mut own, mut astray) = (owned(found, last, plan.timeline).await?, BTreeSet::new());
         while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
             let mut fitting: Vec<FittingSegment<'_>> = Vec::new();
@@ -140,7 +140,7 @@ impl Unarchived {
             let proven = fitting.iter().rev().filter(|one| is_in(one.path, &own));
             let Some(best) = proven.max_by_key(|one| (one.facts.whole, one.facts.end)) else {
                 if let Some(one) = fitting.first() {
-                    self.left = Some(not_shown(last, one.path));
+                    self.left = Some(not_shown(last, plan.timeline, one.path));
                 } else if paths.iter().all(|path| is_in(path, &astray)) {
                     self.left = Some(format!(
                         "\"{name}\" follows another copy of the segment before than the one that recovery replays"
@@ -319,10 +319,15 @@ struct FittingSegment<'a> {
 }
 
 /// The directories of which something shows that a stored segment, the last one that recovery has from the archive, is their server's.
-async fn owned(found: &NotStored, last: SegmentName) -> anyhow::Result<BTreeSet<&Path>> {
+/// Where recovery goes on along another `timeline`, that this is theirs.
+async fn owned(
+    found: &NotStored,
+    last: SegmentName,
+    timeline: TimelineId,
+) -> anyhow::Result<BTreeSet<&Path>> {
     let mut owned = BTreeSet::new();
     for remains in found.earlier.iter().chain([&found.here]) {
-        if vouched::covers(&remains.vouched, &found.copies, last).await? {
+        if vouched::covers(&remains.vouched, &found.copies, last, timeline).await? {
             owned.insert(remains.directory.as_path());
         }
     }
@@ -330,8 +335,16 @@ async fn owned(found: &NotStored, last: SegmentName) -> anyhow::Result<BTreeSet<
 }
 
 /// Why a segment is not replayed though its records continue those of `last`, the last segment of the archive.
-fn not_shown(last: SegmentName, path: &Path) -> String {
+fn not_shown(last: SegmentName, timeline: TimelineId, path: &Path) -> String {
     let directory = path.parent().unwrap_or(path).display();
+    if timeline != last.timeline {
+        return format!(
+            "the archive has only the history of timeline {timeline}, and nothing shows that the server that wrote {directory} archives \
+             that timeline: copies that are promoted at the same position write the same history\nHINT: Only if that server is the \
+             one that archives it, archive the kept files with \"archive-agent push\", in order, and run the same command \
+             again: another server's WAL would mix the rows of both."
+        );
+    }
     format!(
         "nothing shows that the archive's last segment, \"{last}\", is from the server that wrote it: {directory} has neither that \
          segment nor a record of it in \"{}\"\nHINT: Only if that server, or a standby of it, wrote what is archived, archive \

@@ -6,7 +6,11 @@
 //! |---|---|
 //! | a file with the segment's content | under its name, or under that of a later segment, where it waits to be used again |
 //! | the record of what was stored from there ([`archived`]) | names the segment by its hash, or a later one of its timeline in that lineage |
-//! | the history of a timeline that begins behind the segment of another one | under its name: what lies before it, both servers have |
+//!
+//! A timeline that begins behind the segment of another one is shown by itself: what lies before it every copy has, and copies that are
+//! promoted at one position write the same history. So the archive's history is the directory's own where PostgreSQL put it up to be
+//! archived (`archive_status`) and the contents are the same, or where the record names a segment of that timeline. A drill's copy
+//! archives nothing, and has neither. Two servers that both archive, and of which the archive has the history alone, cannot be told apart.
 //!
 //! All of it is noted as lines of such a record. A repair keeps the files that no archive has, and with them what these lines say.
 
@@ -54,14 +58,16 @@ pub(super) async fn look(
         let end = number.end(size);
         let history = history(copies, name.timeline).await?;
         let begins_here = history.begin_of(name.timeline) == Some(end);
-        let timeline = if begins_here { history.timeline_at(end - 1) } else { name.timeline };
-        let before = number.name(timeline, size);
+        let before = number.name(name.timeline, size);
         let of_its_own = std::iter::once(wal.join(before.to_string()));
         let recycled = waiting.iter().filter(|(held, _)| *held == before).map(|(_, path)| path.clone());
         let held: Vec<PathBuf> = of_its_own.chain(recycled).collect();
         for (at, archive) in copies.archives().iter().enumerate() {
-            let history = begins_here.then_some((name.timeline, wal));
-            match line(archive, before, &held, history).await {
+            let shown = match begins_here {
+                true => line_of_timeline(archive, name, wal).await,
+                false => line(archive, before, &held).await,
+            };
+            match shown {
                 Ok(line) => lines.extend(line.filter(|line| !lines.contains(line))),
                 Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => {
                     tracing::debug!("repository \"{}\": {error}", archive.repository().name());
@@ -73,16 +79,25 @@ pub(super) async fn look(
     Ok(lines)
 }
 
-/// Whether lines show that a segment, the last one that recovery has from the archive, is the directory's own.
-pub(super) async fn covers(lines: &[String], copies: &WalCopies, last: SegmentName) -> anyhow::Result<bool> {
+/// Whether lines show that a segment, the last one that recovery has from the archive, is the directory's own, or, if a timeline begins
+/// behind it on which recovery goes on, that this is.
+pub(super) async fn covers(
+    lines: &[String],
+    copies: &WalCopies,
+    last: SegmentName,
+    timeline: TimelineId,
+) -> anyhow::Result<bool> {
     let claims: Vec<_> = lines.iter().filter_map(|line| archived::parse(line)).collect();
     for (at, archive) in copies.archives().iter().enumerate() {
         let place = archive.place();
         let later = |of: &str, segment: SegmentName| {
-            of == place && segment.timeline == last.timeline && segment > last
+            of == place && segment.timeline == timeline && (timeline != last.timeline || segment > last)
         };
         if claims.iter().any(|(of, segment, _)| later(of, *segment)) {
             return Ok(true);
+        }
+        if timeline != last.timeline {
+            continue;
         }
         let stored = match header(archive, last).await {
             Err(error) if at > 0 && error.downcast_ref::<RepoError>().is_some() => None,
@@ -115,19 +130,10 @@ async fn history(copies: &WalCopies, timeline: TimelineId) -> anyhow::Result<Tim
     }
 }
 
-/// The line that says that a directory has a segment as an archive has it. `held`: files that may be it; `history`: the timeline that
-/// begins behind it, and the directory in which its history lies.
-async fn line(
-    archive: &WalArchive,
-    name: SegmentName,
-    held: &[PathBuf],
-    history: Option<(TimelineId, &Path)>,
-) -> anyhow::Result<Option<String>> {
+/// The line that says that a directory has a segment as an archive has it. `held`: files that may be it.
+async fn line(archive: &WalArchive, name: SegmentName, held: &[PathBuf]) -> anyhow::Result<Option<String>> {
     let Some(header) = header(archive, name).await? else { return Ok(None) };
-    let mut shown = match history {
-        Some((timeline, wal)) if timeline != name.timeline => has_history(archive, timeline, wal).await?,
-        _ => false,
-    };
+    let mut shown = false;
     for path in held.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.is_file())) {
         shown = shown
             || hash(archive, path, u64::MAX).await? == header.hash
@@ -146,15 +152,30 @@ async fn holds_all_records(archive: &WalArchive, name: SegmentName, path: &Path)
     }
 }
 
-/// Whether a directory has the history of a timeline that an archive has.
-async fn has_history(archive: &WalArchive, timeline: TimelineId, wal: &Path) -> anyhow::Result<bool> {
-    let name = WalFileName::History(timeline);
+/// The line that says that the timeline that begins with a segment is a directory's own. It names that segment, and the history's hash.
+async fn line_of_timeline(
+    archive: &WalArchive,
+    first: SegmentName,
+    wal: &Path,
+) -> anyhow::Result<Option<String>> {
+    let name = WalFileName::History(first.timeline);
     let path = wal.join(name.to_string());
-    if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
-        return Ok(false);
+    let is_there = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+    if !is_there || !was_put_up(wal, name) {
+        return Ok(None);
     }
-    let Some(stored) = sound(archive, archive.get(name).await)? else { return Ok(false) };
-    Ok(archive.repository().sealer().content_hash(&stored.content) == hash(archive, &path, u64::MAX).await?)
+    let Some(stored) = sound(archive, archive.get(name).await)? else { return Ok(None) };
+    let own = hash(archive, &path, u64::MAX).await?;
+    let is_own = archive.repository().sealer().content_hash(&stored.content) == own;
+    Ok(is_own.then(|| archived::line(&archive.place(), first, &own.to_string())))
+}
+
+/// Whether PostgreSQL put a file up to be archived, whether that was done or not.
+fn was_put_up(wal: &Path, name: WalFileName) -> bool {
+    let status = wal.join("archive_status");
+    [".ready", ".done"]
+        .iter()
+        .any(|suffix| fs::symlink_metadata(status.join(format!("{name}{suffix}"))).is_ok())
 }
 
 #[cfg(test)]
@@ -162,6 +183,23 @@ mod tests {
     use walpoint_base::durable;
 
     use super::*;
+
+    #[test]
+    fn a_copy_that_archives_nothing_put_up_no_history() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = WalFileName::History(TimelineId::new(2).unwrap());
+        let status = dir.path().join("archive_status");
+        fs::create_dir(&status).unwrap();
+        assert!(!was_put_up(dir.path(), name));
+        for suffix in ["ready", "done"] {
+            let path = status.join(format!("00000002.history.{suffix}"));
+            fs::write(&path, "").unwrap();
+            assert!(was_put_up(dir.path(), name), "{suffix}");
+            fs::remove_file(&path).unwrap();
+        }
+        fs::write(status.join("00000003.history.done"), "").unwrap();
+        assert!(!was_put_up(dir.path(), name));
+    }
 
     #[test]
     fn a_record_is_read_line_by_line_and_one_that_is_none_says_nothing() {

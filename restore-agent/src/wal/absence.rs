@@ -21,6 +21,8 @@ pub(crate) struct Surroundings {
     pub(crate) indexed: Option<SegmentName>,
     /// A copy of the segment that does not reach its end.
     pub(crate) incomplete: Option<String>,
+    /// Of a segment that is built: where the last record ends that its incomplete copies hold.
+    pub(crate) copied_until: Option<Lsn>,
     /// Of a segment: the histories of all timelines with a higher id.
     pub(crate) histories: Vec<TimelineHistory>,
     /// Of a segment: timelines with a higher id that have the same segment, whole; where only that is asked, those that have anything
@@ -71,12 +73,21 @@ pub(crate) fn of_rest(
     size: SegmentSize,
     around: &Surroundings,
 ) -> Result<(), Unproven> {
-    match nothing_later(name, size, around)?.into_iter().find(|(_, switch)| *switch > until) {
-        Some((history, switch)) => {
+    let left = nothing_later(name, size, around)?;
+    if let Some((history, switch)) = left.iter().find(|(_, switch)| *switch > until) {
+        let why = format!(
+            "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}",
+            history.timeline(),
+            name.timeline
+        );
+        return Err(Unproven::Refused(why, Remedy::Restore));
+    }
+    // Where a younger timeline left it, the end of this one is there, whatever its own server wrote behind that.
+    let is_left = left.iter().any(|(_, switch)| *switch == until);
+    match around.copied_until.filter(|copied| *copied > until && !is_left) {
+        Some(copied) => {
             let why = format!(
-                "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}",
-                history.timeline(),
-                name.timeline
+                "the restore planned to end at {until}, and by now the archive has an incomplete copy of \"{name}\" up to {copied}"
             );
             Err(Unproven::Refused(why, Remedy::Restore))
         }
@@ -254,6 +265,26 @@ mod tests {
         assert!(rest(&left_at("1\t0/5000090\tx\n")).is_err(), "a child has more of it");
         assert!(rest(&left_at("1\t0/7000000\tx\n")).is_err(), "a child left later");
         assert!(rest(&Surroundings { later: Some("…6".into()), ..copy }).is_err());
+    }
+
+    #[test]
+    fn recovery_does_not_end_before_the_end_of_a_longer_copy() {
+        let name: SegmentName = "000000010000000000000005".parse().unwrap();
+        let rest = |copied: u64, text: &str| {
+            let histories = vec![history(2, text)];
+            let around =
+                Surroundings { copied_until: Some(Lsn(copied)), histories, ..Surroundings::default() };
+            of_rest(name, Lsn(0x500_0060), SegmentSize::DEFAULT, &around)
+        };
+        assert_eq!(rest(0x500_0060, ""), Ok(()), "the copy that was planned with");
+        assert_eq!(rest(0x500_0028, ""), Ok(()), "the longer one was elsewhere");
+        let why = rest(0x500_0098, "").unwrap_err();
+        assert!(
+            matches!(&why, Unproven::Refused(why, Remedy::Restore) if why.contains("up to 0/5000098")),
+            "{why:?}"
+        );
+        assert!(rest(0x500_0098, "1\t0/5000030\tx\n").is_err());
+        assert_eq!(rest(0x500_0098, "1\t0/5000060\tx\n"), Ok(()), "a timeline left it where the plan ends");
     }
 
     #[test]

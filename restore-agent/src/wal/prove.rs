@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::ForkSegment;
+use walpoint_plan::restore::decide::last_end;
 use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::lineage::AckMember;
@@ -19,6 +20,7 @@ use walpoint_storage::layout::WalEntry;
 use walpoint_storage::object::RepositoryId;
 use walpoint_words::format_chain;
 
+use crate::decoder::WalDecoder;
 use crate::wal::absence::{self, Surroundings};
 use crate::wal::archive::{ClusterArchive, FetchResult, Missing};
 use crate::wal::refusal::Unproven;
@@ -61,9 +63,40 @@ pub(crate) async fn unfinished(
     failures: Vec<Failed>,
 ) -> Result<(), Unproven> {
     let look = Look::Around(WalFileName::Segment(segment.name));
-    let (around, _) = surroundings(archive, look, missing, failures).await?;
-    absence::of_rest(segment.name, segment.cut, of_size(archive)?, &around)?;
+    let (mut around, proven) = surroundings(archive, look, missing, failures).await?;
+    let proven: Vec<&Missing<'_>> = missing.iter().filter(|source| proven.contains(&source.name)).collect();
+    let size = of_size(archive)?;
+    around.copied_until = copied_until(&proven, segment.name, size).await.map_err(|e| format_chain(&e))?;
+    absence::of_rest(segment.name, segment.cut, size, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
+}
+
+/// Where the last record ends that the incomplete copies of a segment hold, as a plan would find it now: in all repositories together. An
+/// error if a damaged one may hold more.
+async fn copied_until(
+    proven: &[&Missing<'_>],
+    name: SegmentName,
+    size: SegmentSize,
+) -> anyhow::Result<Option<Lsn>> {
+    let (Some((first, others)), Some(number)) = (proven.split_first(), name.number(size)) else {
+        return Ok(None);
+    };
+    let wal = first.wal.joined(others.iter().map(|other| other.wal.clone()).collect());
+    let until = match wal.get_incomplete(name).await? {
+        Some(copy) => {
+            let range = (number.start(size), number.end(size));
+            let end = move || last_end(&WalDecoder, name, &copy.content, range);
+            Some(tokio::task::spawn_blocking(end).await?)
+        }
+        None => None,
+    };
+    if let Some(damaged) = wal.damaged_copy_beyond(name, until).await? {
+        bail!(damaged);
+    }
+    for source in proven {
+        confirm(&source.wal).await?;
+    }
+    Ok(until)
 }
 
 /// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline (`at`): nothing of

@@ -78,6 +78,41 @@ fn the_oldest_and_the_newest_version_replay_the_first_segment_behind_a_boundary(
     the_first_segment_behind_a_boundary_is_replayed(19, "--replace");
 }
 
+/// A drill's copy and the new primary are restored from one archive, which ends with a segment: their histories are equal, and the
+/// archive has that of the primary alone. What the drill wrote, which archives nothing, is not taken for the archive's.
+#[test]
+fn what_a_drill_wrote_is_not_replayed_because_its_history_equals_the_archives() {
+    let (mut bed, mut ledger) = bed(17);
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    bed.cluster.crash();
+    let mut drill = bed.restore_and_start("drill", &[]);
+    drill.wait_promoted();
+    let written = ledger.append_as(&drill, "drill").segment;
+    drill.crash();
+
+    let pgdata = bed.cluster.pgdata().to_owned();
+    fs::rename(&pgdata, bed.place("lost")).unwrap();
+    bed.restore("data", &["--resume-archiving"]);
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    let production = crash_in_the_first_segment(&mut bed, &mut ledger);
+    assert_eq!(written, production);
+    let history = |server: &Cluster| fs::read_to_string(server.wal_dir().join("00000002.history")).unwrap();
+    assert_eq!(history(&drill), history(&bed.cluster));
+
+    let repaired = bed.try_restore("drill", &["--delta", "--server-is-down"]).expect_success().stdout;
+    assert!(repaired.contains("the archive has only the history of timeline 2"), "{repaired}");
+    assert!(!repaired.contains("recovery replays unarchived WAL"), "{repaired}");
+    let again = Cluster::start_restored(bed.cluster.dir(), 17, drill.pgdata());
+    again.wait_promoted();
+    assert_eq!(ledger.labels(&again), "a1");
+    // The primary's own rows are still replayed.
+    let options = ["--delta", "--server-is-down", "--resume-archiving"];
+    bed.try_restore("data", &options).expect_success();
+    assert_eq!(rows(&mut bed, &ledger), "a1 b1");
+}
+
 /// The old timeline's own copy of the segment in which the new one begins is whole in the archive: recovery would end at the fork.
 #[test]
 fn the_first_segment_of_a_timeline_that_left_a_whole_one_is_not_left_out() {

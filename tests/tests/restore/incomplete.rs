@@ -174,6 +174,52 @@ fn of_two_repositories_the_copy_that_was_planned_with_is_recovered() {
     stops(&mut server, "shorter than the copy that the restore was planned with");
 }
 
+/// The primary dies with two rows in its open segment, of which a copy with the first one is stored, and one with both after the restore
+/// that is returned.
+#[track_caller]
+fn outgrown(bed: &mut Archived, ledger: &mut Ledger) -> Cluster {
+    let early = ledger.append_as(&bed.cluster, "a2");
+    push_part(bed, "early", &early.segment);
+    let last = ledger.append_as(&bed.cluster, "a3");
+    assert_eq!(early.segment, last.segment);
+    bed.cluster.crash();
+    bed.stop_daemon();
+    let place = bed.restore("short", &["--use-partial"]);
+    push_part(bed, "late", &last.segment);
+    Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None)
+}
+
+/// Promise 4: a longer copy of the last segment is archived between the restore and the start. Recovery does not end before the rows
+/// that it holds.
+#[test]
+fn recovery_does_not_end_in_a_copy_when_a_longer_one_was_archived() {
+    let (mut bed, mut ledger) = bed(None);
+    let mut short = outgrown(&mut bed, &mut ledger);
+    stops(&mut short, "the restore planned to end at");
+    assert!(short.log().contains("Restore again."), "{}", short.log());
+    let server = bed.restore_and_start("again", &["--use-partial"]);
+    promoted_with(&server, &ledger, "a1 a2 a3");
+}
+
+/// Promise 4: the same where the longer copy is in the other repository alone.
+#[test]
+fn recovery_does_not_end_in_a_copy_when_another_repository_holds_a_longer_one() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let (main, other) = (bed.back_door(), second.back_door());
+    let mut short = outgrown(&mut bed, &mut ledger);
+    let (mut copies, mut others) = (ended(&main), ended(&other));
+    // By the position in their names.
+    copies.sort_unstable();
+    others.sort_unstable();
+    assert_eq!((copies.len(), others.len()), (2, 2));
+    main.delete(&copies[1]);
+    other.delete(&others[0]);
+    stops(&mut short, "the restore planned to end at");
+    let server = bed.restore_and_start("again", &["--use-partial"]);
+    promoted_with(&server, &ledger, "a1 a2 a3");
+}
+
 /// Promise 7: of two copies the one that holds more is damaged. The other one is not the end of the archive, and what it holds can be
 /// recovered by name.
 #[test]

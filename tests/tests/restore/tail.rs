@@ -173,6 +173,48 @@ fn a_dead_primarys_last_segment_is_recovered_on_request() {
     }
 }
 
+/// Promises 4 and 7: archiving stopped before a primary died, and only what there is of its last segment is archived by hand. The segment
+/// before it was finished: `push` names it, and no plan goes to the end without it.
+#[test]
+fn a_last_segment_behind_one_that_was_never_archived_is_no_end() {
+    let (mut bed, mut ledger) = bed();
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    bed.stop_daemon();
+    bed.cluster.set("archive_command", "false");
+    bed.cluster.reload();
+    bed.cluster.wait_for("show archive_command", "false");
+    ledger.append_as(&bed.cluster, "a2");
+    let missing = bed.cluster.switch_wal();
+    let last = ledger.append_as(&bed.cluster, "a3").segment;
+    assert!(missing < last);
+    bed.cluster.crash();
+    let content = fs::read(bed.cluster.wal_dir().join(&last)).unwrap();
+    let partial = bed.cluster.dir().write(format!("{last}.partial"), content);
+    for path in [partial, bed.cluster.wal_dir().join(&last)] {
+        let pushed = bed.agent.run(&["push", path.to_str().unwrap()]).expect_success();
+        assert!(pushed.stderr.contains(&format!("\"{missing}\" is not in the archive")), "{pushed:#?}");
+        let refusal = refused(&bed, &[], "missing-wal");
+        assert_eq!(refusal["missing_segments"][0]["first_segment"], missing.as_str(), "{refusal:#}");
+        refused(&bed, &["--use-partial"], "missing-wal");
+        let options = refusal["nearest_targets"][0]["options"].as_array().unwrap();
+        let options: Vec<&str> = options.iter().map(|option| option.as_str().unwrap()).collect();
+        assert!(options.contains(&"--target-lsn"), "{refusal:#}");
+        assert_eq!(recovered(&bed, &ledger, &options).0, "a1");
+    }
+    let status: Value = serde_json::from_str(&bed.agent.run(&["status", "--json"]).stdout).unwrap();
+    assert!(
+        status.to_string().contains("\"gaps\":[{") && status.to_string().contains(&missing),
+        "{status:#}"
+    );
+    let verified = bed.agent.run(&["verify", "--json", "--light"]).expect_status(3);
+    assert!(verified.stdout.contains(&missing), "{verified:#?}");
+
+    let path = bed.cluster.wal_dir().join(&missing);
+    bed.agent.run(&["push", path.to_str().unwrap()]).expect_success();
+    assert_eq!(recovered(&bed, &ledger, &["--use-partial"]), ("a1 a2 a3".to_owned(), 2));
+}
+
 /// Promise 7: recovery asks every repository, so one that has nothing of the last segment does not answer for the other.
 #[test]
 fn a_repository_without_a_last_segment_does_not_answer_for_the_other() {

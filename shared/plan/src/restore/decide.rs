@@ -136,6 +136,20 @@ pub fn last_start(
     Some(does)
 }
 
+/// Where the last record that ends in an incomplete copy of a segment ends; the segment's begin if none does.
+pub fn last_end(
+    decoder: &dyn SegmentDecoder,
+    name: SegmentName,
+    content: &[u8],
+    (start, end): (Lsn, Lsn),
+) -> Lsn {
+    let Some(at) = last_start(decoder, name, content, start, end) else { return start };
+    match decoder.search(&StopRule::Lsn { at, inclusive: true }, start, end).feed(name, content) {
+        Ok(SearchState::Stop(stop)) => stop.end.align(),
+        _ => start,
+    }
+}
+
 /// Zeros from `length` on.
 pub fn cut(content: &mut [u8], length: u64) {
     let length = usize::try_from(length).unwrap_or(usize::MAX);

@@ -322,6 +322,7 @@ pub struct Facts {
     pub abandoned: BTreeMap<TimelineId, Abandoned>,
     answers: BTreeMap<Question, Answer>,
     lost: BTreeMap<TimelineId, Runs>,
+    begun: BTreeMap<TimelineId, Runs>,
 }
 
 impl Facts {
@@ -348,6 +349,7 @@ impl Facts {
             contradicting: BTreeMap::new(),
             answers: BTreeMap::new(),
             lost: BTreeMap::new(),
+            begun: BTreeMap::new(),
         }
     }
 
@@ -374,6 +376,18 @@ impl Facts {
     pub fn lost(&self, timeline: TimelineId) -> Asking<Option<&Runs>> {
         self.wal(timeline)?;
         Ok(self.lost.get(&timeline))
+    }
+
+    /// Says of which segments of a timeline an incomplete copy is there, as [`Self::lose`]: its server had finished all before it. Those
+    /// before the last whole segment may be left out.
+    pub fn begin_segments(&mut self, timeline: TimelineId, begun: Runs) {
+        self.begun.insert(timeline, begun);
+    }
+
+    /// The segments of a timeline of which an incomplete copy is there; `None` if there are none.
+    pub fn begun(&self, timeline: TimelineId) -> Asking<Option<&Runs>> {
+        self.wal(timeline)?;
+        Ok(self.begun.get(&timeline))
     }
 
     /// What is known about a backup.

@@ -75,11 +75,14 @@ impl Planner<'_> {
     /// Everything up to the end of a window.
     fn end_of(&self, window: &Window, named: bool) -> Asking<Moment> {
         let path = Path::to(self.facts, window.timeline);
-        let last = path.map(|p| p.last_present()).transpose()?.flatten();
         let end = SegmentNo::before(window.until, self.facts.segment_size);
+        let is_gap = match path {
+            Some(path) => path.last_present()? > Some(end) || path.last_lost(end.next())?.is_some(),
+            None => false,
+        };
         // The end of the archive needs no target; before a gap the last record that is there has to be named.
         let target = match window.last_record {
-            Some(record) if named || last.is_some_and(|last| last > end) => MomentTarget::Record(record),
+            Some(record) if named || is_gap => MomentTarget::Record(record),
             _ => MomentTarget::End,
         };
         let (lsn, time) = (window.last_record.unwrap_or(window.until), window.until_time);

@@ -10,6 +10,7 @@
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 use super::facts::{Asking, BackupFacts, Facts};
+use crate::runs::Runs;
 
 /// Consecutive segments of one timeline.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -72,8 +73,8 @@ pub struct Coverage {
     pub minimal: Option<Lsn>,
     /// The next segment whose right file is there: then what lies between is a gap, else it is the end of the archive.
     pub next: Option<SegmentNo>,
-    /// The last segment from `missing` on that was stored and cannot be had, if no right file is there any more: then, too, what
-    /// lies up to it is a gap.
+    /// The last segment from `missing` on that was stored and cannot be had, or that was finished before one of which an incomplete copy
+    /// is there, if no right file is there any more: then, too, what lies up to it is a gap.
     pub lost: Option<SegmentNo>,
 }
 
@@ -274,13 +275,19 @@ impl<'a> Path<'a> {
         Ok(None)
     }
 
-    /// The last segment of the path from `from` on that was stored and cannot be had.
-    fn last_lost(&self, from: SegmentNo) -> Asking<Option<SegmentNo>> {
+    /// The last segment of the path from `from` on that was stored and cannot be had, or that was finished before one that was begun.
+    pub(super) fn last_lost(&self, from: SegmentNo) -> Asking<Option<SegmentNo>> {
         for portion in self.portions().rev().filter(|p| p.last >= from) {
-            let Some(lost) = self.facts.lost(portion.timeline)? else { continue };
-            let first = portion.first.max(from);
-            if let Some(run) = lost.iter().rev().find(|r| r.first <= portion.last && r.last >= first) {
-                return Ok(Some(run.last.min(portion.last)));
+            let last_of = |runs: Option<&Runs>, from: SegmentNo| {
+                let first = portion.first.max(from);
+                let run = runs?.iter().rev().find(|r| r.first <= portion.last && r.last >= first)?;
+                Some(run.last.min(portion.last)).filter(|last| *last >= first)
+            };
+            let lost = last_of(self.facts.lost(portion.timeline)?, from);
+            let begun = last_of(self.facts.begun(portion.timeline)?, from.next());
+            let finished = begun.and_then(|number| number.0.checked_sub(1)).map(SegmentNo);
+            if lost.max(finished).is_some() {
+                return Ok(lost.max(finished));
             }
         }
         Ok(None)

@@ -83,7 +83,7 @@ pub fn of_timeline(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
 }
 
 /// The segments that are missing between a timeline's first and its last one, those included that were stored and cannot be
-/// had: nothing after them can be reached from before. The segment of the fork is missing too if only the parent has it, and all
+/// had, and those before one of which an incomplete copy is there: nothing after them can be reached from before. The segment of the fork is missing too if only the parent has it, and all
 /// from there on if anything is stored of what leads to the fork. The last one is no less than that before which a younger
 /// timeline left it: whoever recovers there reads all up to the fork under this timeline's name.
 pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
@@ -93,7 +93,9 @@ pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
     let runs = facts.wal(timeline)?;
     let lost = facts.lost(timeline)?;
     let first = runs.first().or_else(|| lost.and_then(Runs::first));
-    let last = runs.last().max(lost.and_then(Runs::last)).max(left);
+    let begun = facts.begun(timeline)?.and_then(Runs::last);
+    let finished = begun.and_then(|number| number.0.checked_sub(1)).map(SegmentNo);
+    let last = runs.last().max(lost.and_then(Runs::last)).max(left).max(finished);
     let fork = path.history().begin_of(timeline).filter(|l| l.is_valid());
     let fork = fork.map(|lsn| SegmentNo(lsn.0 / facts.segment_size.bytes()));
     let first = match fork {

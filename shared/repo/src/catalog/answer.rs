@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::restore::{Answer, Asking, Extent, Facts, Path, Question, SegmentDecoder};
+use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{RepoError, Result};
 
 use super::inventory::TimelineWal;
@@ -139,6 +140,9 @@ impl LineageCatalog {
         }
         let runs = wal.runs().clone();
         self.facts.lose(timeline, wal.lost().clone());
+        let mut begun = Runs::default();
+        wal.incomplete().for_each(|number| begun.insert(number, 0));
+        self.facts.begin_segments(timeline, begun);
         self.wal.insert(timeline, wal);
         Answer::Wal(runs)
     }

@@ -13,7 +13,7 @@ use super::{Inner, WalArchive};
 impl WalArchive {
     /// This archive with the same lineage in other repositories beside it.
     #[must_use]
-    pub(crate) fn joined(&self, beside: Vec<Self>) -> Self {
+    pub fn joined(&self, beside: Vec<Self>) -> Self {
         let Inner { repository, lineage, paths, inherited, .. } = &*self.inner;
         Self {
             inner: Arc::new(Inner {

@@ -112,7 +112,7 @@ impl WalArchive {
 
     /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
     /// ended, a `.partial` file does not.
-    pub(crate) async fn damaged_copy_beyond(
+    pub async fn damaged_copy_beyond(
         &self,
         segment: SegmentName,
         until: Option<Lsn>,

@@ -104,7 +104,14 @@ impl World {
 
     pub fn facts(&self) -> Facts {
         let ids = self.backups.iter().map(|b| b.id).collect();
-        Facts::new(lineage(), PgMajor::new(17).unwrap(), size(), self.graph.clone(), ids)
+        let mut facts = Facts::new(lineage(), PgMajor::new(17).unwrap(), size(), self.graph.clone(), ids);
+        for timeline in self.graph.ids() {
+            let mut begun = Runs::default();
+            let own = self.partials.keys().filter(|(t, _)| *t == timeline);
+            own.for_each(|(_, number)| begun.insert(*number, 0));
+            facts.begin_segments(timeline, begun);
+        }
+        facts
     }
 
     pub fn answer(&self, question: &Question) -> Answer {

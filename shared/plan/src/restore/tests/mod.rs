@@ -1,5 +1,6 @@
 //! The planner against tables written by hand and a brute-force oracle.
 
+mod begun;
 mod consistency;
 mod immediate;
 mod latest;

@@ -57,6 +57,7 @@ fn searched_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
     let inside = forks.iter().any(|fork| *fork > number.start(size()))
         && forks.iter().all(|fork| *fork < number.end(size()));
     let ends = last_right_file(world, leaf).is_none_or(|last| last < number)
+        && !is_begun_behind(world, leaf, number)
         && world.history(leaf).begin_of(leaf).is_some_and(|begin| begin < number.end(size()));
     let held = world.partials.get(&(leaf, number)).copied();
     let held = held.filter(|_| inside && ends && number > SegmentNo::of(from, size()));
@@ -67,6 +68,7 @@ fn searched_until(world: &World, leaf: TimelineId, from: Lsn) -> Lsn {
 fn is_last(world: &World, leaf: TimelineId, number: SegmentNo) -> bool {
     let path = world.history(leaf);
     last_right_file(world, leaf).is_none_or(|last| last < number)
+        && !is_begun_behind(world, leaf, number)
         && path.begin_of(leaf).is_some_and(|begin| begin < number.end(size()))
         && left_at(world, leaf).is_none_or(|left| left <= number.start(size()))
 }
@@ -82,6 +84,10 @@ fn latest_end(world: &World, leaf: TimelineId, from: Lsn, use_partial: bool) -> 
     let until = readable_until(world, leaf, from);
     let path = world.history(leaf);
     if last_right_file(world, leaf).is_some_and(|last| last.start(size()) >= until) {
+        return None;
+    }
+    // The server had finished all before a segment that it began.
+    if is_begun_behind(world, leaf, SegmentNo::of(until, size())) {
         return None;
     }
     // Without WAL up to the last fork recovery asks for the segment of the fork for ever.
@@ -124,6 +130,12 @@ fn last_right_file(world: &World, leaf: TimelineId) -> Option<SegmentNo> {
     let path = world.history(leaf);
     let right = |(t, n): &&(TimelineId, SegmentNo)| path.timeline_at(n.end(size()) - 1) == *t;
     world.files.iter().filter(right).map(|(_, n)| *n).max()
+}
+
+/// Whether there is an incomplete copy of a later segment of the path.
+fn is_begun_behind(world: &World, leaf: TimelineId, number: SegmentNo) -> bool {
+    let path = world.history(leaf);
+    world.partials.keys().any(|(t, n)| *n > number && path.timeline_at(n.end(size()) - 1) == *t)
 }
 
 fn on_path(world: &World, leaf: TimelineId, backup: &BackupFacts) -> bool {

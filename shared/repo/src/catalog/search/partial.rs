@@ -2,10 +2,10 @@
 //! PostgreSQL will see them.
 
 use walpoint_base::{Lsn, SegmentName, WalFileName};
-use walpoint_plan::restore::decide::{PartialEnd, cut, last_start};
+use walpoint_plan::restore::decide::{PartialEnd, cut, last_end, last_start};
 use walpoint_plan::restore::facts::StopQuestion;
 use walpoint_plan::restore::path::SegmentRange;
-use walpoint_plan::restore::stop::{SearchState, Stop, StopRule};
+use walpoint_plan::restore::stop::{SearchState, Stop};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::Search;
@@ -21,17 +21,8 @@ impl Search<'_> {
         };
         let Some(file) = self.archive.get_incomplete(name).await? else { return Ok(None) };
         let (start, end) = (number.start(size), number.end(size));
-        cpu::run(move || {
-            let Some(last) = last_start(&*decoder, name, &file.content, start, end) else {
-                return Some(start);
-            };
-            let rule = StopRule::Lsn { at: last, inclusive: true };
-            match decoder.search(&rule, start, end).feed(name, &file.content) {
-                Ok(SearchState::Stop(stop)) => Some(stop.end.align()),
-                _ => Some(start),
-            }
-        })
-        .await
+        let until = cpu::run(move || last_end(&*decoder, name, &file.content, (start, end))).await?;
+        Ok(Some(until))
     }
 
     /// The record that decides in a `.partial` file, of those that end in it.

@@ -46,6 +46,21 @@ async fn what_is_missing_before_a_fork_is_a_gap() {
     assert_eq!(gaps(&run(&bed, Depth::Light).await), Vec::<&VerifyFinding>::new());
 }
 
+/// K4, promise 7: what there is of a dead primary's last segment is archived, and the one before it is not. Its server had finished that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_before_an_incomplete_copy_is_a_gap() {
+    let (bed, _) = world().await;
+    let size = bed.archive.lineage().segment_size;
+    let name = |number| SegmentNo(number).name(TimelineId::FIRST, size);
+    bed.archive.put_file(WalFileName::Partial(name(101)), vec![1; 1000]).await.unwrap();
+    let report = run(&bed, Depth::Light).await;
+    let found = gaps(&report);
+    assert_eq!(found.len(), 1, "{report:#?}");
+    assert!(found[0].object.ends_with(&name(100).to_string()), "{report:#?}");
+    bed.store(100..101).await;
+    assert_eq!(gaps(&run(&bed, Depth::Light).await), Vec::<&VerifyFinding>::new());
+}
+
 /// K4, promise 11: with the WAL everything is gone that shows that there is a timeline, but for the backups on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_of_a_timeline_that_is_gone_is_a_finding() {
