@@ -7,7 +7,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`request`] | what a person asks for |
-//! | [`facts`] | what is known, and the questions |
+//! | [`facts`], `question` | what is known, and the questions |
 //! | [`path`] | which file serves which segment on the way to a timeline, and how far they reach |
 //! | `ending` | on which timeline recovery ends, and the segment that has to be built for it |
 //! | `immediate` | recovery to the end of a backup |
@@ -48,6 +48,7 @@ mod notes;
 pub mod path;
 pub mod planner;
 mod points;
+mod question;
 mod remedies;
 pub mod removal;
 pub mod request;
