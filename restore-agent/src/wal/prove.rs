@@ -21,6 +21,7 @@ use walpoint_words::format_chain;
 
 use crate::wal::absence::{self, Surroundings};
 use crate::wal::archive::{ClusterArchive, FetchResult, Missing};
+use crate::wal::lost_history::{history_or_younger, is_damaged};
 use crate::wal::refusal::Unproven;
 use crate::wal::source::{Failed, listed};
 
@@ -337,7 +338,7 @@ async fn on_younger_timelines(
                 Ok(Some(history)) => Some(history),
                 // The plan knew that.
                 _ if archive.is_without(timeline) => continue,
-                _ => return Err(error),
+                _ => history_or_younger(archive, wal, timeline).await?,
             },
             other => other?,
         };
@@ -382,10 +383,6 @@ async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyh
         }
     }
     Ok(false)
-}
-
-fn is_damaged(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. }))
 }
 
 async fn around_history(
