@@ -5,8 +5,11 @@
 //! A younger timeline's history that is damaged or lost does not keep recovery from what was written before and beside it: the plan of
 //! such a restore names the timeline ([`super::note`]). PostgreSQL asks for the history all the same when recovery ends, because it looks
 //! for the first number of a timeline that is free. That it is in use is known; what is in the history is not.
+//!
+//! So does the plan of a restore that stays on its backup's timeline, where the history of that one is lost: PostgreSQL gets the answer
+//! that there is none.
 
-use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalFileName};
+use walpoint_base::{Recovery, TimelineHistory, TimelineId, WalDirectory, WalFileName};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
@@ -40,14 +43,32 @@ impl ClusterArchive {
     }
 
     /// Why recovery does without a file that no repository can give, if it does: a history of a lower number than that of the timeline
-    /// that it was told to follow.
+    /// that it was told to follow, or that of a timeline that it does not leave.
     pub(super) fn not_needed(&self, name: WalFileName, failures: &[Failed]) -> Option<String> {
         let WalFileName::History(timeline) = name else { return None };
-        let goal = self.goal().filter(|goal| *goal > timeline)?;
         let why = listed(failures);
+        if self.stays_on(timeline) {
+            return Some(format!(
+                "\"{name}\" is not handed over: {why}\nDETAIL: Recovery stays on timeline {timeline} and does without it."
+            ));
+        }
+        let goal = self.goal().filter(|goal| *goal > timeline)?;
         Some(format!(
             "\"{name}\" is not handed over: {why}\nDETAIL: Recovery to timeline {goal} does without it."
         ))
+    }
+
+    /// Whether the recovery under way begins and ends on this timeline, and was planned without its history. PostgreSQL asks for it when
+    /// recovery begins and when it ends (`readTimeLineHistory`, `writeTimeLineHistory` in timeline.c), and takes "missing" for "no
+    /// ancestors". The last time the signal file may be gone already.
+    pub(super) fn stays_on(&self, timeline: TimelineId) -> bool {
+        let by_itself = |place: &WalDirectory| Recovery::of(&place.pgdata) != Recovery::Standby;
+        self.place().is_some_and(by_itself)
+            && self.note().is_some_and(|note| {
+                note.timeline == timeline
+                    && note.without.contains(&timeline)
+                    && note.settings == self.targets()
+            })
     }
 
     /// Whether the recovery under way was planned without a timeline whose history is damaged or lost.
@@ -64,7 +85,8 @@ impl ClusterArchive {
             return None;
         }
         let note = self.note()?;
-        if !note.without.contains(&timeline) || note.settings != self.targets() {
+        // To its own timeline's there is no answer but "missing".
+        if note.timeline == timeline || !note.without.contains(&timeline) || note.settings != self.targets() {
             return None;
         }
         let (parent, switch) = (note.timeline, note.until.unwrap_or_default());
@@ -82,6 +104,7 @@ pub(super) async fn history_or_younger(
     match archive.history_in(wal, timeline).await {
         Err(error) if is_damaged(&error) => match wal.history_from_younger(timeline).await? {
             Some(content) => Ok(TimelineHistory::parse(timeline, &content).ok()),
+            None if archive.stays_on(timeline) => Ok(None),
             None => Err(error),
         },
         history => history,

@@ -42,7 +42,9 @@ pub(crate) async fn absence(
             .map_err(Unproven::from)
             .and_then(|()| absence::of_younger(archive.youngest_planned(), &around)),
         // A higher number is in use without this one where a lineage was split off, or a timeline's history was lost.
-        WalFileName::History(timeline) if archive.goal() > Some(timeline) => Ok(()),
+        WalFileName::History(timeline) if archive.goal() > Some(timeline) || archive.stays_on(timeline) => {
+            Ok(())
+        }
         WalFileName::History(timeline) => absence::of_history(timeline, &around).map_err(Unproven::from),
         // Nothing follows from these, and recovery asks for neither.
         WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
