@@ -26,6 +26,7 @@ use walpoint_base::{
     archived, durable,
 };
 use walpoint_plan::restore::{RequiredSettings, RestorePlan, SegmentRange, Signal};
+use walpoint_storage::RepoError;
 
 pub(super) use self::content::inspect;
 use self::content::{UnarchivedSegment, effects, same_beginning, start};
@@ -121,7 +122,11 @@ impl Unarchived {
             self.left = Some(format!("the archive has no segment of timeline {} before it", plan.timeline));
             return Ok(());
         };
-        let history = found.copies.history(plan.timeline).await?;
+        let history = match found.copies.history(plan.timeline).await {
+            // The plan stays on that timeline.
+            Err(RepoError::Corrupt { .. }) => None,
+            history => history?,
+        };
         let mut end = end_of(&found.copies, range).await?;
         let (mut number, mut content) = (range.last.next(), Vec::new());
         let last = range.last.name(range.timeline, size);

@@ -289,7 +289,7 @@ impl ClusterArchive {
         }
         let ArchiveAnswer { missing, failures, silent, there, .. } = asked;
         if let WalFileName::History(timeline) = name
-            && let Some((content, note)) = self.history_instead(timeline, &missing, there, proof).await
+            && let Some((content, note)) = self.history_instead(timeline, &silent, there, proof).await
         {
             let (size, target) = (content.len() as u64, path.to_owned());
             let landed =

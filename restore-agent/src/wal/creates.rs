@@ -17,6 +17,7 @@ use walpoint_repo::wal::{WalArchive, WalHeader};
 use crate::decoder::WalDecoder;
 use crate::settings;
 use crate::wal::archive::ClusterArchive;
+use crate::wal::lost_history::history_or_younger;
 use crate::wal::note::TargetNote;
 use crate::wal::spool;
 
@@ -87,7 +88,7 @@ async fn before(
     let size = wal.lineage().segment_size;
     let Some(before) = number.0.checked_sub(1).map(SegmentNo) else { return Ok(None) };
     let mut candidates = vec![before.name(name.timeline, size)];
-    if let Some(history) = archive.history_in(wal, name.timeline).await? {
+    if let Some(history) = history_or_younger(archive, wal, name.timeline).await? {
         candidates = history.candidates(before, size).map(|timeline| before.name(timeline, size)).collect();
     }
     for candidate in candidates {

@@ -36,7 +36,8 @@ pub struct TargetNote {
     /// Of a recovery to the latest moment: the youngest timeline that was known when it was planned. A younger one means that the
     /// plan is too old.
     pub youngest: Option<TimelineId>,
-    /// Younger timelines whose histories are damaged or missing: the plan does without them.
+    /// Timelines whose histories are damaged or missing: the plan does without them. Younger ones, or its own, which recovery then does
+    /// not leave.
     pub without: Vec<TimelineId>,
     /// The settings that say where recovery stops ([`settings::targets`]).
     pub settings: BTreeMap<String, String>,

@@ -340,6 +340,7 @@ impl Prefetcher {
         match self.archive.history(timeline).await {
             Ok(Some(history)) => Some(history),
             Ok(None) => Some(TimelineHistory::root(timeline)),
+            Err(_) if self.archive.stays_on(timeline) => Some(TimelineHistory::root(timeline)),
             Err(error) => {
                 tracing::debug!(
                     "the history of timeline {timeline} is not known: {}",

@@ -23,6 +23,7 @@ use walpoint_words::format_chain;
 use crate::decoder::WalDecoder;
 use crate::wal::absence::{self, Surroundings};
 use crate::wal::archive::{ClusterArchive, FetchResult, Missing};
+use crate::wal::lost_history::{history_or_younger, is_damaged};
 use crate::wal::refusal::Unproven;
 use crate::wal::source::{Failed, listed};
 
@@ -43,7 +44,9 @@ pub(crate) async fn absence(
             .map_err(Unproven::from)
             .and_then(|()| absence::of_younger(archive.youngest_planned(), &around)),
         // A higher number is in use without this one where a lineage was split off, or a timeline's history was lost.
-        WalFileName::History(timeline) if archive.goal() > Some(timeline) => Ok(()),
+        WalFileName::History(timeline) if archive.goal() > Some(timeline) || archive.stays_on(timeline) => {
+            Ok(())
+        }
         WalFileName::History(timeline) => absence::of_history(timeline, &around).map_err(Unproven::from),
         // Nothing follows from these, and recovery asks for neither.
         WalFileName::Backup(..) | WalFileName::Partial(_) => Ok(()),
@@ -370,7 +373,7 @@ async fn on_younger_timelines(
                 Ok(Some(history)) => Some(history),
                 // The plan knew that.
                 _ if archive.is_without(timeline) => continue,
-                _ => return Err(error),
+                _ => history_or_younger(archive, wal, timeline).await?,
             },
             other => other?,
         };
@@ -415,10 +418,6 @@ async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyh
         }
     }
     Ok(false)
-}
-
-fn is_damaged(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(RepoError::Corrupt { .. }))
 }
 
 async fn around_history(

@@ -103,8 +103,34 @@ fn a_damaged_or_lost_history_beside_the_path_stops_no_recovery() {
     bed.backup();
     let damaged = bed.back_door().get(&third).unwrap().len() - 3;
     bed.back_door().flip_bit(&third, damaged);
-    let refused = bed.agent.restore(&["plan"]).expect_status(1).stdout;
-    assert!(refused.contains("add --target-timeline 2"), "{refused}");
-    let refused = bed.agent.restore(&["plan", "--target-timeline", "3"]).expect_status(1).stdout;
-    assert!(refused.contains("history"), "{refused}");
+    // The backup is timeline 3's own, and its WAL is.
+    for options in [&[][..], &["--target-timeline", "3"]] {
+        let planned = bed.agent.restore(&[&["plan"], options].concat()).expect_success().stdout;
+        assert!(planned.contains("The history of timeline 3 is damaged or lost"), "{planned}");
+    }
+    let restored = bed.restore_and_start("own", &[]);
+    restored.wait_promoted();
+    assert_eq!((restored.psql(ROWS), restored.timeline()), ("1 4".to_owned(), 4));
+    let refused = bed.try_restore("standby", &["--standby"]).expect_status(1);
+    assert!(format!("{}{}", refused.stdout, refused.stderr).contains("Omit --standby"), "{refused:#?}");
+}
+
+/// F3: a standby was restored before a history in the middle of its path was damaged. It follows, because a younger timeline's history has
+/// the lines, and takes no number that is in use when it is promoted.
+#[test]
+fn a_standby_passes_a_history_that_was_damaged_since_it_was_restored() {
+    let (mut bed, _) = on_the_second_timeline();
+    replace(&mut bed, "lost2", &[]);
+    bed.cluster.psql("insert into t values (4)");
+    bed.settle();
+    assert_eq!(bed.cluster.timeline(), 3);
+    bed.try_restore("standby", &["--standby"]).expect_success();
+    let keys = bed.back_door().list("clusters/main");
+    let second = keys.iter().find(|key| key.ends_with("00000002.history")).expect("a history");
+    let length = bed.back_door().get(second).unwrap().len();
+    bed.back_door().flip_bit(second, length - 3);
+    let standby = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), bed.place("standby"));
+    standby.wait_for(ROWS, "1 2 3 4");
+    standby.promote();
+    assert_eq!(standby.timeline(), 4);
 }

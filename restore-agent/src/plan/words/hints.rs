@@ -30,6 +30,9 @@ const ALLOW_COPY: &str = "Otherwise add --use-partial to recover to the end of t
 const ALLOW_BUILT: &str = "Add --use-partial to recover to that end: restore-fetch then builds the segment from the available WAL. A \
      target before it needs no option.";
 
+const WITHOUT_STANDBY: &str = "Omit --standby to recover it as a server of its own. Once that is promoted and archives, take a backup: \
+     standbys can be restored from that one.";
+
 /// What the server has written since need not be lost.
 const ARCHIVE_REST: &str = "If the server still runs, run select pg_switch_wal() there to archive the \
     rest, and plan again a second later. If \
@@ -86,6 +89,7 @@ pub(in crate::plan) fn hint(hint: &Hint, given: &CommandLine) -> String {
         Hint::ClaimedTwice { instead } => claimed_twice(*instead),
         Hint::LostBackups(timeline) => lost_backups(*timeline),
         Hint::ArchiveHistory(timeline) => archive_history(*timeline),
+        Hint::WithoutStandby => WITHOUT_STANDBY.to_owned(),
         Hint::Without { timeline, instead } => without(*timeline, *instead),
         Hint::SecondTime(backup) => second_time(*backup),
         Hint::AheadOfClock => "The time is in the future by this machine's clock.".to_owned(),

@@ -53,6 +53,7 @@ pub(crate) fn note(note: &Note, given: &CommandLine) -> String {
         Note::SameUntil { timeline, common } => same_until(*timeline, *common),
         Note::RemovedBefore(removed) => drops::removed_before(removed, given),
         Note::StandbyStays(timeline) => standby_stays(*timeline),
+        Note::HistoryLost(timeline) => history_lost(*timeline),
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),
         Note::OlderInUse { older, lineage, why } => older_in_use(*older, *lineage, why),
@@ -177,6 +178,15 @@ fn standby_stays(timeline: TimelineId) -> String {
         "recovery_target_timeline is {timeline}: PostgreSQL would not find that timeline by itself, because the archive has no history \
          for a number before it.\nHINT: Once the standby is on timeline {timeline}, run \"alter system set \
          recovery_target_timeline = 'latest'\" and restart it: then it follows later promotions."
+    )
+}
+
+fn history_lost(timeline: TimelineId) -> String {
+    format!(
+        "The history of timeline {timeline} is damaged or lost, and this plan does not need it. recovery_target_timeline is current: \
+         recovery stays on timeline {timeline} and follows no younger one. The history of the timeline that the server begins then \
+         names timeline {timeline} as its only ancestor.\nHINT: Once the server is promoted and archives, take a backup: until then, no \
+         standby can be restored."
     )
 }
 

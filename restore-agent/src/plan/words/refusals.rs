@@ -196,7 +196,8 @@ fn doubtful_timeline(timeline: TimelineId, doubt: &Doubt, instead: TimelineId) -
 
 fn no_history(timeline: TimelineId) -> String {
     format!(
-        "the archive has its WAL, but the history of timeline {timeline} is missing: PostgreSQL would not start to recover to it"
+        "the archive has its WAL, but the history of timeline {timeline} is damaged or missing\nDETAIL: Without it, only \
+         a backup that was taken on timeline {timeline} can be recovered to that timeline, and not as a standby."
     )
 }
 

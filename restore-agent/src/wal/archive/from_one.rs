@@ -11,7 +11,7 @@ use walpoint_repo::wal::{WalArchive, WalReader};
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
-use super::{ClusterArchive, WantedFile};
+use super::{ClusterArchive, Missing, WantedFile};
 use crate::wal::asking::Began;
 use crate::wal::atomic_file::{self, AtomicFile, Unwritable};
 use crate::wal::creates;
@@ -33,6 +33,12 @@ pub(super) enum FetchedFrom {
 }
 
 impl ClusterArchive {
+    /// The repositories that answered, for another question: all but these.
+    pub(in crate::wal) fn answering(&self, silent: &[&str]) -> Vec<Missing<'_>> {
+        let answered = self.sources.iter().filter(|source| !silent.contains(&source.name.as_str()));
+        answered.filter_map(|source| Some(Missing { name: &source.name, wal: source.opened()? })).collect()
+    }
+
     pub(super) async fn fetch_from(
         &self,
         source: &FetchSource,

@@ -79,6 +79,8 @@ pub enum Hint {
     LostBackups(TimelineId),
     /// The history of a timeline may be left elsewhere, and be archived from there.
     ArchiveHistory(TimelineId),
+    /// A server of its own can be restored, and only a standby cannot.
+    WithoutStandby,
     /// A timeline can be left out.
     Without {
         /// The one that is left out.

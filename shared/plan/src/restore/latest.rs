@@ -6,9 +6,10 @@
 use walpoint_base::{BackupId, Lsn, RecoveryTarget, TimelineId};
 
 use super::facts::{Asking, Doubt};
+use super::lost_history::{has_no_history, stays_on};
 use super::note::Note;
 use super::path::Path;
-use super::planner::{Attempt, Planner, Refusal, has_no_history};
+use super::planner::{Attempt, Planner, Refusal};
 use super::unreachable::Why;
 
 impl<'a> Planner<'a> {
@@ -78,6 +79,12 @@ impl<'a> Planner<'a> {
         listed: &[BackupId],
         why: Why,
     ) -> Asking<Attempt> {
+        if self.is_only_damaged(timeline, &why)?
+            && let Ok(plan) = self.along(timeline, listed)?
+            && stays_on(timeline, &plan)
+        {
+            return Ok(Ok(plan));
+        }
         let refused = Ok(Err(Refusal::on(timeline, why)));
         if !matches!(self.request.target, RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_))
             || self.without_backup(timeline)?.is_some()
@@ -102,6 +109,13 @@ impl<'a> Planner<'a> {
             }
             _ => refused,
         }
+    }
+
+    /// Whether nothing else keeps `timeline` from being the latest than that its own history cannot be read. Wherever it comes from, it
+    /// is what is meant, and a plan that stays on it needs no history. Where the backup is named, that decides what else may be meant.
+    fn is_only_damaged(&self, timeline: TimelineId, why: &Why) -> Asking<bool> {
+        let own = matches!(why, Why::DoubtfulTimeline { timeline: of, doubt: Doubt::Damaged(_), .. } if *of == timeline);
+        Ok(own && (self.request.backup.is_some() || self.without_backup(timeline)?.is_none()))
     }
 
     fn begin_on(&self, of: TimelineId, on: TimelineId) -> Asking<Option<Lsn>> {

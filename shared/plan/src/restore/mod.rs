@@ -13,6 +13,7 @@
 //! | `immediate` | recovery to the end of a backup |
 //! | [`planner`] | from facts to a plan or a refusal |
 //! | `latest` | which timeline is the latest, and whether that is known |
+//! | `lost_history` | what can be recovered on a timeline whose history is lost |
 //! | `build`, `notes` | the plan, once all that it needs is found; what a person should know of it |
 //! | [`note`], [`hint`] | that, and what helps where there is no plan: facts, which the programs put into words |
 //! | `newest` | the newest backup that lies before the target, also where commit times go backwards |
@@ -40,6 +41,7 @@ mod immediate;
 mod latest;
 pub mod likely;
 mod locks;
+mod lost_history;
 mod minimal;
 mod nearest;
 mod newest;

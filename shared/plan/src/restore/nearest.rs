@@ -69,7 +69,11 @@ impl Planner<'_> {
         if let Some(window) = windows.iter().find(|w| !before(w)) {
             moments.push(start_of(window));
         }
-        Ok(moments)
+        let mut offered = Vec::new();
+        for moment in moments {
+            offered.extend(self.may_be_offered(&moment)?.then_some(moment));
+        }
+        Ok(offered)
     }
 
     /// Everything up to the end of a window.

@@ -108,6 +108,8 @@ pub enum Note {
     RemovedBefore(RemovedBefore),
     /// A standby is told the number of its timeline, which it would not find by itself, and follows no later one.
     StandbyStays(TimelineId),
+    /// The history of the timeline that recovery stays on is damaged or lost.
+    HistoryLost(TimelineId),
     /// A timeline was written to after another one had left it, and "latest" follows the other one.
     WentOn(WentOn),
     /// A newer lineage has no complete backup, so an older one is restored.

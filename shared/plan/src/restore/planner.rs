@@ -16,7 +16,7 @@
 use jiff::Timestamp;
 use walpoint_base::{BackupId, RecoveryTarget, SegmentNo, TargetTimeline, TimelineId};
 
-use super::facts::{Asking, BackupFacts, BackupState, Doubt, ExtentQuestion, Facts, StopQuestion, Unusable};
+use super::facts::{Asking, BackupFacts, BackupState, ExtentQuestion, Facts, StopQuestion, Unusable};
 use super::note::Note;
 use super::path::{Coverage, Path, SegmentRange};
 use super::request::RestoreRequest;
@@ -31,11 +31,7 @@ pub type Verdict = Result<RestorePlan, Box<Unreachable>>;
 /// Plans a restore. Pure: returns the first question whose answer is missing, to be called again with it answered.
 pub fn plan(facts: &Facts, request: &RestoreRequest, now: Timestamp) -> Asking<Verdict> {
     let planner = Planner { facts, request, now };
-    match planner.run()? {
-        Ok(plan) if has_no_history(facts, plan.timeline) => {
-            let refusal = Refusal::on(plan.timeline, Why::NoHistory(plan.timeline));
-            Ok(Err(Box::new(planner.explain(refusal)?)))
-        }
+    match planner.attempt()? {
         Ok(mut plan) => {
             // It leads elsewhere, so it comes first.
             plan.notes.splice(0..0, planner.removed_before(&plan)?.map(Note::RemovedBefore));
@@ -43,12 +39,6 @@ pub fn plan(facts: &Facts, request: &RestoreRequest, now: Timestamp) -> Asking<V
         }
         Err(refusal) => Ok(Err(Box::new(planner.explain(refusal)?))),
     }
-}
-
-/// Whether PostgreSQL would not start to recover to a timeline: it reads the history of the one that it is told to follow.
-pub(super) fn has_no_history(facts: &Facts, timeline: TimelineId) -> bool {
-    let unreadable = matches!(facts.doubts.get(&timeline), Some(Doubt::Missing | Doubt::Damaged(_)));
-    facts.without_history.contains(&timeline) || unreadable
 }
 
 /// Why there is no plan, before it is explained.
@@ -80,7 +70,8 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn run(&self) -> Asking<Attempt> {
+    /// A plan, as if each timeline had its history ([`super::lost_history`]).
+    pub(super) fn run(&self) -> Asking<Attempt> {
         let refuse = |why| Ok(Err(Refusal::at_once(why)));
         if let TargetTimeline::Id(timeline) = self.request.timeline
             && !self.facts.graph.contains(timeline)

@@ -75,7 +75,7 @@ impl Planner<'_> {
                 [against(doubt, timeline, instead)].into_iter().chain(without).collect()
             }
             (Why::ClockSetBack { backup, .. }, _) => vec![Hint::SecondTime(*backup)],
-            (Why::NoHistory(timeline), _) => vec![Hint::ArchiveHistory(*timeline)],
+            (Why::NoHistory(timeline), _) => self.without_history(*timeline)?,
             (Why::AfterEnd { .. }, RecoveryTarget::Time(time)) => {
                 let ahead = (time.to_time() > self.now).then_some(Hint::AheadOfClock);
                 ahead.into_iter().chain([Hint::ArchiveRest, Hint::TimeNotOver]).collect()

@@ -42,8 +42,8 @@ pub struct RestorePlan {
     /// Where the latest moment was asked for, on whichever timeline that is, by a server of its own: the youngest timeline that
     /// was known. A younger one has what was meant.
     pub youngest: Option<TimelineId>,
-    /// Younger timelines whose histories are damaged or missing: what was asked for does without them, so recovery must not depend
-    /// on those histories.
+    /// Timelines whose histories are damaged or missing, the plan's own or younger ones: what was asked for does without them, so
+    /// recovery must not depend on those histories.
     pub without: Vec<TimelineId>,
     /// The history files that it reads.
     pub histories: Vec<TimelineId>,

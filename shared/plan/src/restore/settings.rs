@@ -147,6 +147,13 @@ pub(super) fn settings(
     settings
 }
 
+/// Makes recovery stay on the timeline of the backup's checkpoint, without asking for the history of one that is named.
+pub(super) fn follow_current(settings: &mut [RecoverySetting]) {
+    for setting in settings.iter_mut().filter(|setting| setting.name == "recovery_target_timeline") {
+        setting.value = "current".to_owned();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use walpoint_base::PgTimestamp;

@@ -216,7 +216,7 @@ pub enum Why {
         /// The timeline that would be taken.
         instead: TimelineId,
     },
-    /// The history of the timeline on which recovery would end is not there, though a descendant's tells where it comes from.
+    /// The history of the timeline on which recovery would end is not to be had, and recovery from this backup, or a standby, needs it.
     NoHistory(TimelineId),
     /// No commit or abort of the transaction is in any WAL that a backup on the path can replay.
     XidNotFound,

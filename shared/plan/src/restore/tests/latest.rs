@@ -2,6 +2,7 @@
 
 use walpoint_base::{Lsn, RecoveryTarget, SegmentNo, TargetTimeline};
 
+use crate::graph::TimelineGraph;
 use crate::restore::testing::forked::{mb, on, world};
 use crate::restore::testing::world::*;
 use crate::restore::*;
@@ -61,6 +62,92 @@ fn latest_is_refused_while_it_is_not_known_where_a_younger_timeline_comes_from()
         let readable = timeline != 3 || doubt == Doubt::Refused;
         assert_eq!(by_number.is_ok(), readable, "asked for by number: {by_number:?}");
         assert!(plan(&on(1, time)).is_ok(), "asked for by number");
+    }
+}
+
+fn timeline_setting(plan: &RestorePlan) -> &str {
+    let setting = plan.settings.iter().find(|setting| setting.name == "recovery_target_timeline");
+    &setting.unwrap().value
+}
+
+/// PostgreSQL reads the history of the timeline of a backup's checkpoint only for its ancestors. What begins and ends on that timeline
+/// is recovered without one; what begins before it, or is to become a standby, is not, and nothing that would be refused is offered.
+#[test]
+fn a_backup_of_a_timeline_whose_history_is_lost_is_recovered_on_that_timeline() {
+    let (mut world, [first, _, third]) = world();
+    let damaged = |timeline| (tli(timeline), Doubt::Damaged("torn".to_owned()));
+    let standby = RestoreRequest { standby: true, ..on(2, RecoveryTarget::Latest) };
+    let before = RestoreRequest { backup: Some(first), ..on(2, RecoveryTarget::Latest) };
+    for is_damaged in [true, false] {
+        let plan = |request: &RestoreRequest| {
+            let mut facts = world.facts();
+            match is_damaged {
+                true => facts.doubts.extend([damaged(2)]),
+                false => facts.without_history.extend([tli(2)]),
+            }
+            world.plan_with(facts, request)
+        };
+        let by_backup = RestoreRequest { backup: Some(third), ..RestoreRequest::default() };
+        let current = RestoreRequest { timeline: TargetTimeline::Current, ..RestoreRequest::default() };
+        for (request, until) in [
+            (on(2, RecoveryTarget::Latest), mb(15)),
+            (by_backup, mb(15)),
+            (current, mb(15)),
+            (on(2, RecoveryTarget::Immediate), mb(11) + SIZE / 2),
+            (on(2, RecoveryTarget::Time(at(11_160))), mb(12) + SIZE / 2),
+        ] {
+            let plan = plan(&request).unwrap_or_else(|refusal| panic!("{request:?}: {refusal:?}"));
+            assert_eq!((plan.backup.id, plan.until), (third, Lsn(until)), "{request:?}");
+            assert_eq!(timeline_setting(&plan), "current", "{request:?}");
+            assert!(plan.notes.contains(&Note::HistoryLost(tli(2))), "{:?}", plan.notes);
+            assert_eq!((plan.histories, plan.without), (vec![], vec![tli(2)]), "{request:?}");
+        }
+        // Another timeline has its history, and this one's WAL before the fork is the parent's.
+        assert_eq!(timeline_setting(&plan(&on(3, RecoveryTarget::Latest)).unwrap()), "3");
+        assert_eq!(timeline_setting(&plan(&on(2, RecoveryTarget::Time(at(900)))).unwrap()), "1");
+
+        let without = Hint::Without { timeline: tli(2), instead: tli(1) };
+        for (request, hint) in [(&standby, Hint::WithoutStandby), (&before, without)] {
+            let refusal = plan(request).unwrap_err();
+            assert_eq!(refusal.why, Why::NoHistory(tli(2)), "{request:?}");
+            assert!(refusal.hints.contains(&hint), "{request:?}: {:?}", refusal.hints);
+            assert_eq!(refusal.nearest[0].target, MomentTarget::End, "{request:?}: {refusal:?}");
+        }
+    }
+    // Without a backup of its own, its end is not offered as a way to itself.
+    world.backups.pop();
+    let mut facts = world.facts();
+    facts.doubts.extend([damaged(2)]);
+    let refusal = world.plan_with(facts, &on(2, RecoveryTarget::Latest)).unwrap_err();
+    assert_eq!((refusal.why, refusal.nearest), (Why::NoHistory(tli(2)), vec![]));
+}
+
+/// The youngest timeline is the latest wherever it comes from.
+#[test]
+fn latest_is_the_youngest_timeline_also_where_its_own_history_cannot_be_read() {
+    let (mut world, [.., third]) = world();
+    // Nothing says where timeline 2 comes from.
+    world.graph = TimelineGraph::default();
+    world.graph.add_known(tli(1));
+    world.graph.add_known(tli(2));
+    world.files.retain(|(timeline, _)| *timeline != tli(3));
+    for doubt in [Doubt::Missing, Doubt::Damaged("torn".to_owned())] {
+        let plan = |more: &[(u32, Doubt)]| {
+            let mut facts = world.facts();
+            facts.doubts.insert(tli(2), doubt.clone());
+            facts.doubts.extend(more.iter().map(|(timeline, doubt)| (tli(*timeline), doubt.clone())));
+            world.plan_with(facts, &RestoreRequest::default())
+        };
+        let latest = plan(&[]).unwrap();
+        assert_eq!(
+            (latest.backup.id, latest.until, timeline_setting(&latest)),
+            (third, Lsn(mb(15)), "current")
+        );
+        let refusal = plan(&[(3, Doubt::Missing)]).unwrap_err();
+        assert!(
+            matches!(refusal.why, Why::DoubtfulTimeline { timeline, .. } if timeline == tli(3)),
+            "{refusal:?}"
+        );
     }
 }
 
