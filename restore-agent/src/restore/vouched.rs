@@ -193,11 +193,11 @@ mod tests {
         assert!(!was_put_up(dir.path(), name));
         for suffix in ["ready", "done"] {
             let path = status.join(format!("00000002.history.{suffix}"));
-            fs::write(&path, "").unwrap();
+            durable::replace(&path, b"", 0o600).unwrap();
             assert!(was_put_up(dir.path(), name), "{suffix}");
             fs::remove_file(&path).unwrap();
         }
-        fs::write(status.join("00000003.history.done"), "").unwrap();
+        durable::replace(&status.join("00000003.history.done"), b"", 0o600).unwrap();
         assert!(!was_put_up(dir.path(), name));
     }
 

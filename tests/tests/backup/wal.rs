@@ -139,7 +139,7 @@ fn a_standbys_backup_that_ends_with_a_segment_can_be_restored_as_it_ended() {
         }
         let id = *bed.repository().finished().last().unwrap();
         let facts = bed.repository().open(&id.to_string()).manifest().summary.facts.clone();
-        (facts.stop_lsn.0 % facts.wal_segment_size == 0).then_some((id.to_string(), rows))
+        facts.stop_lsn.0.is_multiple_of(facts.wal_segment_size).then_some((id.to_string(), rows))
     });
     let (id, rows) = ended.expect("a backup that ends with a segment");
     let paused = at_its_end(&bed, &id, "pause");
