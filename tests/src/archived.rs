@@ -116,6 +116,18 @@ impl Archived {
         assert_eq!(self.daemon.take().expect("a running daemon").stop(), 0);
     }
 
+    /// Kills the daemon.
+    #[track_caller]
+    pub fn kill_daemon(&mut self) {
+        self.daemon.take().expect("a running daemon").kill();
+    }
+
+    /// Starts the daemon that was stopped or killed.
+    #[track_caller]
+    pub fn start_daemon(&mut self) {
+        self.daemon = Some(self.agent.daemon());
+    }
+
     /// Runs `restore-agent restore` into a directory of that name beside the cluster, whatever comes of it.
     #[track_caller]
     pub fn try_restore(&self, name: &str, arguments: &[&str]) -> Output {

@@ -86,6 +86,7 @@ fn every_configuration_key_is_described() {
         (config, "DaemonSettings", "## `[daemon]`"),
         (retention, "RetentionSettings", "## `[cluster.NAME.retention]`"),
         (retention, "LabelSettings", "## `[cluster.NAME.retention.label.LABEL]`"),
+        ("shared/runtime/src/config/stream.rs", "StreamSettings", "## `[cluster.NAME.stream]`"),
         ("shared/storage/src/store/table.rs", "StoreTable", "## `[repository.NAME]`"),
     ];
     for (file, name, heading) in tables {

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use walpoint_base::ClusterName;
 use walpoint_base::socket::ProblemKind;
 use walpoint_runtime::args::Selection;
-use walpoint_runtime::config::duration;
+use walpoint_runtime::config::{ClusterSettings, duration};
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
@@ -25,7 +25,7 @@ use crate::wal::archiver::Archiver;
 use crate::wal::disk;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
-use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, split_brain};
+use crate::wal::{backfill, beside, catch_up, index, once, queue, ready, serve, split_brain, stream};
 
 /// What health calls all tasks of a cluster.
 const ALL_TASKS: &str = "all tasks";
@@ -47,6 +47,8 @@ pub(super) struct ClusterTasks {
     look_ahead: usize,
     transfers: usize,
     drain: Duration,
+    /// For the WAL stream, if there is to be one.
+    streams: Option<Arc<ClusterSettings>>,
 }
 
 impl ClusterTasks {
@@ -65,6 +67,9 @@ impl ClusterTasks {
             look_ahead: settings.look_ahead,
             transfers: settings.transfers,
             drain,
+            streams: { settings.stream.as_ref() }
+                .filter(|stream| stream.enabled)
+                .map(|_| Arc::new(settings.clone())),
         }
     }
 
@@ -188,7 +193,12 @@ impl ClusterTasks {
         let telling = self.keep("queue", board, stop, before, |archiver, health| {
             queue::tell(archiver, move || health.working())
         });
-        tokio::join!(backfilling, comparing, archiving, telling);
+        let streaming = OptionFuture::from({ self.streams.clone() }.map(|settings| {
+            self.keep("WAL stream", board, stop, before, move |archiver, health| {
+                stream::keep(archiver, Arc::clone(&settings), Arc::new(stream_reports(&health)))
+            })
+        }));
+        tokio::join!(backfilling, comparing, archiving, telling, streaming);
     }
 
     /// Keeps a task of that name running until `stop`, from when `before` has ended and the data directory is there. Whatever it waits
@@ -228,6 +238,16 @@ impl ClusterTasks {
     /// Archives everything that is ready.
     pub(super) async fn archive_what_is_ready(&self) -> anyhow::Result<()> {
         once::archive_what_is_ready(&self.archiver, self.transfers).await
+    }
+}
+
+/// Where the WAL stream says how it is.
+fn stream_reports(health: &Arc<Health>) -> stream::StreamReports {
+    let (working, waiting, failing) = (Arc::clone(health), Arc::clone(health), Arc::clone(health));
+    stream::StreamReports {
+        working: Box::new(move || working.working()),
+        waiting: Box::new(move |why| waiting.waiting(why)),
+        failing: Box::new(move |problem| failing.failing(ProblemKind::Other, problem)),
     }
 }
 

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`server`] | the archiver of the running server |
+//! | [`stream`] | the WAL stream of that server |
 //! | [`repository`] | one repository: all it says, or why it says nothing |
 //! | [`draw`] | a repository's timelines, windows, gaps and backups for a terminal |
 //! | [`retention`] | holds, what expire drops next, what is too old |
@@ -15,6 +16,7 @@ mod listing;
 mod repository;
 mod retention;
 mod server;
+mod stream;
 
 use std::fmt::Write;
 

@@ -1,6 +1,5 @@
 //! What the server and its data directory say about archiving: who it is, what was archived last, what waits.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -10,9 +9,11 @@ use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, Lsn, PgTimestamp, SegmentName, SystemId, TimelineId};
 use walpoint_pg::server::{ArchiveSettings, ArchiverStats, Server, ServerIdentity};
 use walpoint_runtime::args::Selection;
+use walpoint_runtime::config::ClusterSettings;
 use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
 
+use super::stream::StreamState;
 use crate::check::{source, whose_files};
 use crate::wal::bypass::Watch;
 use crate::wal::dropped::{self, Gap};
@@ -71,6 +72,9 @@ pub(super) struct ServerState {
     /// The size of the WAL written since the end of the last archived segment: what a loss of the server would cost now.
     #[serde(skip_serializing_if = "Option::is_none")]
     unarchived_bytes: Option<u64>,
+    /// The WAL stream, if the configuration switches it on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<StreamState>,
     /// Why finished WAL does not reach the archive, which PostgreSQL may not report as a failure. Absent if it does.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Option<Diagnostic>")]
@@ -163,8 +167,10 @@ impl ServerState {
         let archiver = ("archiver", self.archiver(now));
         let bypass = self.archive_error.as_ref().map(|bypass| ("ARCHIVING", bypass.clone()));
         let unknown = self.undetermined.iter().map(|unknown| ("UNKNOWN", unknown.clone()));
+        let stream = self.stream.as_ref().map(|stream| ("stream", stream.text()));
         [("server", server), archiver]
             .into_iter()
+            .chain(stream)
             .chain(bypass)
             .chain(dropped)
             .chain(split)
@@ -225,6 +231,7 @@ impl ServerState {
             failing: stats.is_failing(),
             ready_count,
             ready_error: None,
+            stream: None,
             archive_error: None,
             dropped: None,
             split_brains: Vec::new(),
@@ -253,17 +260,19 @@ async fn ask(selection: &Selection<StoreSettings>) -> anyhow::Result<ServerState
             );
         }
     }
-    let state = look(&mut server, pgdata).await;
+    let state = look(&mut server, &selection.settings).await;
     server.close().await;
     state
 }
 
-async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<ServerState> {
+async fn look(server: &mut Server, cluster: &ClusterSettings) -> anyhow::Result<ServerState> {
     let identity = server.identity().await?;
     let settings = server.archive_settings().await?;
     let stats = server.archiver_stats().await?;
     let position = server.position().await?;
-    let status = pgdata.unwrap_or(&identity.data_directory).join("pg_wal/archive_status");
+    let stream = StreamState::of(server, cluster.stream.as_ref(), position).await?;
+    let pgdata = cluster.pgdata.as_ref().unwrap_or(&identity.data_directory);
+    let status = pgdata.join("pg_wal/archive_status");
     // On another machine, or as another user, the directory cannot be read: that is no failure of the server.
     let ready = tokio::task::spawn_blocking(move || ready::scan(&status, 0, None)).await?;
     let (ready_count, ready_error) = match ready {
@@ -271,7 +280,7 @@ async fn look(server: &mut Server, pgdata: Option<&Path>) -> anyhow::Result<Serv
         Err(error) => (None, Some(error.to_string())),
     };
     let state = ServerState::new(&identity, settings, stats, position, ready_count);
-    Ok(ServerState { ready_error, ..state })
+    Ok(ServerState { ready_error, stream, ..state })
 }
 
 /// Why a repository that answers takes no WAL of this server: it is registered as another cluster there, or not at all.

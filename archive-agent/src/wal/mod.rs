@@ -42,6 +42,7 @@
 //! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |
 //! | [`postmaster`] | which start of PostgreSQL this is, whether it is stopping, and how long a push may take |
 //! | [`ready`] | looking ahead in `archive_status` |
+//! | [`stream`] | the WAL stream: what the server has flushed of the open segment |
 //! | [`socket`], [`serve`] | answering `archive-push` |
 //! | [`push`], [`once`] | archiving without a daemon: one file, everything that is ready |
 //! | [`handed_over`] | whether a file that is pushed without a daemon may be another server's |
@@ -96,6 +97,7 @@ mod shown;
 pub(crate) mod socket;
 pub(crate) mod split_brain;
 pub(crate) mod stored;
+pub(crate) mod stream;
 pub(crate) mod target;
 mod target_error;
 mod unfinished;

@@ -9,6 +9,7 @@ mod contract;
 mod damaged;
 mod error;
 mod share;
+mod slices;
 mod source;
 
 use std::io::ErrorKind;

@@ -284,7 +284,8 @@ impl ClusterArchive {
         if let Some(why) = asked.unwritten {
             return FetchResult::Unwritten(why);
         }
-        if let Some(built) = built.filter(|_| of_itself.is_none()) {
+        let streamed = if built.is_none() { self.streamed(name, proof, &asked).await } else { None };
+        if let Some(built) = built.filter(|_| of_itself.is_none()).or(streamed) {
             return self.build(wanted, built, proof, asked).await;
         }
         let ArchiveAnswer { missing, failures, silent, there, .. } = asked;

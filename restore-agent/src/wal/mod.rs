@@ -13,6 +13,7 @@
 //! | [`origin`] | what the recovery began with, without which no end is believed |
 //! | [`origin_file`], [`origin_keeper`] | how that is written down; reading and noting it while WAL is fetched |
 //! | [`atomic_file`] | files that appear whole |
+//! | `streamed` | the open segment of a timeline that is still being streamed |
 //! | [`build`], [`cut`] | a segment that a restore planned to build; a segment as its timeline left it |
 //! | [`branch`], [`pass`] | how much of a parent's segment belongs to the path; which timelines' files PostgreSQL did not get |
 //! | [`creates`] | tablespaces that replay of a segment creates |
@@ -62,4 +63,5 @@ pub(crate) mod served;
 pub(crate) mod session;
 pub(crate) mod source;
 pub mod spool;
+mod streamed;
 pub(crate) mod watchdog;

@@ -103,6 +103,46 @@ impl FromStr for ClusterName {
     }
 }
 
+/// The name of a replication slot: `[a-z0-9_]{1,63}` (`ReplicationSlotValidateName`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotName(String);
+
+impl SlotName {
+    /// `walpoint`.
+    pub fn walpoint() -> Self {
+        Self("walpoint".to_owned())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SlotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SlotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for SlotName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if (1..=63).contains(&text.len()) && text.bytes().all(allowed) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(ParseError::new("a replication slot's name (1 to 63 of a-z, 0-9, '_')", text))
+    }
+}
+
 /// One life of a cluster in the repository: `<system-id>-<n>`. A copy that goes its own way gets the next `n`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LineageId {
@@ -249,6 +289,16 @@ mod tests {
         }
         for bad in ["", "-a", ".a", "..", "A", "a/b", "a b", "ä", &"x".repeat(64)] {
             assert!(bad.parse::<ClusterName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn slot_names() {
+        for good in ["a", "walpoint_main", "9", &"x".repeat(63)] {
+            assert_eq!(good.parse::<SlotName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "A", "a-b", "a b", "a\"", "ä", &"x".repeat(64)] {
+            assert!(bad.parse::<SlotName>().is_err(), "{bad:?}");
         }
     }
 

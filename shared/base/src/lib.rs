@@ -65,7 +65,7 @@ pub mod user;
 pub use clock::PgTimestamp;
 pub use diagnostic::Diagnostic;
 pub use facts::SegmentFacts;
-pub use ids::{BackupId, ClusterName, LineageId, PgMajor, SystemId};
+pub use ids::{BackupId, ClusterName, LineageId, PgMajor, SlotName, SystemId};
 pub use lsn::Lsn;
 pub use place::{RECOVERY_ORIGIN, Recovery, WalDirectory};
 #[cfg(feature = "secret")]

@@ -10,3 +10,4 @@ pub mod control;
 pub mod files;
 pub mod label;
 pub mod wal;
+pub mod wal_stream;

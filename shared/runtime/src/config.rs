@@ -6,6 +6,7 @@
 mod examine;
 mod problem;
 mod sockets;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use walpoint_base::{ClusterName, span};
 
 pub use self::problem::{Problem, Problems};
 pub use self::sockets::unusable_push_socket;
+pub use self::stream::StreamSettings;
 use crate::retention::RetentionSettings;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALPOINT_CONFIG` says.
@@ -156,6 +158,9 @@ pub struct ClusterSettings {
     /// The table `[cluster.NAME.retention]`: which backups `expire` keeps; without it all of them.
     #[serde(default)]
     pub retention: Option<RetentionSettings>,
+    /// The table `[cluster.NAME.stream]`: the WAL of the open segment; without it none is streamed.
+    #[serde(default)]
+    pub stream: Option<StreamSettings>,
 }
 
 /// What `restore-fetch` answers on a standby that asks for a `.history` file while no repository can be read.
@@ -232,6 +237,7 @@ impl ClusterSettings {
             spool: None,
             backup_wal_timeout: defaults::backup_wal_timeout(),
             retention: None,
+            stream: None,
         }
     }
 

@@ -9,6 +9,7 @@ mod login;
 mod rights;
 mod session;
 mod tls;
+mod wal_stream;
 
 use std::time::Duration;
 

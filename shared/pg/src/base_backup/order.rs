@@ -181,7 +181,11 @@ impl StreamOrder {
             }
             (AnswerPiece::Ready, _) => malformed("it ends before everything was sent"),
             (
-                AnswerPiece::CopyBegin | AnswerPiece::Data(_) | AnswerPiece::CopyEnd | AnswerPiece::Rows(_),
+                AnswerPiece::CopyBegin
+                | AnswerPiece::CopyBothBegin
+                | AnswerPiece::Data(_)
+                | AnswerPiece::CopyEnd
+                | AnswerPiece::Rows(_),
                 _,
             ) => malformed("its pieces come in another order than PostgreSQL sends them"),
         }

@@ -314,7 +314,20 @@ impl Connection {
         }
     }
 
-    async fn flush(&mut self) -> Result<(), Error> {
+    /// Sends data of a COPY.
+    pub(super) async fn send_data(&mut self, data: &[u8]) -> Result<(), Error> {
+        let copy = frontend::CopyData::new(data).map_err(|e| self.unexpected(e.to_string()))?;
+        copy.write(&mut self.wire.outgoing);
+        self.flush().await
+    }
+
+    /// Ends a COPY from this side.
+    pub(super) async fn end_data(&mut self) -> Result<(), Error> {
+        frontend::copy_done(&mut self.wire.outgoing);
+        self.flush().await
+    }
+
+    pub(super) async fn flush(&mut self) -> Result<(), Error> {
         self.wire.flush().await.map_err(|fault| self.fault(fault))
     }
 

@@ -7,7 +7,7 @@
 //! | `tls` | the six `sslmode`s, certificates, channel binding |
 //! | `auth` | the exchange of passwords |
 //! | `connection` | a session: statements, notices, cancellation |
-//! | `pieces` | an answer piece by piece, for what streams |
+//! | `pieces` | an answer piece by piece, for what streams; replies to it |
 //! | `wire`, `socket` | messages in both directions over TCP, Unix sockets and TLS |
 //!
 //! What a user of libpq has configured works the same here, or is refused by name.

@@ -27,6 +27,8 @@ pub enum AnswerPiece {
     Rows(Rows),
     /// A stream of data begins.
     CopyBegin,
+    /// A stream of data begins, and the server takes replies ([`AnswerPieces::reply`]).
+    CopyBothBegin,
     /// Bytes of the stream, cut as the server liked.
     Data(Bytes),
     /// The stream ended.
@@ -45,6 +47,8 @@ pub struct AnswerPieces {
     connection: Connection,
     /// A result of which more rows may come.
     open: Option<Rows>,
+    /// Whether this side has ended a stream in both directions.
+    replied: bool,
     time_limit: Duration,
 }
 
@@ -55,7 +59,7 @@ impl Connection {
             Ok(sent) => sent?,
             Err(_) => return Err(Error::Timeout { host: self.host().to_owned(), after: time_limit }),
         }
-        Ok(AnswerPieces { connection: self, open: None, time_limit })
+        Ok(AnswerPieces { connection: self, open: None, replied: false, time_limit })
     }
 }
 
@@ -93,11 +97,25 @@ impl AnswerPieces {
         }
     }
 
+    /// Sends data to a server that streams in both directions. May be abandoned: what is not sent then is sent before the next reply.
+    pub async fn reply(&mut self, data: &[u8]) -> Result<(), Error> {
+        self.connection.send_data(data).await
+    }
+
+    /// Ends a stream in both directions from this side; once, however often it is called. The server ends it too, and answers the
+    /// command.
+    pub async fn end_replies(&mut self) -> Result<(), Error> {
+        match std::mem::replace(&mut self.replied, true) {
+            false => self.connection.end_data().await,
+            true => self.connection.flush().await,
+        }
+    }
+
     async fn take(&mut self) -> Result<AnswerPiece, Error> {
         loop {
             let message = match self.connection.receive().await? {
                 Incoming::Message(message) => message,
-                Incoming::CopyBoth => return Err(self.unexpected("a stream in both directions")),
+                Incoming::CopyBoth => return Ok(AnswerPiece::CopyBothBegin),
             };
             return Ok(match message {
                 Message::RowDescription(body) => {

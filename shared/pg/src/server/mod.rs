@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`Server`] | an ordinary session: identity, settings, tablespaces, restore points, the archiver's counters |
 //! | [`BackupSession`] | a base backup by the low-level interface |
-//! | [`Walsender`] | replication commands |
+//! | [`Walsender`] | replication commands, slots among them |
 //! | [`least_privilege_sql`] | the role that may do all this and nothing else |
 //!
 //! [`Server::export_snapshots`] proves on which data directory a session's server runs, [`Server::confirms`] that two sessions are
@@ -19,6 +19,7 @@ mod replication;
 mod role;
 mod same;
 mod session;
+mod slot;
 mod snapshot;
 mod tablespaces;
 mod wal;
@@ -31,6 +32,7 @@ pub use self::replication::{SystemIdentity, Walsender};
 pub use self::role::{Right, least_privilege_sql};
 pub use self::same::SessionName;
 pub use self::session::Server;
+pub use self::slot::{SlotPosition, SlotState};
 pub use self::snapshot::{ExportedSnapshots, SNAPSHOTS};
 pub use self::tablespaces::{DEFAULT_TABLESPACE, ServerTablespace, TablespaceDirectory};
 pub use self::wal::{ArchiverStats, Receiver, ReplayState};

@@ -1,5 +1,7 @@
 //! A walsender session and the commands of the replication protocol that answer with rows.
 
+use std::time::Duration;
+
 use walpoint_base::timeline::HistoryError;
 use walpoint_base::{Lsn, PgMajor, SystemId, TimelineHistory, TimelineId};
 
@@ -94,8 +96,53 @@ impl Walsender {
         Ok(Some((content, history)))
     }
 
+    /// After how long a silent client is disconnected (`wal_sender_timeout`, as it is for this session); `None` if never.
+    pub async fn sender_timeout(&mut self) -> Result<Option<Duration>, ServerError> {
+        let action = "asking how long a client may be silent (SHOW wal_sender_timeout)";
+        let sql = "SHOW wal_sender_timeout";
+        let rows = session::query(&mut self.connection, action, Right::Replication, sql).await?;
+        let text: String = rows
+            .one()
+            .and_then(|row| row.get("wal_sender_timeout"))
+            .map_err(|source| ServerError::Answer { action, source })?;
+        let why = || ServerError::State { action, why: format!("the answer is \"{text}\", not a time") };
+        parse_span(&text).map(|span| Some(span).filter(|span| !span.is_zero())).ok_or_else(why)
+    }
+
     /// Ends the session.
     pub async fn close(self) {
         self.connection.close().await;
+    }
+}
+
+/// Reads a time as PostgreSQL shows a setting of milliseconds: in the largest unit of which it is a multiple.
+fn parse_span(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let milliseconds: u64 = match unit {
+        "" | "ms" => 1,
+        "s" => 1000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(milliseconds).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_they_are_shown() {
+        for (text, seconds) in
+            [("0", 0), ("5s", 5), ("1min", 60), ("2h", 7200), ("1d", 86_400), ("3000ms", 3)]
+        {
+            assert_eq!(parse_span(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "s", "5 s", "-1", "5us", "99999999999999999999s"] {
+            assert_eq!(parse_span(text), None, "{text}");
+        }
     }
 }

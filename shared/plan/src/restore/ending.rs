@@ -230,8 +230,9 @@ impl<'a> Planner<'a> {
         Some(Err(Refusal::on(path.timeline(), why)))
     }
 
-    /// To the end of the path's own last segment, of which there is only an incomplete copy: on request. Recovery without it would
-    /// ask for the segment again and again, because that was begun. A standby does so, and streams what comes.
+    /// To the end of the path's own last segment, of which there is only an incomplete copy: on request, or if that is what was
+    /// streamed of it. Recovery without it would ask for the segment again and again, because that was begun. A standby does so, and
+    /// streams what comes.
     fn to_the_last_record(
         &self,
         path: &Path<'a>,
@@ -246,7 +247,7 @@ impl<'a> Planner<'a> {
             let ending = Ending::of(path, coverage, start, size);
             return Ok(Ok(self.build(path, backup, &ending, None, (start, StopAt::Requested))?));
         }
-        if !self.request.use_partial {
+        if !self.request.use_partial && !self.facts.sliced.contains(&name) {
             let why = Why::EndsIncomplete { segment: name, until: coverage.until, damaged: None };
             return Ok(Err(Refusal::on(timeline, why)));
         }

@@ -194,6 +194,9 @@ pub struct Facts {
     /// Incomplete copies of segments that contradict each other, so that none of them is read. Comes with the answer to
     /// [`Question::Partial`].
     pub contradicting: BTreeMap<SegmentName, Vec<String>>,
+    /// Segments of which there is only what was streamed while their server wrote them: recovery to the end of their timeline ends in
+    /// them without being told to. Comes with the answer to [`Question::Partial`].
+    pub sliced: BTreeSet<SegmentName>,
     /// Lists of restore points that cannot be read, for people. Comes with the answer to [`Question::PointsNamed`].
     pub damaged_points: Vec<String>,
     /// Timelines that a person says were abandoned: none of them is the latest.
@@ -225,6 +228,7 @@ impl Facts {
             abandoned: BTreeMap::new(),
             damaged_points: Vec::new(),
             contradicting: BTreeMap::new(),
+            sliced: BTreeSet::new(),
             answers: BTreeMap::new(),
             lost: BTreeMap::new(),
             begun: BTreeMap::new(),

@@ -37,7 +37,8 @@ pub enum Question {
     },
     /// Which restore points are there?
     Points,
-    /// How far does an incomplete copy of this segment, a `.partial` file or one that ended early, hold complete records?
+    /// How far does an incomplete copy of this segment, a `.partial` file, one that ended early or slices, hold complete
+    /// records?
     Partial(SegmentName),
     /// Which restore points of this name are there, and when were they made?
     PointsNamed(String),

@@ -103,7 +103,11 @@ impl LineageCatalog {
         decoder: Option<&Arc<dyn SegmentDecoder>>,
     ) -> Result<Answer> {
         let search = Search::new(&self.archive, &mut self.wal, decoder);
-        match search.partial(name).await {
+        let read = search.partial(name).await;
+        if matches!(read, Ok(Some(_))) && self.archive.has_only_slices(name).await? {
+            self.facts.sliced.insert(name);
+        }
+        match read {
             Ok(until) => Ok(match self.archive.damaged_copy_beyond(name, until).await? {
                 Some(damaged) => {
                     self.problems.push(damaged.clone());

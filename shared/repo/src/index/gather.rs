@@ -64,7 +64,7 @@ pub async fn survey(
                 found.listed.insert(number, object.size);
             }
             WalEntry::Part(_) => *parts.entry(number).or_default() += object.size,
-            WalEntry::Partial(..) | WalEntry::Ended(..) => {
+            WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => {
                 found.incomplete.insert(number);
             }
             _ => {}

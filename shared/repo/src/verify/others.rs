@@ -166,6 +166,7 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
         WalEntry::File(WalFileName::History(_)) => Some(ObjectKind::History),
         WalEntry::Partial(..) => Some(ObjectKind::Partial),
         WalEntry::Ended(..) => Some(ObjectKind::Ended),
+        WalEntry::Slice(..) => Some(ObjectKind::Slice),
         _ => None,
     }
 }

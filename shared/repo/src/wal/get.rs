@@ -16,6 +16,7 @@ use walpoint_storage::object::{
 use super::WalArchive;
 use super::header::{WAL_HEADER_RANGE, WalHeader};
 use super::parts::{MAX_TABLE, PartTable};
+use super::slices::assembled::{AssembledSegment, write_piece};
 use crate::cpu;
 
 /// A file that was read back and checked as a whole.
@@ -50,6 +51,8 @@ enum Rest {
     Whole(Option<Bytes>),
     /// It is in parts.
     Parts { table: PartTable, next: usize, whole: Box<blake3::Hasher> },
+    /// It was put together from slices.
+    Sliced(AssembledSegment),
 }
 
 /// One object of content.
@@ -87,8 +90,7 @@ impl WalArchive {
         Ok(Some(FetchedWal { header: reader.header, content: read }))
     }
 
-    /// The incomplete copy of a segment that holds most, checked: a `.partial` file or one that ended early; `None` if the store
-    /// has none.
+    /// The incomplete copy of a segment that holds most, checked; `None` if the store has none.
     pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<FetchedWal>> {
         let Some(mut reader) = self.read_incomplete(segment).await? else { return Ok(None) };
         let mut read = reader.next_part(Vec::new()).await?;
@@ -136,6 +138,18 @@ impl WalArchive {
     pub async fn read_ended(&self, name: SegmentName, end: Lsn, hash: NameHash) -> Result<Option<WalReader>> {
         let file = WalFileName::Segment(name);
         self.open(ObjectKind::Ended, file, self.paths().ended(name, end, hash)).await
+    }
+
+    pub(super) async fn read_sliced(&self, segment: SegmentName) -> Result<Option<WalReader>> {
+        let Some(assembled) = self.assemble(segment).await? else { return Ok(None) };
+        Ok(Some(WalReader {
+            archive: self.clone(),
+            key: self.paths().sliced(segment),
+            name: WalFileName::Segment(segment),
+            header: None,
+            length: self.lineage().segment_size.bytes(),
+            rest: Rest::Sliced(assembled),
+        }))
     }
 
     /// What is stored about a segment, by one ranged request; `None` if there is no such segment.
@@ -214,6 +228,7 @@ impl WalArchive {
         let (length, hash) = match &rest {
             Rest::Whole(_) => (object.content_len, object.content),
             Rest::Parts { table, .. } => (table.length, table.hash),
+            Rest::Sliced(_) => (object.content_len, object.content),
         };
         if let Some(header) = &header
             && (header.hash != hash || header.size.bytes() != length)
@@ -303,6 +318,7 @@ impl WalReader {
         match &self.rest {
             Rest::Whole(bytes) => bytes.is_none(),
             Rest::Parts { table, next, .. } => *next >= table.parts.len(),
+            Rest::Sliced(assembled) => assembled.is_done(),
         }
     }
 
@@ -320,10 +336,13 @@ impl WalReader {
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<WalHeader>)> {
+        while let Some(piece) = self.next_piece()? {
+            writer = write_piece(&self.key, piece, writer).await?;
+        }
         while let Some(PartRange { kinds, key, bytes, expected }) = self.next_object().await? {
             let sealer = self.archive.sealer().clone();
             let mut whole = match &mut self.rest {
-                Rest::Whole(_) => None,
+                Rest::Whole(_) | Rest::Sliced(_) => None,
                 Rest::Parts { whole, .. } => Some(std::mem::take(whole)),
             };
             let (returned, object, length) = cpu::run(move || {
@@ -364,6 +383,13 @@ impl WalReader {
         mut writer: W,
     ) -> Result<(W, Option<RepoError>)> {
         loop {
+            match self.next_piece() {
+                Ok(Some(piece)) => writer = write_piece(&self.key, piece, writer).await?,
+                Ok(None) => break,
+                Err(error) => return Ok((writer, Some(error))),
+            }
+        }
+        loop {
             let next = match self.next_object().await {
                 Err(error @ RepoError::Corrupt { .. }) => return Ok((writer, Some(error))),
                 next => next?,
@@ -397,6 +423,10 @@ impl WalReader {
     }
 
     async fn append_part(&mut self, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
+        if let Some(piece) = self.next_piece()? {
+            buffer.extend_from_slice(&piece);
+            return Ok(buffer);
+        }
         let Some(PartRange { kinds, key, bytes, expected }) = self.next_object().await? else {
             return Ok(buffer);
         };
@@ -417,9 +447,14 @@ impl WalReader {
         Ok(buffer)
     }
 
-    /// The object that holds what comes next; `None` when all was handed out.
+    fn next_piece(&mut self) -> Result<Option<Bytes>> {
+        if let Rest::Sliced(assembled) = &mut self.rest { assembled.next_piece() } else { Ok(None) }
+    }
+
+    /// The object that holds what comes next; `None` when all was handed out, and where no single object does.
     async fn next_object(&mut self) -> Result<Option<PartRange>> {
         match &mut self.rest {
+            Rest::Sliced(_) => Ok(None),
             Rest::Whole(bytes) => {
                 let Some(bytes) = bytes.take() else { return Ok(None) };
                 let kinds = vec![

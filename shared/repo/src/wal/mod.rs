@@ -23,6 +23,7 @@
 //! | `same` | whether two archives hold the same segment |
 //! | `joined` | one lineage's WAL in several repositories, read as one archive |
 //! | [`copies`] | one lineage's WAL in several repositories |
+//! | [`slices`] | what is stored of the open segment |
 //! | [`content`] | bytes to be stored, in memory or in a file |
 
 pub mod abandoned;
@@ -44,6 +45,7 @@ mod put;
 mod same;
 pub mod seal;
 pub mod settled;
+pub mod slices;
 #[cfg(test)]
 pub(crate) mod tests;
 mod verdicts;

@@ -1,5 +1,5 @@
-//! Which of several incomplete copies of a segment is read where one is wanted: `.partial` files, and what came under the
-//! complete name and ended early.
+//! Which of several incomplete copies of a segment is read where one is wanted: `.partial` files, what came under the
+//! complete name and ended early, and what was streamed of it.
 //!
 //! Promotions leave their parent's last segment each with what they had of it, and zeros behind the last record that is
 //! complete; a dead primary's last segment is stored so, too. So those of one server's history agree as far as both go, and the
@@ -9,7 +9,7 @@
 //! none is believed, and a person is asked.
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, try_join};
+use futures_util::future::{BoxFuture, try_join3};
 use walpoint_base::{Lsn, SegmentName, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::NameHash;
@@ -36,7 +36,7 @@ impl WalArchive {
         self.longest(segment, copies.collect()).await
     }
 
-    /// The incomplete copy of a segment that holds most, a `.partial` file or one that ended early; `None` if there is none.
+    /// The incomplete copy of a segment that holds most; `None` if there is none.
     /// Where there are several, all are read.
     pub fn read_incomplete(&self, segment: SegmentName) -> BoxFuture<'_, Result<Option<WalReader>>> {
         if self.beside().is_empty() {
@@ -80,11 +80,13 @@ impl WalArchive {
         Ok(Vec::new())
     }
 
-    /// The incomplete copies of a segment, but for what is inherited. Two listings at the same time.
+    /// The incomplete copies of a segment, but for what is inherited. Three listings at the same time.
     pub(crate) async fn incomplete_copies(&self, segment: SegmentName) -> Result<Vec<SegmentCopy>> {
-        let (partials, ended) = try_join(self.partials(segment), self.ended(segment)).await?;
+        let all = try_join3(self.partials(segment), self.ended(segment), self.has_slices(segment));
+        let (partials, ended, sliced) = all.await?;
         let ended = ended.into_iter().map(|(end, hash)| SegmentCopy::Ended(end, hash));
-        Ok(partials.into_iter().map(SegmentCopy::Partial).chain(ended).collect())
+        let sliced = sliced.then_some(SegmentCopy::Sliced);
+        Ok(partials.into_iter().map(SegmentCopy::Partial).chain(ended).chain(sliced).collect())
     }
 
     /// The incomplete copy that is read of a segment, and those that are damaged. Nothing is read where the copies contradict each

@@ -1,5 +1,5 @@
 //! Whether two copies of a segment begin with the same bytes, as far as both go: whole segments, `.partial` files, copies that ended
-//! early, of one archive or of two.
+//! early, slices, of one archive or of two.
 //!
 //! Copies of one server's WAL agree as far as both go; behind the end of one there are zeros. A damaged copy still tells something:
 //! its frames up to the damage, each checked by itself; its name, which has the hash of its content, so that a longer copy can be cut
@@ -27,6 +27,8 @@ pub(crate) enum SegmentCopy {
     Partial(NameHash),
     /// What came under the complete name and ended there.
     Ended(Lsn, NameHash),
+    /// What was streamed of it, put together.
+    Sliced,
 }
 
 /// A copy that was read as far as it can be.
@@ -63,6 +65,7 @@ impl WalArchive {
             SegmentCopy::Whole => self.read(WalFileName::Segment(segment)).await,
             SegmentCopy::Partial(hash) => self.read_partial(segment, hash).await,
             SegmentCopy::Ended(end, hash) => self.read_ended(segment, end, hash).await,
+            SegmentCopy::Sliced => self.read_sliced(segment).await,
         }
     }
 
@@ -71,6 +74,7 @@ impl WalArchive {
             SegmentCopy::Whole => self.paths().segment(segment),
             SegmentCopy::Partial(hash) => self.paths().partial(segment, hash),
             SegmentCopy::Ended(end, hash) => self.paths().ended(segment, end, hash),
+            SegmentCopy::Sliced => self.paths().sliced(segment),
         }
     }
 
@@ -120,7 +124,7 @@ impl Surveyed {
     pub(crate) fn may_go_beyond(&self, until: Option<Lsn>) -> bool {
         match self.copy {
             SegmentCopy::Ended(end, _) => Some(end.align()) > until,
-            SegmentCopy::Whole | SegmentCopy::Partial(_) => true,
+            SegmentCopy::Whole | SegmentCopy::Partial(_) | SegmentCopy::Sliced => true,
         }
     }
 
@@ -183,7 +187,7 @@ impl Surveyed {
             SegmentCopy::Ended(end, _) => {
                 Some(SealedName::Ended(end).valid(self.segment, self.archive.lineage().segment_size))
             }
-            SegmentCopy::Whole | SegmentCopy::Partial(_) => None,
+            SegmentCopy::Whole | SegmentCopy::Partial(_) | SegmentCopy::Sliced => None,
         }
     }
 
@@ -191,7 +195,7 @@ impl Surveyed {
         let read = match self.copy {
             SegmentCopy::Whole => self.archive.header(self.segment).await,
             SegmentCopy::Ended(end, hash) => self.archive.ended_header(self.segment, end, hash).await,
-            SegmentCopy::Partial(_) => return Ok(None),
+            SegmentCopy::Partial(_) | SegmentCopy::Sliced => return Ok(None),
         };
         match read {
             Err(RepoError::Corrupt { .. }) => Ok(None),

@@ -13,7 +13,7 @@ use walpoint_base::table::{FromTable, WrongKey};
 use walpoint_base::{ClusterName, Diagnostic};
 
 use super::problem::{Document, Problem};
-use super::{ClusterSettings, Config, DaemonSettings};
+use super::{ClusterSettings, Config, DaemonSettings, StreamSettings};
 use crate::args::repository_name;
 use crate::retention::{LabelSettings, RetentionSettings};
 
@@ -62,6 +62,9 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
             let tables = ["cluster", name.as_str(), "retention", "label", label.unwrap_or_default()];
             let tables = if label.is_some() { &tables[..] } else { &tables[..3] };
             found.add(tables, Some(key), what);
+        }
+        for (key, what) in settings.stream.iter().flat_map(StreamSettings::contradictions) {
+            found.add(&["cluster", name.as_str(), "stream"], Some(key), what);
         }
     }
     let mut problems = found.problems;
@@ -178,19 +181,22 @@ impl<'a> Findings<'a> {
         let mut all = BTreeMap::new();
         for (name, table) in self.tables("cluster") {
             let tables = ["cluster", name];
-            let mut sound = self.sound::<ClusterSettings>(&tables, table, &["retention"]);
+            let mut sound = self.sound::<ClusterSettings>(&tables, table, &["retention", "stream"]);
             let retention = table.get("retention").and_then(|value| value.get_ref().as_table());
             let retention = retention.and_then(|table| {
                 sound.remove("retention");
                 self.retention(name, table)
             });
+            let stream = table.get("stream").and_then(|value| value.get_ref().as_table());
+            let stream = stream.and_then(|table| {
+                sound.remove("stream");
+                self.read::<StreamSettings>(&["cluster", name, "stream"], table)
+            });
             let settings = self.whole::<ClusterSettings>(&tables, table, sound);
             match (name.parse::<ClusterName>(), settings) {
                 (Ok(name), Some(settings)) => {
-                    all.insert(
-                        name,
-                        ClusterSettings { retention: retention.or(settings.retention), ..settings },
-                    );
+                    let (retention, stream) = (retention.or(settings.retention), stream.or(settings.stream));
+                    all.insert(name, ClusterSettings { retention, stream, ..settings });
                 }
                 (Ok(_), None) => {}
                 (Err(error), _) => self.add(&tables, None, error.to_string()),

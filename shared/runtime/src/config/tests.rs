@@ -207,3 +207,25 @@ fn a_repository_is_looked_at_more_closely_on_request() {
         "line 2, [repository.main]: \"url\" file:///backup leads nowhere"
     );
 }
+
+#[test]
+fn streaming_is_off_until_it_is_switched_on() {
+    let text =
+        |more: &str| format!("[repository.a]\nurl = \"/a\"\n[cluster.x]\nrepositories = [\"a\"]\n{more}");
+    let stream = |more: &str| {
+        parse(&text(more)).unwrap().cluster.remove(&"x".parse::<ClusterName>().unwrap()).unwrap().stream
+    };
+    assert!(stream("").is_none());
+    let stream = stream("[cluster.x.stream]\nslot = \"other\"\n").unwrap();
+    assert!(!stream.enabled && !stream.synchronous && !stream.on_standby && stream.slot.as_str() == "other");
+    assert_eq!(stream.flush_interval, SignedDuration::from_secs(1));
+    let wrong = "[cluster.x.stream]\nenabled = true\nslot = \"No\"\nflush_interval = \"1h\"\nflash = 1\n";
+    let error = parse(&text(wrong)).unwrap_err();
+    for line in
+        ["line 7, [cluster.x.stream]: \"slot\": ", "line 9, [cluster.x.stream]: unknown key \"flash\""]
+    {
+        assert!(error.contains(line), "{error}");
+    }
+    let long = "[cluster.x.stream]\nflush_interval = \"1h\"\n";
+    assert!(parse(&text(long)).unwrap_err().contains("at most 10 minutes"));
+}

@@ -69,8 +69,8 @@ pub enum WalEntry {
     Gap(SegmentName),
     /// A part of a large file; it means nothing without the object that names it.
     Part(SegmentName),
-    /// A range of the open segment.
-    Slice(SegmentName, Lsn, Lsn),
+    /// A range of the open segment, from one position to another, stored by one session.
+    Slice(SegmentName, Lsn, Lsn, u32),
     /// A history that differs from the one stored for its timeline, by the hash of its content.
     RefusedHistory(TimelineId, ContentHash),
     /// The record that a refused history no longer puts its timeline in doubt.
@@ -175,6 +175,11 @@ impl WalPaths {
     pub fn slice(&self, segment: SegmentName, start: Lsn, end: Lsn, session: u32) -> Key {
         let dir = self.directory(segment);
         Key::composed(format!("{dir}/{segment}.slices/{:016X}-{:016X}-{session:08x}", start.0, end.0))
+    }
+
+    /// What messages call all stored ranges of a segment together. No object has that name.
+    pub fn sliced(&self, segment: SegmentName) -> Key {
+        Key::composed(format!("{}/{segment}.slices", self.directory(segment)))
     }
 
     /// Every stored range of a segment.
@@ -289,7 +294,8 @@ impl WalPaths {
             WalEntry::RefusedHistory(timeline, hash) => self.refused_history(timeline, hash),
             WalEntry::SettledHistory(timeline, hash) => self.settled_history(timeline, hash),
             WalEntry::AbandonedTimeline(until) => self.abandoned_timeline(until),
-            WalEntry::Part(_) | WalEntry::Slice(..) => return Some(entry),
+            WalEntry::Slice(segment, start, end, session) => self.slice(segment, start, end, session),
+            WalEntry::Part(_) => return Some(entry),
         };
         (expected == *key).then_some(entry)
     }
@@ -358,8 +364,10 @@ fn parse_entry(name: &str) -> Option<WalEntry> {
         "partial" => NameHash::parse(rest).map(|hash| WalEntry::Partial(segment, hash)),
         "parts" => Some(WalEntry::Part(segment)),
         "slices" => {
-            let mut ends = rest.split('-');
-            Some(WalEntry::Slice(segment, lsn(ends.next()?)?, lsn(ends.next()?)?))
+            let mut parts = rest.split('-');
+            let (start, end) = (lsn(parts.next()?)?, lsn(parts.next()?)?);
+            let session = u32::from_str_radix(parts.next()?, 16).ok()?;
+            Some(WalEntry::Slice(segment, start, end, session))
         }
         _ => None,
     }
@@ -402,7 +410,9 @@ mod tests {
         assert_eq!(paths.parse(&partial), Some(WalEntry::Partial(segment, hash)));
         assert_eq!(paths.parse(&paths.gap(segment)), Some(WalEntry::Gap(segment)));
         let slice = paths.slice(segment, Lsn(1), Lsn(2), 3);
-        assert_eq!(paths.parse(&slice), Some(WalEntry::Slice(segment, Lsn(1), Lsn(2))));
+        assert_eq!(paths.parse(&slice), Some(WalEntry::Slice(segment, Lsn(1), Lsn(2), 3)));
+        let longer = format!("{slice}-00").parse().unwrap();
+        assert_eq!(paths.parse(&longer), None, "a name that no slice has");
         let refused = paths.refused_history(timeline, ContentHash([0x1F; 32]));
         assert!(refused.as_str().contains("/history/00000002.history.refused/1f1f"), "{refused}");
         assert_eq!(paths.parse(&refused), Some(WalEntry::RefusedHistory(timeline, ContentHash([0x1F; 32]))));

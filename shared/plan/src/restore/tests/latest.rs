@@ -237,6 +237,31 @@ fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {
     assert!(plan(&RestoreRequest { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
 }
 
+/// What was streamed of the last segment is recovered without being asked for, by archive recovery only; any other incomplete copy is not.
+#[test]
+fn latest_ends_in_what_was_streamed_of_the_last_segment() {
+    let (mut world, _) = world();
+    let (last, end) = (SegmentNo(15), Lsn(mb(15) + 5000));
+    world.partials.insert((tli(2), last), end);
+    let plan = |streamed: bool, request: &RestoreRequest| {
+        let mut facts = world.facts();
+        facts.sliced.extend(streamed.then(|| last.name(tli(2), size())));
+        world.plan_with(facts, request)
+    };
+    let latest = on(2, RecoveryTarget::Latest);
+    let refused = plan(false, &latest).unwrap_err();
+    assert!(matches!(refused.why, Why::EndsIncomplete { damaged: None, .. }), "{refused:?}");
+    let planned = plan(true, &latest).unwrap();
+    let fork = planned.fork.expect("a segment that is built");
+    assert_eq!((planned.until, fork.cut, fork.name), (end, end, last.name(tli(2), size())));
+    assert_eq!(
+        plan(true, &RestoreRequest { use_partial: true, ..latest.clone() }).unwrap().fork,
+        planned.fork
+    );
+    let standby = plan(true, &RestoreRequest { standby: true, ..latest }).unwrap();
+    assert_eq!(standby.fork, None, "a standby streams what comes");
+}
+
 /// A timeline that a person says was abandoned is not the latest, whatever is wrong with it.
 #[test]
 fn an_abandoned_timeline_is_not_the_latest() {

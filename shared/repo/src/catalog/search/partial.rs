@@ -1,15 +1,33 @@
 //! What an incomplete copy of a segment holds: only its bytes up to a position are ever looked at, with zeros behind, as
 //! PostgreSQL will see them.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use walpoint_base::{Lsn, SegmentName, WalFileName};
 use walpoint_plan::restore::decide::{PartialEnd, cut, last_end, last_start};
 use walpoint_plan::restore::facts::StopQuestion;
 use walpoint_plan::restore::path::SegmentRange;
-use walpoint_plan::restore::stop::{SearchState, Stop};
+use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::Search;
 use crate::cpu;
+use crate::wal::WalArchive;
+
+impl WalArchive {
+    /// Where the last complete record ends in what was streamed of a segment, if there is nothing else of it.
+    pub async fn streamed_until(
+        &self,
+        segment: SegmentName,
+        decoder: &Arc<dyn SegmentDecoder>,
+    ) -> Result<Option<Lsn>> {
+        if !self.has_only_slices(segment).await? {
+            return Ok(None);
+        }
+        Search::new(self, &mut BTreeMap::new(), Some(decoder)).partial(segment).await
+    }
+}
 
 impl Search<'_> {
     /// Where the last complete record of an incomplete copy ends, or the segment's begin where no record in it is complete; `None`

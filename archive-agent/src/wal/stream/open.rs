@@ -1,0 +1,315 @@
+//! The beginning of a session: a server that is proven to run on the data directory, a slot, and the position from which on nothing is
+//! missing.
+//!
+//! The stream begins with the segment up to which the slot says that all is durable, or with an older one that PostgreSQL still waits to
+//! archive. So what is reported as durable never lies behind WAL that is not.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use walpoint_base::facts::HistoryHash;
+use walpoint_base::{
+    Lsn, SegmentName, SegmentNo, SegmentSize, SlotName, TimelineHistory, TimelineId, WalFileName,
+};
+use walpoint_pg::server::{Server, ServerError, SystemIdentity, Walsender};
+use walpoint_pg::wal_stream::{StreamPlace, StreamStart, WalStream, place};
+use walpoint_runtime::config::{ClusterSettings, StreamSettings};
+use walpoint_runtime::human;
+
+use super::segment::{OpenSegment, StoredBefore};
+use super::session::{Rules, Session};
+use super::slot::{self, Slot};
+use super::store::{Earlier, SliceStore};
+use super::{NextStart, StreamReports};
+use crate::check::{source, whose_files};
+use crate::wal::archiver::Archiver;
+use crate::wal::{check, disk};
+
+/// SQLSTATE of a slot that another session uses.
+const IN_USE: &str = "55006";
+
+/// How long a server may be silent that does not say how long a client may be.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// What became of an attempt to begin.
+pub(super) enum Opening {
+    /// A session that streams.
+    Session(Box<Session>),
+    /// The timeline ended where the session would have begun.
+    Timeline(NextStart),
+    /// Nothing is wrong, and it cannot begin; why.
+    Waits(String),
+    /// It cannot begin, which mostly passes by itself; why.
+    Blocked(String),
+    /// It does not begin because the server must not keep more WAL; why.
+    Held(String),
+}
+
+/// Where a session begins.
+#[derive(Clone, Copy)]
+struct Start {
+    timeline: TimelineId,
+    number: SegmentNo,
+}
+
+/// Begins a session; `next`: on the timeline that follows the last one.
+pub(super) async fn open(
+    archiver: &Arc<Archiver>,
+    settings: &ClusterSettings,
+    reports: &Arc<StreamReports>,
+    next: Option<NextStart>,
+) -> anyhow::Result<Opening> {
+    let rules = settings.stream.clone().unwrap_or_default();
+    let uploader = archiver.uploader();
+    let size = uploader.identity().await?.segment_size;
+    let mut server = source::connect(settings).await?;
+    let standby = server.identity().await?.in_recovery;
+    if standby && !rules.on_standby {
+        return Ok(Opening::Waits(
+            "the server is a standby\nDETAIL: Streaming begins with its promotion, or with on_standby = true.".to_owned(),
+        ));
+    }
+    whose_files::prove(&mut server, uploader.pgdata()).await?;
+    let mut asking = source::walsender(settings, &mut server).await?;
+    let system = asking.identify_system().await?;
+    let history = asking.timeline_history(system.timeline).await?;
+    let history = history.map_or_else(|| TimelineHistory::root(system.timeline), |(_, history)| history);
+    let (slot, restart) = match slot::ensure(&mut server, &mut asking, &rules.slot).await? {
+        Slot::Reserved(restart) => (Some(&rules.slot), restart),
+        Slot::Used(process) => return Ok(Opening::Blocked(in_use(&rules.slot, Some(process)))),
+        Slot::Unreserved => (Some(&rules.slot), system.position),
+        Slot::None(why) => {
+            tracing::warn!(
+                "streaming without a replication slot: {why}\nDETAIL: While the stream is interrupted the server may remove WAL that it \
+                 has not sent. Whole segments are archived all the same."
+            );
+            (None, system.position)
+        }
+    };
+    asking.close().await;
+    let start = match next {
+        Some(next) => Start { timeline: next.timeline, number: SegmentNo::of(next.switch, size) },
+        None => {
+            let reserved =
+                Start { timeline: history.timeline_at(restart), number: SegmentNo::of(restart, size) };
+            oldest(archiver, &history, size, reserved).await?
+        }
+    };
+    let from = start.number.start(size);
+    if let Some(held) =
+        over_limit(settings, &mut server, (slot, restart), (from, system.position), size).await?
+    {
+        return Ok(Opening::Held(held));
+    }
+    if let Some(why) = misplaced(&system, &history, (start.timeline, from), standby)? {
+        return Ok(Opening::Blocked(why));
+    }
+    let walsender = streaming(settings, &mut server, &system).await?;
+    server.close().await;
+    begin(archiver, (settings, &rules), reports, (walsender, slot), (start, size)).await
+}
+
+fn in_use(slot: &SlotName, process: Option<i32>) -> String {
+    let process = process.map(|process| format!(" (process {process})")).unwrap_or_default();
+    format!(
+        "another session uses replication slot \"{slot}\"{process}\nDETAIL: It is another daemon's, or that of an earlier connection, which \
+         the server ends after wal_sender_timeout."
+    )
+}
+
+/// The oldest segment on the server's path that PostgreSQL waits to archive, if that lies before the one where the slot begins.
+async fn oldest(
+    archiver: &Archiver,
+    history: &TimelineHistory,
+    size: SegmentSize,
+    reserved: Start,
+) -> anyhow::Result<Start> {
+    let (directory, path) = (archiver.wal_directory(), history.clone());
+    let status = directory.join("archive_status");
+    let waiting = disk::look(&directory, move || oldest_waiting(&status, &path, size)).await??;
+    Ok(match waiting.and_then(|name| Some((name.timeline, name.number(size)?))) {
+        Some((timeline, number)) if number < reserved.number => Start { timeline, number },
+        _ => reserved,
+    })
+}
+
+fn oldest_waiting(
+    status: &Path,
+    history: &TimelineHistory,
+    size: SegmentSize,
+) -> std::io::Result<Option<SegmentName>> {
+    let mut oldest: Option<SegmentName> = None;
+    for entry in std::fs::read_dir(status)? {
+        let name = entry?.file_name();
+        let Some(Ok(WalFileName::Segment(name))) =
+            name.to_str().and_then(|name| name.strip_suffix(".ready")).map(str::parse)
+        else {
+            continue;
+        };
+        let Some(start) = name.number(size).map(|number| number.start(size)) else { continue };
+        let on_path =
+            history.contains(name.timeline) && history.end_of(name.timeline).is_none_or(|end| start < end);
+        let order = |name: SegmentName| (name.number(size), name.timeline);
+        if on_path && oldest.is_none_or(|oldest| order(name) < order(oldest)) {
+            oldest = Some(name);
+        }
+    }
+    Ok(oldest)
+}
+
+/// Why the stream does not begin while more WAL waits than may wait. The slot lets go of it then.
+async fn over_limit(
+    settings: &ClusterSettings,
+    server: &mut Server,
+    (slot, restart): (Option<&SlotName>, Lsn),
+    (from, position): (Lsn, Lsn),
+    size: SegmentSize,
+) -> Result<Option<String>, ServerError> {
+    let waits = position.since(from);
+    let Some(max) = settings.queue_max.map(|max| max.as_u64()).filter(|max| waits > *max) else {
+        return Ok(None);
+    };
+    if let Some(slot) = slot {
+        slot::give_up(server, slot, restart, SegmentNo::of(position, size).start(size)).await?;
+    }
+    Ok(Some(format!(
+        "{} of WAL wait to be stored, more than queue_max ({})\nDETAIL: Streaming begins again when the segments that wait in pg_wal are \
+         archived or dropped.",
+        human::size(waits),
+        human::size(max)
+    )))
+}
+
+/// Why a standby cannot stream from there yet; an error if this server never will.
+fn misplaced(
+    system: &SystemIdentity,
+    history: &TimelineHistory,
+    (timeline, from): (TimelineId, Lsn),
+    standby: bool,
+) -> anyhow::Result<Option<String>> {
+    match place(system, history, timeline, from) {
+        StreamPlace::Behind => Ok(None),
+        StreamPlace::Ahead { end } if standby => {
+            Ok(Some(format!("the standby has replayed WAL up to {end}, and the stream continues at {from}")))
+        }
+        StreamPlace::Ahead { end } => bail!(
+            "the WAL of this server ends at {end}, before {from}, up to where WAL of timeline {timeline} is durable: the server was \
+             reset to an earlier state, or another one wrote that WAL"
+        ),
+        StreamPlace::OnBranch { switch } => bail!(
+            "WAL of timeline {timeline} is durable up to {from}, and this server left that timeline before, at {switch}"
+        ),
+        StreamPlace::Elsewhere => bail!("timeline {timeline} is not in this server's history"),
+    }
+}
+
+/// The connection that streams. It carries the plain name by which `synchronous_standby_names` knows it, so it is found by its process.
+async fn streaming(
+    settings: &ClusterSettings,
+    server: &mut Server,
+    system: &SystemIdentity,
+) -> anyhow::Result<Walsender> {
+    let info = source::conninfo(settings)?;
+    let mut walsender = Walsender::connect(&info).await?;
+    let process = walsender.connection().process_id();
+    let same = walsender.identify_system().await?.system_id == system.system_id;
+    if !same || !server.has_walsender(process, info.application_name()).await? {
+        bail!(
+            "conninfo leads to one server for queries ({}) and to another for replication\nHINT: Name one host in conninfo, and no \
+             load balancer.",
+            server.connection().host()
+        );
+    }
+    Ok(walsender)
+}
+
+async fn begin(
+    archiver: &Arc<Archiver>,
+    (settings, rules): (&ClusterSettings, &StreamSettings),
+    reports: &Arc<StreamReports>,
+    (mut walsender, slot): (Walsender, Option<&SlotName>),
+    (start, size): (Start, SegmentSize),
+) -> anyhow::Result<Opening> {
+    let uploader = archiver.uploader();
+    let (name, from) = (start.number.name(start.timeline, size), start.number.start(size));
+    let archives = uploader.admit_slices(name).await?;
+    let epoch = uploader.epoch();
+    let (wal, timeline) = (archiver.wal_directory(), start.timeline);
+    let directory = wal.clone();
+    let history = disk::look(&wal, move || check::history_in(&directory, timeline)).await?;
+    let history = history.map_or(HistoryHash::NONE, |(_, hash)| hash);
+    let mut earlier = Vec::new();
+    for archive in &archives {
+        earlier.push(Earlier::of(archive, name).await?);
+    }
+    let empty: Vec<blake3::Hasher> = archives.iter().map(|archive| archive.content_hasher()).collect();
+    let earlier: Vec<Earlier> = earlier.into_iter().flatten().collect();
+    // What one of them lacks is stored in all.
+    let end = earlier.iter().map(Earlier::end).min().filter(|_| earlier.len() == archives.len());
+    let before = end.map(|end| StoredBefore {
+        end,
+        hashes: earlier
+            .iter()
+            .zip(&empty)
+            .map(|(one, hasher)| one.hash_before(end, hasher.clone()))
+            .collect(),
+    });
+    let proven = earlier
+        .into_iter()
+        .map(|one| one.slices.into_iter().filter(|slice| Some(slice.end) <= end).collect());
+    let proven = if before.is_some() { proven.collect() } else { Vec::new() };
+    let silence = walsender.sender_timeout().await?.unwrap_or(SILENCE);
+    let stream = match WalStream::start(walsender, slot, timeline, from).await {
+        Ok(StreamStart::Streaming(stream)) => stream,
+        Ok(StreamStart::TimelineEnd(next)) => {
+            return Ok(Opening::Timeline(NextStart { timeline: next.timeline, switch: next.switch }));
+        }
+        Err(error) if error.sqlstate() == Some(IN_USE) && slot.is_some() => {
+            return Ok(Opening::Blocked(in_use(&rules.slot, None)));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    tracing::info!(%timeline, %from, slot = slot.map(SlotName::as_str), "streaming WAL");
+    let segment = OpenSegment::at(from, timeline, size, empty.clone(), before);
+    let store = SliceStore::new(archiver, reports, history, (name, epoch));
+    let rules = Rules {
+        synchronous: rules.synchronous,
+        flush_interval: walpoint_runtime::config::duration(rules.flush_interval),
+        silence,
+        most: settings.queue_max.map(|max| max.as_u64()),
+    };
+    Ok(Opening::Session(Box::new(Session::new(stream, store, (segment, empty), (size, proven), rules))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_segment_that_waits_on_the_path_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let size = SegmentSize::DEFAULT;
+        let history = TimelineHistory::parse(TimelineId::new(2).unwrap(), b"1\t0/6000100\tx\n").unwrap();
+        let oldest =
+            || oldest_waiting(directory.path(), &history, size).unwrap().map(|name| name.to_string());
+        let file = |name: &str| std::fs::File::create(directory.path().join(name)).unwrap();
+        for name in [
+            "000000010000000000000002.done",
+            "000000010000000000000007.ready",
+            "000000030000000000000001.ready",
+            "00000002.history.ready",
+            "000000010000000000000001.partial.ready",
+            "x.ready",
+        ] {
+            file(name);
+        }
+        assert_eq!(oldest(), None, "archived, left behind, another's, no segment");
+        file("000000020000000000000006.ready");
+        assert_eq!(oldest().as_deref(), Some("000000020000000000000006"));
+        file("000000010000000000000006.ready");
+        file("000000010000000000000005.ready");
+        assert_eq!(oldest().as_deref(), Some("000000010000000000000005"));
+    }
+}

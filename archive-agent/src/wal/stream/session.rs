@@ -1,0 +1,273 @@
+//! One stream, from its start to the end of its timeline, of the connection or of the server.
+//!
+//! Nothing in the loop waits for a store: what is stored is a future beside the others, so signs of life are answered while stores hang.
+//! Where too much waits to be stored nothing more is read, and the server keeps the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use walpoint_base::{Lsn, PgTimestamp, SegmentSize};
+use walpoint_pg::wal_stream::{StreamEvent, WalPiece, WalStream};
+use walpoint_repo::wal::slices::SliceName;
+use walpoint_runtime::human;
+
+use super::NextStart;
+use super::segment::OpenSegment;
+use super::store::{SliceStore, Storing};
+use crate::wal::{disk, postmaster};
+
+/// Slices that are stored at the same time.
+const SLICES: usize = 2;
+/// Whole segments that are stored at the same time.
+const WHOLES: usize = 4;
+/// So many bytes wait in memory at the most, but for one message.
+const WAITING: usize = 8 << 20;
+
+/// How often to look after the server, and to give a sign of life.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Nothing is done more often than this.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// A server that is stopping waits so long for what cannot be stored.
+const WHILE_STOPPING: Duration = Duration::from_secs(10);
+
+/// How a session streams.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// Slices are stored at once, not every `flush_interval`.
+    pub(super) synchronous: bool,
+    pub(super) flush_interval: Duration,
+    /// How long either side may be silent.
+    pub(super) silence: Duration,
+    /// So many bytes may wait for the stream in the server.
+    pub(super) most: Option<u64>,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// All of its timeline is stored that is not the next one's as well.
+    Timeline(NextStart),
+    /// The server shuts down.
+    Shutdown,
+    /// Another connection is worth a try.
+    Behind,
+}
+
+/// A stream and what was received of it.
+pub(super) struct Session {
+    stream: WalStream,
+    store: Arc<SliceStore>,
+    rules: Rules,
+    size: SegmentSize,
+    /// A hasher for each repository.
+    empty: Vec<blake3::Hasher>,
+    segment: OpenSegment,
+    /// Slices of earlier sessions that the open segment holds, for each repository.
+    earlier: Vec<Vec<SliceName>>,
+    /// Slices of the open segment. Empty while `wholes` is not.
+    slices: Storing,
+    wholes: Storing,
+    /// Every byte before this is stored.
+    durable: Lsn,
+    /// The end of WAL on the server, as it said last.
+    server_end: Lsn,
+    next: Option<NextStart>,
+    heard: Instant,
+    stopping: Option<Instant>,
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+impl Session {
+    pub(super) fn new(
+        mut stream: WalStream,
+        store: SliceStore,
+        (segment, empty): (OpenSegment, Vec<blake3::Hasher>),
+        (size, earlier): (SegmentSize, Vec<Vec<SliceName>>),
+        rules: Rules,
+    ) -> Self {
+        // Whether the server is silent is looked at here.
+        stream.set_silence_limit(rules.silence.saturating_mul(4));
+        Self {
+            durable: segment.position,
+            server_end: segment.position,
+            stream,
+            store: Arc::new(store),
+            rules,
+            size,
+            empty,
+            segment,
+            earlier,
+            slices: Storing::new(),
+            wholes: Storing::new(),
+            next: None,
+            heard: Instant::now(),
+            stopping: None,
+        }
+    }
+
+    /// Streams to the end. An error ends the connection; what is stored stays.
+    pub(super) async fn run(mut self) -> anyhow::Result<Ended> {
+        let (mut flush, mut look) = (
+            ticks(self.rules.flush_interval.max(SHORTEST)),
+            ticks(LOOK.min(self.rules.silence / 4).max(SHORTEST)),
+        );
+        (self.store.reports.working)();
+        loop {
+            if let Some(next) = self.next.filter(|_| self.wholes.is_empty() && self.slices.is_empty()) {
+                return Ok(Ended::Timeline(next));
+            }
+            tokio::select! {
+                event = self.stream.next(), if self.has_room() => {
+                    if let Some(ended) = self.take(event?).await? {
+                        return Ok(ended);
+                    }
+                }
+                Some(stored) = self.slices.next(), if !self.slices.is_empty() => self.advance(stored?).await?,
+                Some(stored) = self.wholes.next(), if !self.wholes.is_empty() => self.advance(stored?).await?,
+                _ = flush.tick() => self.flush(),
+                _ = look.tick() => {
+                    if let Some(ended) = self.look().await? {
+                        return Ok(ended);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether more may be read.
+    fn has_room(&self) -> bool {
+        self.next.is_none() && self.wholes.len() < WHOLES && self.segment.waiting() < WAITING
+    }
+
+    async fn take(&mut self, event: StreamEvent) -> anyhow::Result<Option<Ended>> {
+        self.heard = Instant::now();
+        match event {
+            StreamEvent::Wal(WalPiece { bytes, server_end, .. }) => {
+                self.server_end = self.server_end.max(server_end);
+                self.add(&bytes)?;
+                if self.rules.synchronous || self.segment.has_full() {
+                    self.flush();
+                }
+            }
+            StreamEvent::Keepalive(alive) => {
+                self.server_end = self.server_end.max(alive.server_end);
+                if alive.wants_reply {
+                    self.flush();
+                    self.report(false).await?;
+                }
+            }
+            StreamEvent::TimelineEnd(next) => {
+                // What the open segment holds of it begins the next timeline's segment, too.
+                self.next = Some(NextStart { timeline: next.timeline, switch: next.switch });
+            }
+            StreamEvent::ServerShutdown => return Ok(Some(Ended::Shutdown)),
+        }
+        Ok(None)
+    }
+
+    fn add(&mut self, mut bytes: &[u8]) -> anyhow::Result<()> {
+        while !bytes.is_empty() {
+            let (rest, durable) = self.segment.add(bytes)?;
+            if let Some(durable) = durable {
+                self.durable = self.durable.max(durable);
+            }
+            bytes = rest;
+            if self.segment.is_complete() {
+                self.complete();
+            }
+        }
+        if self.server_end >= self.segment.end {
+            // The rest of the segment is on its way.
+            self.segment.skip();
+        }
+        Ok(())
+    }
+
+    /// The open segment was received to its end: it is stored as a whole, and the next one is open.
+    fn complete(&mut self) {
+        let (end, timeline) = (self.segment.end, self.segment.name.timeline);
+        let next = OpenSegment::at(end, timeline, self.size, self.empty.clone(), None);
+        let done = std::mem::replace(&mut self.segment, next);
+        let (slices, earlier) = (std::mem::take(&mut self.slices), std::mem::take(&mut self.earlier));
+        let whole = Arc::clone(&self.store).whole((done.name, end), done.hashes(), slices, earlier);
+        self.wholes.push_back(Box::pin(whole));
+    }
+
+    /// Begins to store what waits.
+    fn flush(&mut self) {
+        if !self.wholes.is_empty() || self.next.is_some() {
+            return;
+        }
+        while self.slices.len() < SLICES
+            && let Some(slice) = self.segment.take()
+        {
+            self.slices.push_back(Box::pin(Arc::clone(&self.store).slice(slice)));
+        }
+    }
+
+    /// Notes up to where all is stored, and tells the server.
+    async fn advance(&mut self, durable: Lsn) -> anyhow::Result<()> {
+        self.durable = self.durable.max(durable);
+        (self.store.reports.working)();
+        if self.rules.synchronous || self.segment.has_full() {
+            self.flush();
+        }
+        self.report(false).await
+    }
+
+    async fn report(&mut self, wants_reply: bool) -> anyhow::Result<()> {
+        if self.next.is_none() {
+            let now = PgTimestamp::from_time(jiff::Timestamp::now());
+            self.stream.report(self.durable, now, wants_reply).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a sign of life, and looks whether the connection is worth keeping.
+    async fn look(&mut self) -> anyhow::Result<Option<Ended>> {
+        let silent = self.heard.elapsed();
+        if self.has_room() && silent > self.rules.silence {
+            tracing::warn!("the server has been silent for {}: connecting again", human::span(silent));
+            return Ok(Some(Ended::Behind));
+        }
+        if !self.has_room() {
+            self.heard = Instant::now();
+        }
+        self.report(silent > self.rules.silence / 2).await?;
+        let lag = self.server_end.since(self.durable);
+        if self.rules.most.is_some_and(|most| lag > most) {
+            tracing::warn!(
+                "{} of WAL wait to be stored, more than queue_max: the stream ends",
+                human::size(lag)
+            );
+            return Ok(Some(Ended::Behind));
+        }
+        let pgdata = self.store.archiver.uploader().pgdata().to_owned();
+        let directory = pgdata.clone();
+        let stops = lag > 0
+            && disk::look(&pgdata, move || postmaster::is_stopping(&directory)).await.unwrap_or(false);
+        if !stops {
+            self.stopping = None;
+            return Ok(None);
+        }
+        if self.stopping.get_or_insert_with(Instant::now).elapsed() < WHILE_STOPPING {
+            return Ok(None);
+        }
+        tracing::warn!(
+            "the server is shutting down and waits for the stream, which ends: WAL from {} to {} cannot be stored\nDETAIL: The server \
+             keeps that WAL. Streaming continues there when it is started again.",
+            self.durable,
+            self.server_end
+        );
+        Ok(Some(Ended::Shutdown))
+    }
+}

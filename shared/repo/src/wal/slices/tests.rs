@@ -1,0 +1,149 @@
+//! Slices in a store, plain and encrypted.
+
+use walpoint_base::facts::HistoryHash;
+use walpoint_base::{SegmentSize, WalFileName};
+use walpoint_storage::object::{ContentHash, MasterKey};
+
+use super::super::tests::{Bed, bed, segment};
+use super::*;
+
+const NAME: &str = "000000010000000000000003";
+const START: Lsn = Lsn(0x30_0000);
+
+fn size() -> SegmentSize {
+    SegmentSize::new(1 << 20).unwrap()
+}
+
+async fn beds() -> Vec<Bed> {
+    vec![bed(size(), None).await, bed(size(), Some(MasterKey::new([5; 32]))).await]
+}
+
+fn hash(archive: &WalArchive, bytes: &[u8]) -> ContentHash {
+    ContentHash(*archive.content_hasher().update(bytes).finalize().as_bytes())
+}
+
+async fn put(archive: &WalArchive, of: &[u8], (from, to): (usize, usize), session: u32) -> Result<Creation> {
+    let facts = SliceFacts {
+        segment: NAME.parse().unwrap(),
+        start: START + from as u64,
+        before: hash(archive, &of[..from]),
+        history: HistoryHash([3; 16]),
+        received: "2026-11-21T10:00:00Z".parse().unwrap(),
+    };
+    archive.put_slice(&facts, session, Bytes::copy_from_slice(&of[from..to])).await
+}
+
+fn path(bed: &Bed, archive: &WalArchive, name: SliceName) -> std::path::PathBuf {
+    bed.dir.path().join(archive.slice_key(NAME.parse().unwrap(), name).as_str())
+}
+
+#[tokio::test]
+async fn a_segments_beginning_comes_back_from_its_slices() {
+    for bed in beds().await {
+        let (archive, content, name) = (&bed.archive, segment(size(), 1), NAME.parse().unwrap());
+        assert!(archive.assemble(name).await.unwrap().is_none());
+        assert_eq!(put(archive, &content, (0, 5000), 1).await.unwrap(), Creation::New);
+        assert_eq!(put(archive, &content, (0, 5000), 1).await.unwrap(), Creation::Same);
+        put(archive, &content, (5000, 70_000), 1).await.unwrap();
+        // Another run of the stream begins where the first one was proven to be, and a slice of it is missing.
+        put(archive, &content, (5000, 90_000), 2).await.unwrap();
+        put(archive, &content, (100_000, 120_000), 2).await.unwrap();
+        let assembled = archive.assemble(name).await.unwrap().unwrap();
+        assert_eq!((assembled.end(), &assembled.content()[..]), (START + 90_000, &content[..90_000]));
+        assert!(assembled.fault().is_none());
+        let (header, _) = archive.slice(name, archive.slices(name).await.unwrap()[0]).await.unwrap().unwrap();
+        assert_eq!(header.facts.history, HistoryHash([3; 16]));
+
+        // A copy of the segment like a `.partial` file: of its length, with zeros behind its end.
+        let copy = archive.get_incomplete(name).await.unwrap().unwrap();
+        assert!(copy.header.is_none() && copy.content.len() == content.len());
+        assert!(
+            copy.content[..90_000] == content[..90_000] && copy.content[90_000..].iter().all(|b| *b == 0)
+        );
+        assert!(
+            archive.has_only_slices(name).await.unwrap()
+                && archive.get(WalFileName::Segment(name)).await.unwrap().is_none()
+        );
+
+        let slices = archive.slices(name).await.unwrap();
+        assert_eq!(slices.len(), 4);
+        archive.delete_slices(name, &slices).await.unwrap();
+        assert!(
+            archive.slices(name).await.unwrap().is_empty() && archive.assemble(name).await.unwrap().is_none()
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_servers_and_damaged_slices_end_what_is_believed() {
+    for bed in beds().await {
+        let (archive, name) = (&bed.archive, NAME.parse().unwrap());
+        let (ours, theirs) = (segment(size(), 1), segment(size(), 2));
+        let fault = async || {
+            let assembled = archive.assemble(name).await.unwrap().unwrap();
+            (assembled.end(), assembled.fault().map(ToString::to_string).unwrap_or_default())
+        };
+        put(archive, &ours, (0, 5000), 1).await.unwrap();
+        put(archive, &ours, (5000, 6000), 1).await.unwrap();
+        put(archive, &theirs, (6000, 7000), 2).await.unwrap();
+        let (end, what) = fault().await;
+        assert!(end == START + 6000 && what.contains("-00000002") && what.contains("two servers"), "{what}");
+        assert!(
+            matches!(archive.get_incomplete(name).await, Err(RepoError::Corrupt { .. })),
+            "there may be more"
+        );
+        archive.delete_slices(name, &archive.slices(name).await.unwrap()[2..]).await.unwrap();
+        assert_eq!(fault().await, (START + 6000, String::new()));
+
+        let damaged = SliceName { start: START + 5000, end: START + 6000, session: 1 };
+        let file = path(&bed, archive, damaged);
+        let mut bytes = std::fs::read(&file).unwrap();
+        let last = bytes.len() - 20;
+        bytes[last] ^= 1;
+        walpoint_base::durable::replace(&file, &bytes, 0o600).unwrap();
+        assert!(matches!(archive.slice(name, damaged).await, Err(RepoError::Corrupt { .. })));
+        let (end, what) = fault().await;
+        assert!(end == START + 5000 && what.contains("-00000001"), "{what}");
+        // Another run of the stream holds the same.
+        put(archive, &ours, (5000, 7000), 3).await.unwrap();
+        assert_eq!(fault().await, (START + 7000, String::new()));
+    }
+}
+
+#[tokio::test]
+async fn beside_other_copies_the_one_that_holds_most_is_read() {
+    for bed in beds().await {
+        let (archive, name) = (&bed.archive, NAME.parse().unwrap());
+        let content = segment(size(), 1);
+        let mut partial = content[..9000].to_vec();
+        partial.resize(content.len(), 0);
+        archive.put_file(WalFileName::Partial(name), partial).await.unwrap();
+        put(archive, &content, (0, 5000), 1).await.unwrap();
+        let filled = async || {
+            let copy = archive.get_incomplete(name).await.unwrap().unwrap();
+            copy.content.iter().rposition(|byte| *byte != 0).unwrap_or_default() / 1000
+        };
+        assert_eq!(filled().await, 8);
+        put(archive, &content, (5000, 20_500), 1).await.unwrap();
+        assert_eq!(filled().await, 20);
+        assert!(!archive.has_only_slices(name).await.unwrap());
+        put(archive, &segment(size(), 2), (0, 30_000), 0).await.unwrap();
+        assert!(matches!(archive.get_incomplete(name).await, Err(RepoError::Corrupt { .. })), "two servers");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_part_of_its_segment_is_refused() {
+    let Bed { archive, .. } = bed(size(), None).await;
+    let content = segment(size(), 1);
+    assert!(matches!(put(&archive, &content, (7, 7), 1).await, Err(RepoError::Refused { .. })), "nothing");
+    let facts = SliceFacts {
+        segment: NAME.parse().unwrap(),
+        start: START + (1 << 20) - 10,
+        before: hash(&archive, &[]),
+        history: HistoryHash::NONE,
+        received: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let refused = archive.put_slice(&facts, 1, Bytes::from_static(b"eleven byte")).await;
+    assert!(matches!(refused, Err(RepoError::Refused { .. })), "beyond its end: {refused:?}");
+}

@@ -1,0 +1,291 @@
+//! The WAL stream: what the server has flushed of the open segment is stored within seconds, and a disaster costs no more.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use walpoint_tests::agent::Agent;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::{Cluster, Shutdown};
+use walpoint_tests::store::Store;
+use walpoint_tests::wait;
+
+const SOON: Duration = Duration::from_secs(60);
+
+const STREAM: &str = "\n[cluster.main.stream]\nenabled = true\n";
+
+fn streaming(builder: walpoint_tests::builder::ClusterBuilder, more: &str) -> Archived {
+    Archived::start_with(builder.segment_size_mb(1), Store::local(), |mut agent| {
+        agent.tables = format!("{STREAM}{more}");
+        agent
+    })
+}
+
+fn major(major: u32) -> walpoint_tests::builder::ClusterBuilder {
+    Cluster::builder().major(major)
+}
+
+/// The slices in the repository.
+fn slices(bed: &Archived) -> Vec<String> {
+    let mut keys = bed.back_door().list("clusters/main");
+    keys.retain(|key| key.contains(".slices/"));
+    keys.sort();
+    keys
+}
+
+/// Waits until the stream has reported everything so far as durable.
+#[track_caller]
+fn wait_durable(cluster: &Cluster) {
+    let function = match cluster.psql("select pg_is_in_recovery()").trim() {
+        "t" => "pg_last_wal_receive_lsn()",
+        _ => "pg_current_wal_flush_lsn()",
+    };
+    let end = cluster.psql(&format!("select {function}"));
+    let durable = format!(
+        "select coalesce(bool_or(flush_lsn >= '{}'), false) from pg_stat_replication where application_name = 'walpoint'",
+        end.trim()
+    );
+    cluster.wait_for(&durable, "t");
+}
+
+fn rows(cluster: &Cluster) -> String {
+    cluster.psql("select count(*) from t")
+}
+
+/// Sets the mode of a directory and of all below it.
+fn set_modes(directory: &Path, mode: u32) {
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode)).unwrap();
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            set_modes(&entry.path(), mode);
+        }
+    }
+}
+
+/// Loses everything but the repository.
+fn disaster(bed: &mut Archived) {
+    bed.cluster.crash();
+    bed.kill_daemon();
+    fs::remove_dir_all(bed.cluster.pgdata()).unwrap();
+}
+
+#[test]
+fn the_open_segment_is_stored_in_slices_until_it_is_complete() {
+    for version in [13, 15, 17, 19] {
+        let mut bed = streaming(major(version), "");
+        bed.cluster.psql("create table t as select generate_series(1, 100)");
+        wait_durable(&bed.cluster);
+        let open = bed.cluster.current_segment();
+        assert!(
+            slices(&bed).iter().any(|key| key.contains(&open)),
+            "PostgreSQL {version}: {:?}",
+            slices(&bed)
+        );
+        let applied = "select bool_and(replay_lsn is null) from pg_stat_replication";
+        assert_eq!(bed.cluster.psql(applied), "t", "nothing is ever applied");
+        let slot = "select active and restart_lsn is not null from pg_replication_slots where slot_name = 'walpoint'";
+        assert_eq!(bed.cluster.psql(slot), "t");
+
+        // An idle server costs nothing.
+        bed.cluster.psql("checkpoint");
+        thread::sleep(Duration::from_secs(3));
+        let before = slices(&bed);
+        thread::sleep(Duration::from_secs(3));
+        assert_eq!(slices(&bed), before);
+
+        // Another session continues behind what the first one stored, and the complete segment replaces both.
+        bed.kill_daemon();
+        bed.cluster.psql("insert into t select generate_series(1, 100)");
+        bed.start_daemon();
+        wait_durable(&bed.cluster);
+        let both = slices(&bed);
+        assert!(
+            before.iter().all(|key| both.contains(key)) && both.len() > before.len(),
+            "{before:?} {both:?}"
+        );
+        let segment = bed.cluster.switch_wal();
+        bed.cluster.wait_archived(&segment);
+        wait::until_true(SOON, "the slices of a complete segment are gone", || {
+            slices(&bed).iter().all(|key| !key.contains(&segment))
+        });
+        bed.agent.run(&["health"]).expect_success();
+        bed.agent.run(&["verify"]).expect_success();
+    }
+}
+
+#[test]
+fn nothing_is_streamed_unless_it_is_asked_for() {
+    let bed = Archived::start_with(major(17).segment_size_mb(1), Store::local(), |mut agent| {
+        agent.tables = "\n[cluster.main.stream]\nsynchronous = true\n".to_owned();
+        agent
+    });
+    bed.cluster.psql("create table t as select generate_series(1, 100)");
+    bed.settle();
+    assert_eq!(bed.cluster.psql("select count(*) from pg_replication_slots"), "0");
+    assert_eq!(slices(&bed), [""; 0]);
+}
+
+/// Server, daemon and data directory are lost under load: what was durable is there, and each kind of target leads to it.
+#[test]
+fn a_restore_reaches_the_last_slice() {
+    for version in [13, 17, 19] {
+        let mut bed = streaming(major(version), "");
+        bed.cluster.psql("create table t as select generate_series(1, 1000)");
+        bed.backup();
+        bed.settle();
+        bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+        let time = bed.cluster.psql("select pg_sleep(1.1) is null, clock_timestamp()");
+        let time = time.trim().rsplit('|').next().unwrap().to_owned();
+        bed.cluster.psql("select pg_sleep(0.1); insert into t select generate_series(2001, 3000)");
+        wait_durable(&bed.cluster);
+        disaster(&mut bed);
+
+        let plan = bed.agent.restore(&["plan"]).expect_success().stdout;
+        let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
+        restored.wait_promoted();
+        assert_eq!(rows(&restored), "3000", "PostgreSQL {version}: {plan}");
+        let options = ["--target-time", &time, "--target-action", "promote"];
+        let restored = bed.restore_and_start("before", &options);
+        restored.wait_promoted();
+        assert_eq!(rows(&restored), "2000", "PostgreSQL {version}, {time}");
+    }
+}
+
+/// The server writes on while a copy is restored: recovery to the latest moment follows, though its plan ended in an earlier segment.
+#[test]
+fn a_recovery_goes_as_far_as_the_stream_is_by_then() {
+    let bed = streaming(major(17), "");
+    bed.cluster.psql("create table t as select generate_series(1, 1000)");
+    bed.backup();
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+    wait_durable(&bed.cluster);
+    let copy = bed.restore("copy", &["--target-action", "promote"]);
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    wait_durable(&bed.cluster);
+    let restored = Cluster::start_restored(bed.cluster.dir(), 17, copy);
+    restored.wait_promoted();
+    assert_eq!(rows(&restored), "3000");
+    let status = bed.agent.run(&["status"]).expect_success().stdout;
+    assert!(status.contains("all WAL up to"), "{status}");
+}
+
+/// What a commit was confirmed for is there when the timeline is restored, whatever was lost a moment later.
+#[test]
+fn no_confirmed_commit_is_missing_with_synchronous_commit() {
+    let builder = major(17).conf("synchronous_standby_names", "walpoint");
+    let mut bed = streaming(builder, "synchronous = true\n");
+    bed.cluster.wait_for("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
+    bed.cluster.psql("create table t (client int, n int)");
+    bed.backup();
+    let (confirmed, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for client in 0..8 {
+            let (cluster, confirmed, over) = (&bed.cluster, &confirmed, &over);
+            scope.spawn(move || {
+                for n in 0.. {
+                    let insert = format!("insert into t values ({client}, {n})");
+                    if over.load(Ordering::SeqCst) || cluster.try_psql(&insert).is_err() {
+                        return;
+                    }
+                    confirmed.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        thread::sleep(Duration::from_secs(5));
+        // Those that wait now may be there or not.
+        over.store(true, Ordering::SeqCst);
+    });
+    disaster(&mut bed);
+    let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
+    restored.wait_promoted();
+    let (there, confirmed): (usize, _) = (rows(&restored).parse().unwrap(), confirmed.into_inner());
+    assert!(confirmed > 50 && there >= confirmed, "{there} of {confirmed} confirmed commits");
+}
+
+/// While nothing can be stored, signs of life are answered; a server that is stopped does not wait, and the stream continues when both
+/// are back.
+#[test]
+fn a_fast_shutdown_does_not_wait_for_a_store_that_is_away() {
+    let mut bed = streaming(major(17).conf("wal_sender_timeout", "2s"), "");
+    bed.cluster.psql("create table t as select generate_series(1, 1000)");
+    wait_durable(&bed.cluster);
+    let session = || bed.cluster.psql("select pid from pg_stat_replication");
+    let before = session();
+    let clusters = bed.store.root().unwrap().join("clusters");
+    set_modes(&clusters, 0o555);
+    bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(session(), before, "signs of life are answered while nothing can be stored");
+    let health = bed.agent.run(&["health"]);
+    assert!(health.stdout.contains("WAL stream") || health.stderr.contains("WAL stream"), "{health:#?}");
+    let begun = Instant::now();
+    bed.cluster.stop(Shutdown::Fast);
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    let log = bed.daemon().log();
+    assert!(log.contains("the server is shutting down and waits for the stream"), "{log}");
+    set_modes(&clusters, 0o755);
+    bed.cluster.start();
+    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    wait_durable(&bed.cluster);
+    wait::until_true(SOON, "the stream is well", || bed.agent.run(&["health"]).success());
+}
+
+/// A slot whose WAL the server has removed is made anew, and what was archived meanwhile is not missing.
+#[test]
+fn a_slot_that_lost_its_wal_is_made_anew() {
+    let mut bed = streaming(major(17).conf("max_slot_wal_keep_size", "1MB"), "");
+    bed.cluster.psql("create table t as select generate_series(1, 1000)");
+    bed.backup();
+    wait_durable(&bed.cluster);
+    bed.kill_daemon();
+    for _ in 0..5 {
+        bed.cluster.fill_wal_mb(3);
+        bed.settle();
+        bed.cluster.psql("checkpoint");
+    }
+    bed.cluster.wait_for("select wal_status from pg_replication_slots", "lost");
+    bed.start_daemon();
+    bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+    wait_durable(&bed.cluster);
+    disaster(&mut bed);
+    let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
+    restored.wait_promoted();
+    assert_eq!(rows(&restored), "2000");
+}
+
+/// A standby that streams is promoted: the stream follows the new timeline, whose history is stored before its slices.
+#[test]
+fn the_stream_follows_a_promotion() {
+    for version in [13, 18] {
+        let mut bed = streaming(major(version), "");
+        bed.cluster.psql("create table t as select generate_series(1, 1000)");
+        bed.backup();
+        bed.settle();
+        let mut standby = bed.cluster.standby();
+        let mut agent = Agent::with(&standby, &bed.store);
+        agent.tables = format!("{STREAM}on_standby = true\n");
+        agent.archive_from(&standby);
+        standby.start();
+        standby.wait_replayed(&bed.cluster);
+        let daemon = agent.daemon();
+        wait::until_true(SOON, "the standby's WAL is streamed", || daemon.log().contains("streaming WAL"));
+        bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+        standby.wait_replayed(&bed.cluster);
+        disaster(&mut bed);
+        standby.promote();
+        standby.wait_promoted();
+        standby.psql("insert into t select generate_series(2001, 3000)");
+        wait_durable(&standby);
+        let of_two: Vec<String> = slices(&bed).into_iter().filter(|key| key.contains("/00000002")).collect();
+        assert!(!of_two.is_empty(), "PostgreSQL {version}: {:?}\n{}", slices(&bed), daemon.log());
+        standby.crash();
+        daemon.kill();
+        let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
+        restored.wait_promoted();
+        assert_eq!(rows(&restored), "3000", "PostgreSQL {version}");
+    }
+}
