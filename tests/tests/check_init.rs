@@ -578,12 +578,11 @@ fn check_names_recovery_settings_that_outlived_a_restore() {
     let warned = told(&agent);
     assert!(warned.contains(&format!("recovery_target_lsn = '{target}'")), "{warned}");
     assert!(warned.contains("recovery_target_timeline = "), "{warned}");
-    let remedy = warned.split("As a superuser, run: ").nth(1).unwrap();
-    let remedy = remedy.split("select pg_reload_conf();").next().unwrap();
-    for statement in remedy.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
-        copy.psql(&statement.split_whitespace().collect::<Vec<_>>().join(" "));
-    }
-    copy.psql("select pg_reload_conf()");
+    // Each in a call of its own, as psql runs what it is given.
+    let words = warned.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (_, remedy) = words.split_once("As a superuser, run: psql ").expect("a command");
+    let statements = remedy.split("-c \"").skip(1).filter_map(|rest| rest.split('"').next());
+    assert!(statements.map(|statement| copy.psql(statement)).count() >= 3, "{warned}");
     wait::until_true(Duration::from_secs(30), "they are reset", || {
         !told(&agent).contains("recovery settings")
     });

@@ -10,7 +10,7 @@ use super::report::CheckReport;
 /// The settings that a standby would follow, unless they were reset and wait for a restart.
 const SETTINGS: &str = "SELECT \
     coalesce(string_agg(name || ' = ''' || setting || '''', ', ' ORDER BY name), '') AS found, \
-    coalesce(string_agg('alter system reset ' || name || ';', ' ' ORDER BY name), '') AS remedy \
+    coalesce(string_agg('-c \"alter system reset ' || name || '\"', ' ' ORDER BY name), '') AS remedy \
     FROM pg_catalog.pg_settings \
     WHERE name IN ('recovery_target', 'recovery_target_lsn', 'recovery_target_name', 'recovery_target_time', \
     'recovery_target_timeline', 'recovery_target_xid') \
@@ -28,8 +28,8 @@ pub(super) async fn settings(report: &mut CheckReport, server: &mut Server) {
         "recovery has ended, but {found} would keep a standby made from this server from following it"
     );
     let advice = format!(
-        "As a superuser, run: {remedy} select pg_reload_conf();\nHINT: On standbys that already exist, \
-         remove these lines from their postgresql.auto.conf."
+        "As a superuser, run: psql {remedy} -c \"select pg_reload_conf()\"\nHINT: The server itself needs no restart, though \
+         its log says so. On standbys that already exist, remove these lines from their postgresql.auto.conf."
     );
     report.warning(what, found, &advice);
 }

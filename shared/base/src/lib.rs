@@ -29,6 +29,8 @@
 //! Without the features `time`, `secret` and `json` nothing is linked into a thin client but the standard library and, for system calls
 //! that it does not offer, `rustix`.
 
+#[cfg(feature = "time")]
+mod abbreviation;
 pub mod archived;
 pub mod chain;
 pub mod clock;

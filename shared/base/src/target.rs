@@ -5,9 +5,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::fmt::temporal::DateTimeParser;
-use jiff::tz::{Disambiguation, TimeZone};
+use jiff::tz::{Disambiguation, Offset, TimeZone};
 use jiff::{SignedDuration, Span, Timestamp, Zoned};
 
+use crate::abbreviation;
 use crate::diagnostic::shown;
 use crate::{Lsn, ParseError, PgTimestamp, TimelineId};
 
@@ -158,6 +159,19 @@ pub enum TimeError {
         /// The second one.
         second: String,
     },
+    /// Zones that are called so differ.
+    #[error(
+        "{text:?} can be several moments: {name} stands for zones with different offsets ({offsets})\nHINT: Write the \
+         offset instead, or the zone as in \"…[Europe/Rome]\": that of log_timezone, if PostgreSQL logged the time."
+    )]
+    SeveralZones {
+        /// The text as it was given.
+        text: String,
+        /// The abbreviation.
+        name: String,
+        /// The offsets that zones with that abbreviation have then.
+        offsets: String,
+    },
     /// Clocks are put forward there, and never show it.
     #[error(
         "{text:?} never occurs, because clocks in that zone are turned forward\nHINT: Write \"{before}\" \
@@ -175,7 +189,8 @@ pub enum TimeError {
 }
 
 /// Reads a point in time as a person writes it, relative to `now`: `2026-11-21 10:00:00+02`, `…Z`, `…[Europe/Rome]`,
-/// `5 minutes ago`, `now`. A local time without a zone is refused, and so is one that its zone's clocks show twice or never:
+/// `…CET`, `5 minutes ago`, `now`. A local time without a zone is refused, and so is one that its zone's clocks show twice or never, or
+/// whose zone is abbreviated as others are:
 /// on the day it matters nobody should have to guess.
 pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, TimeError> {
     let trimmed = text.trim();
@@ -201,7 +216,24 @@ pub fn parse_time(text: &str, now: Timestamp) -> Result<PgTimestamp, TimeError> 
     if let (Ok(earlier), Ok(later)) = (as_if(Disambiguation::Earlier), as_if(Disambiguation::Later)) {
         return Err(unclear(text, &earlier, &later));
     }
+    if let Some((time, name)) = abbreviation::split(&written) {
+        return moment(abbreviated(text, time, name)?);
+    }
     moment(written.parse::<Timestamp>().map_err(|_| unreadable(text))?)
+}
+
+/// The moment of a time with the abbreviation of a zone.
+fn abbreviated(text: &str, time: jiff::civil::DateTime, name: &str) -> Result<Timestamp, TimeError> {
+    let moments = abbreviation::moments(time, name);
+    match moments.iter().next() {
+        Some((moment, _)) if moments.len() == 1 => Ok(*moment),
+        None => Err(unreadable(text).into()),
+        Some(_) => Err(TimeError::SeveralZones {
+            text: text.chars().take(200).collect(),
+            name: name.to_owned(),
+            offsets: moments.values().map(Offset::to_string).collect::<Vec<_>>().join(", "),
+        }),
+    }
 }
 
 /// A time in UTC or GMT by that name, as PostgreSQL's log has it, with the letter that stands for it. Names of other zones do not mean
@@ -269,7 +301,7 @@ fn unreadable(text: &str) -> ParseError {
     let expected = if is_local(trimmed) {
         "a time with a zone (add an offset: \"2026-11-21 10:00:00+02\", \"…Z\" or \"…[Europe/Rome]\")"
     } else if is_local(trimmed.trim_end_matches(|c: char| c.is_ascii_alphabetic())) {
-        "a time with a zone that means the same everywhere, as CET and EST do not (\"…+01\" or \"…[Europe/Rome]\")"
+        "a time with a zone that is known here (\"…+01\" or \"…[Europe/Rome]\")"
     } else if names_no_day(trimmed) {
         "a time: there is no such day in the calendar"
     } else {
@@ -307,6 +339,9 @@ mod tests {
             ("2026-11-21T10:00:00.25Z", "2026-11-21 10:00:00.250000+00"),
             ("2026-11-21 10:00:00.250 UTC", "2026-11-21 10:00:00.250000+00"),
             ("2026-11-21 10:00:00 GMT", "2026-11-21 10:00:00.000000+00"),
+            ("2026-11-21 10:00:00.250 CET", "2026-11-21 09:00:00.250000+00"),
+            ("2026-07-01 10:00:00 CEST", "2026-07-01 08:00:00.000000+00"),
+            ("2026-01-15 10:00:00 EST", "2026-01-15 15:00:00.000000+00"),
             ("2026-11-21 10:00:00+05:30", "2026-11-21 04:30:00.000000+00"),
             ("2026-11-21 10:00:00[Europe/Rome]", "2026-11-21 09:00:00.000000+00"),
             ("2026-11-21 10:00:60+02", "2026-11-21 08:01:00.000000+00"),
@@ -324,7 +359,12 @@ mod tests {
     #[test]
     fn a_time_without_a_zone_is_refused_with_a_hint() {
         assert!(at("2026-11-21 10:00:00").unwrap_err().to_string().contains("with a zone"));
-        assert!(at("2026-11-21 10:00:00 CET").unwrap_err().to_string().contains("as CET and EST do not"));
+        assert!(at("2026-11-21 10:00:00 XYZ").unwrap_err().to_string().contains("a zone that is known here"));
+        assert!(
+            at("2026-07-01 10:00:00 NZDT").unwrap_err().to_string().contains("a zone that is known here")
+        );
+        let several = at("2026-07-01 10:00:00 IST").unwrap_err().to_string();
+        assert!(several.contains("several moments") && several.contains("+05:30"), "{several}");
         assert!(at("2026-02-30 10:00:00Z").unwrap_err().to_string().contains("no such day"));
         for bad in [
             "2026-11-21 10:00:61Z",

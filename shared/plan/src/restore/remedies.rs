@@ -34,7 +34,12 @@ impl Planner<'_> {
         {
             hints.push(Hint::MaybeBehindMinimal(*at));
         }
-        hints.splice(0..0, self.removed_before_end(refusal)?.map(Hint::RemovedBefore));
+        let removed = self.removed_before_end(refusal)?;
+        if removed.is_some() {
+            // To recover everything would bring the accident along.
+            hints.retain(|hint| *hint != Hint::TimeNotOver);
+        }
+        hints.splice(0..0, removed.map(Hint::RemovedBefore));
         if let (RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_), Some(path)) =
             (&self.request.target, refusal.path)
         {
