@@ -19,7 +19,7 @@ pub(crate) struct RemovalDocument {
     lsn: Lsn,
     /// The OID of the database, if it removed one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    database: Option<u32>,
+    database_oid: Option<u32>,
     /// The last position before it at which no relation is locked, or at which the database can still be opened. Absent if it is not known,
     /// or, of relations, if recovery does not pause at the target.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,7 +57,7 @@ impl RemovalDocument {
             xid: removal.xid,
             time: removal.time,
             lsn: removal.lsn,
-            database: removal.database,
+            database_oid: removal.database,
             unlocked_lsn: removal.unlocked.map(|unlocked| unlocked.lsn),
             other_transactions_between: removal.unlocked.map(|unlocked| !unlocked.same_transactions),
             command: given.with_target(&options),
