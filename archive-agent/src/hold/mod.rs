@@ -368,7 +368,7 @@ fn end(text: &str, now: Timestamp) -> anyhow::Result<Option<Timestamp>> {
                 "--until {text} cannot be read\nHINT: Give a date (\"2027-12-31\"), a time with its zone (\"2027-12-31 \
                  18:00:00+01\"), a span from now (\"90d\") or \"never\"."
             ),
-            TimeError::Twice { .. } | TimeError::Never { .. } => anyhow!("--until: {error}"),
+            TimeError::Twice { .. } | TimeError::Never { .. } | TimeError::SeveralZones { .. } => anyhow!("--until: {error}"),
         });
         parsed?.to_time()
     };
