@@ -186,12 +186,20 @@ async fn serve(
             .remove()
             .context("the histories of the standby cannot be removed")?;
     }
+    // PostgreSQL removes the signal file before it asks for the history of the timeline that it leaves. Where that one is lost, the
+    // note answers.
+    let left = TargetNote::read(&place.wal.join(spool::DIRECTORY));
+    let asks_again = left.is_some_and(|note| note.without.contains(&note.timeline));
     if over {
         durable::remove(&place.wal.join(RECOVERY_ORIGIN))
             .context("what the recovery began with cannot be forgotten")?;
+    }
+    if over && !asks_again {
         forget_note(&place.wal, &root).context("the recovery target cannot be forgotten")?;
     }
-    prefetcher.close(over).with_context(|| format!("the spool {} is not cleaned up", root.display()))?;
+    prefetcher
+        .close(over && !asks_again)
+        .with_context(|| format!("the spool {} is not cleaned up", root.display()))?;
     Ok(end)
 }
 
