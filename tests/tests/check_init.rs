@@ -582,7 +582,9 @@ fn check_names_recovery_settings_that_outlived_a_restore() {
     let words = warned.split_whitespace().collect::<Vec<_>>().join(" ");
     let (_, remedy) = words.split_once("As a superuser, run: psql ").expect("a command");
     let statements = remedy.split("-c \"").skip(1).filter_map(|rest| rest.split('"').next());
-    assert!(statements.map(|statement| copy.psql(statement)).count() >= 3, "{warned}");
+    let statements: Vec<&str> = statements.collect();
+    assert!(statements.len() >= 3, "{warned}");
+    statements.iter().for_each(|statement| drop(copy.psql(statement)));
     wait::until_true(Duration::from_secs(30), "they are reset", || {
         !told(&agent).contains("recovery settings")
     });

@@ -32,7 +32,7 @@ fn segment_start(position: Lsn) -> Lsn {
 async fn start(cluster: &Cluster, slot: Option<&SlotName>, timeline: u32, from: Lsn) -> WalStream {
     let timeline = TimelineId::new(timeline).unwrap();
     match WalStream::start(walsender(cluster).await, slot, timeline, from).await.expect("a stream") {
-        StreamStart::Streaming(stream) => stream,
+        StreamStart::Streaming(stream) => *stream,
         StreamStart::TimelineEnd(next) => panic!("{next:?}"),
     }
 }

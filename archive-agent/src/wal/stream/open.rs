@@ -262,7 +262,7 @@ async fn begin(
     let proven = if before.is_some() { proven.collect() } else { Vec::new() };
     let silence = walsender.sender_timeout().await?.unwrap_or(SILENCE);
     let stream = match WalStream::start(walsender, slot, timeline, from).await {
-        Ok(StreamStart::Streaming(stream)) => stream,
+        Ok(StreamStart::Streaming(stream)) => *stream,
         Ok(StreamStart::TimelineEnd(next)) => {
             return Ok(Opening::Timeline(NextStart { timeline: next.timeline, switch: next.switch }));
         }

@@ -48,7 +48,7 @@ pub struct WalStream {
 #[derive(Debug)]
 pub enum StreamStart {
     /// It streams.
-    Streaming(WalStream),
+    Streaming(Box<WalStream>),
     /// The timeline has no WAL from there on: the server continued with another one at that very position.
     TimelineEnd(NextTimeline),
 }
@@ -92,7 +92,7 @@ impl WalStream {
         let pieces = pieces.map_err(|source| ServerError::Connection { action: ACTION, source })?;
         let mut stream = Self { pieces, timeline, position: from, ended: false, next_timeline: None };
         match stream.piece().await? {
-            AnswerPiece::CopyBothBegin => Ok(StreamStart::Streaming(stream)),
+            AnswerPiece::CopyBothBegin => Ok(StreamStart::Streaming(Box::new(stream))),
             AnswerPiece::Rows(rows) => {
                 stream.next_timeline = Some(next_timeline(rows)?);
                 stream.what_follows().await.map(StreamStart::TimelineEnd)

@@ -94,7 +94,7 @@ mod tests {
     const LENGTH: usize = 200;
 
     fn bytes(seed: u8) -> Vec<u8> {
-        (0..LENGTH).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+        (0..LENGTH).map(|n| n.to_le_bytes()[0].wrapping_mul(31).wrapping_add(seed)).collect()
     }
 
     fn slice(of: &[u8], from: usize, to: usize) -> (SliceHeader, Vec<u8>) {
