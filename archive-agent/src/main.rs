@@ -19,10 +19,12 @@ mod newer;
 mod restore_point;
 mod same_place;
 mod selection;
+mod session;
 mod status;
 mod verify;
 mod wal;
 mod walk;
+mod whose_files;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -20,7 +20,6 @@ pub(crate) mod repository;
 pub(crate) mod source;
 mod standbys;
 pub(crate) mod visible;
-pub(crate) mod whose_files;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,6 +48,7 @@ use crate::wal::dropped;
 use crate::wal::socket::check_place;
 use crate::wal::upload::Uploader;
 use crate::walk::{BackupRoots, Entered, Measure};
+pub(crate) use crate::whose_files;
 use crate::{config, health};
 
 /// The heading of options about the segment that is switched.

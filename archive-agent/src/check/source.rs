@@ -7,15 +7,16 @@ use anyhow::{Context, bail};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::TimelineId;
 use walpoint_pg::checksum::Checksums;
-use walpoint_pg::connect::ConnInfo;
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
-use walpoint_pg::server::{Right, Server, ServerIdentity, SessionName, Walsender};
+use walpoint_pg::server::{Right, Server, ServerIdentity};
 use walpoint_runtime::config::ClusterSettings;
 use walpoint_runtime::human;
 use walpoint_runtime::owner;
 
 use super::report::CheckReport;
 use super::whose_files;
+
+pub(crate) use crate::session::{connect, walsender};
 
 /// How often `pg_control` is read until its CRC is right: PostgreSQL writes it while it runs.
 const CONTROL_TRIES: u32 = 50;
@@ -82,33 +83,6 @@ pub(crate) fn page_checksums(report: &mut CheckReport, identity: &ServerIdentity
             report.warning(what, found, "Check with SHOW data_checksums when that is done.");
         }
     }
-}
-
-/// How the server is reached.
-pub(crate) fn conninfo(settings: &ClusterSettings) -> anyhow::Result<ConnInfo> {
-    let text = settings.conninfo.as_deref().unwrap_or_default();
-    ConnInfo::parse(text).context("the connection string (conninfo) cannot be used")
-}
-
-/// A session on the server.
-pub(crate) async fn connect(settings: &ClusterSettings) -> anyhow::Result<Server> {
-    let info = conninfo(settings)?;
-    Ok(Server::connect(&info).await?)
-}
-
-/// A session for replication commands, on the server of another session.
-pub(crate) async fn walsender(settings: &ClusterSettings, beside: &mut Server) -> anyhow::Result<Walsender> {
-    let info = conninfo(settings)?;
-    let name = SessionName::new(&info, rand::random());
-    let walsender = Walsender::connect(&name.of(&info)).await?;
-    if !beside.confirms(&name).await? {
-        bail!(
-            "conninfo leads to one server for queries ({}) and to another for replication\nHINT: Name one host in conninfo, \
-             and no load balancer.",
-            beside.connection().host()
-        );
-    }
-    Ok(walsender)
 }
 
 /// The server: that it answers, and that it is the one of this data directory.

@@ -23,9 +23,9 @@ use super::session::{Rules, Session};
 use super::slot::{self, Slot};
 use super::store::{Earlier, SliceStore};
 use super::{NextStart, StreamReports};
-use crate::check::{source, whose_files};
 use crate::wal::archiver::Archiver;
 use crate::wal::{check, disk};
+use crate::{session, whose_files};
 
 /// SQLSTATE of a slot that another session uses.
 const IN_USE: &str = "55006";
@@ -64,7 +64,7 @@ pub(super) async fn open(
     let rules = settings.stream.clone().unwrap_or_default();
     let uploader = archiver.uploader();
     let size = uploader.identity().await?.segment_size;
-    let mut server = source::connect(settings).await?;
+    let mut server = session::connect(settings).await?;
     let standby = server.identity().await?.in_recovery;
     if standby && !rules.on_standby {
         return Ok(Opening::Waits(
@@ -72,7 +72,7 @@ pub(super) async fn open(
         ));
     }
     whose_files::prove(&mut server, uploader.pgdata()).await?;
-    let mut asking = source::walsender(settings, &mut server).await?;
+    let mut asking = session::walsender(settings, &mut server).await?;
     let system = asking.identify_system().await?;
     let history = asking.timeline_history(system.timeline).await?;
     let history = history.map_or_else(|| TimelineHistory::root(system.timeline), |(_, history)| history);
@@ -211,7 +211,7 @@ async fn streaming(
     server: &mut Server,
     system: &SystemIdentity,
 ) -> anyhow::Result<Walsender> {
-    let info = source::conninfo(settings)?;
+    let info = session::conninfo(settings)?;
     let mut walsender = Walsender::connect(&info).await?;
     let process = walsender.connection().process_id();
     let same = walsender.identify_system().await?.system_id == system.system_id;
