@@ -231,15 +231,22 @@ impl Cluster {
 
     /// As if the machine died: kill -9 of the postmaster and of everything below it, commands of the archiver included.
     pub fn crash(&mut self) {
-        let Some(mut server) = self.server.take() else { return };
-        // Stopped first, it cannot start children that the list would miss.
-        server.signal(Signal::STOP);
-        let children = process::descendants(server.pid());
-        server.kill();
-        children.iter().for_each(|pid| process::kill_pid(*pid, Signal::KILL));
+        let children = self.kill();
+        drop(self.server.take());
         wait::until_true(SOON, "the crashed server's children are gone", || {
             !children.iter().any(|pid| process::alive(*pid))
         });
+    }
+
+    /// The same under clients that use it; its children. [`crash`](Cluster::crash) comes after it.
+    pub fn kill(&self) -> Vec<u32> {
+        let Some(postmaster) = self.pid() else { return Vec::new() };
+        // Stopped first, it cannot start children that the list would miss.
+        process::kill_pid(postmaster, Signal::STOP);
+        let children = process::descendants(postmaster);
+        process::kill_pid(postmaster, Signal::KILL);
+        children.iter().for_each(|pid| process::kill_pid(*pid, Signal::KILL));
+        children
     }
 }
 

@@ -1,8 +1,9 @@
 //! The WAL stream: what the server has flushed of the open segment is stored within seconds, and a disaster costs no more.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -138,7 +139,11 @@ fn a_restore_reaches_the_last_slice() {
         bed.cluster.psql("insert into t select generate_series(1001, 2000)");
         let time = bed.cluster.psql("select pg_sleep(1.1) is null, clock_timestamp()");
         let time = time.trim().rsplit('|').next().unwrap().to_owned();
-        bed.cluster.psql("select pg_sleep(0.1); insert into t select generate_series(2001, 3000)");
+        let lsn = bed.cluster.psql("select pg_create_restore_point('before')");
+        bed.cluster.psql("select pg_sleep(0.1)");
+        let insert =
+            "begin; insert into t select generate_series(2001, 3000); select pg_current_xact_id(); commit";
+        let xid = bed.cluster.psql(insert);
         wait_durable(&bed.cluster);
         disaster(&mut bed);
 
@@ -146,10 +151,18 @@ fn a_restore_reaches_the_last_slice() {
         let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
         restored.wait_promoted();
         assert_eq!(rows(&restored), "3000", "PostgreSQL {version}: {plan}");
-        let options = ["--target-time", &time, "--target-action", "promote"];
-        let restored = bed.restore_and_start("before", &options);
-        restored.wait_promoted();
-        assert_eq!(rows(&restored), "2000", "PostgreSQL {version}, {time}");
+        let targets: [&[&str]; 4] = [
+            &["--target-time", &time],
+            &["--target-name", "before"],
+            &["--target-lsn", lsn.trim(), "--target-exclusive"],
+            &["--target-xid", xid.trim(), "--target-exclusive"],
+        ];
+        for target in targets {
+            let options = [target, &["--target-action", "promote"]].concat();
+            let restored = bed.restore_and_start(target[0].trim_start_matches('-'), &options);
+            restored.wait_promoted();
+            assert_eq!(rows(&restored), "2000", "PostgreSQL {version}, {target:?}");
+        }
     }
 }
 
@@ -162,11 +175,18 @@ fn a_recovery_goes_as_far_as_the_stream_is_by_then() {
     bed.settle();
     bed.cluster.psql("insert into t select generate_series(1001, 2000)");
     wait_durable(&bed.cluster);
-    let copy = bed.restore("copy", &["--target-action", "promote"]);
-    bed.settle();
-    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    let within = bed.restore("within", &["--target-action", "promote"]);
+    let behind = bed.restore("behind", &["--target-action", "promote"]);
+    // More of the segment in which the plans end.
+    bed.cluster.psql("insert into t select generate_series(2001, 2500)");
     wait_durable(&bed.cluster);
-    let restored = Cluster::start_restored(bed.cluster.dir(), 17, copy);
+    let restored = Cluster::start_restored(bed.cluster.dir(), 17, within);
+    restored.wait_promoted();
+    assert_eq!(rows(&restored), "2500");
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(2501, 3000)");
+    wait_durable(&bed.cluster);
+    let restored = Cluster::start_restored(bed.cluster.dir(), 17, behind);
     restored.wait_promoted();
     assert_eq!(rows(&restored), "3000");
     let status = bed.agent.run(&["status"]).expect_success().stdout;
@@ -181,29 +201,36 @@ fn no_confirmed_commit_is_missing_with_synchronous_commit() {
     bed.cluster.wait_for("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
     bed.cluster.psql("create table t (client int, n int)");
     bed.backup();
-    let (confirmed, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let confirmed = Mutex::new(BTreeSet::new());
     thread::scope(|scope| {
         for client in 0..8 {
-            let (cluster, confirmed, over) = (&bed.cluster, &confirmed, &over);
+            let (cluster, confirmed) = (&bed.cluster, &confirmed);
             scope.spawn(move || {
                 for n in 0.. {
                     let insert = format!("insert into t values ({client}, {n})");
-                    if over.load(Ordering::SeqCst) || cluster.try_psql(&insert).is_err() {
+                    if cluster.try_psql(&insert).is_err() {
                         return;
                     }
-                    confirmed.fetch_add(1, Ordering::SeqCst);
+                    confirmed.lock().unwrap().insert(format!("{client}:{n}"));
                 }
             });
         }
         thread::sleep(Duration::from_secs(5));
-        // Those that wait now may be there or not.
-        over.store(true, Ordering::SeqCst);
+        // The server dies while they commit: what waits then may be there or not.
+        bed.cluster.kill();
     });
     disaster(&mut bed);
     let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
     restored.wait_promoted();
-    let (there, confirmed): (usize, _) = (rows(&restored).parse().unwrap(), confirmed.into_inner());
-    assert!(confirmed > 50 && there >= confirmed, "{there} of {confirmed} confirmed commits");
+    let there = restored.psql("select client || ':' || n from t");
+    let there: BTreeSet<String> = there.lines().map(str::to_owned).collect();
+    let confirmed = confirmed.into_inner().unwrap();
+    let lost: Vec<&String> = confirmed.difference(&there).collect();
+    assert!(
+        confirmed.len() > 50 && lost.is_empty(),
+        "{} confirmed, and of them lost: {lost:?}",
+        confirmed.len()
+    );
 }
 
 /// While nothing can be stored, signs of life are answered; a server that is stopped does not wait, and the stream continues when both

@@ -284,8 +284,8 @@ impl ClusterArchive {
         if let Some(why) = asked.unwritten {
             return FetchResult::Unwritten(why);
         }
-        let streamed = if built.is_none() { self.streamed(name, proof, &asked).await } else { None };
-        if let Some(built) = built.filter(|_| of_itself.is_none()).or(streamed) {
+        let streamed = self.streamed(name, proof, (built, &asked)).await;
+        if let Some(built) = streamed.or(built.filter(|_| of_itself.is_none())) {
             return self.build(wanted, built, proof, asked).await;
         }
         let ArchiveAnswer { missing, failures, silent, there, .. } = asked;
