@@ -31,7 +31,6 @@ use self::ranges::Ranges;
 use super::archiver::Archiver;
 use super::target::{Missed, TargetError, WalTarget};
 use super::upload::{REST, TIME_LIMIT, Uploader};
-use crate::same_place::SamePlace;
 
 /// Catches up the repository with that number whenever it missed something; `working` is called after every success. A
 /// failure ends it: it is started again.
@@ -176,7 +175,8 @@ async fn compare(
         let is_away = from.is_err();
         let result = match &from {
             Ok(from) => {
-                is_another(target, &to, source, from)?;
+                // Compared with itself, a repository lacks nothing.
+                uploader.is_no_other(target, &to)?;
                 let copy = Copy { uploader, target, source: source.name(), from, to: &to };
                 copy.missing(&ranges, &mut files).await
             }
@@ -206,21 +206,6 @@ async fn compare(
         Some(problem) if !together.through || target.acknowledges => Err(problem),
         _ => Ok(CaughtUp { files, away, left: together.left, ended_early: together.ended_early }),
     }
-}
-
-/// Refuses a repository that is another one of the configuration, too: compared with itself it lacks nothing. One that has to
-/// acknowledge is not refused for one beside.
-fn is_another(
-    target: &WalTarget,
-    to: &WalArchive,
-    source: &WalTarget,
-    from: &WalArchive,
-) -> Result<(), SamePlace> {
-    let id = to.repository().id();
-    if id != from.repository().id() || target.acknowledges && !source.acknowledges {
-        return Ok(());
-    }
-    Err(SamePlace { first: target.name().to_owned(), second: source.name().to_owned(), id })
 }
 
 /// Opens a repository. One that does not answer soon rests meanwhile, so that no acknowledgement asks it whose WAL it holds.

@@ -11,6 +11,7 @@ use walpoint_base::facts::SegmentMarks;
 use walpoint_base::{
     ClusterName, Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId, TimelineId, WalFileName,
 };
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::Repository;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::{WalArchive, WalFlags};
@@ -22,6 +23,7 @@ use walpoint_storage::store::StoreSettings;
 
 use super::target::WalTarget;
 use super::upload::Uploader;
+use crate::binding;
 
 const SYSTEM: SystemId = SystemId(7400000000000000001);
 
@@ -65,6 +67,20 @@ pub(super) fn uploader(beds: &[&Bed], ack: &[&str]) -> Uploader {
         config: None,
     };
     Uploader::new(&selection, &beds[0].pgdata())
+}
+
+/// The repositories `main`, which acknowledges, and `far`, which does not, with what stores in them and the cluster of both.
+pub(super) async fn two() -> (Bed, Bed, Uploader, WalIdentity) {
+    let (main, far) = (Bed::named("main").await, Bed::named("far").await);
+    // Without a server, nothing else shows which lineage is meant.
+    for bed in [&main, &far] {
+        let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
+        binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
+    }
+    let lineage = main.archive.lineage();
+    let cluster = WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
+    let uploader = uploader(&[&main, &far], &["main"]);
+    (main, far, uploader, cluster)
 }
 
 /// Where the last record of a segment starts, by the server that wrote it.

@@ -51,38 +51,49 @@ impl Uploader {
             if target.beside.has_taken(before) || is_stored(&archive, before).await? {
                 return Ok(());
             }
-            next = None;
-            for source in self.targets().iter().filter(|source| source.acknowledges) {
-                let stored = open(source, cluster).await?;
-                if !is_stored(&stored, before).await? {
-                    next = next.max(on_earlier_timeline(&stored, before).await?);
-                    continue;
-                }
+            if let Some(holder) = self.holder(cluster, before).await? {
                 if archive.timelines().await?.is_empty() {
                     return Ok(());
                 }
                 target.beside.surprises();
-                let text = format!("it lacks {before}, which repository {} has", source.name());
+                let text = format!("it lacks {before}, which repository {} has", holder.name());
                 return Err(UploadError::permanent(text));
             }
+            next = self.on_earlier_timeline(cluster, before).await?;
         }
         Ok(())
     }
-}
 
-/// A segment's number on the earlier timeline that it belongs to, if its own one begins behind it.
-async fn on_earlier_timeline(
-    archive: &WalArchive,
-    name: SegmentName,
-) -> Result<Option<SegmentName>, RepoError> {
-    let size = archive.lineage().segment_size;
-    let (Some(history), Some(number)) =
-        (unless_damaged(archive.history(name.timeline).await)?, name.number(size))
-    else {
-        return Ok(None);
-    };
-    let timeline = history.timeline_at(number.next().start(size) - 1);
-    Ok((timeline < name.timeline).then(|| number.name(timeline, size)))
+    /// The first repository that acknowledges and has a segment, sound or not.
+    pub(super) async fn holder(
+        &self,
+        cluster: &WalIdentity,
+        segment: SegmentName,
+    ) -> Result<Option<&WalTarget>, UploadError> {
+        for target in self.targets().iter().filter(|target| target.acknowledges) {
+            if is_stored(&open(target, cluster).await?, segment).await? {
+                return Ok(Some(target));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A segment's number on the earlier timeline that it belongs to, if its own one begins behind it, as those that acknowledge know.
+    async fn on_earlier_timeline(
+        &self,
+        cluster: &WalIdentity,
+        name: SegmentName,
+    ) -> Result<Option<SegmentName>, UploadError> {
+        let Some(number) = name.number(cluster.segment_size) else { return Ok(None) };
+        for target in self.targets().iter().filter(|target| target.acknowledges) {
+            let archive = open(target, cluster).await?;
+            if let Some(history) = unless_damaged(archive.history(name.timeline).await)? {
+                let timeline = history.timeline_at(number.end(cluster.segment_size) - 1);
+                return Ok((timeline < name.timeline).then(|| number.name(timeline, cluster.segment_size)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, UploadError> {
@@ -96,24 +107,14 @@ pub(super) async fn is_stored(archive: &WalArchive, name: SegmentName) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Bed, size, switch_in, uploader};
+    use super::super::fixtures::{switch_in, two};
     use super::*;
-    use crate::binding;
 
     #[tokio::test]
     async fn nothing_is_stored_behind_a_segment_that_only_the_others_have() {
-        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
-        let uploader = uploader(&[&main, &far], &["main"]);
+        let (main, far, uploader, cluster) = two().await;
         let target = &uploader.targets()[1];
-        // Without a server, nothing else shows which lineage is meant.
-        for bed in [&main, &far] {
-            let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
-            binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
-        }
         let names: Vec<String> = (1..=5).map(|n| format!("0000000100000000{n:08X}")).collect();
-        let lineage = main.archive.lineage();
-        let (system_id, major) = (lineage.system_id(), lineage.major);
-        let cluster = WalIdentity { system_id, major, segment_size: size() };
         let follows =
             async |n: usize| uploader.follows(&cluster, names[n].parse().unwrap(), target).await.is_ok();
         main.put(&names[0], 1).await;
@@ -129,19 +130,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_timeline_does_not_begin_behind_what_a_repository_missed() {
-        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
-        let uploader = uploader(&[&main, &far], &["main"]);
+        let (main, far, uploader, cluster) = two().await;
         let target = &uploader.targets()[1];
-        for bed in [&main, &far] {
-            let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
-            binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
-        }
-        let lineage = main.archive.lineage();
-        let (system_id, major) = (lineage.system_id(), lineage.major);
-        let cluster = WalIdentity { system_id, major, segment_size: size() };
         // Timeline 2 begins in segment 5.
-        let fork = "000000010000000000000005";
-        main.put_history(2, switch_in(fork, 4096)).await;
+        main.put_history(2, switch_in("000000010000000000000005", 4096)).await;
         for name in ["000000010000000000000003", "000000010000000000000004", "000000020000000000000005"] {
             main.put(name, 1).await;
         }

@@ -110,3 +110,26 @@ fn one_place_under_two_names_is_no_second_copy() {
     assert!(other.back_door().list("clusters").iter().any(|key| key.ends_with(&first)));
     assert_eq!(daemon.stop(), 0);
 }
+
+/// The same of one that does not have to acknowledge: WAL is archived, and `health` says that there is no second copy.
+#[test]
+fn one_place_outside_ack_under_two_names_is_no_second_copy() {
+    let bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.agent.init(&[]).expect_success();
+    let link = Store::local();
+    std::fs::remove_dir_all(link.root().unwrap()).unwrap();
+    std::os::unix::fs::symlink(bed.store.root().unwrap(), link.root().unwrap()).unwrap();
+    let both =
+        Agent::with(&bed.cluster, &bed.store).repository("second", &link).cluster_line("ack = [\"main\"]");
+    both.write();
+    let mut cluster = bed.cluster;
+    both.archive_from(&cluster);
+    let daemon = both.daemon();
+    cluster.start();
+    cluster.psql("create table t (who text)");
+    archived(&cluster, &segment(&cluster, "production"));
+    wait::until_true(SOON, "it is reported", || {
+        both.run(&["health"]).stderr.contains("are the same repository, with the ID")
+    });
+    assert_eq!(daemon.stop(), 0);
+}

@@ -60,34 +60,24 @@ impl Elsewhere {
             return Ok(false);
         }
         let lacks = !is_stored(&target.archive(cluster).await?, segment).await?;
-        let mut has = !lacks;
-        for source in uploader.targets().iter().filter(|source| source.acknowledges && lacks) {
-            has = has || is_stored(&source.archive(cluster).await?, segment).await?;
+        if lacks && uploader.holder(cluster, segment).await?.is_none() {
+            return Ok(false);
         }
-        self.looked = has.then_some(segment);
+        self.looked = Some(segment);
         // It may have come through here meanwhile.
-        Ok(lacks && has && !is_ours())
+        Ok(lacks && !is_ours())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::binding;
-    use crate::wal::fixtures::{Bed, size, uploader};
+    use crate::wal::fixtures::two;
 
     #[tokio::test]
     async fn a_repository_lacks_what_one_that_acknowledges_has() {
-        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
-        let uploader = uploader(&[&main, &far], &["main"]);
+        let (main, _far, uploader, cluster) = two().await;
         let target = &uploader.targets()[1];
-        for bed in [&main, &far] {
-            let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
-            binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
-        }
-        let lineage = main.archive.lineage();
-        let (system_id, major) = (lineage.system_id(), lineage.major);
-        let cluster = WalIdentity { system_id, major, segment_size: size() };
         let name: SegmentName = "000000010000000000000003".parse().unwrap();
         let mut elsewhere = Elsewhere::default();
         let mut lacks = async || elsewhere.lacks(&uploader, target, &cluster, name).await.unwrap();

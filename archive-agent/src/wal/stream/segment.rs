@@ -39,7 +39,7 @@ pub(super) struct StoredBefore {
 #[error(
     "split brain: slices of segment {segment} up to {end} are stored, and this server has other WAL there: another server wrote them, or \
      this data directory was reset to an earlier state\nHINT: If this server is a copy, give it a lineage of its own \
-     (archive-agent init --new-lineage). If it is the right one, delete the slices of that segment."
+     (archive-agent init --new-lineage). If it is the right one, delete what lies below {segment}.slices in each repository."
 )]
 pub(super) struct OtherServers {
     segment: SegmentName,

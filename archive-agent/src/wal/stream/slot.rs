@@ -10,9 +10,9 @@ const NO_SLOT: [&str; 2] = ["53400", "55000"];
 /// What there is of a slot.
 #[derive(Debug)]
 pub(super) enum Slot {
-    /// It keeps WAL from here on, and nobody uses it.
+    /// It keeps WAL from here on, and no process uses it.
     Reserved(Lsn),
-    /// It keeps no WAL before the first report: somebody made it without RESERVE_WAL.
+    /// It keeps no WAL before the first report: it was created without RESERVE_WAL.
     Unreserved,
     /// This process of the server uses it.
     Used(i32),

@@ -115,7 +115,7 @@ impl SliceStore {
         Ok(end)
     }
 
-    /// The archiver may have stored it already, or somebody else the same.
+    /// The archiver may have stored it already, or another process the same.
     async fn try_whole(&self, name: SegmentName, hashes: &[ContentHash]) -> Result<(), String> {
         let uploader = self.archiver.uploader();
         if uploader.holds(name, hashes).await.map_err(|error| error.text)? {

@@ -127,7 +127,11 @@ impl Uploader {
 
     /// Refuses a repository that is another one of the configuration, too: what is stored in both is one copy. One that has to acknowledge
     /// is not refused for one beside.
-    fn is_no_other(&self, target: &WalTarget, archive: &WalArchive) -> Result<(), TargetError> {
+    pub(in crate::wal) fn is_no_other(
+        &self,
+        target: &WalTarget,
+        archive: &WalArchive,
+    ) -> Result<(), TargetError> {
         let id = archive.repository().id();
         let counts = |other: &&WalTarget| {
             other.name() != target.name()

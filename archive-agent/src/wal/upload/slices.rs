@@ -97,7 +97,7 @@ impl Uploader {
     }
 
     /// Deletes the slices of a segment that the whole one holds: those of this session, and of earlier ones those that are named for
-    /// each archive. What cannot be deleted is in nobody's way.
+    /// each archive. What cannot be deleted does no harm: no reader wants slices of a segment that is whole.
     pub(in crate::wal) fn delete_slices<'a>(
         &'a self,
         name: SegmentName,
