@@ -61,7 +61,7 @@ impl<'a> Planner<'a> {
         Ok(self.facts.extent(question)?.last_record.is_some_and(|last| last >= end))
     }
 
-    /// Whether the path goes on with another timeline where the backup ends, within a segment.
+    /// Whether the path continues on another timeline where the backup ends, within a segment.
     fn is_left_at_the_end(&self, path: &Path<'a>, backup: &BackupFacts, coverage: &Coverage) -> bool {
         let (history, end) = (path.history(), backup.end);
         let within = end > SegmentNo::of(end, self.facts.segment_size).start(self.facts.segment_size);

@@ -60,6 +60,19 @@ pub(crate) fn at_once(count: u32) -> ExpireOptions {
     ExpireOptions { grace: SignedDuration::ZERO, ..keep(count) }
 }
 
+/// One backup, deleted by name, and nothing that protects it overridden.
+fn by_name(backup: BackupId) -> ExpireOptions {
+    let named = NamedBackup {
+        backup,
+        who: "dba".to_owned(),
+        even_if_held: false,
+        even_if_last: false,
+        abort_unfinished: false,
+        abort_reason: String::new(),
+    };
+    ExpireOptions { named: Some(named), ..at_once(1) }
+}
+
 pub(crate) fn intent(bed: &Bed, id: BackupId, started: Timestamp) -> Intent {
     Intent {
         id,

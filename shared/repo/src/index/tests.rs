@@ -15,9 +15,9 @@ use walpoint_storage::store::StoreSettings;
 
 use super::page::{Directory, Group};
 use super::*;
-use crate::Repository;
 use crate::repository::NewLineage;
 use crate::wal::{WalArchive, WalHeader};
+use crate::{Lineage, Repository};
 
 /// An archive of 1 MiB segments in a directory.
 pub(crate) struct Bed {
@@ -44,6 +44,19 @@ pub(crate) async fn bed_in(dir: tempfile::TempDir, master: Option<MasterKey>) ->
     };
     let lineage = repository.create_lineage(&"main".parse().unwrap(), new).await.unwrap();
     Bed { archive: repository.wal(&lineage), dir }
+}
+
+/// What another lineage of the same server is registered with.
+pub(crate) fn like(lineage: &Lineage) -> NewLineage {
+    NewLineage {
+        system_id: lineage.system_id(),
+        major: lineage.major,
+        segment_size: lineage.segment_size,
+        wal_block_size: lineage.wal_block_size,
+        block_size: lineage.block_size,
+        relation_segment_blocks: lineage.relation_segment_blocks,
+        ack: vec![],
+    }
 }
 
 /// What a segment says: one commit for each, a second apart, xid as its number.

@@ -1,4 +1,4 @@
-//! Whether the key slots of an encrypted repository can be read. One that opens is enough to verify everything else, and whoever
+//! Whether the key slots of an encrypted repository can be read. One that opens is enough to verify everything else, and a person who
 //! has only the secret of another one, which is damaged, can restore nothing.
 
 use walpoint_storage::error::{RepoError, Result};

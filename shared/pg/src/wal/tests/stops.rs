@@ -146,7 +146,7 @@ fn the_last_removal_is_found_with_the_position_before_its_locks() {
         Some(Removal { xid, time: PgTimestamp(time), lsn, unlocked, database: None })
     };
     assert_eq!(before(removed), None, "what removes files without a lock of its own is no DROP");
-    assert_eq!(before(again), removal(90, 100, removed, Some(first)), "before that, nobody had a lock");
+    assert_eq!(before(again), removal(90, 100, removed, Some(first)), "before that, nothing was locked");
     assert_eq!(before(last), removal(92, 200, again, Some(alone)));
     assert_eq!(before(Lsn(u64::MAX)), removal(93, 300, last, None), "it was locked before what is known");
 }

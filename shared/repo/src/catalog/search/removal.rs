@@ -19,8 +19,8 @@ const REACH: u64 = 256 << 20;
 /// WAL that is looked at before what is older: most people come minutes too late. No more than that is read ahead.
 const PART: u64 = 64 << 20;
 
-/// How long a plan waits for it.
-const TIME_LIMIT: Duration = Duration::from_secs(1);
+/// How long a plan waits for it: a person hardly notices.
+const TIME_LIMIT: Duration = Duration::from_millis(500);
 
 /// Segments that are read at the same time.
 const AT_ONCE: usize = 16;

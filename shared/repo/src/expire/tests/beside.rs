@@ -47,16 +47,7 @@ async fn of_timelines_written_beside_each_other_neither_makes_the_other_expire()
     }
     assert!(!ids.contains(&production));
     // By name neither, while the server goes on.
-    let named = NamedBackup {
-        backup: production,
-        who: "dba".to_owned(),
-        even_if_held: false,
-        even_if_last: false,
-        abort_unfinished: false,
-        abort_reason: String::new(),
-    };
-    let by_name = ExpireOptions { named: Some(named), ..at_once(1) };
-    let refused = expire(bed.archive.repository(), &cluster(), &by_name).await.unwrap_err();
+    let refused = expire(bed.archive.repository(), &cluster(), &by_name(production)).await.unwrap_err();
     assert!(matches!(refused, RepoError::Protected { .. }), "{refused}");
 }
 

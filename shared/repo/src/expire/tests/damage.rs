@@ -269,15 +269,7 @@ async fn a_lost_manifest_keeps_everything_older() {
     assert!(report.remarks.iter().any(told), "{:?}", report.remarks);
     assert!(packs(&keys(&bed).await) > 0);
     assert_eq!(segments(&bed).await.len(), 100, "which WAL it needs is not known");
-    let named = NamedBackup {
-        backup: ids[2],
-        who: "dba".to_owned(),
-        even_if_held: false,
-        even_if_last: false,
-        abort_unfinished: false,
-        abort_reason: String::new(),
-    };
-    run(&bed, &ExpireOptions { named: Some(named), ..at_once(1) }).await;
+    run(&bed, &by_name(ids[2])).await;
     assert_eq!(packs(&keys(&bed).await), 0);
     let left = keys(&bed).await;
     assert!(!left.iter().any(|key| key.contains(&ids[2].to_string())), "{left:?}");

@@ -1,13 +1,13 @@
 //! Lineages that were split off from another one and have no backup of their own.
 
-use walpoint_base::{Lsn, PgMajor, SystemId};
+use walpoint_base::Lsn;
 use walpoint_storage::error::RepoError;
 
 use super::*;
 use crate::Lineage;
 use crate::index::fixtures::header_only;
+use crate::index::tests::like;
 use crate::lineage::{LineageFork, ParentLineage};
-use crate::repository::NewLineage;
 use crate::wal::WalArchive;
 
 /// Timeline 2 begins here.
@@ -50,17 +50,8 @@ async fn split_world() -> (Bed, Vec<BackupId>, Lineage) {
     let own = bed.archive.lineage();
     let fork = LineageFork { timeline: tli(2), lsn: start(FORK) };
     let parent = ParentLineage { lineage: own.id, fork: Some(fork), began: None, life: None };
-    let new = NewLineage {
-        system_id: SystemId(7400000000000000001),
-        major: PgMajor::new(17).unwrap(),
-        segment_size: size(),
-        wal_block_size: 8192,
-        block_size: 8192,
-        relation_segment_blocks: 131_072,
-        ack: vec![],
-    };
     let repository = bed.archive.repository();
-    let copy = repository.split_lineage(&cluster(), new, Some(parent), 0).await.unwrap();
+    let copy = repository.split_lineage(&cluster(), like(own), Some(parent), 0).await.unwrap();
     store_history(&repository.wal(&copy), 2, SECOND).await;
     store_wal(&repository.wal(&copy), 2, FORK..FORK + 5).await;
     (bed, ids, copy)
@@ -122,16 +113,7 @@ async fn nothing_goes_that_a_lineage_may_inherit_while_no_history_shows_it() {
         let why = &report.backups[0].reason;
         assert!(why.starts_with(&format!("it is unknown whether lineage {}", copy.id)), "{why}");
     }
-    let named = NamedBackup {
-        backup: ids[4],
-        who: "dba".to_owned(),
-        even_if_held: false,
-        even_if_last: false,
-        abort_unfinished: false,
-        abort_reason: String::new(),
-    };
-    let by_name = ExpireOptions { named: Some(named), ..at_once(1) };
-    let refused = expire(bed.archive.repository(), &cluster(), &by_name).await.unwrap_err();
+    let refused = expire(bed.archive.repository(), &cluster(), &by_name(ids[4])).await.unwrap_err();
     let RepoError::Protected { obstacles, .. } = refused else { panic!("{refused}") };
     assert!(obstacles.iter().any(|one| one.what.starts_with("it is unknown whether")), "{obstacles:?}");
 }

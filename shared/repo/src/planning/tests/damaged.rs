@@ -16,10 +16,9 @@ use crate::backup::{BackupStage, Backups};
 use crate::catalog::Catalog;
 use crate::expire::tests::cluster;
 use crate::expire::{ExpireOptions, expire, outlook};
-use crate::index::tests::Bed;
+use crate::index::tests::{Bed, like};
 use crate::lineage::{LineageFork, ParentLineage};
 use crate::planning::{plan, prove_from};
-use crate::repository::NewLineage;
 use crate::verify::tests::{BrokenRecords, flip, path, readable_world, replace, run, run_with, segment_key};
 use crate::verify::{Depth, FindingKind};
 use crate::{Lineage, Repository};
@@ -32,18 +31,6 @@ async fn damaged_copy(bed: &Bed) -> Lineage {
     let copy = bed.archive.repository().split_lineage(&cluster(), like(own), Some(parent), 0).await.unwrap();
     flip(&path(bed, copy.key().as_str()));
     copy
-}
-
-fn like(lineage: &Lineage) -> NewLineage {
-    NewLineage {
-        system_id: lineage.system_id(),
-        major: lineage.major,
-        segment_size: lineage.segment_size,
-        wal_block_size: lineage.wal_block_size,
-        block_size: lineage.block_size,
-        relation_segment_blocks: lineage.relation_segment_blocks,
-        ack: vec![],
-    }
 }
 
 async fn planned(repository: &Repository, request: &RestoreRequest) -> Result<Verdict, RepoError> {

@@ -8,7 +8,7 @@ use walpoint_storage::object::bytes::Fields;
 /// Bytes of the meta frame.
 pub const SLICE_HEADER: usize = 8 + 4 + 4 + 8 + 4 + 4 + 8 + 8 + 8 + 32 + 16;
 
-/// What whoever stores a slice knows of it.
+/// What the stream knows of a slice that it stores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SliceFacts {
     /// The segment that it is of.
