@@ -28,6 +28,7 @@
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
 //! | [`stored`], [`apart`], [`vouched`] | which files of a `pg_wal` no archive has; whether they are another server's; what shows that they are the archive's own |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
+//! | [`if_empty`] | a restore that a cluster which is present makes unnecessary |
 //! | [`behind`] | what of them recovery would leave out |
 //! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
 //! | [`report`] | what is printed at the end |
@@ -57,6 +58,7 @@ mod forks;
 mod free_space;
 mod gather;
 mod identity;
+mod if_empty;
 mod kept;
 mod layout;
 mod named;
@@ -188,6 +190,11 @@ pub(crate) struct RestoreArgs {
     /// Let the restored server archive into the repository it came from. Use this only if the original is lost for good.
     #[arg(long, help_heading = RECOVERY)]
     resume_archiving: bool,
+    /// Restore nothing and exit with 0 if the directory already holds a cluster, as an init container needs it.
+    ///
+    /// An interrupted restore starts over. Any other directory that is not empty is refused.
+    #[arg(long, conflicts_with = "over", help_heading = EXISTING)]
+    if_empty: bool,
     /// Restore even if recovery may leave out WAL that no repository has. The restore keeps the files of that WAL.
     ///
     /// This is WAL that waits in pg_wal to be archived, that comes after the end of recovery, or that cannot be read or replayed.
@@ -225,6 +232,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     // What is wrong with the options is said before the directory is looked at.
     args.target.request(args.target_action, args.standby, Timestamp::now(), None)?;
     let pgdata = directory::resolve(&args.pgdata)?;
+    if args.if_empty
+        && let Some(found) = if_empty::present(&pgdata)?
+    {
+        return if_empty::print(common, &found);
+    }
     let discard_wal = args.discard_unarchived_wal;
     let mode = match (args.delta, args.replace) {
         (true, _) => RestoreMode::Delta { discard_wal, overwrite_other: args.overwrite_other_cluster },

@@ -15,6 +15,7 @@ use walpoint_runtime::human;
 use walpoint_storage::keys::KeySource;
 use walpoint_storage::store::StoreSettings;
 
+use super::if_empty::PresentCluster;
 use super::start::{self, ConfigurationFiles};
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, required};
@@ -27,6 +28,8 @@ use crate::{settings, shell};
 pub(super) enum RestoreDocument<'a> {
     /// What was restored.
     Restored(&'a RestoreReport),
+    /// With `--if-empty`, what is there already.
+    Present(&'a PresentCluster),
     /// With `--dry-run` the plan; if the target cannot be reached, why.
     #[expect(dead_code, reason = "the functions that print it for plan print it here too")]
     Plan(PlanReport),

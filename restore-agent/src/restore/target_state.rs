@@ -88,7 +88,7 @@ impl Previous {
 }
 
 /// What lies in a directory, as far as a restore is concerned.
-fn contents(pgdata: &Path) -> Result<Contents, DirectoryError> {
+pub(super) fn contents(pgdata: &Path) -> Result<Contents, DirectoryError> {
     let contents = directory::inspect(pgdata)?;
     // A server that started there has made the restored cluster one of its own; it takes the label away. A repair leaves
     // an earlier server's file until it removes what the backup does not have.

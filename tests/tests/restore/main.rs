@@ -12,6 +12,7 @@ mod diverged;
 mod dropped_database;
 mod forks;
 mod hostile;
+mod if_empty;
 mod incomplete;
 mod interrupted;
 mod kinds;
