@@ -39,13 +39,14 @@ mod source;
 use std::time::Instant;
 
 use anyhow::anyhow;
+use bytesize::ByteSize;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::Diagnostic;
 use walpoint_runtime::args::{self, CommonArgs};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output, shutdown};
-use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::{Rate, StoreSettings};
 
 use self::request::{BackupRequest, INTERRUPTED};
 use crate::check::remote::why_remote;
@@ -92,6 +93,10 @@ pub(crate) struct BackupArgs {
     /// Start with a spread checkpoint, which spreads out the I/O and may take minutes.
     #[arg(long, conflicts_with = "fast", help_heading = READ)]
     spread: bool,
+    /// Store at most so many bytes a second, in all repositories together, such as 20MiB; 0 for no limit [default: max_rate of the
+    /// configuration].
+    #[arg(long, value_name = "SIZE", help_heading = STORED)]
+    max_rate: Option<ByteSize>,
     /// Start even if another backup of the cluster holds the lease. If that backup is still running, both continue. Do not start a
     /// third one before it has ended, because the third one may abort it.
     #[arg(long, help_heading = help::OVERRIDES)]
@@ -110,6 +115,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         full: args.full,
         steal_lease: args.steal_lease,
         strict: args.strict,
+        rate: Rate::limit(args.max_rate.or(selection.settings.max_rate).map(|rate| rate.as_u64())),
         selection: &selection,
         stop: &stop,
         show_progress: common.show_progress(),

@@ -1,10 +1,12 @@
 //! What is asked of a backup, and the signal that ends it.
 
+use std::sync::Arc;
+
 use anyhow::anyhow;
 use tokio_util::sync::CancellationToken;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
-use walpoint_storage::store::StoreSettings;
+use walpoint_storage::store::{Rate, StoreSettings};
 
 /// What an interrupted backup says.
 pub(crate) const INTERRUPTED: &str = "interrupted by a signal: no backup was taken";
@@ -28,6 +30,8 @@ pub(crate) struct BackupRequest<'a> {
     pub(crate) steal_lease: bool,
     /// Whether a damaged page means that there is no backup.
     pub(crate) strict: bool,
+    /// How fast it is stored, over all repositories.
+    pub(crate) rate: Option<Arc<Rate>>,
     /// The cluster.
     pub(crate) selection: &'a Selection<StoreSettings>,
     /// Cancelled by a signal.

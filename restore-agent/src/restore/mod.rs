@@ -93,6 +93,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
+use bytesize::ByteSize;
 use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::{PgTimestamp, RecoveryTarget};
@@ -208,6 +209,11 @@ pub(crate) struct RestoreArgs {
     /// The restore still refuses if it sees the server running.
     #[arg(long, help_heading = help::OVERRIDES)]
     server_is_down: bool,
+    /// Read at most so many bytes of the backup a second, such as 20MiB; 0 for no limit [default: max_rate of the configuration].
+    ///
+    /// WAL is never slowed down.
+    #[arg(long, value_name = "SIZE", help_heading = NONE)]
+    max_rate: Option<ByteSize>,
     /// Write nothing; show the plan, and what the restore would refuse.
     #[arg(long, help_heading = NONE)]
     dry_run: bool,

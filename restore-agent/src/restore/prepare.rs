@@ -8,8 +8,9 @@ use anyhow::{Context, anyhow};
 use walpoint_base::{RecoveryTarget, SecretSource};
 use walpoint_repo::Lineage;
 use walpoint_repo::backup::{BackupReader, BackupSummary, Backups};
-use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_storage::keys::KeySource;
+use walpoint_storage::store::{Rate, StoreSettings};
 
 use super::created::{Created, FoundLocations, LocationStates};
 use super::decided::{self, Decided, DecidedOutside};
@@ -45,7 +46,8 @@ impl Restore {
         decided.prove_cluster(&pgdata, &planned)?;
         let mut not_stored = not_stored(common, &planned, &pgdata, &decided).await?;
         let origin = origin::read(common, &planned).await?;
-        let backups = Backups::of(&planned.files_from, &planned.cluster);
+        let rate = rate(common, args)?;
+        let backups = Backups::of(&planned.files_from, &planned.cluster).at_rate(rate.as_ref());
         let unread = |error| failure::unread(planned.plan.backup.id, error);
         let reader = backups.open(planned.plan.backup.id).await.map_err(|e| unread(e.into()))?;
         let summary = reader.manifest().summary.clone();
@@ -214,6 +216,12 @@ async fn replay(
         (None, Some(hole)) => Err(hole.refusal(pgdata, &read)),
         (None, None) => Ok(replay),
     }
+}
+
+/// How fast the backup is read: by the option, or else by the configuration.
+fn rate(common: &CommonArgs, args: &RestoreArgs) -> anyhow::Result<Option<Arc<Rate>>> {
+    let selection: Selection<StoreSettings> = common.select_to_read().map_err(|failure| failure.error)?;
+    Ok(Rate::limit(args.max_rate.or(selection.settings.max_rate).map(|rate| rate.as_u64())))
 }
 
 /// What says in the data directory, while that is written, what this restore wants.

@@ -121,6 +121,9 @@ pub struct ClusterSettings {
     /// zstd level of backups, 1 to 19, and of WAL up to 6.
     #[serde(default = "defaults::compression_level")]
     pub compression_level: i32,
+    /// How many bytes a second a backup stores and a restore reads at most; WAL is not slowed down. No limit if unset, or 0.
+    #[serde(default)]
+    pub max_rate: Option<ByteSize>,
     /// How long one `archive-push` may try before it fails and PostgreSQL asks again.
     #[serde(default = "defaults::push_timeout", deserialize_with = "span::deserialize")]
     pub push_timeout: SignedDuration,
@@ -226,6 +229,7 @@ impl ClusterSettings {
             look_ahead: defaults::look_ahead(),
             workers: None,
             compression_level: defaults::compression_level(),
+            max_rate: None,
             push_timeout: defaults::push_timeout(),
             queue_max: None,
             fetch_timeout: defaults::fetch_timeout(),

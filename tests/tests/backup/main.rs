@@ -13,6 +13,7 @@ mod layout;
 mod load;
 mod memory;
 mod moved;
+mod rate;
 mod remote;
 mod remote_faults;
 mod repositories;

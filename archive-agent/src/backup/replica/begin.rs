@@ -26,7 +26,8 @@ impl Replicas<BackupWriter> {
         for destination in copies {
             let intent = intent(request, begun, destination, stolen).await?;
             let resumed = intent.resumed.clone();
-            let writer = destination.backups().begin(intent, block_size, &options).await?;
+            let backups = destination.backups().at_rate(request.rate.as_ref());
+            let writer = backups.begin(intent, block_size, &options).await?;
             log_reused(destination.name(), &writer, request.full);
             let outcome = ReplicaOutcome::open(destination.name());
             all.push(Replica { destination: destination.clone(), resumed, outcome, stage: Some(writer) });

@@ -4,6 +4,7 @@
 //! stands where the manifest would be. Creating that object decides between finishing and aborting: only one can succeed.
 
 use std::fmt;
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -15,7 +16,7 @@ use walpoint_storage::layout::{ClusterPaths, Key};
 use walpoint_storage::object::{
     Codec, OBJECT_HEADER, ObjectHeader, ObjectKind, ObjectReader, Sealer, open_frame,
 };
-use walpoint_storage::store::{Creation, Store};
+use walpoint_storage::store::{Creation, Rate, Store};
 
 use super::ending::{Intent, Tombstone};
 use super::facts::{BackupSummary, MAX_SUMMARY};
@@ -174,6 +175,12 @@ impl Backups {
     /// The same for reading packs, one after the other.
     pub(super) fn keeping_buffers(&self, bytes: usize) -> Self {
         Self { store: self.store.keeping_buffers(bytes), ..self.clone() }
+    }
+
+    /// The same, written and read no faster.
+    #[must_use]
+    pub fn at_rate(self, rate: Option<&Arc<Rate>>) -> Self {
+        Self { store: self.store.at_rate(rate), ..self }
     }
 
     /// The store they are in.

@@ -46,6 +46,9 @@ impl Store {
     /// Stores an object unless there is one of that name. Different content there is a [`RepoError::Conflict`].
     pub async fn create_once(&self, object: &SealedObject) -> Result<Creation> {
         let ours = object.content();
+        if let Some(rate) = &self.inner.rate {
+            rate.pass(object.pieces.iter().map(|piece| piece.len() as u64).sum()).await;
+        }
         match self.create_and_look(&object.key, &object.pieces, || self.look(object).boxed()).await? {
             None => Ok(Creation::New),
             Some(found) if found.content != ours => {

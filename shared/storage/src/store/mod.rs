@@ -22,6 +22,7 @@
 //! | `probe` | what a store really does |
 //! | `failure` | what a failed request means |
 //! | `limits` | timeouts and retries |
+//! | `rate` | how fast objects pass, where that is bounded |
 //! | `buffers` | memory for what is read |
 //! | `counts` | how many requests were sent |
 
@@ -46,6 +47,7 @@ mod location;
 mod network;
 mod open;
 mod probe;
+mod rate;
 mod remote;
 mod s3;
 pub mod settings;
@@ -72,6 +74,7 @@ pub use self::directory::{DIRECTORY_MODE, Owner, Unusable, grant};
 use self::failure::{Failure, FailureKind};
 pub use self::limits::Limits;
 pub use self::probe::{Probe, ProbeFinding};
+pub use self::rate::Rate;
 pub use self::settings::StoreSettings;
 use crate::error::Result;
 use crate::layout::{Key, Prefix};
@@ -89,6 +92,8 @@ struct Inner {
     limits: Limits,
     counts: Arc<counts::Counts>,
     buffers: Buffers,
+    /// What bounds the bytes of objects that are created and read.
+    rate: Option<Arc<Rate>>,
     /// Whether the store refused a request that deletes several objects.
     one_by_one: Arc<AtomicBool>,
 }
@@ -142,7 +147,7 @@ impl Store {
     fn new(name: String, backend: Backend, limits: Limits) -> Self {
         let (counts, one_by_one) = (Arc::default(), Arc::default());
         let buffers = Buffers::new(0);
-        Self { inner: Arc::new(Inner { backend, name, limits, counts, buffers, one_by_one }) }
+        Self { inner: Arc::new(Inner { backend, name, limits, counts, buffers, rate: None, one_by_one }) }
     }
 
     /// What it is called in messages: its URL, without secrets.
@@ -159,6 +164,12 @@ impl Store {
     /// that are read must not be kept for long: a small part keeps the whole buffer.
     pub fn keeping_buffers(&self, bytes: usize) -> Self {
         Self { inner: Arc::new(Inner { buffers: Buffers::new(bytes), ..Inner::clone(&self.inner) }) }
+    }
+
+    /// The same store, from which objects are read and in which they are created no faster. Listings pass at once, and so do
+    /// documents that are created.
+    pub fn at_rate(&self, rate: Option<&Arc<Rate>>) -> Self {
+        Self { inner: Arc::new(Inner { rate: rate.cloned(), ..Inner::clone(&self.inner) }) }
     }
 
     /// Its bounds.
@@ -201,6 +212,9 @@ impl Store {
         };
         let read = limits.retry(attempt).await.map_err(|failure| failure.about(key, name))?;
         counts::add(&counts.bytes_in, read.bytes.len() as u64);
+        if let Some(rate) = &self.inner.rate {
+            rate.pass(read.bytes.len() as u64).await;
+        }
         Ok(read)
     }
 

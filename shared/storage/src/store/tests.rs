@@ -35,6 +35,19 @@ fn sealed(name: &str, content: &[u8]) -> SealedObject {
     writer.finish().unwrap()
 }
 
+/// What is written and what is read share one bound.
+#[tokio::test]
+async fn objects_pass_no_faster_than_the_bound() {
+    let (_dir, store) = local().await;
+    let object = sealed("large", &[7; 10_000]);
+    let length: u64 = object.pieces.iter().map(|piece| piece.len() as u64).sum();
+    let bounded = store.at_rate(Rate::limit(Some(length * 4)).as_ref());
+    let begun = std::time::Instant::now();
+    bounded.create_once(&object).await.unwrap();
+    assert_eq!(bounded.get(&object.key).await.unwrap().len() as u64, length);
+    assert!(begun.elapsed() >= Duration::from_millis(500), "twice a quarter of a second");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_does_what_a_store_must() {
     let (dir, store) = local().await;
