@@ -38,8 +38,9 @@ const DELETE: u8 = 0x10;
 /// `XLOG_HEAP_INPLACE`.
 const IN_PLACE: u8 = 0x70;
 
-/// Headers, an image of the largest block, and what is said of the tuple.
-const MAX: u32 = (32 << 10) + 1024;
+/// Headers, images of two of the largest blocks, and what is said of the tuple. The other block is one of the visibility map, which
+/// newer minor versions name where the page was all-visible.
+const MAX: u32 = (64 << 10) + 1024;
 
 /// The tablespace of what all databases share: `GLOBALTABLESPACE_OID`.
 const SHARED: u32 = 1664;
@@ -58,29 +59,37 @@ pub(super) fn decode(header: &RecordHeader, body: &[u8], major: PgMajor) -> Opti
         _ => return None,
     };
     let (at, relation, block) = first_block(body, major)?;
-    let offset = bytes::u16(main_data(body, at)?, offset_at)?;
+    let offset = bytes::u16(main_data(body, at, major)?, offset_at)?;
     Some(RecordKind::SharedTuple(SharedTuple { relation, block, offset }, change))
 }
 
 /// The end of the header of a record's first block, with the file and the block's number; `None` if it is none of a shared relation.
 fn first_block(body: &[u8], major: PgMajor) -> Option<(usize, u32, u32)> {
-    const HAS_IMAGE: u8 = 0x10;
-    const HAS_HOLE: u8 = 0x01;
-    let compressed: u8 = if major.get() >= 15 { 0x1C } else { 0x02 };
     if *body.first()? != 0 {
         return None;
     }
-    let mut at = 4;
-    if *body.get(1)? & HAS_IMAGE != 0 {
-        let info = *body.get(at + 4)?;
-        at += if info & HAS_HOLE != 0 && info & compressed != 0 { 7 } else { 5 };
-    }
+    let at = behind_image(body, 0, major)?;
     let (tablespace, relation) = (bytes::u32(body, at)?, bytes::u32(body, at + 8)?);
     (tablespace == SHARED).then_some((at + 16, relation, bytes::u32(body, at + 12)?))
 }
 
-/// The main data, at the end of the body, whose length is announced behind the header of the only block.
-fn main_data(body: &[u8], mut at: usize) -> Option<&[u8]> {
+/// Where the header of a block, which begins there, goes on behind what it says of an image.
+fn behind_image(body: &[u8], begins: usize, major: PgMajor) -> Option<usize> {
+    const HAS_IMAGE: u8 = 0x10;
+    const HAS_HOLE: u8 = 0x01;
+    let compressed: u8 = if major.get() >= 15 { 0x1C } else { 0x02 };
+    let at = begins + 4;
+    if *body.get(begins + 1)? & HAS_IMAGE == 0 {
+        return Some(at);
+    }
+    let info = *body.get(at + 4)?;
+    Some(at + if info & HAS_HOLE != 0 && info & compressed != 0 { 7 } else { 5 })
+}
+
+/// The main data, at the end of the body, whose length is announced behind the headers of all blocks.
+fn main_data(body: &[u8], mut at: usize, major: PgMajor) -> Option<&[u8]> {
+    const LAST_BLOCK: u8 = 32;
+    const SAME_RELATION: u8 = 0x80;
     const SHORT: u8 = 255;
     const LONG: u8 = 254;
     const ORIGIN: u8 = 253;
@@ -95,6 +104,11 @@ fn main_data(body: &[u8], mut at: usize) -> Option<&[u8]> {
             }
             TOP_LEVEL => {
                 at += 5;
+                continue;
+            }
+            0..=LAST_BLOCK => {
+                let named = if *body.get(at + 1)? & SAME_RELATION == 0 { 12 } else { 0 };
+                at = behind_image(body, at, major)? + named + 4;
                 continue;
             }
             _ => return None,
@@ -127,6 +141,23 @@ mod tests {
         let (headers, main) = in_place[4..].split_at(18);
         let image = [&[0, 0x10, 0, 0, 100, 0, 24, 0, 0x01][..], headers, &[9; 100][..], main].concat();
         assert_eq!(decode(0x70, &image), Some(RecordKind::SharedTuple(tuple, TupleChange::InPlace)));
+        // A page that was all-visible: the block of the visibility map follows, of the same relation, or named with an image.
+        let (headers, main) = deleted.split_at(20);
+        let same = [headers, &[1, 0x82, 0, 0, 0, 0, 0, 0][..], main].concat();
+        let (name, block) = (&headers[4..16], [0; 4]);
+        let named = [
+            headers,
+            &[1, 0x12, 0, 0, 100, 0, 24, 0, 0x01][..],
+            name,
+            &block[..],
+            &[255, 8][..],
+            &[9; 100][..],
+            &main[2..],
+        ]
+        .concat();
+        for body in [same, named] {
+            assert_eq!(decode(0x10, &body), Some(RecordKind::SharedTuple(tuple, TupleChange::Deleted)));
+        }
     }
 
     proptest! {
