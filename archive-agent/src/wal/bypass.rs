@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, dropped};
+use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName, dropped};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
@@ -120,7 +120,7 @@ impl Watch {
                 }
                 Err(_) => return Ok(None),
             }
-            counts = counts || archive.anything_after(timeline, SegmentNo(0)).await?.is_some();
+            counts = counts || has_wal_before(&archive, &uploader.wal_directory(), timeline).await?;
         }
         Ok(counts.then_some(Bypass::Elsewhere(done)))
     }
@@ -156,6 +156,20 @@ async fn has(archive: &WalArchive, segment: SegmentName) -> Result<bool, RepoErr
     }
     // What a lineage has whose facts are damaged is not known.
     Ok(!others.damaged.is_empty())
+}
+
+/// Whether a repository has WAL of a timeline, or of one that it branched off from: what this server writes then belongs there, too.
+/// After a promotion nothing of the new timeline may ever have arrived.
+async fn has_wal_before(archive: &WalArchive, wal: &Path, timeline: TimelineId) -> anyhow::Result<bool> {
+    let file = wal.join(WalFileName::History(timeline).to_string());
+    let content = disk::look(wal, move || std::fs::read(file).ok()).await?;
+    let history = content.and_then(|content| TimelineHistory::parse(timeline, &content).ok());
+    for timeline in history.unwrap_or_else(|| TimelineHistory::root(timeline)).path().rev() {
+        if archive.anything_after(timeline, SegmentNo(0)).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn marks(pgdata: &Path, timeline: TimelineId, size: SegmentSize) -> anyhow::Result<Marks> {
@@ -261,6 +275,27 @@ mod tests {
 
     fn marks_of(bed: &Bed, begun: &[SegmentName]) -> Marks {
         read_marks(&bed.pgdata(), begun, SystemTime::now())
+    }
+
+    /// A standby was promoted with another command, and nothing of its timeline ever arrived.
+    #[tokio::test]
+    async fn a_timeline_belongs_where_the_wal_before_its_fork_is() {
+        let (main, _, uploader, cluster) = super::super::fixtures::two().await;
+        let archive = uploader.targets()[0].archive(&cluster).await.unwrap();
+        let wal = uploader.wal_directory();
+        let (two, three) = (TimelineId::new(2).unwrap(), TimelineId::new(3).unwrap());
+        write(&wal.join("00000002.history"), b"1\t0/6000100\tno recovery target specified\n");
+        assert!(
+            !has_wal_before(&archive, &wal, two).await.unwrap(),
+            "another archiver's, before this one had anything"
+        );
+        main.put(FIRST, 1).await;
+        assert!(has_wal_before(&archive, &wal, two).await.unwrap());
+        assert!(has_wal_before(&archive, &wal, TimelineId::FIRST).await.unwrap());
+        assert!(
+            !has_wal_before(&archive, &wal, three).await.unwrap(),
+            "no history shows where it comes from"
+        );
     }
 
     const FIRST: &str = "000000010000000000000005";
