@@ -22,7 +22,7 @@ use walpoint_storage::object::Codec;
 
 use super::asking::OpenQuestions;
 use super::disk;
-use super::postmaster::time_limit;
+use super::postmaster::{time_limit, within};
 use super::queue::{AT_ONCE, Overflow, Queue};
 use super::stored::LastStored;
 use super::upload::{Upload, UploadError, Uploader};
@@ -278,11 +278,11 @@ impl<U: Upload> Archiver<U> {
         begun: Instant,
         limit: Duration,
     ) -> Result<FileIdentity, String> {
-        match tokio::time::timeout_at(begun + limit, ended(&mut upload)).await {
+        match within(begun + limit, self.uploader.pgdata(), ended(&mut upload)).await {
             Ok(result) => result,
-            Err(_) => Err(format!(
+            Err(over) => Err(format!(
                 "not stored within {}{}\nDETAIL: The daemon keeps trying.",
-                human::span(limit),
+                human::span(over.saturating_duration_since(begun)),
                 match &*upload.borrow() {
                     UploadProgress::Running(Some(problem)) => format!(": {problem}"),
                     _ => format!(": {}", self.uploader.waits_for()),

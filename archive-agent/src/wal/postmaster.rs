@@ -5,12 +5,21 @@
 //! `LOCK_FILE_LINE_PM_STATUS` in `src/include/utils/pidfile.h`).
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::disk;
 
 /// How long a push may take while the server is stopping. What is left then stays in `pg_wal` until the next start.
-const WHILE_STOPPING: Duration = Duration::from_secs(10);
+///
+/// PostgreSQL asks three times for a file that fails, and begins once more when it has stopped everything else: six times this is less
+/// than the minute that `pg_ctl stop` waits.
+const WHILE_STOPPING: Duration = Duration::from_secs(6);
+
+/// How often a push that waits looks whether the server has begun to stop.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerStart {
@@ -36,10 +45,35 @@ pub(crate) fn is_stopping(pgdata: &Path) -> bool {
 }
 
 /// How long a push of a file of that many bytes may take: at 1 MiB/s it still succeeds.
-///
-/// A server that is stopping asks three times for the file that fails, and the shutdown waits for that.
 pub(super) async fn time_limit(push_timeout: Duration, size: u64, pgdata: &Path) -> Duration {
-    let limit = push_timeout + Duration::from_secs(size >> 20);
+    at_most(push_timeout + Duration::from_secs(size >> 20), pgdata).await
+}
+
+/// What a push comes to in time, by a moment that comes sooner if the server begins to stop meanwhile. The error is when its time was over.
+pub(super) async fn within<T>(
+    mut over: Instant,
+    pgdata: &Path,
+    push: impl Future<Output = T>,
+) -> Result<T, Instant> {
+    let mut push = pin!(push);
+    loop {
+        let look = over.min(Instant::now() + LOOK);
+        if let Ok(result) = tokio::time::timeout_at(look, &mut push).await {
+            return Ok(result);
+        }
+        let left = over.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(over);
+        }
+        let allowed = at_most(left, pgdata).await;
+        if allowed < left {
+            over = Instant::now() + allowed;
+        }
+    }
+}
+
+/// The limit, or less while the server is stopping: its shutdown waits.
+async fn at_most(limit: Duration, pgdata: &Path) -> Duration {
     let directory = pgdata.to_owned();
     let stopping = disk::look(pgdata, move || is_stopping(&directory)).await;
     if stopping.unwrap_or(false) { limit.min(WHILE_STOPPING) } else { limit }
