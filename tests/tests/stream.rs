@@ -316,3 +316,45 @@ fn the_stream_follows_a_promotion() {
         assert_eq!(rows(&restored), "3000", "PostgreSQL {version}");
     }
 }
+
+/// The primary commits for a moment longer than its standby receives: what was confirmed then is on its own timeline, behind the fork.
+#[test]
+fn an_old_timeline_has_its_confirmed_commits_after_a_failover() {
+    let builder = major(17).conf("synchronous_standby_names", "walpoint");
+    let mut bed = streaming(builder, "synchronous = true\n");
+    bed.cluster.wait_for("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
+    bed.cluster.psql("create table t as select generate_series(1, 1000)");
+    bed.backup();
+    let mut standby = bed.cluster.standby();
+    standby.set("synchronous_standby_names", "");
+    let agent = Agent::with(&standby, &bed.store);
+    agent.archive_from(&standby);
+    standby.start();
+    let _daemon = agent.daemon();
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+    standby.wait_replayed(&bed.cluster);
+    standby.set("primary_conninfo", "");
+    standby.reload();
+    standby.wait_for("select count(*) from pg_stat_wal_receiver", "0");
+    let received = bed.cluster.psql("select pg_current_wal_lsn()");
+    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    disaster(&mut bed);
+    standby.promote();
+    standby.psql("insert into t select generate_series(5001, 5500)");
+    let first = standby.switch_wal();
+    standby.wait_done(&first);
+    assert!(first.starts_with("00000002") && slices(&bed).iter().any(|key| key.contains("/00000001")));
+
+    let list = bed.agent.restore(&["list", "--json"]).expect_success().stdout;
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let until = &list["repositories"][0]["windows"][0]["until_lsn"];
+    let goes_on = format!("select '{}'::pg_lsn > '{}'", until.as_str().unwrap(), received.trim());
+    assert_eq!(standby.psql(&goes_on), "t", "{list:#}");
+    for (name, timeline, expected) in [("old", "1", "3000"), ("new", "latest", "2500")] {
+        let options = ["--target-timeline", timeline, "--target-action", "promote"];
+        let restored = bed.restore_and_start(name, &options);
+        restored.wait_promoted();
+        assert_eq!(rows(&restored), expected, "timeline {timeline}");
+    }
+}

@@ -21,6 +21,8 @@ pub(crate) struct Surroundings {
     pub(crate) indexed: Option<SegmentName>,
     /// A copy of the segment that does not reach its end.
     pub(crate) incomplete: Option<String>,
+    /// Of a segment: whether some of it was streamed while its server wrote it, perhaps behind the place where a younger timeline left it.
+    pub(crate) streamed: bool,
     /// Of a segment that is built: where the last record ends that its incomplete copies hold.
     pub(crate) copied_until: Option<Lsn>,
     /// Of a segment: the histories of all timelines with a higher id.
@@ -60,7 +62,9 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
         inherited = true;
     }
     match &around.incomplete {
-        Some(copy) if !inherited => Err(format!("only an incomplete copy of it is in the archive: {copy}")),
+        Some(copy) if !inherited || around.streamed => {
+            Err(format!("only an incomplete copy of it is in the archive: {copy}"))
+        }
         _ => Ok(()),
     }
 }
@@ -242,6 +246,8 @@ mod tests {
         };
         assert_eq!(segment(&around(&[2])), Ok(()));
         assert_eq!(segment(&around(&[3])), Ok(()));
+        let streamed = Surroundings { streamed: true, ..around(&[2]) };
+        assert!(segment(&streamed).is_err(), "its own server may have written more of it");
         assert!(segment(&around(&[4])).is_err(), "another branch");
         let passed_through = Surroundings {
             histories: vec![history(3, "1\t0/5000060\tx\n2\t0/5000030\ty\n")],

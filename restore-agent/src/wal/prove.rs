@@ -323,6 +323,7 @@ async fn around_segment(
             wal.lineage().id
         );
     }
+    let mut looked = false;
     let mut entries = wal.list(name.timeline, Some(name));
     while let Some((entry, object)) = entries.try_next().await? {
         match entry {
@@ -335,10 +336,15 @@ async fn around_segment(
             WalEntry::File(WalFileName::Segment(found)) if found == name => {
                 bail!("\"{name}\" has just arrived")
             }
-            WalEntry::Partial(found, _) | WalEntry::Ended(found, ..) | WalEntry::Slice(found, ..)
-                if found == name =>
-            {
+            WalEntry::Partial(found, _) | WalEntry::Ended(found, ..) if found == name => {
                 around.incomplete.get_or_insert_with(|| object.key.to_string());
+            }
+            WalEntry::Slice(found, ..) if found == name => {
+                around.incomplete.get_or_insert_with(|| object.key.to_string());
+                // What counts of the first one counts of all.
+                if !std::mem::replace(&mut looked, true) {
+                    around.streamed |= wal.is_streamed(name).await?;
+                }
             }
             WalEntry::File(_) | WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => {
                 around.later.get_or_insert_with(|| object.key.file_name().to_owned());

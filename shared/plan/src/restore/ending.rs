@@ -3,7 +3,8 @@
 //! After a failover by crash that timeline's last segment may be in the archive only as `.partial`, or as the beginning of the
 //! next timeline's first segment. Then the plan names a segment that `restore-fetch` builds from it: for a target before the
 //! fork by itself, for the end of the old timeline only where the request allows it. The same holds for the last segment of a
-//! primary that died while it was writing it, if an operator stored what there was of it.
+//! primary that died while it was writing it, if an operator stored what there was of it. What was streamed of a last segment is the
+//! timeline's own to its last record, also behind a fork, and the request need not allow it.
 
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 
@@ -140,6 +141,7 @@ impl<'a> Planner<'a> {
         }
         if coverage.by_ancestor.is_none()
             && coverage.by_partial.is_none()
+            && !path.is_left_unstreamed(coverage.missing)
             && let Some(refused) = self.contradicting(path, coverage.missing)
         {
             return Ok(Some(refused));
@@ -230,9 +232,8 @@ impl<'a> Planner<'a> {
         Some(Err(Refusal::on(path.timeline(), why)))
     }
 
-    /// To the end of the path's own last segment, of which there is only an incomplete copy: on request, or if that is what was
-    /// streamed of it. Recovery without it would ask for the segment again and again, because that was begun. A standby does so, and
-    /// streams what comes.
+    /// To the end of the path's own last segment, of which there is only an incomplete copy: on request, or if some of it was streamed.
+    /// Recovery without it would ask for the segment again and again, because that was begun. A standby does so, and streams what comes.
     fn to_the_last_record(
         &self,
         path: &Path<'a>,
@@ -251,6 +252,10 @@ impl<'a> Planner<'a> {
             let why = Why::EndsIncomplete { segment: name, until: coverage.until, damaged: None };
             return Ok(Err(Refusal::on(timeline, why)));
         }
+        // A younger timeline took over more than the stream had stored.
+        if self.facts.graph.left_at(timeline).any(|left| left > coverage.until) {
+            return self.to_the_tip(path, backup, coverage);
+        }
         let source = ForkSource::Partial(timeline);
         let part = ForkSegment { name, cut: coverage.until, source, left: false };
         let ending = Ending { fork: Some(part), ..Ending::of(path, coverage, coverage.until, size) };
@@ -265,7 +270,7 @@ impl<'a> Planner<'a> {
         let mut until = coverage.until;
         if let Some((cut, source)) = self.left_behind(path.timeline(), coverage)? {
             let name = coverage.missing.name(path.timeline(), size);
-            match (self.request.use_partial, source) {
+            match (self.request.use_partial || self.facts.sliced.contains(&name), source) {
                 (true, Some(source)) => {
                     until = cut;
                     if let ForkSource::Segment(timeline) = source {
@@ -330,10 +335,10 @@ impl<'a> Planner<'a> {
             return Ok(as_it_is);
         }
         let reach = own.coverage(SegmentNo::of(backup.start(), size))?;
-        if reach.until >= until && reach.by_partial.is_none() {
+        let number = SegmentNo::before(until, size);
+        if reach.until >= until && (reach.by_partial.is_none() || number < reach.missing) {
             return Ok(Ending::of(&own, &reach, until, size));
         }
-        let number = SegmentNo::before(until, size);
         let file = coverage.files.iter().find(|file| file.first <= number && number <= file.last);
         let source = match (file, coverage.by_partial) {
             (Some(file), _) => ForkSource::Segment(file.timeline),

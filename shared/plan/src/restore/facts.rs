@@ -194,8 +194,9 @@ pub struct Facts {
     /// Incomplete copies of segments that contradict each other, so that none of them is read. Comes with the answer to
     /// [`Question::Partial`].
     pub contradicting: BTreeMap<SegmentName, Vec<String>>,
-    /// Segments of which there is only what was streamed while their server wrote them: recovery to the end of their timeline ends in
-    /// them without being told to. Comes with the answer to [`Question::Partial`].
+    /// Segments of which some was streamed while their server wrote them: recovery to the end of their timeline ends in them without
+    /// being told to. Not where that is known to be another server's than the copy that is read. Comes with the answer to
+    /// [`Question::Partial`].
     pub sliced: BTreeSet<SegmentName>,
     /// Lists of restore points that cannot be read, for people. Comes with the answer to [`Question::PointsNamed`].
     pub damaged_points: Vec<String>,
@@ -238,6 +239,11 @@ impl Facts {
     /// Remembers an answer.
     pub fn answer(&mut self, question: Question, answer: Answer) {
         self.answers.insert(question, answer);
+    }
+
+    /// Forgets where incomplete copies end, and what follows from that: it was answered less exactly than it can be by now.
+    pub fn forget_ends(&mut self) {
+        self.answers.retain(|question, _| !matches!(question, Question::Partial(_) | Question::Extent(_)));
     }
 
     /// The segments of a timeline.

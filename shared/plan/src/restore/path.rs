@@ -145,7 +145,7 @@ impl<'a> Path<'a> {
         let ancestor = self.ancestors_file(cursor, owner, read)?;
         let mut partial = if cursor > from { self.partial(cursor)? } else { None };
         let mut damaged = None;
-        if cursor > from && next.is_none() && lost.is_none() && self.may_end_in(cursor) {
+        if cursor > from && next.is_none() && lost.is_none() && self.may_end_in(cursor)? {
             let name = cursor.name(self.timeline(), self.size());
             damaged = self.facts.damaged_partial(name)?.map(str::to_owned);
             let own = self.facts.partial(name)?.map(|held| (name.timeline, held));
@@ -173,7 +173,7 @@ impl<'a> Path<'a> {
     }
 
     /// The same with what the path's own timeline went on to hold behind positions at which younger timelines left it, where only an
-    /// incomplete copy of that segment has it. Recovery gets there for a target in it, and not to its end.
+    /// incomplete copy of that segment has it. Where none of that was streamed, recovery gets there for a target in it, and not to its end.
     pub fn with_tail(&self, coverage: Coverage) -> Asking<Coverage> {
         let (timeline, number, size) = (self.timeline(), coverage.missing, self.size());
         let forks = || self.facts.graph.left_at(timeline);
@@ -195,11 +195,33 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// Whether the path's own segment `number` may be its last one: its timeline has begun, and none left it later.
-    fn may_end_in(&self, number: SegmentNo) -> bool {
+    /// Whether the path may end in its own segment `number`: its timeline has begun, and none left it later. Where one left it inside,
+    /// what was streamed of it is this timeline's to its end; any other incomplete copy may be what the younger one's server had received.
+    fn may_end_in(&self, number: SegmentNo) -> Asking<bool> {
         let (timeline, size) = (self.timeline(), self.size());
         let begins = self.history.begin_of(timeline).is_some_and(|begin| begin < number.end(size));
-        begins && !self.facts.graph.left_at(timeline).any(|fork| fork > number.start(size))
+        let left = self.facts.graph.left_at(timeline).max();
+        Ok(match left.filter(|left| *left > number.start(size)) {
+            _ if !begins => false,
+            None => true,
+            Some(left) => left < number.end(size) && self.is_streamed(number)?,
+        })
+    }
+
+    /// Whether some of the path's own segment `number` was streamed, and counts.
+    fn is_streamed(&self, number: SegmentNo) -> Asking<bool> {
+        let name = number.name(self.timeline(), self.size());
+        self.facts.partial(name)?;
+        Ok(self.facts.sliced.contains(&name))
+    }
+
+    /// Whether a younger timeline left the path's own segment `number` inside, and none of it was streamed: recovery to the end of the
+    /// archive then reads no incomplete copy of it.
+    pub(super) fn is_left_unstreamed(&self, number: SegmentNo) -> bool {
+        let (timeline, size) = (self.timeline(), self.size());
+        let inside = |left: Lsn| number.start(size) < left && left < number.end(size);
+        self.facts.graph.left_at(timeline).any(inside)
+            && !self.facts.sliced.contains(&number.name(timeline, size))
     }
 
     /// The incomplete copy that an ancestor has of segment `number` and that holds most of what the path wants, and how far.

@@ -15,12 +15,15 @@ use super::search::Search;
 
 impl LineageCatalog {
     /// Runs a pure planner, answering what it asks, until it has what it needs. Without a decoder, questions about where
-    /// recovery stops fail, and the ends of windows are known less exactly.
+    /// recovery stops fail, and the ends of windows are known less exactly: what was streamed goes as far as the names of slices say.
     pub async fn ask<T>(
         &mut self,
         decoder: Option<&Arc<dyn SegmentDecoder>>,
         planner: impl Fn(&Facts) -> Asking<T>,
     ) -> Result<T> {
+        if decoder.is_some() && std::mem::take(&mut self.undecoded) {
+            self.facts.forget_ends();
+        }
         loop {
             let question = match planner(&self.facts) {
                 Ok(result) => return Ok(result),
@@ -102,12 +105,16 @@ impl LineageCatalog {
         name: SegmentName,
         decoder: Option<&Arc<dyn SegmentDecoder>>,
     ) -> Result<Answer> {
-        let search = Search::new(&self.archive, &mut self.wal, decoder);
-        let read = search.partial(name).await;
-        if matches!(read, Ok(Some(_))) && self.archive.has_only_slices(name).await? {
+        let read = match decoder {
+            Some(_) => Search::new(&self.archive, &mut self.wal, decoder).partial(name).await,
+            None => self.archive.streamed_by_name(name).await,
+        };
+        self.undecoded |= decoder.is_none();
+        let streamed = !matches!(read, Ok(None)) && self.archive.is_streamed(name).await?;
+        if streamed {
             self.facts.sliced.insert(name);
         }
-        match read {
+        match read.map(|until| until.filter(|_| streamed || decoder.is_some())) {
             Ok(until) => Ok(match self.archive.damaged_copy_beyond(name, until).await? {
                 Some(damaged) => {
                     self.problems.push(damaged.clone());

@@ -38,8 +38,7 @@ impl LineageCatalog {
         backups: &Backups,
         listed: &[ListedBackup],
     ) -> Result<Self> {
-        let mut problems = Vec::new();
-        let mut without_history = BTreeSet::new();
+        let (mut problems, mut without_history) = (Vec::new(), BTreeSet::new());
         let listed_histories = archive.with_inherited_histories(outline.histories).await?;
         let timelines = archive.with_inherited_timelines(outline.timelines).await?;
         let (read, mut doubts) = read_histories(&archive, &listed_histories.stored).await?;
@@ -110,6 +109,7 @@ impl LineageCatalog {
             settled,
             counted,
             looked: BTreeSet::new(),
+            undecoded: false,
         })
     }
 }

@@ -108,6 +108,7 @@ impl LineageCatalog {
             settled: self.settled.clone(),
             counted,
             looked: BTreeSet::new(),
+            undecoded: false,
         }
     }
 }

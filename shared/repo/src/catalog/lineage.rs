@@ -43,6 +43,8 @@ pub struct LineageCatalog {
     pub(super) counted: BTreeSet<TimelineId>,
     /// Segments that the store was asked about just now, for many backups at the same time.
     pub(super) looked: BTreeSet<(TimelineId, SegmentNo)>,
+    /// Whether a planner was answered without a decoder how far an incomplete copy goes.
+    pub(super) undecoded: bool,
 }
 
 impl LineageCatalog {

@@ -6,4 +6,5 @@ mod immediate;
 mod latest;
 mod oracle;
 mod removal;
+mod streamed;
 mod tables;

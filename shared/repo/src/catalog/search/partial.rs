@@ -16,13 +16,13 @@ use crate::cpu;
 use crate::wal::WalArchive;
 
 impl WalArchive {
-    /// Where the last complete record ends in what was streamed of a segment, if there is nothing else of it.
+    /// Where the last complete record ends in what was streamed of a segment, or in a longer copy that continues it; `None` if nothing was.
     pub async fn streamed_until(
         &self,
         segment: SegmentName,
         decoder: &Arc<dyn SegmentDecoder>,
     ) -> Result<Option<Lsn>> {
-        if !self.has_only_slices(segment).await? {
+        if !self.is_streamed(segment).await? {
             return Ok(None);
         }
         Search::new(self, &mut BTreeMap::new(), Some(decoder)).partial(segment).await

@@ -27,7 +27,7 @@ pub use self::assembled::AssembledSegment;
 pub use self::assembly::{Added, SliceAssembly};
 pub use self::header::{SLICE_HEADER, SliceFacts, SliceHeader};
 use super::WalArchive;
-use super::prefix::SegmentCopy;
+use super::prefix::{PrefixComparison, SegmentCopy};
 use super::seal::failed;
 use crate::cpu;
 
@@ -102,17 +102,50 @@ impl WalArchive {
         Ok(false)
     }
 
-    /// Whether slices are all that there is of a segment, here and beside: its server was still writing it.
-    pub(crate) async fn has_only_slices(&self, segment: SegmentName) -> Result<bool> {
-        let mut any = false;
+    /// Whether there are slices of a segment, here or beside, that are not known to be another server's than the incomplete copy of it that
+    /// is read: that is what was streamed, or a longer copy that continues it. Other copies are read where there are any.
+    pub async fn is_streamed(&self, segment: SegmentName) -> Result<bool> {
+        let (mut streamed, mut others) = (Vec::new(), false);
         for archive in std::iter::once(self).chain(self.beside()) {
-            match &archive.incomplete_copies(segment).await?[..] {
-                [] => {}
-                [SegmentCopy::Sliced] => any = true,
-                _ => return Ok(false),
+            for copy in archive.incomplete_copies(segment).await? {
+                match copy {
+                    SegmentCopy::Sliced => streamed.push(archive),
+                    _ => others = true,
+                }
             }
         }
-        Ok(any)
+        if streamed.is_empty() || !others {
+            return Ok(!streamed.is_empty());
+        }
+        // Where none can be read, a planner learns why.
+        let (Some(read), _) = self.read_and_damaged(segment).await? else { return Ok(true) };
+        for archive in streamed {
+            let slices = archive.look_into(segment, SegmentCopy::Sliced).await?;
+            if let Some(slices) = slices
+                && slices.compare(&read, u64::MAX).await? != PrefixComparison::Different
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Up to where the names of a segment's slices, here or beside, continue each other from its first byte on; `None` if none begins
+    /// there. None is read.
+    pub(crate) async fn streamed_by_name(&self, segment: SegmentName) -> Result<Option<Lsn>> {
+        let size = self.lineage().segment_size;
+        let Some(start) = segment.number(size).map(|number| number.start(size)) else { return Ok(None) };
+        let mut reached = start;
+        for archive in std::iter::once(self).chain(self.beside()) {
+            let mut until = start;
+            for slice in archive.slices(segment).await? {
+                if slice.start <= until {
+                    until = until.max(slice.end);
+                }
+            }
+            reached = reached.max(until);
+        }
+        Ok((reached > start).then_some(reached))
     }
 
     /// A slice, checked; `None` if it is gone.

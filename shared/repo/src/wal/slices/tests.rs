@@ -55,13 +55,14 @@ async fn a_segments_beginning_comes_back_from_its_slices() {
         assert_eq!(header.facts.history, HistoryHash([3; 16]));
 
         // A copy of the segment like a `.partial` file: of its length, with zeros behind its end.
+        assert_eq!(archive.streamed_by_name(name).await.unwrap(), Some(START + 90_000));
         let copy = archive.get_incomplete(name).await.unwrap().unwrap();
         assert!(copy.header.is_none() && copy.content.len() == content.len());
         assert!(
             copy.content[..90_000] == content[..90_000] && copy.content[90_000..].iter().all(|b| *b == 0)
         );
         assert!(
-            archive.has_only_slices(name).await.unwrap()
+            archive.is_streamed(name).await.unwrap()
                 && archive.get(WalFileName::Segment(name)).await.unwrap().is_none()
         );
 
@@ -124,9 +125,10 @@ async fn beside_other_copies_the_one_that_holds_most_is_read() {
             copy.content.iter().rposition(|byte| *byte != 0).unwrap_or_default() / 1000
         };
         assert_eq!(filled().await, 8);
+        assert!(archive.is_streamed(name).await.unwrap(), "a longer copy continues it");
         put(archive, &content, (5000, 20_500), 1).await.unwrap();
         assert_eq!(filled().await, 20);
-        assert!(!archive.has_only_slices(name).await.unwrap());
+        assert!(archive.is_streamed(name).await.unwrap());
         put(archive, &segment(size(), 2), (0, 30_000), 0).await.unwrap();
         assert!(matches!(archive.get_incomplete(name).await, Err(RepoError::Corrupt { .. })), "two servers");
     }

@@ -1,0 +1,121 @@
+//! What was streamed of a segment inside which a younger timeline left its own: it is the old timeline's to its last record.
+
+use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentNo};
+
+use crate::restore::testing::forked::{mb, on, world};
+use crate::restore::testing::world::*;
+use crate::restore::{windows, *};
+
+/// Where timeline 2 left timeline 1.
+const FORK: Lsn = Lsn(10 * SIZE + SIZE / 2);
+
+/// The segment of timeline 1 that it was left in.
+fn open_segment() -> SegmentName {
+    SegmentNo(10).name(tli(1), size())
+}
+
+/// Timeline 1's server died after timeline 2 had left it: of its segment 10 there is an incomplete copy up to `held`.
+fn failed_over(held: Lsn) -> World {
+    let (mut world, _) = world();
+    world.files.retain(|(timeline, number)| *timeline != tli(1) || number.0 < 10);
+    world.partials.insert((tli(1), SegmentNo(10)), held);
+    world
+}
+
+fn facts(world: &World, streamed: bool) -> Facts {
+    let mut facts = world.facts();
+    facts.sliced.extend(streamed.then(open_segment));
+    facts
+}
+
+fn latest(timeline: u32) -> RestoreRequest {
+    on(timeline, RecoveryTarget::Latest)
+}
+
+/// A commit that PostgreSQL confirmed is there when this timeline is restored, whoever left the timeline before it.
+#[test]
+fn the_old_timeline_is_recovered_to_its_last_streamed_record_behind_the_fork() {
+    let held = Lsn(mb(10) + SIZE * 3 / 4);
+    let world = failed_over(held);
+    for use_partial in [false, true] {
+        let request = RestoreRequest { use_partial, ..latest(1) };
+        let plan = world.plan_with(facts(&world, true), &request).unwrap();
+        let fork = plan.fork.expect("a segment that is built");
+        assert_eq!((plan.until, plan.timeline, plan.wal.last().unwrap().last), (held, tli(1), SegmentNo(9)));
+        assert_eq!((fork.name, fork.cut, fork.source), (open_segment(), held, ForkSource::Partial(tli(1))));
+        assert_eq!((fork.left, &plan.notes[..]), (false, &[Note::LastSegmentBuilt(fork)][..]));
+    }
+    let windows = world.ask(|asked| {
+        let mut asked = asked.clone();
+        asked.sliced.insert(open_segment());
+        windows::of_timeline(&asked, tli(1))
+    });
+    assert_eq!(windows.last().unwrap().until, held);
+    let standby = RestoreRequest { standby: true, ..latest(1) };
+    let standby = world.plan_with(facts(&world, true), &standby).unwrap();
+    assert_eq!((standby.fork, standby.until), (None, Lsn(mb(10))), "a standby streams what comes");
+    // Any other copy may be what the promoted server had received.
+    let plan = world.plan_with(facts(&world, false), &latest(1)).unwrap();
+    assert_eq!((plan.until, plan.fork), (Lsn(mb(10)), None));
+    assert!(plan.notes.contains(&Note::MoreUntil { timeline: tli(1), cut: FORK }), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_younger_timeline_reads_nothing_of_it_behind_the_fork() {
+    let mut world = failed_over(Lsn(mb(10) + SIZE * 3 / 4));
+    let plan = world.plan_with(facts(&world, true), &latest(2)).unwrap();
+    assert_eq!((plan.until, plan.fork), (Lsn(mb(15)), None));
+    // The timeline that is followed up to a stop before that segment has nothing to build either.
+    let before = world.plan_with(facts(&world, true), &on(2, RecoveryTarget::Lsn(Lsn(mb(9))))).unwrap();
+    assert_eq!((before.timeline, before.fork), (tli(1), None));
+    // Nothing of timeline 2 is there: recovery along its path ends at the fork, and only if that is asked for.
+    world.files.retain(|(timeline, _)| *timeline != tli(2));
+    world.backups.pop();
+    let refused = world.plan_with(facts(&world, true), &latest(2)).unwrap_err();
+    assert_eq!(refused.why, Why::EndsInFork { timeline: tli(1), until: FORK });
+    let asked = RestoreRequest { use_partial: true, ..latest(2) };
+    let plan = world.plan_with(facts(&world, true), &asked).unwrap();
+    let fork = plan.fork.expect("a segment that is built");
+    assert_eq!((plan.until, fork.cut, fork.left), (FORK, FORK, true));
+}
+
+/// The promoted server had received more than the stream had stored: that is proven to be the old timeline's.
+#[test]
+fn what_a_younger_timeline_took_over_behind_the_last_slice_is_recovered_too() {
+    let mut world = failed_over(Lsn(mb(10) + SIZE / 4));
+    let plan = world.plan_with(facts(&world, true), &latest(1)).unwrap();
+    let fork = plan.fork.expect("a segment that is built");
+    assert_eq!((plan.until, fork.cut, fork.source), (FORK, FORK, ForkSource::Segment(tli(2))));
+    world.files.remove(&(tli(2), SegmentNo(10)));
+    let refused = world.plan_with(facts(&world, true), &latest(1)).unwrap_err();
+    assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
+    assert_eq!(
+        refused.missing,
+        [SegmentRange { timeline: tli(1), first: SegmentNo(10), last: SegmentNo(10) }]
+    );
+}
+
+/// What cannot be read of it is not left out without a word.
+#[test]
+fn damaged_or_contradicting_slices_behind_the_fork_are_refused() {
+    let world = failed_over(Lsn(mb(10) + SIZE * 3 / 4));
+    let damaged = |streamed| {
+        let mut facts = facts(&world, streamed);
+        let answer = Answer::DamagedPartial(None, "a bit flipped".to_owned());
+        facts.answer(Question::Partial(open_segment()), answer);
+        facts
+    };
+    let refused = world.plan_with(damaged(true), &latest(1)).unwrap_err();
+    assert!(matches!(refused.why, Why::EndsIncomplete { damaged: Some(_), .. }), "{refused:?}");
+    assert!(world.plan_with(damaged(false), &latest(1)).is_ok(), "the younger timeline has what counts");
+    let contradicting = |streamed| {
+        let mut facts = damaged(streamed);
+        facts.contradicting.insert(open_segment(), vec!["one".to_owned(), "other".to_owned()]);
+        facts
+    };
+    let refused = world.plan_with(contradicting(true), &latest(1)).unwrap_err();
+    assert!(matches!(refused.why, Why::ContradictingCopies { .. }), "{refused:?}");
+    assert!(world.plan_with(contradicting(false), &latest(1)).is_ok());
+    // A target before it needs none of that.
+    assert!(world.plan_with(contradicting(true), &on(1, RecoveryTarget::Lsn(Lsn(mb(9))))).is_ok());
+}
