@@ -10,6 +10,8 @@
 //! not come through this line waits until PostgreSQL was told of that one, and is stored if the repository has it
 //! ([`follows`](super::follows)).
 
+mod notes;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,9 +24,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::{SegmentName, WalFileName};
 
+use self::notes::{NOTE_INTERVAL, Notes};
 use super::archiver::Archiver;
-use super::complete;
-use super::disk;
 use super::follows::{before, whole};
 use super::order::{Turn, turn};
 use super::target::WalTarget;
@@ -41,12 +42,6 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How long a file waits for that. A person may have pushed it by hand, and PostgreSQL may be stuck at the one before.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How often to note up to where nothing is missing.
-const NOTE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How long that may hold anything up.
-const NOTE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How a repository gets what is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,8 +140,9 @@ impl<F> Line<F> {
         self.taken.contains(&name)
     }
 
-    /// A file that was taken was stored, or not; what the repository misses therefore.
-    fn ended(&mut self, name: WalFileName, stored: bool) -> Vec<WalFileName> {
+    /// A file that was taken was stored, or not; what the repository misses therefore. `left`: it lacks files that could not be copied,
+    /// so nothing behind them is complete.
+    fn ended(&mut self, name: WalFileName, stored: bool, left: bool) -> Vec<WalFileName> {
         self.under_way = self.under_way.saturating_sub(1);
         let missed = if stored { Vec::new() } else { self.drain_with(name) };
         if !stored {
@@ -154,7 +150,7 @@ impl<F> Line<F> {
         }
         if !stored || self.phase == Phase::Ending {
             self.falls_behind();
-        } else if self.waiting.is_empty() && self.under_way == 0 {
+        } else if self.waiting.is_empty() && self.under_way == 0 && !left {
             self.complete = self.taken.back().copied();
         }
         missed
@@ -241,12 +237,21 @@ impl Beside {
 
     /// Nothing is known of what is stored: another repository is in its place.
     pub(super) fn forget(&self) {
-        self.line().taken.clear();
+        {
+            let mut line = self.line();
+            line.taken.clear();
+            line.complete = None;
+        }
         self.falls_behind();
     }
 
+    /// Files were left that could not be copied, by a comparison that began with that segment: so does that of the next daemon.
+    pub(super) fn is_left_from(&self, begin: SegmentName) {
+        self.line().complete = Some(begin);
+    }
+
     /// Up to where nothing is missing there.
-    fn complete(&self) -> Option<SegmentName> {
+    pub(super) fn complete(&self) -> Option<SegmentName> {
         self.line().complete
     }
 
@@ -298,8 +303,9 @@ impl WalTarget {
 
     /// A file that was taken from the line was stored, or not.
     fn ended(&self, name: WalFileName, stored: bool) {
+        let left = self.unfinished.due().is_some();
         self.beside.change(|line| {
-            let missed = line.ended(name, stored);
+            let missed = line.ended(name, stored, left);
             missed.into_iter().for_each(|name| self.note_missed(name));
         });
     }
@@ -339,32 +345,6 @@ impl Drop for Taken {
     }
 }
 
-/// Notes for the next daemon up to where a repository lacks nothing.
-struct Notes {
-    archiver: Arc<Archiver>,
-    repository: usize,
-    noted: Option<(SegmentName, Instant)>,
-}
-
-impl Notes {
-    /// As long as the last note is not old, another one is not worth a write.
-    async fn note(&mut self, interval: Duration) {
-        let Some(target) = self.archiver.uploader().targets().get(self.repository) else { return };
-        let (Some(complete), Some(id)) = (target.beside.complete(), target.presence.id()) else { return };
-        if self.noted.is_some_and(|(noted, at)| noted == complete || at.elapsed() < interval) {
-            return;
-        }
-        let directory = self.archiver.wal_directory();
-        let wal = directory.clone();
-        let written = disk::run(&directory, move || complete::note(&wal, id, complete));
-        match tokio::time::timeout(NOTE_LIMIT, written).await {
-            Ok(Ok(Ok(()))) => self.noted = Some((complete, Instant::now())),
-            // The daemon may only read there, for example: then the next one compares from the newest backup.
-            failed => tracing::debug!(repository = target.name(), "{}: {failed:?}", complete::FILE),
-        }
-    }
-}
-
 /// Stores what waits for the repository with that number. From `stop` on it ends as soon as nothing more is acknowledged (`last`)
 /// and nothing waits, or after `drain`: what waits then is missed.
 pub(crate) async fn store(
@@ -376,7 +356,7 @@ pub(crate) async fn store(
 ) {
     let Some(target) = archiver.uploader().targets().get(repository) else { return };
     let mut stores = JoinSet::new();
-    let mut notes = Notes { archiver: Arc::clone(&archiver), repository, noted: None };
+    let mut notes = Notes::new(&archiver, repository);
     let mut over = pin!(async {
         stop.cancelled().await;
         tokio::time::sleep(drain).await;
@@ -431,8 +411,8 @@ mod tests {
         assert_eq!((asked(&line), next(&mut line)), (Some(None), Some(5)));
         add(&mut line, 7);
         assert_eq!(asked(&line), Some(Some(6)), "another process acknowledged it");
-        line.ended(name(4), true);
-        line.ended(name(5), false);
+        line.ended(name(4), true, false);
+        line.ended(name(5), false, false);
         line.phase = Phase::Direct;
         add(&mut line, 6);
         assert_eq!(asked(&line), Some(Some(5)), "it failed");
@@ -456,17 +436,33 @@ mod tests {
         assert_eq!(next(&mut line), None, "what the daemon before it left is not known");
         line.phase = Phase::Direct;
         assert_eq!([next(&mut line), next(&mut line)], [Some(1), Some(2)]);
-        assert!(line.ended(name(2), true).is_empty() && line.phase == Phase::Direct);
+        assert!(line.ended(name(2), true, false).is_empty() && line.phase == Phase::Direct);
         assert_eq!(line.complete, None, "3 waits, and 1 is being stored");
         assert_eq!(next(&mut line), Some(3));
-        line.ended(name(3), true);
+        line.ended(name(3), true, false);
         assert_eq!(line.complete, None);
-        line.ended(name(1), true);
+        line.ended(name(1), true, false);
         assert_eq!(line.complete, name(3).segment());
         add(&mut line, 4);
         next(&mut line);
-        line.ended(name(4), false);
+        line.ended(name(4), false, false);
         assert_eq!(line.complete, name(3).segment());
+    }
+
+    #[test]
+    fn nothing_is_complete_behind_files_that_were_left() {
+        let mut line = direct();
+        for (n, left, complete) in [(1, false, 1), (2, true, 1), (3, true, 1), (4, false, 4)] {
+            add(&mut line, n);
+            next(&mut line);
+            line.ended(name(n), true, left);
+            assert_eq!(line.complete, name(complete).segment());
+        }
+        let beside = Beside::default();
+        beside.is_left_from(name(2).segment().unwrap());
+        assert_eq!(beside.complete(), name(2).segment());
+        beside.forget();
+        assert_eq!(beside.complete(), None, "of another repository, or in another lineage");
     }
 
     #[test]
@@ -474,10 +470,10 @@ mod tests {
         let mut line = direct();
         (1..=4).for_each(|n| assert!(add(&mut line, n).is_empty()));
         assert_eq!([next(&mut line), next(&mut line)], [Some(1), Some(2)]);
-        assert_eq!(line.ended(name(1), false), [name(1), name(3), name(4)]);
+        assert_eq!(line.ended(name(1), false, false), [name(1), name(3), name(4)]);
         assert_eq!((line.phase, next(&mut line)), (Phase::Ending, None), "2 is being stored still");
         assert_eq!(add(&mut line, 5), [name(5)]);
-        assert!(line.ended(name(2), true).is_empty() && line.phase == Phase::Behind);
+        assert!(line.ended(name(2), true, false).is_empty() && line.phase == Phase::Behind);
         assert!(add(&mut line, 6).is_empty() && next(&mut line).is_none());
     }
 
@@ -488,7 +484,7 @@ mod tests {
         assert_eq!(add(&mut line, LINE), [name(LINE)]);
         for n in 0..LINE {
             assert_eq!((line.phase, next(&mut line)), (Phase::Ending, Some(n)));
-            assert!(line.ended(name(n), true).is_empty());
+            assert!(line.ended(name(n), true, false).is_empty());
         }
         assert_eq!(line.phase, Phase::Behind);
         (0..LINE).for_each(|n| assert!(add(&mut line, n).is_empty()));

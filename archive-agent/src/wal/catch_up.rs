@@ -6,7 +6,8 @@
 //! Nothing is copied behind a segment that has other content in the two: another server wrote there.
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
-//! missing by the next daemon. What cannot be copied is tried again after a while, until nothing is left.
+//! missing by the next daemon. What cannot be copied is tried again after a while, until nothing is left, by the next daemon as well:
+//! as long as files are left, nothing behind them is noted as complete.
 //!
 //! While it is behind, nothing is stored in that repository directly ([`beside`](super::beside)): what is acknowledged meanwhile waits,
 //! so that nothing lies behind a gap. One that has to acknowledge misses nothing while it has to: it is compared with the others once
@@ -20,6 +21,7 @@ mod ranges;
 use std::pin::pin;
 use std::sync::Arc;
 
+use walpoint_base::SegmentName;
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
@@ -58,7 +60,7 @@ pub(crate) async fn keep(
         let failed =
             |error: anyhow::Error| error.context(format!("repository {} is not caught up", target.name()));
         match catch_up(uploader, target, &missed, known == Some(now)).await {
-            Ok(CaughtUp { files, left, ended_early, .. }) => {
+            Ok(CaughtUp { files, left, ended_early, begin, .. }) => {
                 say(target, files);
                 target.end_rest();
                 match left {
@@ -69,6 +71,7 @@ pub(crate) async fn keep(
                         working();
                     }
                     Some(problem) => {
+                        begin.into_iter().for_each(|begin| target.beside.is_left_from(begin));
                         // What cannot be copied keeps nothing behind it away, once that was looked at.
                         if !ended_early {
                             target.unfinished.is_left();
@@ -114,6 +117,8 @@ struct CaughtUp {
     left: Option<anyhow::Error>,
     /// Whether a comparison ended early for that: what comes behind those files was not looked at.
     ended_early: bool,
+    /// The first segment that was looked for.
+    begin: Option<SegmentName>,
 }
 
 /// Copies what is missing. `known`: nothing else is missing than what is said to be missed. After an error the repository is opened anew
@@ -138,6 +143,7 @@ struct Together {
     through: bool,
     left: Option<anyhow::Error>,
     ended_early: bool,
+    begin: Option<SegmentName>,
 }
 
 impl Together {
@@ -145,6 +151,7 @@ impl Together {
     /// this one, which holds everything, left nothing; what those behind it cannot give is not.
     fn add(&mut self, acknowledges: bool, passed: Passed) {
         self.through |= acknowledges;
+        self.begin = self.begin.into_iter().chain(passed.begin).min();
         if acknowledges && passed.left.is_none() {
             (self.left, self.ended_early) = (None, false);
             return;
@@ -204,7 +211,10 @@ async fn compare(
     target.look_again().await?;
     match problem {
         Some(problem) if !together.through || target.acknowledges => Err(problem),
-        _ => Ok(CaughtUp { files, away, left: together.left, ended_early: together.ended_early }),
+        _ => {
+            let Together { left, ended_early, begin, .. } = together;
+            Ok(CaughtUp { files, away, left, ended_early, begin })
+        }
     }
 }
 
@@ -263,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_only_another_repository_has_is_left_though_one_that_acknowledges_left_nothing() {
-        let left = || Passed { left: Some(anyhow::anyhow!("damaged")), ended_early: true };
+        let left = || Passed { left: Some(anyhow::anyhow!("damaged")), ended_early: true, begin: None };
         let together = |passed: Vec<(bool, Passed)>| {
             let mut together = Together::default();
             passed.into_iter().for_each(|(acknowledges, passed)| together.add(acknowledges, passed));

@@ -1,31 +1,37 @@
 //! Up to where a repository that does not have to acknowledge lacks nothing, for the daemon after this one: of what was being stored
 //! there when a daemon ended any part may be missing, in any order, and by then the repository's newest backup may be younger.
 //!
-//! A line for each repository in a file in `pg_wal`: its ID and a segment. An old one costs a longer comparison. A line that cannot be
-//! read means nothing. The file is replaced as a whole.
+//! A line for each repository in a file in `pg_wal`: its ID, the cluster, the lineage and a segment. In another lineage nothing is known
+//! to be there. Where files were left that could not be copied, it is the segment from which they have to be looked for again. An old one
+//! costs a longer comparison. A line that cannot be read means nothing. The file is replaced as a whole.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use walpoint_base::{SegmentName, durable};
+use walpoint_repo::Lineage;
 use walpoint_storage::object::RepositoryId;
 
 /// Its name in `pg_wal`.
 pub(super) const FILE: &str = "walpoint-complete";
 
-/// The segment that is noted of a repository. A file that cannot be read says nothing. Blocks.
-pub(super) fn read(wal: &Path, repository: RepositoryId) -> Option<SegmentName> {
-    let bytes = std::fs::read(wal.join(FILE)).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let id = repository.to_string();
-    text.split_inclusive('\n')
-        .filter_map(|line| line.strip_suffix('\n')?.split_once(' '))
-        .find_map(|(of, segment)| if of == id { segment.parse().ok() } else { None })
+/// How a line begins.
+pub(super) fn place(repository: RepositoryId, lineage: &Lineage) -> String {
+    format!("{repository} {} {}", lineage.cluster, lineage.id)
 }
 
-/// A repository lacks nothing up to that segment. Blocks.
-pub(super) fn note(wal: &Path, repository: RepositoryId, segment: SegmentName) -> io::Result<()> {
+/// The segment that is noted of a lineage in a repository. A file that cannot be read says nothing. Blocks.
+pub(super) fn read(wal: &Path, place: &str) -> Option<SegmentName> {
+    let bytes = std::fs::read(wal.join(FILE)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n')?.rsplit_once(' '))
+        .find_map(|(of, segment)| if of == place { segment.parse().ok() } else { None })
+}
+
+/// A lineage in a repository lacks nothing up to that segment. Blocks.
+pub(super) fn note(wal: &Path, place: &str, segment: SegmentName) -> io::Result<()> {
     // Each repository has a task of its own, and the file is one.
     static WRITING: Mutex<()> = Mutex::new(());
     let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,22 +39,25 @@ pub(super) fn note(wal: &Path, repository: RepositoryId, segment: SegmentName) -
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
         read => read?,
     };
-    let (text, id) = (String::from_utf8_lossy(&bytes), repository.to_string());
-    let others = text.lines().filter(|line| line.split_once(' ').is_some_and(|(of, _)| of != id));
+    let text = String::from_utf8_lossy(&bytes);
+    let others = text.lines().filter(|line| line.rsplit_once(' ').is_some_and(|(of, _)| of != place));
     let mut lines: String = others.map(|line| format!("{line}\n")).collect();
-    lines += &format!("{id} {segment}\n");
+    lines += &format!("{place} {segment}\n");
     durable::replace_for_owner(&wal.join(FILE), lines.as_bytes(), 0o600)
 }
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::LineageId;
+
+    use super::super::fixtures::Bed;
     use super::*;
 
     #[test]
     fn each_repository_has_its_segment() {
         let dir = tempfile::tempdir().unwrap();
         let wal = dir.path();
-        let (first, second) = (RepositoryId::random(), RepositoryId::random());
+        let (first, second) = (&RepositoryId::random().to_string(), &RepositoryId::random().to_string());
         let name = |text: &str| text.parse::<SegmentName>().unwrap();
         assert_eq!(read(wal, first), None);
         note(wal, first, name("000000010000000000000005")).unwrap();
@@ -64,5 +73,16 @@ mod tests {
         }
         note(wal, second, name("000000020000000000000006")).unwrap();
         assert_eq!(read(wal, second), Some(name("000000020000000000000006")));
+    }
+
+    #[tokio::test]
+    async fn of_another_lineage_nothing_is_noted() {
+        let bed = Bed::new().await;
+        let (id, lineage) = (bed.archive.repository().id(), bed.archive.lineage().clone());
+        let wal = bed.pgdata().join("pg_wal");
+        note(&wal, &place(id, &lineage), "000000010000000000000005".parse().unwrap()).unwrap();
+        assert!(read(&wal, &place(id, &lineage)).is_some());
+        let next = Lineage { id: LineageId { n: lineage.id.n + 1, ..lineage.id }, ..lineage };
+        assert_eq!(read(&wal, &place(id, &next)), None);
     }
 }

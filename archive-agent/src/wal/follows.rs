@@ -59,9 +59,34 @@ impl Uploader {
                 let text = format!("it lacks {before}, which repository {} has", holder.name());
                 return Err(UploadError::permanent(text));
             }
+            if let Some((holder, lacking)) = self.holder_behind(cluster, &archive, before).await? {
+                target.beside.surprises();
+                let text = format!("it lacks {lacking}, which repository {} has", holder.name());
+                return Err(UploadError::permanent(text));
+            }
             next = self.on_earlier_timeline(cluster, before).await?;
         }
         Ok(())
+    }
+
+    /// The first repository that acknowledges and has a segment between the newest one that `archive` has before one, which none has, as
+    /// it was dropped, and that one.
+    async fn holder_behind(
+        &self,
+        cluster: &WalIdentity,
+        archive: &WalArchive,
+        before: SegmentName,
+    ) -> Result<Option<(&WalTarget, SegmentName)>, UploadError> {
+        let newest = neighbors::newest_before(archive, before).await?;
+        let Some(newest) = newest else { return Ok(None) };
+        for target in self.targets().iter().filter(|target| target.acknowledges) {
+            let from = open(target, cluster).await?;
+            let found = neighbors::stored_between(&from, Some(newest), Some(before), before.timeline).await?;
+            if let Some(found) = found {
+                return Ok(Some((target, found)));
+            }
+        }
+        Ok(None)
     }
 
     /// The first repository that acknowledges and has a segment, sound or not.
@@ -125,6 +150,8 @@ mod tests {
         assert_eq!(target.beside.surprised(), 0);
         assert!(!follows(1).await, "another process acknowledged it");
         assert_eq!(target.beside.surprised(), 1);
+        assert!(!follows(2).await, "no repository has it, and this one lacks what comes before it");
+        far.put(&names[1], 1).await;
         assert!(follows(2).await, "no repository has it");
     }
 

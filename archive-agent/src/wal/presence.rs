@@ -14,6 +14,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
 use walpoint_storage::object::RepositoryId;
 
+use super::complete;
 use super::opening::OpenedTarget;
 use super::target::{TargetError, WalTarget};
 use super::upload::UploadError;
@@ -60,9 +61,10 @@ impl Presence {
         self.state().changes
     }
 
-    /// Which repository was opened last.
-    pub(super) fn id(&self) -> Option<RepositoryId> {
-        self.state().repository.as_ref().map(Repository::id)
+    /// Which lineage of which repository is archived into, as a note of it names them.
+    pub(super) fn place(&self) -> Option<String> {
+        let state = self.state();
+        Some(complete::place(state.repository.as_ref()?.id(), state.lineage.as_ref()?))
     }
 
     /// Whether this is the repository that was opened last.

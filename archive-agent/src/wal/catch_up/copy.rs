@@ -9,6 +9,7 @@ mod handed;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
@@ -18,6 +19,7 @@ use walpoint_base::{Diagnostic, SegmentName, SegmentNo, TimelineId, WalFileName}
 use walpoint_repo::agreement;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
+use walpoint_storage::error::error_chain;
 use walpoint_words::format_chain;
 
 use self::handed::{Copied, Handed, files};
@@ -48,6 +50,8 @@ pub(super) struct Passed {
     pub(super) left: Option<anyhow::Error>,
     /// Whether it ended before it went through everything: the next one goes on there.
     pub(super) ended_early: bool,
+    /// The first segment that was looked for.
+    pub(super) begin: Option<SegmentName>,
 }
 
 impl Copy<'_> {
@@ -69,11 +73,13 @@ impl Copy<'_> {
         let (timelines, mut others) = (self.from.timelines().await?, Vec::<SplitBrain>::new());
         let lacking = self.lacking_histories().await?;
         let all: BTreeSet<TimelineId> = timelines.iter().chain(&lacking).copied().collect();
+        let mut begin = None;
         for timeline in all {
             let first = match timelines.contains(&timeline) {
                 true => ranges.first(self.to, timeline).await?,
                 false => None,
             };
+            begin = begin.or(first);
             let lacks_history = lacking.contains(&timeline);
             if first.is_none() && !lacks_history {
                 continue;
@@ -105,7 +111,7 @@ impl Copy<'_> {
             (Some(other), None) => Some(anyhow!("{other}")),
             (None, files) => files,
         };
-        Ok(Passed { left, ended_early })
+        Ok(Passed { left, ended_early, begin })
     }
 
     /// The timelines of which the other repository has a history and this one has none.
@@ -295,9 +301,7 @@ impl Copy<'_> {
                 self.fetch(name, &path).await
             };
             let copied = match fetched {
-                Ok(Some(damaged)) => {
-                    self.uploader.upload_to(self.target, name.file, path.clone(), damaged).await.map(|_| true)
-                }
+                Ok(Some(damaged)) => self.store(name, &path, damaged).await,
                 Ok(None) => return Ok(false),
                 Err(error) => Err(error),
             };
@@ -307,11 +311,32 @@ impl Copy<'_> {
         })
     }
 
+    /// Stores a copy that was read back. Where it cannot be read here by then, that says nothing of the file.
+    async fn store(&self, name: Handed, path: &Path, damaged: bool) -> Result<bool, UploadError> {
+        let stored = self.uploader.upload_to(self.target, name.file, path.to_owned(), damaged).await;
+        let error = match stored {
+            Ok(_) => return Ok(true),
+            Err(error) => error,
+        };
+        let copy = path.to_owned();
+        let read = move || File::open(copy).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Err(problem)) if error.permanent => {
+                Err(here(format!("{} cannot be read: {problem}", path.display())))
+            }
+            _ => Err(error),
+        }
+    }
+
     /// Reads a file back: whether it was accepted although damaged. `None` if there is none. One that cannot be read while the repository
-    /// answers keeps no other from being copied, and is left like a damaged one if that lasts.
+    /// answers keeps no other from being copied, and is left like a damaged one if that lasts. A problem with the scratch directory, which
+    /// may be full, ends the comparison: what it keeps from being copied is no file in particular.
     async fn fetch(&self, name: Handed, path: &Path) -> Result<Option<bool>, UploadError> {
         let error = match self.read_into(name, path).await {
             Ok(read) => return Ok(read),
+            Err(error @ RepoError::Io { .. }) => {
+                return Err(here(format!("{}: {}", path.display(), error_chain(&error))));
+            }
             Err(error) => error,
         };
         Err(match unreadable::judge(self.from, error).await {
@@ -336,6 +361,11 @@ impl Copy<'_> {
         let (_, header) = reader.write_to(file).await?;
         Ok(Some(header.is_some_and(|header| header.damaged)))
     }
+}
+
+/// A problem of this machine alone: trying again may help, and the file is as good as any other.
+fn here(text: String) -> UploadError {
+    UploadError { text, permanent: false }
 }
 
 /// What became of the files so far.

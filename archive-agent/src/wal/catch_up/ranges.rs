@@ -7,7 +7,7 @@ use walpoint_base::{BackupId, SegmentName, SegmentNo, SegmentSize, TimelineId};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 
-use crate::wal::target::Missed;
+use crate::wal::target::{Missed, WalTarget};
 use crate::wal::upload::Uploader;
 use crate::wal::{base, complete, disk};
 
@@ -19,7 +19,7 @@ pub(super) struct Ranges {
 
 /// From where on it should have what it may have missed before that is known.
 pub(super) struct Unknown {
-    /// Up to this segment an earlier daemon found that it lacks nothing.
+    /// Up to this segment this or an earlier daemon found that it lacks nothing, or from here on it left files that it could not copy.
     complete: Option<SegmentName>,
     kept: Kept,
 }
@@ -36,7 +36,7 @@ impl Ranges {
     /// Of a repository that `missed` something; `known`: and nothing else.
     pub(super) async fn of(
         uploader: &Uploader,
-        to: &WalArchive,
+        (target, to): (&WalTarget, &WalArchive),
         cluster: &WalIdentity,
         missed: &Missed,
         known: bool,
@@ -53,8 +53,10 @@ impl Ranges {
             Some(backup) => Kept::SinceBackup(backup, cluster.segment_size),
             None => Kept::SinceFirst(to.timelines().await?),
         };
-        let (wal, id) = (uploader.wal_directory(), to.repository().id());
-        let complete = disk::run(uploader.pgdata(), move || complete::read(&wal, id)).await?;
+        let (wal, place) = (uploader.wal_directory(), complete::place(to.repository().id(), to.lineage()));
+        let noted = disk::run(uploader.pgdata(), move || complete::read(&wal, &place)).await?;
+        // What this process knows may not be noted yet, or it must not write there.
+        let complete = noted.into_iter().chain(target.beside.complete()).min();
         Ok(Self { missed, unknown: Some(Unknown { complete, kept }) })
     }
 

@@ -125,6 +125,33 @@ async fn a_comparison_that_goes_on_knows_of_another_server_before_that() {
 }
 
 #[tokio::test]
+async fn a_scratch_directory_that_cannot_be_written_to_leaves_no_file() {
+    let two = Two::new(&["000000010000000000000001"]).await;
+    two.from.put("000000010000000000000001", 1).await;
+    let (from, to) = (&two.from.archive, &two.to.archive);
+    let copy = Copy { uploader: &two.uploader, target: two.target(), source: "from", from, to };
+    let name = Handed::of("000000010000000000000001".parse().unwrap());
+    // Every write to that is answered as on a full filesystem.
+    for scratch in ["/dev/full", "/nowhere/copy"] {
+        let error = copy.fetch(name, Path::new(scratch)).await.unwrap_err();
+        assert!(!error.permanent && error.text.starts_with(scratch), "{error}");
+    }
+    let error = copy.store(name, Path::new("/nowhere/copy"), false).await.unwrap_err();
+    assert!(!error.permanent && error.text.starts_with("/nowhere/copy"), "{error}");
+}
+
+#[tokio::test]
+async fn the_next_daemon_begins_where_files_were_left() {
+    let two = Two::new(&["000000010000000000000002"]).await;
+    for name in ["000000010000000000000002", "000000010000000000000003"] {
+        two.from.put(name, 1).await;
+    }
+    let passed = two.try_to_compare().await.unwrap();
+    assert!(passed.left.is_some());
+    assert_eq!(passed.begin.map(|begin| begin.to_string()).as_deref(), Some("000000010000000000000002"));
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_read_for_long_is_left_like_a_damaged_one() {
     let two = Two::new(&["000000010000000000000001"]).await;
     for n in 1..=3 {
