@@ -272,8 +272,8 @@ impl<'a> Registration<'a> {
             ack: self.ack.clone(),
         };
         if let Some(elsewhere) = elsewhere {
-            let created =
-                repository.create_lineage_as(cluster, facts, elsewhere.parent(), elsewhere.id.n).await?;
+            let parent = elsewhere.parent(repository).await?;
+            let created = repository.create_lineage_as(cluster, facts, parent, elsewhere.id.n).await?;
             bind(&created)?;
             return Ok((created, true));
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, SegmentSize, WalFileName};
 use walpoint_pg::wal::WalIdentity;
-use walpoint_repo::wal::WalArchive;
+use walpoint_repo::wal::{BeginningHasher, WalArchive};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::{ContentHash, Sealer};
 
@@ -57,6 +57,34 @@ pub(crate) async fn another(
         Comparison::Other(what) => Ok(Some(what)),
         Comparison::Same | Comparison::Unknown => Ok(None),
     }
+}
+
+/// Compares what a segment of a directory holds before a position with the stored one: the first `length` bytes.
+pub(super) async fn beginning(
+    archive: &WalArchive,
+    wal: &Path,
+    name: SegmentName,
+    length: u64,
+) -> Result<Comparison, RepoError> {
+    let read = archive.beginning(WalFileName::Segment(name), length).await;
+    let theirs = match unreadable::settled(archive, read).await {
+        Ok(theirs) => theirs,
+        Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let path = wal.join(name.to_string());
+    let hashed = disk::run(wal, move || {
+        let mut beginning = BeginningHasher::of(length);
+        io::copy(&mut std::fs::File::open(path)?.take(length), &mut beginning)?;
+        io::Result::Ok(beginning.hash())
+    });
+    let (Some(theirs), Ok(Ok(Some(ours)))) = (theirs, hashed.await) else { return Ok(Comparison::Unknown) };
+    Ok(match ours == theirs {
+        true => Comparison::Same,
+        false => Comparison::Other(format!(
+            "the first {length} bytes of segment {name} are others here than in the one that is stored"
+        )),
+    })
 }
 
 /// Compares the content of a segment with a stored one's hash.

@@ -18,7 +18,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
 use super::check::history_in;
-use super::comparison::{Comparison, has_begun, segment};
+use super::comparison::{Comparison, beginning, has_begun, segment};
 use super::disk;
 use super::split_brain::SplitBrain;
 
@@ -93,7 +93,7 @@ pub(crate) async fn compare(
 }
 
 /// Up to where the WAL of a directory and of an archive is the same on the path to a timeline: the end of the newest finished
-/// segment that is, and before which none differs.
+/// segment that is, and before which none differs. Where the path leaves a timeline within a segment, what that holds before counts.
 pub(crate) async fn fork(
     archive: &WalArchive,
     cluster: &WalIdentity,
@@ -104,15 +104,20 @@ pub(crate) async fn fork(
     let own = disk::look(wal, move || history_in(&directory, timeline)).await?;
     let history = own.map_or_else(|| TimelineHistory::root(timeline), |(history, _)| history);
     let size = cluster.segment_size;
-    let found = on_path(wal, history, size).await?;
+    let (directory, path) = (wal.to_owned(), history.clone());
+    let found = listed(wal, move || list_path(&directory, &path, size, Leaving::Within)).await?;
     let (mut fork, mut same) = (None, 0);
     for name in in_both(archive, found).await? {
-        match segment(archive, cluster, wal, name).await? {
+        let Some(number) = name.number(size) else { continue };
+        let lsn = number.end(size).min(history.end_of(name.timeline).unwrap_or(Lsn(u64::MAX)));
+        let compared = match lsn == number.end(size) {
+            true => segment(archive, cluster, wal, name).await?,
+            false => beginning(archive, wal, name, lsn.since(number.start(size))).await?,
+        };
+        match compared {
             Comparison::Unknown => {}
             Comparison::Same => {
-                fork = fork.or(name
-                    .number(size)
-                    .map(|number| LineageFork { timeline: name.timeline, lsn: number.end(size) }));
+                fork = fork.or(Some(LineageFork { timeline: name.timeline, lsn }));
                 same += 1;
                 if same == LOOKED_FOR {
                     break;
@@ -188,18 +193,42 @@ pub(super) async fn on_path(
     size: SegmentSize,
 ) -> Result<Vec<SegmentName>, RepoError> {
     let directory = wal.to_owned();
-    let listed = disk::run(wal, move || list_path(&directory, &history, size)).await?;
+    listed(wal, move || list_path(&directory, &history, size, Leaving::Before)).await
+}
+
+async fn listed(
+    wal: &Path,
+    list: impl FnOnce() -> io::Result<Vec<SegmentName>> + Send + 'static,
+) -> Result<Vec<SegmentName>, RepoError> {
+    let listed = disk::run(wal, list).await?;
     listed.map_err(|error| RepoError::Internal(format!("{} cannot be read: {error}", wal.display())))
 }
 
-fn list_path(wal: &Path, history: &TimelineHistory, size: SegmentSize) -> io::Result<Vec<SegmentName>> {
+/// Which segments count of a timeline that the path leaves.
+#[derive(Clone, Copy)]
+enum Leaving {
+    /// Those before the one in which it is left.
+    Before,
+    /// That one, too, if the path has a part of it.
+    Within,
+}
+
+fn list_path(
+    wal: &Path,
+    history: &TimelineHistory,
+    size: SegmentSize,
+    leaving: Leaving,
+) -> io::Result<Vec<SegmentName>> {
     let mut found: Vec<(SegmentNo, SegmentName)> = Vec::new();
     for entry in std::fs::read_dir(wal)? {
         let entry = entry?;
         let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
         let Some(number) = name.number(size) else { continue };
-        let leads = name.timeline == history.timeline()
-            || history.end_of(name.timeline).is_some_and(|end| number < SegmentNo::of(end, size));
+        let leads = |end: Lsn| match leaving {
+            Leaving::Before => number < SegmentNo::of(end, size),
+            Leaving::Within => number.start(size) < end,
+        };
+        let leads = name.timeline == history.timeline() || history.end_of(name.timeline).is_some_and(leads);
         if leads && has_begun(&entry.path(), number, size) {
             found.push((number, name));
         }
@@ -245,8 +274,37 @@ pub(super) fn places_of_history(file: &Path, name: WalFileName, wal: &Path) -> V
 mod tests {
     use walpoint_base::durable;
 
-    use super::super::fixtures::Bed;
+    use super::super::fixtures::{Bed, switch_in};
     use super::*;
+
+    /// A server that was promoted in the middle of a segment, and got that from the archive.
+    #[tokio::test]
+    async fn a_fork_within_a_segment_is_found_by_what_lies_before_it() {
+        let bed = Bed::new().await;
+        let (wal, lineage) = (bed.pgdata().join("pg_wal"), bed.archive.lineage().clone());
+        let (system_id, segment_size) = (lineage.system_id(), lineage.segment_size);
+        let cluster = WalIdentity { system_id, major: lineage.major, segment_size };
+        let name = "000000010000000000000003";
+        bed.put("000000010000000000000002", 1).await;
+        bed.put(name, 1).await;
+        bed.write(name, 1);
+        bed.write("000000020000000000000003", 1);
+        durable::replace(&wal.join("00000002.history"), &switch_in(name, 0x800), 0o600).unwrap();
+        let two = TimelineId::new(2).unwrap();
+        let found = async || fork(&bed.archive, &cluster, &wal, two).await.unwrap();
+        let whole = std::fs::read(wal.join(name)).unwrap();
+        let change = |at: usize| {
+            let mut content = whole.clone();
+            content[at] ^= 1;
+            durable::replace(&wal.join(name), &content, 0o600).unwrap();
+        };
+        let expected = Some(LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(0x30_0800) });
+        assert_eq!(found().await, expected);
+        change(0x800);
+        assert_eq!(found().await, expected, "behind the fork it may be another server's");
+        change(0x7ff);
+        assert_eq!(found().await, None);
+    }
 
     #[tokio::test]
     async fn what_postgresql_does_not_hand_over_again_is_found_behind_a_fork() {

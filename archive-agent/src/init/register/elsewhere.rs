@@ -4,10 +4,13 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use walpoint_base::LineageId;
+use walpoint_base::{LineageId, SegmentNo};
 use walpoint_pg::control::ControlFile;
-use walpoint_repo::lineage::{BINDING, LineageUid, ParentLineage, bound_elsewhere};
+use walpoint_repo::agreement::{self, Agreement};
+use walpoint_repo::lineage::{BINDING, LineageFork, LineageUid, ParentLineage, bound_elsewhere};
+use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
+use walpoint_storage::RepoError;
 
 use crate::binding;
 use crate::init::config::ConfigurationPlan;
@@ -19,6 +22,8 @@ pub(super) struct Elsewhere {
     pub(super) id: LineageId,
     /// Its facts there, if one of the repositories has them.
     pub(super) lineage: Option<Lineage>,
+    /// That one.
+    pub(super) repository: Option<Repository>,
     /// What it has in common in all repositories from now on, if none has them.
     pub(super) life: LineageUid,
 }
@@ -38,7 +43,7 @@ impl Elsewhere {
         for repository in repositories {
             let Some(id) = bound.get(&repository.id()) else { continue };
             match repository.read_lineage(&plan.cluster, *id).await? {
-                Some(found) => facts.push(found),
+                Some(found) => facts.push((found, (*repository).clone())),
                 None => drop(there.remove(&repository.id())),
             }
         }
@@ -46,8 +51,11 @@ impl Elsewhere {
         let Some((_, id)) = known.or_else(|| bound_elsewhere(&bound, control.system_id)) else {
             return Self::of_unbound(repositories, plan, pgdata, control).await;
         };
-        let lineage = facts.into_iter().find(|lineage| lineage.id == id);
-        Ok(Some(Self { id, lineage, life: LineageUid::random() }))
+        facts.retain(|(lineage, _)| lineage.id == id);
+        // One that was added later may not know the fork.
+        facts.sort_by_key(|(lineage, _)| lineage.parent.is_none_or(|parent| parent.fork.is_none()));
+        let (lineage, repository) = facts.into_iter().next().unzip();
+        Ok(Some(Self { id, lineage, repository, life: LineageUid::random() }))
     }
 
     /// That of a data directory that is bound to none, where a repository has only lineages that were split off from it: it was
@@ -74,7 +82,10 @@ impl Elsewhere {
         let (life, mut unknown) = (LineageUid::random(), None);
         for repository in repositories {
             match lineage::of_directory(repository, &plan.cluster, pgdata).await {
-                Ok(Some(lineage)) => return Ok(Some(Self { id: lineage.id, lineage: Some(lineage), life })),
+                Ok(Some(lineage)) => {
+                    let repository = Some((*repository).clone());
+                    return Ok(Some(Self { id: lineage.id, lineage: Some(lineage), repository, life }));
+                }
                 Ok(None) => {}
                 // Another repository may tell. One where the first lineage is another server's says that this is a copy.
                 Err(error) => match error.downcast_ref::<TargetError>() {
@@ -88,15 +99,23 @@ impl Elsewhere {
         match unknown {
             Some(unknown) => Err(unknown),
             None => {
-                Ok(Some(Self { id: LineageId { system_id: control.system_id, n: 1 }, lineage: None, life }))
+                let id = LineageId { system_id: control.system_id, n: 1 };
+                Ok(Some(Self { id, lineage: None, repository: None, life }))
             }
         }
     }
 
-    /// What the lineage is split off from, in a repository that has nothing of what came before.
-    pub(super) fn parent(&self) -> Option<ParentLineage> {
-        match &self.lineage {
-            Some(lineage) => lineage.parent.map(|parent| ParentLineage { fork: None, ..parent }),
+    /// What the lineage is split off from, in a repository that gets it now. The fork is taken over where that holds the parent's WAL
+    /// up to it.
+    pub(super) async fn parent(&self, repository: &Repository) -> anyhow::Result<Option<ParentLineage>> {
+        Ok(match &self.lineage {
+            Some(lineage) => match (lineage.parent, &self.repository) {
+                (Some(parent), Some(source)) => {
+                    let fork = fork_in((source, repository), lineage, parent).await?;
+                    Some(ParentLineage { fork, ..parent })
+                }
+                (parent, _) => parent.map(|parent| ParentLineage { fork: None, ..parent }),
+            },
             // Where no repository tells more. Only a data directory that is bound to it archives into it.
             None => self.id.n.checked_sub(1).filter(|n| *n > 0).map(|n| ParentLineage {
                 lineage: LineageId { n, ..self.id },
@@ -104,7 +123,7 @@ impl Elsewhere {
                 began: None,
                 life: Some(self.life),
             }),
-        }
+        })
     }
 
     /// The lineage in a repository that the data directory is not bound to, and binds it to that; `None` if it is not there.
@@ -130,5 +149,80 @@ impl Elsewhere {
             );
         }
         Ok(Some(found))
+    }
+}
+
+/// Up to where a lineage of one repository has its parent's WAL in common, as far as the other repository holds that WAL: it has the
+/// same parent, and the last segment of it is the same.
+async fn fork_in(
+    (source, repository): (&Repository, &Repository),
+    lineage: &Lineage,
+    parent: ParentLineage,
+) -> Result<Option<LineageFork>, RepoError> {
+    let Some(fork) = parent.fork else { return Ok(None) };
+    let (theirs, ours) = (
+        source.read_lineage(&lineage.cluster, parent.lineage).await?,
+        repository.read_lineage(&lineage.cluster, parent.lineage).await?,
+    );
+    let Some((theirs, ours)) = theirs.zip(ours).filter(|(theirs, ours)| ours.is_same_life(theirs)) else {
+        return Ok(None);
+    };
+    let (from, to) = (source.wal_to_read(&theirs).await?, repository.wal_to_read(&ours).await?);
+    let size = ours.segment_size;
+    // Only whole segments are taken from the parent, so of the one in which the fork lies it is enough where that begins.
+    let whole = SegmentNo::of(fork.lsn, size).start(size);
+    Ok(match holds_before(&from, &to, LineageFork { lsn: whole, ..fork }).await? {
+        true => Some(LineageFork { lsn: whole, ..fork }),
+        false => None,
+    })
+}
+
+/// Whether two archives hold the same segment before the start of another one, on the path to that one's timeline.
+async fn holds_before(from: &WalArchive, to: &WalArchive, fork: LineageFork) -> Result<bool, RepoError> {
+    let LineageFork { timeline, lsn } = fork;
+    let size = from.lineage().segment_size;
+    let Some(last) = SegmentNo::of(lsn, size).0.checked_sub(1).map(SegmentNo) else { return Ok(false) };
+    if agreement::of_histories(from, to, timeline).await? != Agreement::Same {
+        return Ok(false);
+    }
+    let history = from.history(timeline).await?;
+    let of = history.map_or(timeline, |history| history.timeline_at(lsn - 1));
+    Ok(agreement::newest(from, to, &[last.name(of, size)]).await? == Agreement::Same)
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::{Lsn, TimelineId};
+
+    use super::*;
+    use crate::wal::fixtures::Bed;
+
+    #[tokio::test]
+    async fn the_fork_is_taken_over_where_the_parents_wal_is() {
+        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
+        let (source, target) = (main.archive.repository(), far.archive.repository());
+        let first = main.archive.lineage().clone();
+        let fork = LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(0x30_0000) };
+        let parent = ParentLineage {
+            lineage: first.id,
+            fork: Some(fork),
+            began: None,
+            life: Some(LineageUid::random()),
+        };
+        let id = LineageId { n: 2, ..first.id };
+        let lineage = Lineage { id, parent: Some(parent), ..first };
+        let (life, repository) = (LineageUid::random(), Some(source.clone()));
+        let elsewhere = Elsewhere { id, lineage: Some(lineage), repository, life };
+        let taken = async || elsewhere.parent(target).await.unwrap().unwrap();
+        main.put("000000010000000000000002", 1).await;
+        assert_eq!(taken().await, ParentLineage { fork: None, ..parent }, "it has nothing of that");
+        far.put("000000010000000000000002", 1).await;
+        assert_eq!(taken().await, parent);
+
+        // Another server's.
+        let other = Bed::named("other").await;
+        other.put("000000010000000000000002", 2).await;
+        let target = other.archive.repository();
+        assert_eq!(elsewhere.parent(target).await.unwrap().unwrap().fork, None);
     }
 }
