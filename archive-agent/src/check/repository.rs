@@ -294,6 +294,7 @@ const AS_IT_WAS: &str = "Set ack as it was: readers without this configuration u
 async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
     let configured: BTreeSet<RepositoryId> =
         destinations.iter().filter(|d| d.acknowledges).map(|d| d.repository.id()).collect();
+    let here: BTreeSet<RepositoryId> = destinations.iter().map(|d| d.repository.id()).collect();
     for destination in destinations {
         let what = format!("repository {}: ack", destination.name());
         let read = destination.repository.acknowledging(&destination.lineage).await;
@@ -312,7 +313,7 @@ async fn acknowledging(report: &mut CheckReport, destinations: &[Destination]) {
                 destination.lineage.id,
                 if names.is_empty() { "no repository".to_owned() } else { names.join(", ") }
             ),
-            if members.is_subset(&configured) { RECORD } else { AS_IT_WAS },
+            if !configured.is_subset(&members) && members.is_subset(&here) { RECORD } else { AS_IT_WAS },
         );
     }
 }

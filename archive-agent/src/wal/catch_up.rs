@@ -172,7 +172,12 @@ async fn compare(
         true => target.archive(&cluster).await?,
         false => open(target, &cluster).await?,
     };
-    let ranges = Ranges::of(uploader, &to, &cluster, missed, known).await?;
+    if !target.acknowledges
+        && let Err(error) = uploader.record_in(&cluster, &to).await
+    {
+        tracing::debug!(repository = target.name(), "not known to record those that acknowledge: {error}");
+    }
+    let ranges = Ranges::of(uploader, (target, &to), &cluster, missed, known).await?;
     let (mut files, mut together) = (0, Together::default());
     let (mut problem, mut away) = (None, false);
     // Those that acknowledge hold everything. What one of them cannot give, another repository may.

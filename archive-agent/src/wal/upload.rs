@@ -8,6 +8,7 @@ mod beside;
 mod contract;
 mod damaged;
 mod error;
+mod recorded;
 mod share;
 mod slices;
 mod source;
@@ -15,7 +16,7 @@ mod source;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -74,6 +75,8 @@ pub(crate) struct Uploader {
     later: AtomicBool,
     /// Files that are being uploaded.
     under_way: Mutex<Vec<WalFileName>>,
+    /// At which epoch those that acknowledge were found to be on record.
+    recorded: AtomicU64,
     /// Told when something is refused as another server's.
     pub(crate) refused: Notify,
 }
@@ -99,6 +102,7 @@ impl Uploader {
             habit: SizeEstimate::default(),
             later: AtomicBool::new(false),
             under_way: Mutex::default(),
+            recorded: AtomicU64::new(u64::MAX),
             refused: Notify::new(),
         }
     }
@@ -252,24 +256,6 @@ impl Uploader {
         // Last: a command has waited for the others, and a lineage may have begun meanwhile.
         self.is_bound_as_before(&cluster, name, &required, epoch).await?;
         Ok(stored.identity)
-    }
-
-    /// Makes sure that a file was stored in the lineage that its data directory is bound to now. One that was begun meanwhile does not
-    /// have it, and PostgreSQL hands it over only once.
-    async fn is_bound_as_before(
-        &self,
-        cluster: &WalIdentity,
-        name: WalFileName,
-        required: &[&WalTarget],
-        epoch: u64,
-    ) -> Result<(), UploadError> {
-        self.look_at_lineages(cluster, name, required).await?;
-        if self.epoch() == epoch {
-            return Ok(());
-        }
-        let text = "another lineage began, or another repository took the place of one, during the upload"
-            .to_owned();
-        Err(UploadError { text, permanent: false })
     }
 
     /// Makes a file that lies anywhere durable in one repository, for which no acknowledgement waits; one attempt.

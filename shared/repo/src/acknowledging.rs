@@ -1,8 +1,8 @@
 //! Which repositories acknowledge a lineage's WAL by now: a repository that was lost and made anew takes the place of the old one.
 //!
 //! A lineage names them when it is created, by their random ids. `clusters/<name>/<lineage>/ack/<n>` is a numbered sequence of
-//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost, or where the
-//! configuration has all of them acknowledge and others besides: then absence is only harder to prove.
+//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost, and `init` and the
+//! daemon where the configuration has others acknowledge, beside those or instead of them: then absence is only harder to prove.
 //! A damaged one says nothing, and the next one replaces it too. The facts of the lineage stay as they are. A crash leaves the sequence with the next document or without it.
 
 use jiff::Timestamp;
@@ -68,11 +68,13 @@ impl Acknowledging {
         (next.members != self.members).then_some(next)
     }
 
-    /// What comes of these repositories when the configuration has all of them acknowledge, and others besides (`now`): those are added.
-    /// One that was replaced once is not: no reader waits for its word. `None` if nothing changes, or one would acknowledge no longer.
-    pub fn extended_by(&self, now: &[AckMember]) -> Option<Self> {
+    /// What comes of these repositories when the configuration has others acknowledge (`now`): those are added, and none is left out.
+    /// One that was replaced once is not: no reader waits for its word. `None` if nothing changes, or one of these neither acknowledges
+    /// now nor is `there`: that one's own record would not name the others.
+    pub fn extended_by(&self, now: &[AckMember], there: &[RepositoryId]) -> Option<Self> {
         let is_among = |all: &[AckMember], id| all.iter().any(|member| member.repository == id);
-        if !self.members.iter().all(|member| is_among(now, member.repository)) {
+        let is_there = |id| is_among(now, id) || there.contains(&id);
+        if !self.members.iter().all(|member| is_there(member.repository)) {
             return None;
         }
         let is_new = |new: &&AckMember| {
@@ -193,12 +195,19 @@ mod tests {
     fn repositories_are_added_to_those_that_acknowledge_and_none_is_left_out() {
         let (a, b, c) = (member("a", 1), member("b", 2), member("c", 3));
         let old = Acknowledging { members: vec![a.clone()], replaced: vec![c.repository], next: 7 };
-        let new = old.extended_by(&[b.clone(), a.clone()]).unwrap();
+        let new = old.extended_by(&[b.clone(), a.clone()], &[]).unwrap();
         assert_eq!((&new.members[..], new.next), (&[a.clone(), b.clone()][..], 7));
-        assert_eq!(new.extended_by(&[a.clone(), b.clone()]), None, "once is enough");
-        assert_eq!(new.extended_by(std::slice::from_ref(&a)), None, "fewer are what they were");
-        assert_eq!(old.extended_by(&[b]), None, "one would acknowledge no longer");
-        assert_eq!(old.extended_by(&[a.clone(), c]), None, "its word counts no longer");
-        assert_eq!(old.extended_by(&[member("other", 1)]), None, "a name is none of its own");
+        assert_eq!(new.extended_by(&[a.clone(), b.clone()], &[]), None, "once is enough");
+        assert_eq!(
+            new.extended_by(std::slice::from_ref(&a), &[b.repository]),
+            None,
+            "fewer are what they were"
+        );
+        let alone = std::slice::from_ref(&b);
+        assert_eq!(old.extended_by(alone, &[b.repository]), None, "what the other one records is not known");
+        let moved = old.extended_by(alone, &[a.repository, b.repository]).unwrap();
+        assert_eq!(moved.members, new.members, "its word counts still");
+        assert_eq!(old.extended_by(&[a.clone(), c], &[]), None, "its word counts no longer");
+        assert_eq!(old.extended_by(&[member("other", 1)], &[]), None, "a name is none of its own");
     }
 }

@@ -16,8 +16,8 @@ fn ack_lines(agent: &Agent) -> Vec<Value> {
     all.into_iter().filter(|line| line["check"].as_str().unwrap().ends_with(": ack")).collect()
 }
 
-/// Promises 1 and 4: a repository that acknowledges and is added later is recorded on the server that archives, and nowhere else; until
-/// then `check` says what to do.
+/// Promises 1 and 4: a repository that acknowledges and is added later is recorded by the server that archives, before it acknowledges, and
+/// nowhere else; until then `init` says what to do.
 #[test]
 fn a_repository_that_is_added_to_ack_is_recorded() {
     let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
@@ -33,15 +33,12 @@ fn a_repository_that_is_added_to_ack_is_recorded() {
     assert!(made.contains("it records the repositories that were added to ack"), "{made}");
     assert!(made.contains("If it runs already, reload it"), "{made}");
     assert_eq!(records(), 0, "this server has archived nothing yet");
-    let _daemon = both.daemon();
+    let daemon = both.daemon();
     bed.cluster.start();
     bed.cluster.psql("create table t (who text)");
     archived(&bed.cluster, &segment(&bed.cluster, "production"));
-    let lines = ack_lines(&both);
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0]["hint"].as_str().unwrap().contains("archive-agent init"), "{lines:?}");
-    let made = both.init(&[]).expect_success().stdout;
-    assert!(made.contains("must be acknowledged by second, too") && records() == 1, "{made}");
+    assert_eq!(records(), 1, "{}", daemon.log());
+    assert!(daemon.log().contains("WAL must be acknowledged by"), "{}", daemon.log());
     assert_eq!(ack_lines(&both), Vec::<Value>::new());
     both.init(&[]).expect_success();
     assert_eq!(records(), 1, "once is enough");
@@ -57,6 +54,49 @@ fn a_repository_that_is_added_to_ack_is_recorded() {
     let refused = both.init(&["--lost-repo", never]).expect_status(1).stderr;
     assert!(refused.contains(never) && refused.contains("ever had to acknowledge"), "{refused}");
     assert_eq!(records(), 1);
+}
+
+/// Promises 1 and 4: `ack` that moves from one repository to another one is on record in both before that acknowledges alone, so recovery
+/// from the first one waits for it; and while the first one is away, nothing is acknowledged.
+#[test]
+fn ack_that_moves_to_another_repository_is_recorded_first() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let other = Store::local();
+    let agent = |ack: &str| {
+        let agent = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+        agent.cluster_line(&format!("ack = [\"{ack}\"]"))
+    };
+    let (first, moved) = (agent("main"), agent("other"));
+    first.archive_from(&bed.cluster);
+    first.init(&[]).expect_success();
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    let daemon = first.daemon();
+    archived(&bed.cluster, &segment(&bed.cluster, "production"));
+    assert_eq!(daemon.stop(), 0);
+    let records = |store: &Store| store.back_door().list("clusters").iter().any(|key| key.contains("/ack/"));
+
+    let (mounted, away) =
+        (bed.store.root().unwrap().to_owned(), bed.store.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    moved.archive_from(&bed.cluster);
+    let daemon = moved.daemon();
+    bed.cluster.reload();
+    let name = segment(&bed.cluster, "production");
+    wait::until_true(SOON, "it is refused", || {
+        moved.run(&["health"]).stderr.contains("does not record that and cannot be reached")
+    });
+    let done = bed.cluster.wal_dir().join(format!("archive_status/{name}.done"));
+    assert!(!done.exists());
+    std::fs::rename(&away, &mounted).unwrap();
+    wait::until_true(SOON, "it is archived", || {
+        // The archiver pauses after failures until there is more.
+        segment(&bed.cluster, "production");
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        done.exists() || !bed.cluster.wal_dir().join(&name).exists()
+    });
+    assert!(records(&bed.store) && records(&other), "{}", daemon.log());
+    assert_eq!(daemon.stop(), 0);
 }
 
 /// Promise 1: two names for one place are refused wherever it is opened, and nothing is acknowledged as stored twice.

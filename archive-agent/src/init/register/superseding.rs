@@ -61,7 +61,7 @@ impl Superseding<'_> {
                     .to_owned(),
             );
         }
-        let extended = superseded.as_ref().unwrap_or(&known).extended_by(self.now);
+        let extended = superseded.as_ref().unwrap_or(&known).extended_by(self.now, self.there);
         // A damaged document may name more than the one before it.
         let extended = extended.filter(|_| damage.is_none() || self.agreed);
         let next = extended.clone().or_else(|| superseded.clone()).filter(|_| self.archives);
@@ -134,7 +134,9 @@ pub(super) fn others_acknowledge(
     lineage: &Lineage,
     (superseded, configured): (&Superseded, &[AckMember]),
 ) {
-    if ids(&superseded.members) == ids(configured) {
+    let members = ids(&superseded.members);
+    let names_all = ids(configured).iter().all(|id| members.contains(id));
+    if members == ids(configured) || names_all && superseded.elsewhere.is_empty() {
         return;
     }
     let what = format!("repository {}: lineage", repository.name());
@@ -143,10 +145,7 @@ pub(super) fn others_acknowledge(
         let found = format!(
             "{found}\nDETAIL: Readers without this configuration believe an absence proven by fewer repositories."
         );
-        // Of a lineage that has some acknowledge that the configuration leaves out, nothing is recorded.
-        let members = ids(&superseded.members);
-        let extends = members.iter().all(|member| ids(configured).contains(member));
-        report.warning(what, found, if extends { RECORD } else { "" });
+        report.warning(what, found, RECORD);
         return;
     }
     let others: Vec<String> = superseded

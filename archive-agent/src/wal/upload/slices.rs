@@ -34,6 +34,7 @@ impl Uploader {
         let file = self.source(WalFileName::Segment(name), path, false).await?;
         let required = self.required();
         presence::look(&required).await?;
+        self.is_recorded(&file.cluster, &required).await?;
         let mut candidates = self.admit(&file, &required).await?;
         self.judge(&file, None, candidates.iter_mut().collect()).await?;
         let archive = |one: super::CandidateRepository<'_>| match one.admitted {
