@@ -1,12 +1,13 @@
 //! The WAL stream: what the server has flushed of the open segment is stored within seconds, and a disaster costs no more.
 
-use std::collections::BTreeSet;
+mod stream_bed;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use stream_bed::{STREAM, disaster, major, slices, streaming, wait_durable};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -14,42 +15,6 @@ use walpoint_tests::store::Store;
 use walpoint_tests::wait;
 
 const SOON: Duration = Duration::from_secs(60);
-
-const STREAM: &str = "\n[cluster.main.stream]\nenabled = true\n";
-
-fn streaming(builder: walpoint_tests::builder::ClusterBuilder, more: &str) -> Archived {
-    Archived::start_with(builder.segment_size_mb(1), Store::local(), |mut agent| {
-        agent.tables = format!("{STREAM}{more}");
-        agent
-    })
-}
-
-fn major(major: u32) -> walpoint_tests::builder::ClusterBuilder {
-    Cluster::builder().major(major)
-}
-
-/// The slices in the repository.
-fn slices(bed: &Archived) -> Vec<String> {
-    let mut keys = bed.back_door().list("clusters/main");
-    keys.retain(|key| key.contains(".slices/"));
-    keys.sort();
-    keys
-}
-
-/// Waits until the stream has reported everything so far as durable.
-#[track_caller]
-fn wait_durable(cluster: &Cluster) {
-    let function = match cluster.psql("select pg_is_in_recovery()").trim() {
-        "t" => "pg_last_wal_receive_lsn()",
-        _ => "pg_current_wal_flush_lsn()",
-    };
-    let end = cluster.psql(&format!("select {function}"));
-    let durable = format!(
-        "select coalesce(bool_or(flush_lsn >= '{}'), false) from pg_stat_replication where application_name = 'walpoint'",
-        end.trim()
-    );
-    cluster.wait_for(&durable, "t");
-}
 
 fn rows(cluster: &Cluster) -> String {
     cluster.psql("select count(*) from t")
@@ -63,13 +28,6 @@ fn set_modes(directory: &Path, mode: u32) {
             set_modes(&entry.path(), mode);
         }
     }
-}
-
-/// Loses everything but the repository.
-fn disaster(bed: &mut Archived) {
-    bed.cluster.crash();
-    bed.kill_daemon();
-    fs::remove_dir_all(bed.cluster.pgdata()).unwrap();
 }
 
 #[test]
@@ -191,46 +149,6 @@ fn a_recovery_goes_as_far_as_the_stream_is_by_then() {
     assert_eq!(rows(&restored), "3000");
     let status = bed.agent.run(&["status"]).expect_success().stdout;
     assert!(status.contains("all WAL up to"), "{status}");
-}
-
-/// What a commit was confirmed for is there when the timeline is restored, whatever was lost a moment later.
-#[test]
-fn no_confirmed_commit_is_missing_with_synchronous_commit() {
-    let builder = major(17).conf("synchronous_standby_names", "walpoint");
-    let mut bed = streaming(builder, "synchronous = true\n");
-    bed.cluster.wait_for("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
-    bed.cluster.psql("create table t (client int, n int)");
-    bed.backup();
-    let confirmed = Mutex::new(BTreeSet::new());
-    thread::scope(|scope| {
-        for client in 0..8 {
-            let (cluster, confirmed) = (&bed.cluster, &confirmed);
-            scope.spawn(move || {
-                for n in 0.. {
-                    let insert = format!("insert into t values ({client}, {n})");
-                    if cluster.try_psql(&insert).is_err() {
-                        return;
-                    }
-                    confirmed.lock().unwrap().insert(format!("{client}:{n}"));
-                }
-            });
-        }
-        thread::sleep(Duration::from_secs(5));
-        // The server dies while they commit: what waits then may be there or not.
-        bed.cluster.kill();
-    });
-    disaster(&mut bed);
-    let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
-    restored.wait_promoted();
-    let there = restored.psql("select client || ':' || n from t");
-    let there: BTreeSet<String> = there.lines().map(str::to_owned).collect();
-    let confirmed = confirmed.into_inner().unwrap();
-    let lost: Vec<&String> = confirmed.difference(&there).collect();
-    assert!(
-        confirmed.len() > 50 && lost.is_empty(),
-        "{} confirmed, and of them lost: {lost:?}",
-        confirmed.len()
-    );
 }
 
 /// While nothing can be stored, signs of life are answered; a server that is stopped does not wait, and the stream continues when both

@@ -10,6 +10,7 @@
 //! | [`remote`] | a server whose data directory is not read |
 //! | [`repository`] | the repositories |
 //! | `recovery` | recovery settings that outlived a restore |
+//! | `synchronous` | what a commit waits for, where the stream may confirm it |
 //! | [`archiving`] | whether what PostgreSQL archives arrives |
 
 pub(crate) mod archiving;
@@ -19,6 +20,7 @@ pub(crate) mod report;
 pub(crate) mod repository;
 pub(crate) mod source;
 mod standbys;
+mod synchronous;
 pub(crate) mod visible;
 
 use std::path::{Path, PathBuf};
@@ -234,8 +236,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &CheckArgs) -> Result<(), Fai
         let gap_told = gap(&mut report, &selection, &examined.source.pgdata).await;
         bypass(&mut report, &selection, &examined.source.pgdata).await;
         daemon(&mut report, &selection, gap_told).await;
-        let Examined { server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
+        let Examined { mut server, source: LocalSource { identity, destinations, pgdata, archives, .. } } =
             examined;
+        let cluster = (&selection.cluster, &selection.settings);
+        synchronous::settings(&mut report, &mut server, &identity, cluster).await;
         repository::latest(&mut report, &destinations, &identity).await;
         if !gap_told {
             repository::reach(&mut report, &destinations, &identity, &pgdata).await;

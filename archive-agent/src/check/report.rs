@@ -86,6 +86,11 @@ impl CheckReport {
         self.add(what.into(), Grade::Failed, found.into(), hint);
     }
 
+    /// With a grade that was found, too.
+    pub(crate) fn graded(&mut self, what: impl Into<String>, grade: Grade, found: impl Into<String>) {
+        self.add(what.into(), grade, found.into(), "");
+    }
+
     /// It does not work, and the error says itself what to do.
     pub(crate) fn error(&mut self, what: impl Into<String>, error: &anyhow::Error) {
         self.add(what.into(), Grade::Failed, walpoint_words::format_chain(error), "");

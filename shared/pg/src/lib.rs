@@ -9,5 +9,6 @@ pub mod checksum;
 pub mod control;
 pub mod files;
 pub mod label;
+pub mod synchronous;
 pub mod wal;
 pub mod wal_stream;

@@ -21,6 +21,7 @@ mod same;
 mod session;
 mod slot;
 mod snapshot;
+mod synchronous;
 mod tablespaces;
 mod wal;
 
@@ -34,5 +35,6 @@ pub use self::same::SessionName;
 pub use self::session::Server;
 pub use self::slot::{SlotPosition, SlotState};
 pub use self::snapshot::{ExportedSnapshots, SNAPSHOTS};
+pub use self::synchronous::CommitException;
 pub use self::tablespaces::{DEFAULT_TABLESPACE, ServerTablespace, TablespaceDirectory};
 pub use self::wal::{ArchiverStats, Receiver, ReplayState};
