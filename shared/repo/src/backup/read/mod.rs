@@ -2,6 +2,7 @@
 
 mod entries;
 pub(in crate::backup) mod packs;
+mod short_file;
 mod unit;
 mod window;
 

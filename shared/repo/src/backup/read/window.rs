@@ -82,6 +82,22 @@ pub(super) struct Listed {
 }
 
 impl ReadWindow {
+    /// A window of one file whose blocks are listed in its entry; `None` of everything else.
+    pub(super) fn of_short_file(reader: &BackupReader, mut entry: FileEntry) -> Option<(Self, u64)> {
+        let EntryContent::File(FileContent { length, blocks: Blocks::Inline(list), .. }) = &mut entry.content
+        else {
+            return None;
+        };
+        let (length, blocks) = (*length, std::mem::take(list));
+        let lists = match blocks.len() {
+            0 => Vec::new(),
+            _ => vec![Listed { part: 0, length, first: 0, blocks }],
+        };
+        let parts = vec![WindowPart { entry: Arc::new(entry), begins: true, ends: true, range: 0..length }];
+        let (manifest, block_size) = (Arc::clone(&reader.manifest), reader.block_size);
+        Some((Self { parts, lists: Arc::new(lists), manifest, block_size }, length))
+    }
+
     /// The entries, in the order of paths. A file that is longer than a window is a part of several of them.
     pub fn parts(&self) -> &[WindowPart] {
         &self.parts

@@ -219,6 +219,10 @@ async fn equals(reader: &BackupReader, tree: &Tree, limits: WindowLimits) {
     for (path, pieces) in &tree.files {
         let content: Vec<u8> = pieces.iter().flat_map(Piece::bytes).collect();
         assert!(restored[path] == content, "{:?} differs", String::from_utf8_lossy(path));
+        let short = reader.short_file(&TablePath::data(path.clone()).unwrap()).await.unwrap();
+        let is_short = content.len() as u64 <= 64 * reader.block_size().bytes();
+        assert_eq!(short.is_some(), is_short, "{:?}", String::from_utf8_lossy(path));
+        assert!(short.is_none_or(|short| short == content), "{:?} differs", String::from_utf8_lossy(path));
     }
     assert_eq!(restored.len(), tree.files.len() + tree.links.len());
 }
