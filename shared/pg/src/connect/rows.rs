@@ -133,6 +133,11 @@ impl Row {
         Ok(value.as_deref())
     }
 
+    /// The bytes of the first column as sent, `Some(None)` for NULL; `None` if there is no column.
+    pub fn first(&self) -> Option<Option<&[u8]>> {
+        self.values.first().map(|value| value.as_deref())
+    }
+
     /// The value of a column that may be NULL.
     pub fn nullable<T: FromText>(&self, column: &str) -> Result<Option<T>, RowError> {
         let Some(bytes) = self.bytes(column)? else { return Ok(None) };
