@@ -9,6 +9,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::help;
 use walpoint_runtime::pages::{ManualPage, Shell};
 
+use crate::drill::DrillArgs;
 use crate::list::ListArgs;
 use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
@@ -49,6 +50,11 @@ pub(crate) enum Command {
     ///
     /// Renames the restored directory and deletes nothing. Run it again to undo it.
     Rollback(RollbackArgs),
+    /// Test that the cluster restores: recover a copy, check it, measure it, and remove it.
+    ///
+    /// Starts a private server that listens on no network and archives nothing. Exit status: 0 every check passed, 3 a check failed or
+    /// a target was missed, 1 the drill could not run.
+    Drill(DrillArgs),
     /// Fetch one WAL file, as restore-fetch does when no prefetcher answers.
     ///
     /// Exit status: 0 the file was written, verified; 1 the archive provably does not have it; 255 anything else.

@@ -29,6 +29,7 @@ use walpoint_storage::store::StoreSettings;
 use self::document::ListDocument;
 use self::options::PlanOptions;
 use self::read::Listed;
+pub(crate) use self::read::newest_commit;
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("List what the cluster of the configuration can be restored to", "restore-agent list"),

@@ -4,9 +4,11 @@ mod agreement;
 mod choice;
 mod cli;
 mod decoder;
+mod drill;
 mod list;
 mod plan;
 mod restore;
+mod scratch;
 mod settings;
 mod shell;
 mod target;
@@ -68,7 +70,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
     };
     let daemon = matches!(cli.command, Command::Prefetch(_));
     logs::start(&cli.common, if daemon { Process::Daemon } else { Process::Command });
-    if matches!(cli.command, Command::Prefetch(_) | Command::Restore(_)) {
+    if matches!(cli.command, Command::Prefetch(_) | Command::Restore(_) | Command::Drill(_)) {
         memory::give_back();
     }
     if matches!(cli.command, Command::Prefetch(_))
@@ -103,6 +105,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
             Command::List(args) => exit::report(advised(list::run(&cli.common, args).await)),
             Command::Plan(args) => exit::report(advised(plan::run(&cli.common, args).await)),
             Command::Restore(args) => exit::report(advised(restore::run(&cli.common, args).await)),
+            Command::Drill(args) => exit::report(advised(drill::run(&cli.common, args).await)),
             Command::Rollback(args) => exit::report(advised(restore::rollback::run(&cli.common, args))),
             Command::Probe(args) => exit::report(advised(plan::probe(&cli.common, args).await)),
             Command::Prefetch(args) => exit::report(advised(wal::session::run(&cli.common, args).await)),

@@ -142,6 +142,7 @@ fn the_command_lines_of_the_pages_work() {
     places.push(("20261121T101500Z-00000001-0000000002000028-9f3a0c11", id_of(&bed)));
     id_of(&bed);
     id_of(&bed);
+    type_page(&bed, &shell(&places), "docs/drill.md");
     type_page(&bed, &shell(&places), "docs/verify.md");
     type_page(&bed, &shell(&places), "docs/retention.md");
 }

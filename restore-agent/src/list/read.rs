@@ -1,10 +1,12 @@
 //! What one repository holds of a cluster, or why that is not known.
 
 use anyhow::anyhow;
-use walpoint_base::{BackupId, ClusterName};
+use futures_util::future::join_all;
+use walpoint_base::{BackupId, ClusterName, LineageId, PgTimestamp};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::status::ClusterStatus;
 use walpoint_repo::catalog::{Catalog, Newest};
+use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
@@ -60,6 +62,21 @@ pub(super) fn nothing_listed(cluster: &ClusterName, listed: &[Listed]) -> Failur
         Some(Unlisted::WrongSettings(_)) => Failure::usage(error),
         _ => error.into(),
     }
+}
+
+/// The latest commit of a lineage that can be recovered, on whichever timeline; `None` if no repository that can be read shows one.
+pub(crate) async fn newest_commit(
+    selection: &Selection<StoreSettings>,
+    lineage: LineageId,
+) -> Option<PgTimestamp> {
+    let newest = Newest { backups: 0, restore_points: 0 };
+    let read = selection.repositories.iter();
+    let read = read.map(|(name, settings)| Listed::of(name, settings, &selection.cluster, newest));
+    let listed = join_all(read).await;
+    let contents = listed.iter().filter_map(|one| one.contents.as_ref().ok());
+    let lineages = contents.flat_map(|contents| &contents.status.lineages);
+    let timelines = lineages.filter(|one| one.lineage == lineage).flat_map(|one| &one.timelines);
+    timelines.flat_map(|timeline| &timeline.windows).filter_map(|window| window.until_time).max()
 }
 
 /// What a repository holds of a cluster.

@@ -94,6 +94,11 @@ impl Created {
         self.locations.is_empty()
     }
 
+    /// One of the locations, and the record that creates a tablespace there.
+    pub(super) fn first(&self) -> Option<(&Path, Lsn)> {
+        self.locations.iter().map(|(location, (lsn, _))| (location.as_path(), *lsn)).next()
+    }
+
     /// Looks at the locations that are not known yet.
     pub(super) fn probe(
         &self,

@@ -27,7 +27,8 @@ use super::report::RestoreReport;
 use super::steps::{RestoreMode, Step};
 use super::sync::Filesystems;
 use super::{
-    Done, Restore, RestoreArgs, elsewhere, failure, forks, hook, origin, reach, required, tablespaces,
+    Done, Restore, RestoreArgs, confined, elsewhere, failure, forks, hook, origin, reach, required,
+    tablespaces,
 };
 use crate::plan::Planned;
 use crate::settings;
@@ -298,6 +299,10 @@ impl Restore {
                 path: spot.as_os_str().as_bytes().to_vec(),
             })
         });
+        if let Some(confine) = &self.confine {
+            confined::replace_configuration(&anchor, &self.configuration_files(), confine, self.owner)
+                .map_err(|error| anchor.explain(error))?;
+        }
         let mut settings = self.settings.clone();
         // Some were inside when the backup was made, whatever the command line says.
         if tablespaces::lie_inside(pgdata)

@@ -24,6 +24,7 @@
 //! | [`crate::settings`], [`command`] | the recovery settings |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
+//! | [`confined`] | a restore whose server is kept apart from the original |
 //! | [`finished`] | a restore of which only the marker is left |
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
 //! | [`stored`], [`apart`], [`vouched`] | which files of a `pg_wal` no archive has; whether they are another server's; what shows that they are the archive's own |
@@ -43,6 +44,7 @@ mod behind;
 mod beneath;
 mod command;
 mod compare;
+pub(crate) mod confined;
 mod copy;
 mod created;
 mod decided;
@@ -66,7 +68,7 @@ mod origin;
 mod originals;
 mod outside;
 mod outside_state;
-mod owners;
+pub(crate) mod owners;
 mod places;
 mod prepare;
 mod previous;
@@ -107,6 +109,7 @@ use walpoint_storage::store::StoreSettings;
 use crate::plan::{self, Planned};
 use crate::target::{TargetActionArgument, TargetArgs};
 use crate::wal::origin::RecoveryOrigin;
+use confined::Confine;
 use copy::WrittenFiles;
 use created::{Created, FoundLocations, LocationStates};
 use decided::{Decided, DecidedOutside};
@@ -380,6 +383,8 @@ struct Restore {
     /// Where the configured repositories are that are directories.
     repositories: Vec<PathBuf>,
     settings: Vec<(String, String)>,
+    /// What replaces the configuration, if the server is to be kept apart from the original.
+    confine: Option<Confine>,
 }
 
 impl Restore {

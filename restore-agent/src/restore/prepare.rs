@@ -110,6 +110,7 @@ impl Restore {
             resumes: args.resume_archiving,
             repositories,
             settings,
+            confine: None,
         })
     }
 }

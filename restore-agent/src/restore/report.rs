@@ -88,6 +88,13 @@ pub(super) struct RestoreReport {
     pauses: bool,
 }
 
+impl RestoreReport {
+    /// The number of files that were written, and their size.
+    pub(super) fn written(&self) -> (u64, u64) {
+        (self.file_count, self.written_bytes)
+    }
+}
+
 /// The outcome of a restore that was not refused.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -245,7 +252,7 @@ impl Restore {
     }
 
     /// The configuration files that PostgreSQL does not find by itself.
-    fn configuration_files(&self) -> ConfigurationFiles {
+    pub(super) fn configuration_files(&self) -> ConfigurationFiles {
         let major = self.reader.manifest().summary.facts.major;
         ConfigurationFiles::find(&self.layout, self.original(), major.get())
     }

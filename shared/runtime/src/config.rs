@@ -155,6 +155,9 @@ pub struct ClusterSettings {
     /// Where prefetched WAL waits; `walpoint-spool` in `pg_wal` if unset, where handing over is a rename.
     #[serde(default)]
     pub spool: Option<PathBuf>,
+    /// Where a drill makes its scratch directory; `$TMPDIR` if unset, or else `/var/tmp`.
+    #[serde(default)]
+    pub scratch_directory: Option<PathBuf>,
     /// How long a backup waits for the WAL it needs to arrive in the repository.
     #[serde(default = "defaults::backup_wal_timeout", deserialize_with = "span::deserialize")]
     pub backup_wal_timeout: SignedDuration,
@@ -239,6 +242,7 @@ impl ClusterSettings {
             prefetch_max: defaults::prefetch_max(),
             prefetch_idle_timeout: defaults::prefetch_idle_timeout(),
             spool: None,
+            scratch_directory: None,
             backup_wal_timeout: defaults::backup_wal_timeout(),
             retention: None,
             stream: None,

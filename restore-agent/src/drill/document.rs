@@ -1,0 +1,217 @@
+//! What a drill found, as a document.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
+use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId, Lsn, PgMajor, TimelineId};
+
+use super::outcome::{CheckKind, CheckResult, Outcome};
+use super::tables::Table;
+use crate::plan::PlanReport;
+use crate::scratch::Kept;
+
+/// What `restore-agent drill --json` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum DrillDocument<'a> {
+    /// What was found.
+    Drilled(&'a DrillReport),
+    /// If the target cannot be reached, why.
+    #[expect(dead_code, reason = "the function that prints it for plan prints it here too")]
+    Plan(PlanReport),
+}
+
+walpoint_runtime::document!(DrillDocument<'_>, "restore-agent drill");
+
+/// What was found.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Drill")]
+pub(super) struct DrillReport {
+    /// The outcome.
+    pub(super) result: DrillResult,
+    /// The cluster.
+    pub(super) cluster: ClusterName,
+    /// The lineage.
+    pub(super) lineage: LineageId,
+    /// The repository that was read.
+    pub(super) repository: String,
+    /// The backup that was restored.
+    pub(super) backup: BackupId,
+    /// The target, in words.
+    pub(super) target: String,
+    /// The timeline that recovery followed.
+    pub(super) timeline: TimelineId,
+    /// PostgreSQL's major version.
+    pub(super) postgresql_major: PgMajor,
+    /// The version of the server that recovered.
+    pub(super) server_version: String,
+    /// When the drill started.
+    pub(super) start_time: Timestamp,
+    /// When its last check ended.
+    pub(super) end_time: Timestamp,
+    /// The end of the last record that was replayed.
+    pub(super) replayed_lsn: Lsn,
+    /// The number of files that were restored.
+    pub(super) file_count: u64,
+    /// The size of what was restored.
+    pub(super) restored_bytes: u64,
+    /// How long planning took, with everything else before the restore.
+    pub(super) plan_seconds: f64,
+    /// How long it took to write the files.
+    pub(super) restore_seconds: f64,
+    /// How long it took from the start of the server to the target.
+    pub(super) recovery_seconds: f64,
+    /// How long the checks took.
+    pub(super) check_seconds: f64,
+    /// The recovery time: from the start of the drill until the last check had passed. Absent if one failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rto_seconds: Option<f64>,
+    /// The target of the recovery time. Absent if none was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rto_target_seconds: Option<f64>,
+    /// The recovery point: from the newest commit that can be recovered to the start of the drill. Absent if that commit is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rpo_seconds: Option<f64>,
+    /// The target of the recovery point. Absent if none was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rpo_target_seconds: Option<f64>,
+    /// The newest commit that can be recovered. Absent if it is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) newest_commit_time: Option<Timestamp>,
+    /// The checks, in the order in which they were made.
+    pub(super) checks: Vec<CheckDocument>,
+    /// Targets that were missed, one sentence each. Absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) missed: Vec<String>,
+    /// The largest tables of all databases, largest first.
+    pub(super) tables: Vec<TableDocument>,
+    /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
+    pub(super) notes: Vec<String>,
+    /// The scratch directory, if it was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) directory: Option<String>,
+    /// The command that starts the kept server again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) start_command: Option<String>,
+}
+
+/// The outcome of a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum DrillResult {
+    /// Every check passed, and no target was missed.
+    Passed,
+    /// A check failed, or a target was missed.
+    Failed,
+}
+
+/// A check.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Check")]
+pub(super) struct CheckDocument {
+    /// What it looks at.
+    pub(super) kind: CheckKind,
+    /// What it is called.
+    pub(super) name: String,
+    /// The database of a query. Absent if it is the first one that takes sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) database: Option<String>,
+    /// What became of it.
+    pub(super) result: CheckOutcome,
+    /// What it found, or why it failed or was skipped. Absent if there is nothing to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) message: Option<String>,
+    /// How long it took.
+    pub(super) seconds: f64,
+}
+
+/// What became of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum CheckOutcome {
+    /// It passed.
+    Passed,
+    /// It failed.
+    Failed,
+    /// It could not be made here.
+    Skipped,
+}
+
+/// A table.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Table")]
+pub(super) struct TableDocument {
+    /// The database.
+    pub(super) database: String,
+    /// The schema.
+    pub(super) schema: String,
+    /// The table.
+    pub(super) table: String,
+    /// Its size, with its indexes and what is stored out of line.
+    pub(super) total_bytes: u64,
+    /// The number of its rows.
+    pub(super) row_count: u64,
+    /// Whether the rows were counted; else the number is the planner's estimate.
+    pub(super) counted: bool,
+}
+
+impl CheckDocument {
+    /// Of a check that was made.
+    pub(super) fn of(check: &CheckResult) -> Self {
+        let (result, message) = match &check.outcome {
+            Outcome::Passed(message) => (CheckOutcome::Passed, message.clone()),
+            Outcome::Failed(why) => (CheckOutcome::Failed, Some(why.clone())),
+            Outcome::Skipped(why) => (CheckOutcome::Skipped, Some(why.clone())),
+        };
+        Self {
+            kind: check.kind,
+            name: check.name.clone(),
+            database: check.database.clone(),
+            result,
+            message,
+            seconds: check.took.as_secs_f64(),
+        }
+    }
+}
+
+impl TableDocument {
+    /// Of a table.
+    pub(super) fn of(table: &Table) -> Self {
+        Self {
+            database: table.database.clone(),
+            schema: table.schema.clone(),
+            table: table.name.clone(),
+            total_bytes: table.bytes,
+            row_count: table.rows,
+            counted: table.is_counted,
+        }
+    }
+}
+
+impl DrillReport {
+    /// How many checks failed.
+    pub(super) fn failed(&self) -> usize {
+        self.checks.iter().filter(|check| check.result == CheckOutcome::Failed).count()
+    }
+
+    /// Adds what was kept.
+    pub(super) fn keep(&mut self, kept: &Kept) {
+        self.directory = Some(kept.directory.display().to_string());
+        self.start_command.clone_from(&kept.start_command);
+        self.notes.push(format!(
+            "the scratch directory was kept; its server listens only on the socket in {}\nHINT: Delete {} when you no longer need \
+             it.",
+            kept.socket_directory.display(),
+            kept.directory.display()
+        ));
+    }
+}
+
+/// A span from seconds.
+pub(super) fn span(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
+}

@@ -1,0 +1,393 @@
+//! The command `drill`: proves that the cluster restores, by restoring it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`check_file`], [`expectation`] | the checks that a person asks for, and whether an answer is what they expect |
+//! | [`run_check`], [`amcheck`], [`pages`] | making them, and those that every drill makes |
+//! | [`outcome`] | what became of a check |
+//! | [`tables`] | the largest tables and their rows |
+//! | [`measure`] | recovery time and recovery point against their targets |
+//! | [`document`], [`text`], [`html`] | what was found, as JSON, for a person, and as a page |
+//!
+//! The copy itself is a scratch instance ([`crate::scratch`]). What always holds: it is stopped and removed whatever comes of the
+//! drill, unless a person asked to keep it. A kill leaves it to the next drill in the same place. Nothing is written to a repository.
+
+mod amcheck;
+mod check_file;
+mod document;
+mod expectation;
+mod html;
+mod measure;
+mod outcome;
+mod pages;
+mod run_check;
+mod tables;
+mod text;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use walpoint_base::durable;
+use walpoint_runtime::args::{self, CommonArgs, Selection};
+use walpoint_runtime::exit::{FAILED, FINDINGS, Failure};
+use walpoint_runtime::{help, output, shutdown};
+use walpoint_storage::store::StoreSettings;
+
+use self::check_file::{Check, Subject};
+use self::document::{CheckDocument, DrillDocument, DrillReport, DrillResult, TableDocument};
+use self::measure::Measured;
+use self::outcome::{CheckKind, CheckResult, Outcome};
+use self::tables::Table;
+use crate::list;
+use crate::plan::{self, CommandLine, Planned};
+use crate::scratch::{Instance, OpenMoment, Reached, ScratchRequest, ScratchRestore};
+use crate::target::TargetArgs;
+
+/// The heading of the options about the copy.
+const SCRATCH: &str = "Scratch instance";
+/// The heading of the options about what is checked.
+const CHECKS: &str = "Checks";
+/// No heading.
+const NONE: Option<&str> = None;
+
+/// How long recovery may take unless the command line says otherwise.
+const RECOVERY: &str = "12h";
+
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Test that everything in the archive can be recovered", "restore-agent drill"),
+    (
+        "Check the data, and how long a recovery takes and what it loses",
+        "restore-agent drill --rto 1h --rpo 5m \\\n          --check \"select count(*) > 1000 from public.orders\"",
+    ),
+    (
+        "Run a file of checks on yesterday's data, and write a page about it",
+        "restore-agent drill --target-time \"1 day ago\" \\\n          --checks /etc/walpoint/checks.toml --report /var/www/drill.html",
+    ),
+    ("Keep the copy to look into it", "restore-agent drill --keep --directory /srv/drill"),
+];
+
+/// Options of `drill`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = help::examples(EXAMPLES))]
+pub(crate) struct DrillArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Restore into this directory, which must be new or empty [default: a new one in scratch_directory of the configuration, or in
+    /// $TMPDIR, or in /var/tmp].
+    #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
+    directory: Option<PathBuf>,
+    /// Run PostgreSQL's programs in this directory [default: those of the right version in PATH, or where packages put them].
+    #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
+    pg_bindir: Option<PathBuf>,
+    /// Connect as this role [default: the superuser].
+    #[arg(long, value_name = "ROLE", help_heading = SCRATCH)]
+    role: Option<String>,
+    /// Load this library of shared_preload_libraries, although it may run jobs. Can be repeated [default: only libraries that are
+    /// known to run none].
+    #[arg(long, value_name = "LIBRARY", value_parser = args::line, help_heading = SCRATCH)]
+    preload: Vec<String>,
+    /// Fail if recovery takes longer than this.
+    #[arg(long, value_name = "SPAN", value_parser = args::span, default_value = RECOVERY, help_heading = SCRATCH)]
+    recovery_timeout: Duration,
+    /// Keep the scratch directory, with its server stopped, and print how to start it.
+    #[arg(long, help_heading = SCRATCH)]
+    keep: bool,
+    /// Require that this query answers true. Can be repeated.
+    #[arg(long = "check", value_name = "SQL", help_heading = CHECKS)]
+    queries: Vec<String>,
+    /// Run the checks in this file (TOML).
+    #[arg(long, value_name = "FILE", help_heading = CHECKS)]
+    checks: Option<PathBuf>,
+    /// Leave out a check that every drill makes. Can be repeated.
+    #[arg(long, value_name = "CHECK", help_heading = CHECKS)]
+    skip: Vec<Skipped>,
+    /// Fail if it takes longer than this until the last check has passed (recovery time).
+    #[arg(long, value_name = "SPAN", value_parser = args::span, help_heading = CHECKS)]
+    rto: Option<Duration>,
+    /// Fail if the newest commit that can be recovered is older than this (recovery point).
+    #[arg(long, value_name = "SPAN", value_parser = args::span, help_heading = CHECKS)]
+    rpo: Option<Duration>,
+    /// Write a report to this file, as an HTML page.
+    #[arg(long, value_name = "FILE", help_heading = NONE)]
+    report: Option<PathBuf>,
+}
+
+/// What every drill looks at unless it is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Skipped {
+    /// Structure of tables and indexes, with pg_amcheck.
+    Amcheck,
+    /// Checksums of all data pages.
+    PageChecksums,
+    /// Sizes and rows of the largest tables.
+    Tables,
+}
+
+/// What was found on the instance.
+#[derive(Debug, Default)]
+struct Findings {
+    checks: Vec<CheckResult>,
+    tables: Vec<Table>,
+    notes: Vec<String>,
+}
+
+/// A drill under way.
+struct Drill<'a> {
+    common: &'a CommonArgs,
+    args: &'a DrillArgs,
+    checks: Vec<Check>,
+    began: Instant,
+    started: Timestamp,
+}
+
+/// Runs the command.
+pub(crate) async fn run(common: &CommonArgs, args: &DrillArgs) -> Result<(), Failure> {
+    let (began, started) = (Instant::now(), Timestamp::now());
+    let mut checks: Vec<Check> = args.queries.iter().map(|sql| Check::of_query(sql)).collect();
+    if let Some(file) = &args.checks {
+        checks.extend(check_file::read(file).map_err(Failure::usage)?);
+    }
+    let drill = Drill { common, args, checks, began, started };
+    let request = ScratchRequest {
+        target: args.target.clone(),
+        request: args.target.request(None, false, started, None)?,
+        directory: args.directory.clone(),
+        bindir: args.pg_bindir.clone(),
+        preload: args.preload.clone(),
+        role: args.role.clone(),
+        recovery_timeout: args.recovery_timeout,
+        keep: args.keep,
+    };
+    let interrupted = shutdown::on_signal()?;
+    let mut scratch = ScratchRestore::new(common, request);
+    let stopped = || Failure::from(anyhow!("the drill was interrupted"));
+    let planned = tokio::select! {
+        planned = scratch.plan() => planned,
+        () = interrupted.cancelled() => return Err(stopped()),
+    };
+    let planned = match planned {
+        Ok(planned) => planned,
+        Err(no_plan) => return plan::refuse(common, no_plan),
+    };
+    let drilled = tokio::select! {
+        drilled = drill.carry_out(&mut scratch, planned) => drilled,
+        () = interrupted.cancelled() => Err(stopped()),
+    };
+    let closed = scratch.close().await;
+    let mut report = match (drilled, &closed) {
+        (Ok(report), _) => report,
+        (Err(failure), Ok(kept)) => {
+            if let Some(kept) = kept {
+                tracing::warn!("\"{}\" was kept", kept.directory.display());
+            }
+            return Err(failure);
+        }
+        (Err(failure), Err(left)) => {
+            tracing::warn!("{}", walpoint_words::format_chain(left));
+            return Err(failure);
+        }
+    };
+    if let Ok(Some(kept)) = &closed {
+        report.keep(kept);
+    }
+    drill.print(&report)?;
+    closed.context("the drill was made, and its copy could not be removed")?;
+    match (report.result, report.failed(), report.missed.len()) {
+        (DrillResult::Passed, ..) => Ok(()),
+        (DrillResult::Failed, failed, missed) => {
+            Err(Failure { status: FINDINGS, error: anyhow!(failed_by(failed, missed)) })
+        }
+    }
+}
+
+/// By what a drill failed.
+fn failed_by(failed: usize, missed: usize) -> String {
+    let count = |count: usize, one: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        _ => Some(format!("{count} {one}s")),
+    };
+    let parts = [
+        count(failed, "check").map(|checks| format!("{checks} failed")),
+        count(missed, "target").map(|targets| format!("{targets} missed")),
+    ];
+    format!("the drill failed: {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
+impl Drill<'_> {
+    /// Opens the copy, checks it, and stops it.
+    async fn carry_out(
+        &self,
+        scratch: &mut ScratchRestore<'_>,
+        planned: Planned,
+    ) -> Result<DrillReport, Failure> {
+        let instance = scratch.open(planned).await?;
+        let checking = Instant::now();
+        let mut findings = self.look_into(&instance, scratch).await;
+        let listing = Instant::now();
+        if !self.args.skip.contains(&Skipped::Tables) {
+            match tables::largest(&instance).await {
+                Ok((tables, problems)) => {
+                    findings.tables = tables;
+                    findings.notes.extend(problems);
+                }
+                Err(error) => {
+                    let why = walpoint_words::format_chain(&error);
+                    findings.notes.push(format!("the largest tables could not be listed: {why}"));
+                }
+            }
+        }
+        // What is no check does not count.
+        let listed = listing.elapsed();
+        scratch.stop().await?;
+        if !self.args.skip.contains(&Skipped::PageChecksums) {
+            findings.checks.push(page_checksums(scratch).await?);
+        }
+        let ended = self.began.elapsed().saturating_sub(listed);
+        let took = checking.elapsed().saturating_sub(listed);
+        self.report(scratch, &instance, findings, (ended, took)).await
+    }
+
+    /// Makes the checks that need the server.
+    async fn look_into(&self, instance: &Instance, scratch: &ScratchRestore<'_>) -> Findings {
+        let mut findings = Findings::default();
+        let outcome = match &instance.reached {
+            Reached::Target if instance.position.is_in_recovery => {
+                Outcome::Passed(Some("paused there".into()))
+            }
+            Reached::Target => Outcome::Passed(None),
+            Reached::Elsewhere(where_it_ended) => Outcome::Failed(where_it_ended.clone()),
+        };
+        findings.checks.push(CheckResult {
+            kind: CheckKind::Recovery,
+            name: "recovery reached the target".to_owned(),
+            database: None,
+            outcome,
+            took: scratch.spans().recovery,
+        });
+        if let Some(programs) = scratch.programs().filter(|_| !self.args.skip.contains(&Skipped::Amcheck)) {
+            let began = Instant::now();
+            let outcome = amcheck::run(instance, programs, scratch.user()).await;
+            findings.checks.push(CheckResult {
+                kind: CheckKind::Amcheck,
+                name: "tables and indexes are sound (pg_amcheck)".to_owned(),
+                database: None,
+                outcome,
+                took: began.elapsed(),
+            });
+        }
+        for check in &self.checks {
+            let began = Instant::now();
+            let outcome = match run_check::run(check, instance, scratch.user()).await {
+                Ok(()) => Outcome::Passed(None),
+                Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
+            };
+            let (kind, database) = match &check.subject {
+                Subject::Query { database, .. } => (CheckKind::Query, database.clone()),
+                Subject::Command(_) => (CheckKind::Command, None),
+            };
+            let (name, took) = (check.name.clone(), began.elapsed());
+            findings.checks.push(CheckResult { kind, name, database, outcome, took });
+        }
+        findings
+    }
+
+    /// The report. `ended`: how long everything to the last check took; `took`: the checks alone.
+    async fn report(
+        &self,
+        scratch: &ScratchRestore<'_>,
+        instance: &Instance,
+        findings: Findings,
+        (ended, took): (Duration, Duration),
+    ) -> Result<DrillReport, Failure> {
+        let restored = scratch.restored().context("nothing was restored")?;
+        let planned = &restored.planned;
+        let selection: Selection<StoreSettings> = self.common.select_to_read()?;
+        let known = list::newest_commit(&selection, planned.lineage.id).await;
+        let newest = measure::newest_commit(planned, instance, known);
+        let has_failed = findings.checks.iter().any(CheckResult::has_failed);
+        let measured = Measured {
+            rto: (!has_failed).then_some(ended),
+            rpo: newest.map(|newest| measure::since(newest, self.started)),
+        };
+        let missed = measured.missed(self.args.rto, self.args.rpo, has_failed);
+        let spans = scratch.spans();
+        let before = ended.saturating_sub(took).saturating_sub(spans.restore).saturating_sub(spans.recovery);
+        let mut notes = planned.notes(&CommandLine::given());
+        notes.extend(scratch.notes().iter().cloned());
+        notes.extend(findings.notes);
+        Ok(DrillReport {
+            result: if has_failed || !missed.is_empty() { DrillResult::Failed } else { DrillResult::Passed },
+            cluster: planned.cluster.clone(),
+            lineage: planned.lineage.id,
+            repository: planned.files_from.name().to_owned(),
+            backup: planned.plan.backup.id,
+            target: planned.plan.target.to_string(),
+            timeline: planned.plan.timeline,
+            postgresql_major: instance.major(),
+            server_version: scratch.programs().map(|programs| programs.version.clone()).unwrap_or_default(),
+            start_time: self.started,
+            end_time: Timestamp::now(),
+            replayed_lsn: instance.position.lsn,
+            file_count: restored.file_count,
+            restored_bytes: restored.written_bytes,
+            plan_seconds: before.as_secs_f64(),
+            restore_seconds: spans.restore.as_secs_f64(),
+            recovery_seconds: spans.recovery.as_secs_f64(),
+            check_seconds: took.as_secs_f64(),
+            rto_seconds: measured.rto.map(|rto| rto.as_secs_f64()),
+            rto_target_seconds: self.args.rto.map(|rto| rto.as_secs_f64()),
+            rpo_seconds: measured.rpo.map(|rpo| rpo.as_secs_f64()),
+            rpo_target_seconds: self.args.rpo.map(|rpo| rpo.as_secs_f64()),
+            newest_commit_time: newest,
+            checks: findings.checks.iter().map(CheckDocument::of).collect(),
+            missed,
+            tables: findings.tables.iter().map(TableDocument::of).collect(),
+            notes,
+            directory: None,
+            start_command: None,
+        })
+    }
+
+    /// Prints the report, and writes the page.
+    fn print(&self, report: &DrillReport) -> Result<(), Failure> {
+        match self.common.json {
+            true => output::json(&DrillDocument::Drilled(report))?,
+            false => output::text(&text::report(report))?,
+        }
+        let Some(file) = &self.args.report else { return Ok(()) };
+        durable::replace(file, html::page(report).as_bytes(), 0o644).map_err(|error| Failure {
+            status: FAILED,
+            error: anyhow::Error::from(error).context(format!("could not write --report {}", file.display())),
+        })
+    }
+}
+
+/// Verifies the checksums of all pages, with the server stopped.
+async fn page_checksums(scratch: &ScratchRestore<'_>) -> anyhow::Result<CheckResult> {
+    let began = Instant::now();
+    let pgdata = scratch.pgdata().context("nothing was restored")?;
+    let verified = tokio::task::spawn_blocking(move || pages::verify(&pgdata)).await?;
+    let outcome = match verified {
+        Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
+        Ok(None) => Outcome::Skipped("the cluster has no data checksums".to_owned()),
+        Ok(Some(pages)) if pages.bad > 0 => Outcome::Failed(format!(
+            "{} of {} pages are damaged: {}{}",
+            pages.bad,
+            pages.verified,
+            pages.named.join(", "),
+            if pages.bad > u64::try_from(pages.named.len()).unwrap_or(0) { ", …" } else { "" }
+        )),
+        Ok(Some(pages)) => Outcome::Passed(Some(format!("{} pages", pages.verified))),
+    };
+    Ok(CheckResult {
+        kind: CheckKind::PageChecksums,
+        name: "page checksums are right".to_owned(),
+        database: None,
+        outcome,
+        took: began.elapsed(),
+    })
+}

@@ -1,0 +1,163 @@
+//! Running the checks that a person asks for on the scratch instance.
+//!
+//! A query runs in a transaction that is read-only and rolled back, in a session of its own. One that writes, or ends its transaction,
+//! fails. A command finds the server by libpq's variables and runs as PostgreSQL's user.
+
+use std::ffi::OsStr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+use walpoint_pg::connect::{Connection, Error};
+use walpoint_runtime::human;
+
+use super::check_file::{Check, Subject};
+use super::expectation::{Answer, quoted};
+use crate::scratch::{Instance, ServerUser};
+
+/// Longer than the server waits itself: its own answer says more.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Bytes of a command's output that are kept of each stream.
+const KEPT: usize = 64 << 10;
+
+/// What fails where the transaction of a check is not the one that was begun: outside one, or without this savepoint.
+const SAVEPOINT: &str = "walpoint_check";
+
+/// Runs a check. An error says why it failed.
+pub(super) async fn run(check: &Check, instance: &Instance, user: &ServerUser) -> anyhow::Result<()> {
+    let answer = match &check.subject {
+        Subject::Query { sql, database } => {
+            let database = database.as_deref().unwrap_or(instance.database());
+            let mut connection =
+                instance.connect(database, Some(check.timeout.saturating_add(GRACE))).await?;
+            let answer = query(&mut connection, sql, check.timeout).await;
+            connection.close().await;
+            answer?
+        }
+        Subject::Command(command) => self::command(command, check.timeout, instance, user).await?,
+    };
+    check.expectation.compare(&answer).map_err(|wrong| anyhow!(wrong))
+}
+
+async fn query(connection: &mut Connection, sql: &str, timeout: Duration) -> anyhow::Result<Answer> {
+    let begin = format!(
+        "SET statement_timeout = {}; BEGIN TRANSACTION READ ONLY; SELECT 1; SAVEPOINT {SAVEPOINT}",
+        timeout.as_millis().min(i32::MAX.unsigned_abs().into())
+    );
+    connection.batch(&begin).await?;
+    let answer = connection.query(sql).await.map_err(|error| explain(error, timeout))?;
+    // What ended the transaction could have begun one that writes.
+    if connection.batch(&format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; ROLLBACK")).await.is_err() {
+        bail!("the check ends its transaction: checks are single queries, in a read-only transaction");
+    }
+    let first = answer.iter().next().map(|row| {
+        let value = row.first().flatten();
+        value.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    });
+    Ok(Answer::Rows { count: answer.len(), first })
+}
+
+fn explain(error: Error, timeout: Duration) -> anyhow::Error {
+    match error.sqlstate() {
+        // read_only_sql_transaction; in recovery, too.
+        Some("25006") => {
+            let report =
+                error.report().map_or(String::new(), |report| format!(": {}", quoted(&report.message)));
+            anyhow!("the check writes, and checks are read-only{report}")
+        }
+        Some("57014") => anyhow!("no answer within {}", human::span(timeout)),
+        _ => match error.report() {
+            Some(report) => anyhow!("{}", quoted(&report.message)),
+            None => error.into(),
+        },
+    }
+}
+
+async fn command(
+    command: &str,
+    timeout: Duration,
+    instance: &Instance,
+    user: &ServerUser,
+) -> anyhow::Result<Answer> {
+    let mut shell = user.command(OsStr::new("sh"));
+    shell.args(["-c", command]).current_dir("/").envs(instance.environment());
+    let output = output(shell, Some(timeout)).await?;
+    if !output.success {
+        let said = output.said();
+        bail!(
+            "the command failed ({}){}",
+            output.status,
+            if said.is_empty() { said } else { format!(": {said}") }
+        );
+    }
+    Ok(Answer::Output(output.stdout.trim_end_matches('\n').to_owned()))
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub(super) struct CommandOutput {
+    pub(super) success: bool,
+    /// The exit status, in words.
+    pub(super) status: String,
+    pub(super) code: Option<i32>,
+    /// The beginning of what it printed.
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl CommandOutput {
+    /// What it said, for a message.
+    pub(super) fn said(&self) -> String {
+        let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
+        quoted(said.trim())
+    }
+}
+
+/// Runs a command to its end and keeps the beginning of what it prints. After the limit it is killed, with what it started.
+pub(super) async fn output(
+    command: std::process::Command,
+    limit: Option<Duration>,
+) -> anyhow::Result<CommandOutput> {
+    let mut command = Command::from(command);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let ended = async {
+        let (stdout, stderr) = tokio::join!(beginning(stdout), beginning(stderr));
+        child.wait().await.map(|status| (status, stdout, stderr))
+    };
+    let limited = match limit {
+        None => Some(ended.await),
+        Some(limit) => tokio::time::timeout(limit, ended).await.ok(),
+    };
+    let Some(result) = limited else {
+        // It has a process group of its own.
+        if let Some(Err(error)) = group.map(|group| kill_process_group(group, Signal::KILL)) {
+            tracing::debug!("a command that took too long was not ended: {error}");
+        }
+        bail!("no answer within {}", human::span(limit.unwrap_or_default()));
+    };
+    let (status, stdout, stderr) = result?;
+    Ok(CommandOutput {
+        success: status.success(),
+        status: status.to_string(),
+        code: status.code(),
+        stdout,
+        stderr,
+    })
+}
+
+/// Reads a stream to its end, and keeps its beginning.
+async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), vec![0; 8 << 10]);
+    let Some(mut stream) = stream else { return String::new() };
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        let room = KEPT.saturating_sub(kept.len());
+        kept.extend(buffer.iter().take(read.min(room)));
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}

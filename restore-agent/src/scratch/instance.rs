@@ -1,0 +1,104 @@
+//! The running instance, and sessions on it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use walpoint_base::{Lsn, PgMajor};
+use walpoint_pg::connect::{ConnInfo, Connection, Environment, Error};
+
+use super::configuration::{self, PORT};
+use super::recovery::Reached;
+
+/// A server that has reached the moment, and takes no writes by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Instance {
+    pub(super) socket_directory: PathBuf,
+    pub(super) major: PgMajor,
+    /// The role of the sessions.
+    pub(super) role: String,
+    /// The database of sessions that name none.
+    pub(super) database: String,
+    /// Where recovery ended.
+    pub(crate) position: Position,
+    /// Whether that is the target.
+    pub(crate) reached: Reached,
+}
+
+/// Where recovery ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position {
+    /// The end of the last record that was replayed.
+    pub(crate) lsn: Lsn,
+    /// The time in the last commit or abort that was replayed.
+    pub(crate) last_commit: Option<Timestamp>,
+    /// Whether the server is still in recovery: paused at the target.
+    pub(crate) is_in_recovery: bool,
+}
+
+impl Instance {
+    /// The version.
+    pub(crate) fn major(&self) -> PgMajor {
+        self.major
+    }
+
+    /// The database of sessions that name none.
+    pub(crate) fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The variables of the environment with which libpq's programs find it.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("PGHOST", self.socket_directory.display().to_string()),
+            ("PGPORT", PORT.to_owned()),
+            ("PGUSER", self.role.clone()),
+            ("PGDATABASE", self.database.clone()),
+            ("PGOPTIONS", configuration::session_options(self.major)),
+        ]
+    }
+
+    /// Opens a session on a database. Its settings are those of the original's databases and roles, but for what leads outside.
+    pub(crate) async fn connect(
+        &self,
+        database: &str,
+        limit: Option<Duration>,
+    ) -> anyhow::Result<Connection> {
+        let opened = connect(&self.socket_directory, self.major, &self.role, database).await;
+        let mut connection =
+            opened.with_context(|| format!("database \"{database}\" of the scratch server"))?;
+        // It was emptied when the session began.
+        connection.execute("RESET search_path").await?;
+        connection.set_limit(limit);
+        Ok(connection)
+    }
+
+    /// The databases that take sessions.
+    pub(crate) async fn databases(&self) -> anyhow::Result<Vec<String>> {
+        let mut connection = self.connect(&self.database, Some(Duration::from_secs(60))).await?;
+        let sql = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY datname";
+        let rows = connection.query(sql).await?;
+        let names: Result<Vec<String>, _> = rows.iter().map(|row| row.get("datname")).collect();
+        connection.close().await;
+        Ok(names?)
+    }
+}
+
+/// Opens a session as a role.
+pub(super) async fn connect(
+    socket_directory: &Path,
+    major: PgMajor,
+    role: &str,
+    database: &str,
+) -> Result<Connection, Error> {
+    let value = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+    let text = format!(
+        "host={} port={PORT} user={} dbname={} options={} application_name=walpoint connect_timeout=10",
+        value(&socket_directory.to_string_lossy()),
+        value(role),
+        value(database),
+        value(&configuration::session_options(major)),
+    );
+    Connection::open(&ConnInfo::parse_in(&text, &Environment::empty())?).await
+}

@@ -1,0 +1,278 @@
+//! A scratch instance: a cluster at a moment of its past, restored into a directory of its own and run by a private server, to be
+//! looked into and thrown away.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`instance`] | the server that runs, and sessions on it |
+//! | [`directory`], [`leftover`] | the scratch directory, its mark and its lock; what a killed run left |
+//! | [`programs`], [`libraries`] | PostgreSQL's programs of the right version; which preloaded libraries are loaded |
+//! | [`configuration`] | the settings of the private server |
+//! | [`process`], [`server`] | starting and stopping it, as PostgreSQL's user |
+//! | [`recovery`] | waiting until it has reached the target, and whether it has |
+//!
+//! What always holds: the server listens only on a Unix socket in a directory that PostgreSQL's user alone can enter; it takes no
+//! setting of the original that leads outside, archives nothing, follows no primary and no publisher, and runs no job of an extension.
+//! Everything that is written lies in the scratch directory. A crash leaves the directory and perhaps the server; the next run in the
+//! same place ends and removes both ([`leftover`]).
+
+mod configuration;
+mod directory;
+mod instance;
+mod leftover;
+mod libraries;
+mod process;
+mod programs;
+mod recovery;
+mod server;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use walpoint_plan::restore::RestoreRequest;
+use walpoint_repo::backup::Backups;
+use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::exit::Failure;
+use walpoint_storage::store::StoreSettings;
+
+use self::configuration::ScratchSettings;
+use self::directory::ScratchDirectory;
+pub(crate) use self::instance::Instance;
+use self::libraries::Preloaded;
+pub(crate) use self::process::ServerUser;
+pub(crate) use self::programs::Programs;
+pub(crate) use self::recovery::Reached;
+use self::recovery::Waiting;
+use self::server::Server;
+use crate::plan::{self, NoPlan, Planned};
+use crate::restore::confined::{ConfinedCluster, ConfinedRestore};
+use crate::restore::owners::Owner;
+use crate::target::TargetArgs;
+
+/// Gives a read-only instance of a cluster at a moment of its past.
+pub(crate) trait OpenMoment {
+    /// Opens it. Whatever comes of that, [`OpenMoment::close`] ends and removes what was made.
+    async fn open(&mut self, planned: Planned) -> Result<Instance, Failure>;
+
+    /// Stops the server; its files remain until [`OpenMoment::close`].
+    async fn stop(&mut self) -> anyhow::Result<()>;
+
+    /// Removes everything, or keeps the files if that was asked for. What a person has to know of what is left.
+    async fn close(&mut self) -> anyhow::Result<Option<Kept>>;
+}
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct ScratchRequest {
+    /// The options that chose the target.
+    pub(crate) target: TargetArgs,
+    /// What they mean.
+    pub(crate) request: RestoreRequest,
+    /// The scratch directory; a fresh one in the configured place if none is given.
+    pub(crate) directory: Option<PathBuf>,
+    /// Where PostgreSQL's programs are, if that was given.
+    pub(crate) bindir: Option<PathBuf>,
+    /// Libraries that are preloaded although they may start jobs.
+    pub(crate) preload: Vec<String>,
+    /// The role of the sessions; the superuser if none is given.
+    pub(crate) role: Option<String>,
+    /// How long recovery may take.
+    pub(crate) recovery_timeout: Duration,
+    /// Whether the files are kept.
+    pub(crate) keep: bool,
+}
+
+/// Files that were kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    /// The scratch directory.
+    pub(crate) directory: PathBuf,
+    /// The command that starts the server again; absent if the restore was not finished.
+    pub(crate) start_command: Option<String>,
+    /// The directory of its socket.
+    pub(crate) socket_directory: PathBuf,
+}
+
+/// How long each part took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spans {
+    /// Writing the files.
+    pub(crate) restore: Duration,
+    /// From the start of the server to the target.
+    pub(crate) recovery: Duration,
+}
+
+/// An instance that is restored into a scratch directory.
+#[derive(Debug)]
+pub(crate) struct ScratchRestore<'a> {
+    common: &'a CommonArgs,
+    request: ScratchRequest,
+    directory: Option<ScratchDirectory>,
+    programs: Option<Programs>,
+    user: ServerUser,
+    server: Option<Server>,
+    restored: Option<ConfinedCluster>,
+    spans: Spans,
+    notes: Vec<String>,
+}
+
+impl<'a> ScratchRestore<'a> {
+    /// Nothing is done yet.
+    pub(crate) fn new(common: &'a CommonArgs, request: ScratchRequest) -> Self {
+        Self {
+            common,
+            request,
+            directory: None,
+            programs: None,
+            user: ServerUser::default(),
+            server: None,
+            restored: None,
+            spans: Spans::default(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Plans, writing nothing.
+    pub(crate) async fn plan(&self) -> Result<Planned, NoPlan> {
+        plan::make(self.common, &self.request.request).await
+    }
+
+    /// What was restored.
+    pub(crate) fn restored(&self) -> Option<&ConfinedCluster> {
+        self.restored.as_ref()
+    }
+
+    /// The data directory, once there is one.
+    pub(crate) fn pgdata(&self) -> Option<PathBuf> {
+        self.directory.as_ref().map(ScratchDirectory::data)
+    }
+
+    /// PostgreSQL's programs, once they were found.
+    pub(crate) fn programs(&self) -> Option<&Programs> {
+        self.programs.as_ref()
+    }
+
+    /// Who runs the server.
+    pub(crate) fn user(&self) -> &ServerUser {
+        &self.user
+    }
+
+    /// How long each part took so far.
+    pub(crate) fn spans(&self) -> Spans {
+        self.spans
+    }
+
+    /// What a person should know.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Makes the scratch directory, after removing what killed runs left in the same place.
+    async fn make_directory(&self, selection: &Selection<StoreSettings>) -> anyhow::Result<ScratchDirectory> {
+        let configured = selection.settings.scratch_directory.clone();
+        let place = configured.unwrap_or_else(directory::default_place);
+        let (given, cluster) = (self.request.directory.clone(), selection.cluster.clone());
+        let made = tokio::task::spawn_blocking(move || directory::made(given, &place, &cluster));
+        made.await.context("the scratch directory could not be made")?
+    }
+
+    /// Decides which libraries are loaded, by the configuration in the backup: before anything else of it is read.
+    async fn look_at_libraries(&self, planned: &Planned, programs: &Programs) -> anyhow::Result<()> {
+        let backups = Backups::of(&planned.files_from, &planned.cluster);
+        let reader = backups.open(planned.plan.backup.id).await?;
+        let configuration = configuration::in_backup(&reader).await?;
+        let preloaded = Preloaded::decide(&configuration, &self.request.preload, &programs.libraries())?;
+        for left_out in preloaded.notes() {
+            tracing::warn!("{left_out}");
+        }
+        Ok(())
+    }
+
+    /// Restores into the directory.
+    async fn restore(&mut self, planned: Planned, programs: &Programs) -> Result<(), Failure> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let settings = ScratchSettings {
+            socket_directory: directory.socket(),
+            major: planned.lineage.major,
+            given: self.request.preload.clone(),
+            libraries: programs.libraries(),
+        };
+        let notes = Arc::new(Mutex::new(Vec::new()));
+        let left = Arc::clone(&notes);
+        let confine = move |original: &str| {
+            let (texts, notes) = settings.texts(original);
+            *left.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+            texts
+        };
+        let prove = |owner: Option<Owner>| {
+            directory.make_socket_directory(owner)?;
+            ServerUser::of(owner).prove(programs, directory)
+        };
+        let restore = ConfinedRestore {
+            target: &self.request.target,
+            request: &self.request.request,
+            pgdata: directory.data(),
+            extra: directory.extra(),
+            confine: Arc::new(confine),
+            prove: &prove,
+        };
+        let began = Instant::now();
+        let restored = restore.run(self.common, planned).await?;
+        self.spans.restore = began.elapsed();
+        self.user = ServerUser::of(restored.owner);
+        self.restored = Some(restored);
+        self.notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+}
+
+impl OpenMoment for ScratchRestore<'_> {
+    async fn open(&mut self, planned: Planned) -> Result<Instance, Failure> {
+        let selection: Selection<StoreSettings> = self.common.select_to_read()?;
+        let programs = Programs::find(self.request.bindir.as_deref(), planned.lineage.major)?;
+        self.programs = Some(programs.clone());
+        self.look_at_libraries(&planned, &programs).await?;
+        self.directory = Some(self.make_directory(&selection).await?);
+        self.restore(planned, &programs).await?;
+        let began = Instant::now();
+        let (Some(directory), Some(restored)) = (&self.directory, &self.restored) else {
+            return Err(anyhow!("nothing was restored").into());
+        };
+        let server = self.server.insert(Server::start(&programs, &self.user, directory)?);
+        let waiting = Waiting {
+            planned: &restored.planned,
+            directory,
+            user: &self.user,
+            role: self.request.role.as_deref(),
+            timeout: self.request.recovery_timeout,
+            show_progress: self.common.show_progress(),
+        };
+        let instance = waiting.wait(server).await?;
+        self.spans.recovery = began.elapsed();
+        Ok(instance)
+    }
+
+    async fn stop(&mut self) -> anyhow::Result<()> {
+        match &mut self.server {
+            Some(server) => server.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn close(&mut self) -> anyhow::Result<Option<Kept>> {
+        let stopped = self.stop().await;
+        let Some(mut directory) = self.directory.take() else { return Ok(None) };
+        // What still runs uses the files: a later run removes them.
+        stopped?;
+        if !self.request.keep {
+            let removed = tokio::task::spawn_blocking(move || directory.remove());
+            return removed.await.context("the scratch directory could not be removed")?.map(|()| None);
+        }
+        directory.keep()?;
+        let start = self.programs.as_ref().filter(|_| self.restored.is_some());
+        let start_command = start.map(|programs| self.user.start_command(programs, &directory.data()));
+        let socket_directory = directory.socket();
+        Ok(Some(Kept { directory: directory.path().to_owned(), start_command, socket_directory }))
+    }
+}

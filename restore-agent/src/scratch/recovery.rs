@@ -1,0 +1,219 @@
+//! Waiting until the private server has reached the target, and whether it has.
+//!
+//! A server that is paused, or has ended recovery, has not necessarily reached what was planned: it also pauses where its settings are
+//! too low to continue. So the position is compared with the plan.
+
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use jiff::Timestamp;
+use walpoint_base::{Lsn, RecoveryTarget};
+use walpoint_pg::connect::{Connection, Error};
+use walpoint_plan::restore::RestorePlan;
+use walpoint_runtime::human;
+use walpoint_runtime::progress::ByteProgress;
+
+use super::directory::ScratchDirectory;
+use super::instance::{self, Instance, Position};
+use super::process::ServerUser;
+use super::server::{self, Server};
+use crate::plan::Planned;
+
+/// How often the server is asked.
+const ASKED: Duration = Duration::from_millis(100);
+
+/// A page of WAL: records are told apart by where they end, and the header of a page may lie between that and the next record.
+const PAGE: u64 = 8192;
+
+/// Databases in which the first session is tried: a cluster may lack either.
+const FIRST: [&str; 2] = ["postgres", "template1"];
+
+const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery() AS recovering, \
+     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_is_wal_replay_paused() ELSE false END AS paused, \
+     pg_catalog.pg_last_wal_replay_lsn()::text AS lsn, \
+     pg_catalog.to_char(pg_catalog.pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS last";
+
+/// Whether recovery ended where it was planned to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// It did.
+    Target,
+    /// It ended elsewhere; how, in words.
+    Elsewhere(String),
+}
+
+/// What is waited for.
+pub(super) struct Waiting<'a> {
+    pub(super) planned: &'a Planned,
+    pub(super) directory: &'a ScratchDirectory,
+    pub(super) user: &'a ServerUser,
+    /// The role of the sessions, if one was given.
+    pub(super) role: Option<&'a str>,
+    pub(super) timeout: Duration,
+    pub(super) show_progress: bool,
+}
+
+impl Waiting<'_> {
+    /// Waits until the server has reached the target and takes sessions.
+    pub(super) async fn wait(&self, server: &mut Server) -> anyhow::Result<Instance> {
+        let plan = &self.planned.plan;
+        let from = plan.backup.id.start();
+        let progress = ByteProgress::bytes("recovering", plan.until.since(from), self.show_progress);
+        let instance = self.wait_with(server, &progress, from).await;
+        progress.end();
+        instance
+    }
+
+    async fn wait_with(
+        &self,
+        server: &mut Server,
+        progress: &ByteProgress,
+        from: Lsn,
+    ) -> anyhow::Result<Instance> {
+        let until = Instant::now() + self.timeout;
+        let (mut session, mut shown) = (None::<Session>, from);
+        loop {
+            server.require_alive()?;
+            if Instant::now() > until {
+                return Err(self.too_late(session.as_ref().map(|session| session.position.lsn), server));
+            }
+            let asked = match &mut session {
+                None => None,
+                Some(open) => Some(state(&mut open.connection).await),
+            };
+            match asked {
+                None => session = self.first_session().await?,
+                // The end of recovery ends no session; the end of the server does, which is noticed next.
+                Some(Err(error)) => {
+                    tracing::debug!("the scratch server did not say where it is: {error:#}");
+                    session = None;
+                }
+                Some(Ok((position, paused))) => {
+                    progress.add(position.lsn.0.saturating_sub(shown.0));
+                    shown = shown.max(position.lsn);
+                    if let Some(open) = &mut session {
+                        open.position = position;
+                    }
+                    if let Some(session) = session.take_if(|_| paused || !position.is_in_recovery) {
+                        return Ok(self.instance(session));
+                    }
+                }
+            }
+            tokio::time::sleep(ASKED).await;
+        }
+    }
+
+    fn instance(&self, session: Session) -> Instance {
+        let Session { role, database, position, .. } = session;
+        Instance {
+            socket_directory: self.directory.socket(),
+            major: self.planned.lineage.major,
+            role,
+            database,
+            position,
+            reached: judge(&self.planned.plan, &position, self.planned.lineage.segment_size.bytes()),
+        }
+    }
+
+    fn too_late(&self, lsn: Option<Lsn>, server: &Server) -> anyhow::Error {
+        let so_far = lsn.map_or_else(
+            || "It was not consistent yet.".to_owned(),
+            |lsn| format!("It had replayed WAL to {lsn}; the target is at {}.", self.planned.plan.until),
+        );
+        let said: String =
+            server::last_errors(server.log()).iter().map(|line| format!("\nDETAIL: {line}")).collect();
+        anyhow!(
+            "recovery did not reach the target within {}\nDETAIL: {so_far}{said}\nHINT: Give it longer with --recovery-timeout.",
+            human::span(self.timeout)
+        )
+    }
+
+    /// The first session on the server; `None` while it takes none. Any role can ask who the superuser is.
+    async fn first_session(&self) -> anyhow::Result<Option<Session>> {
+        let (socket, major) = (self.directory.socket(), self.planned.lineage.major);
+        let own = self.user.name();
+        let tried: Vec<&str> = match self.role {
+            Some(role) => vec![role],
+            None => own.as_deref().into_iter().chain(["postgres"]).collect(),
+        };
+        let mut refused = None;
+        for (role, database) in tried.iter().flat_map(|role| FIRST.map(|database| (*role, database))) {
+            match instance::connect(&socket, major, role, database).await {
+                Ok(mut connection) => {
+                    let position = state(&mut connection).await?.0;
+                    let (mut role, database) = (role.to_owned(), database.to_owned());
+                    if self.role.is_none() {
+                        role = superuser(&mut connection).await?.unwrap_or(role);
+                    }
+                    // The session that waits has the rights of the ones that follow.
+                    connection.close().await;
+                    let connection = instance::connect(&socket, major, &role, &database).await?;
+                    return Ok(Some(Session { connection, role, database, position }));
+                }
+                Err(error) if is_not_yet(&error) => return Ok(None),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        match refused {
+            Some(error) => Err(anyhow::Error::from(error).context(
+                "the scratch server takes no session\nHINT: Name a role of the cluster that may log in, with --role.",
+            )),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A session that waits.
+struct Session {
+    connection: Connection,
+    role: String,
+    database: String,
+    position: Position,
+}
+
+/// Whether a server that starts may take the session later.
+fn is_not_yet(error: &Error) -> bool {
+    // 57P03: it starts, or is not consistent.
+    error.sqlstate().map_or_else(|| error.is_transient(), |state| state == "57P03")
+}
+
+/// The superuser that `initdb` made, or the first other one that may log in.
+async fn superuser(connection: &mut Connection) -> anyhow::Result<Option<String>> {
+    let sql = "SELECT rolname FROM pg_catalog.pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1";
+    let rows = connection.query(sql).await?;
+    Ok(rows.iter().next().map(|row| row.get("rolname")).transpose()?)
+}
+
+/// Where the server is, and whether it is paused.
+async fn state(connection: &mut Connection) -> anyhow::Result<(Position, bool)> {
+    let row = connection.query(STATE).await?.one()?;
+    let last: Option<String> = row.nullable("last")?;
+    let position = Position {
+        lsn: row.nullable("lsn")?.unwrap_or(Lsn::INVALID),
+        last_commit: last.and_then(|last| last.parse::<Timestamp>().ok()),
+        is_in_recovery: row.get("recovering")?,
+    };
+    Ok((position, row.get("paused")?))
+}
+
+/// Compares where recovery ended with the plan.
+fn judge(plan: &RestorePlan, position: &Position, segment: u64) -> Reached {
+    let lsn = position.lsn;
+    let (planned, right) = match &plan.stop {
+        Some(stop) if plan.replayed_until() == stop.record => {
+            // Not replayed: the record before it ends there, up to the header of a page.
+            (stop.record, lsn <= stop.record && lsn.0.saturating_add(PAGE) >= stop.record.0)
+        }
+        Some(stop) => (stop.end, lsn > stop.record && lsn.0 < stop.end.0.saturating_add(PAGE)),
+        // Where the backup is consistent; PostgreSQL itself decides which record is the first one there.
+        None if plan.target == RecoveryTarget::Immediate => {
+            (plan.backup.end, lsn.0.saturating_add(PAGE) >= plan.backup.end.0)
+        }
+        // The last record of the archive may begin in an earlier segment than it would end in.
+        None => (plan.until, lsn.0.saturating_add(segment.saturating_mul(2)) >= plan.until.0),
+    };
+    match right {
+        true => Reached::Target,
+        false => Reached::Elsewhere(format!("recovery ended at {lsn}, and the plan leads to {planned}")),
+    }
+}

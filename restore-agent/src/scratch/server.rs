@@ -1,0 +1,149 @@
+//! The private server's process.
+//!
+//! It holds the lock on its log for as long as it, or a process of it, lives: that is how a later run knows of one that outlived this
+//! run.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use walpoint_base::diagnostic::shown;
+
+use super::directory::ScratchDirectory;
+use super::process::ServerUser;
+use super::programs::Programs;
+
+/// How long the server may take to stop in order, and then at once.
+const STOPPING: [(Signal, Duration); 3] = [
+    (Signal::INT, Duration::from_secs(120)),
+    (Signal::QUIT, Duration::from_secs(30)),
+    (Signal::KILL, Duration::from_secs(10)),
+];
+
+/// Bytes at the end of the log that are looked at.
+const TAIL: u64 = 64 << 10;
+
+/// The most lines of the log that an error quotes.
+const LINES: usize = 4;
+
+/// A server that was started.
+#[derive(Debug)]
+pub(super) struct Server {
+    child: Child,
+    log: PathBuf,
+    status: Option<ExitStatus>,
+}
+
+impl Server {
+    /// Starts it on the data directory of a scratch directory.
+    pub(super) fn start(
+        programs: &Programs,
+        user: &ServerUser,
+        directory: &ScratchDirectory,
+    ) -> anyhow::Result<Self> {
+        let log = directory.log();
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
+        let file = file.with_context(|| format!("could not create \"{}\"", log.display()))?;
+        // Where locks do not work a later run does not remove the directory.
+        if let Err(error) = file.try_lock() {
+            tracing::debug!("the server's log is not locked: {error}");
+        }
+        let program = programs.server();
+        let mut command = user.command(program.as_os_str());
+        command.arg("-D").arg(directory.data()).current_dir(directory.socket());
+        let handle = |file: &File| file.try_clone().map(Stdio::from);
+        command.stdout(handle(&file)?).stderr(handle(&file)?);
+        let child = Command::from(command).spawn();
+        let child = child.with_context(|| format!("could not run \"{}\"", program.display()))?;
+        Ok(Self { child, log, status: None })
+    }
+
+    /// Fails if it has ended, with what it logged last.
+    pub(super) fn require_alive(&mut self) -> anyhow::Result<()> {
+        self.status = match self.status {
+            Some(status) => Some(status),
+            None => self.child.try_wait().context("the state of the scratch server is unknown")?,
+        };
+        match self.status {
+            None => Ok(()),
+            Some(status) => Err(self.ended(status)),
+        }
+    }
+
+    fn ended(&self, status: ExitStatus) -> anyhow::Error {
+        let said = last_errors(&self.log);
+        let details: String = said.iter().map(|line| format!("\nDETAIL: {}", shown(line))).collect();
+        anyhow!(
+            "the scratch server ended before it was stopped ({status}){details}\nHINT: With --keep its log remains."
+        )
+    }
+
+    /// Its log.
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Stops it: in order if it does that soon, so that every page is written.
+    pub(super) async fn stop(&mut self) -> anyhow::Result<()> {
+        if self.status.is_some() {
+            return Ok(());
+        }
+        for (signal, limit) in STOPPING {
+            let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+            if let Some(Err(error)) = pid.map(|pid| kill_process(pid, signal)) {
+                tracing::debug!("the scratch server was not signaled: {error}");
+            }
+            if let Ok(status) = tokio::time::timeout(limit, self.child.wait()).await {
+                self.status = Some(status.context("the end of the scratch server was not seen")?);
+                return Ok(());
+            }
+        }
+        bail!("the scratch server does not stop (process {})", self.child.id().unwrap_or_default())
+    }
+}
+
+/// The last errors in a log, oldest first.
+pub(super) fn last_errors(log: &Path) -> Vec<String> {
+    let text = tail(log).unwrap_or_default();
+    let is_error = |line: &&str| ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level));
+    let mut found: Vec<String> = text.lines().filter(is_error).map(str::to_owned).collect();
+    found.drain(..found.len().saturating_sub(LINES));
+    found
+}
+
+fn tail(log: &Path) -> std::io::Result<String> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut text = Vec::new();
+    file.take(TAIL).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_errors_of_a_log_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut text = String::new();
+        for n in 0..9 {
+            text += &format!(
+                "2026-11-21 10:00:0{n} UTC [7] LOG:  line\n2026-11-21 10:00:0{n} UTC [7] FATAL:  no {n}\n"
+            );
+        }
+        walpoint_base::durable::create(&log, text.as_bytes()).unwrap();
+        let found = last_errors(&log);
+        assert_eq!(found.len(), LINES);
+        assert!(found[0].ends_with("no 5") && found[3].ends_with("no 8"), "{found:?}");
+        assert!(last_errors(&dir.path().join("none")).is_empty());
+    }
+}

@@ -1,0 +1,274 @@
+//! `restore-agent drill`: a copy beside production that is recovered, checked, measured and removed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use walpoint_tests::archived::Archived;
+use walpoint_tests::cluster::Cluster;
+use walpoint_tests::process::{self, Background, Output};
+use walpoint_tests::store::Store;
+use walpoint_tests::{testbed, user, wait};
+
+/// A hostile name, as a table, a database and a check may have one.
+const HOSTILE: &str = "<script>alert('x')</script>&\"";
+
+/// A cluster whose configuration leads outside in every way, with a backup and rows behind it, and a directory for drills.
+struct Bed {
+    archived: Archived,
+    place: PathBuf,
+}
+
+impl Bed {
+    fn new(major: u32) -> Bed {
+        let builder = Cluster::builder().major(major).segment_size_mb(1).checksums(true);
+        let builder = builder.conf("listen_addresses", "127.0.0.1").conf("primary_slot_name", "production");
+        let builder = builder.conf("synchronous_standby_names", "").conf("external_pid_file", "");
+        let archived = Archived::start_with(builder, Store::local(), |agent| {
+            let line = format!("scratch_directory = \"{}\"", agent.place().join("scratch").display());
+            agent.cluster_line(&line)
+        });
+        let place = archived.agent.place().join("scratch");
+        fs::create_dir(&place).unwrap();
+        user::give(&place);
+        let cluster = &archived.cluster;
+        cluster.create_tablespace("elsewhere");
+        cluster.psql("create table moved (n int) tablespace elsewhere; insert into moved values (1), (2)");
+        let quoted = HOSTILE.replace('"', "\"\"");
+        cluster.psql(&format!("create table \"{quoted}\" as select generate_series(1, 1000) as n"));
+        cluster.psql("create table rows as select generate_series(1, 10) as n");
+        // What recovery of a copy must not start, and what its server would wait for or write to.
+        cluster.psql("alter system set archive_timeout = '1h'");
+        archived.backup();
+        cluster.psql("insert into rows select generate_series(11, 20)");
+        archived.settle();
+        Bed { archived, place }
+    }
+
+    fn bindir(&self) -> String {
+        let postgres = testbed::pg_program(self.archived.cluster.major(), "postgres");
+        postgres.parent().unwrap().display().to_string()
+    }
+
+    fn arguments<'a>(&self, bindir: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        [&["drill", "--pg-bindir", bindir], more].concat()
+    }
+
+    fn drill(&self, more: &[&str]) -> Output {
+        self.archived.agent.restore(&self.arguments(&self.bindir(), more))
+    }
+
+    /// Starts a drill and waits until its check, which takes minutes, runs.
+    fn start(&self, name: &str, more: &[&str]) -> Background {
+        let bindir = self.bindir();
+        let marker = self.place.with_file_name(format!("{name}.begun"));
+        let file = self.place.with_file_name(format!("{name}.toml"));
+        // It ends with the server.
+        let wait = "while test -S \"$PGHOST/.s.PGSQL.$PGPORT\"; do sleep 0.1; done";
+        let text = format!(
+            "[[check]]\nname = 'long'\ncommand = 'touch {}; {wait}'\ntimeout = '10m'\n",
+            marker.display()
+        );
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let file = file.display().to_string();
+        let arguments = self.arguments(&bindir, &[&["--skip", "amcheck", "--checks", &file], more].concat());
+        let mut command = self.archived.agent.command("restore-agent", arguments);
+        let drill = Background::start(&mut command, &self.place.with_file_name(format!("{name}.log")));
+        wait::until_true(Duration::from_secs(90), "a drill at its check", || marker.exists());
+        drill
+    }
+
+    /// The scratch directories.
+    fn scratch(&self) -> Vec<PathBuf> {
+        let mut found: Vec<PathBuf> =
+            fs::read_dir(&self.place).unwrap().map(|entry| entry.unwrap().path()).collect();
+        found.sort();
+        found
+    }
+
+    /// What production would notice: timelines in the archive.
+    fn histories(&self) -> usize {
+        let keys = self.archived.back_door().list("clusters/main");
+        keys.iter().filter(|key| key.ends_with(".history")).count()
+    }
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:#?}"))
+}
+
+#[track_caller]
+fn result<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let checks = report["checks"].as_array().unwrap();
+    checks
+        .iter()
+        .find(|check| check["name"].as_str().unwrap().contains(name))
+        .unwrap_or_else(|| panic!("{name}: {report:#}"))
+}
+
+/// The server of a scratch directory.
+fn postmaster(scratch: &Path) -> u32 {
+    let text = fs::read_to_string(scratch.join("data/postmaster.pid")).unwrap();
+    text.lines().next().unwrap().parse().unwrap()
+}
+
+/// R10: everything in the archive is recovered, its tablespaces inside the copy, and checked; production notices nothing and nothing is
+/// left.
+fn a_drill_passes_and_leaves_nothing(major: u32) {
+    let bed = Bed::new(major);
+    let has_amcheck = major > 13;
+    if has_amcheck {
+        bed.archived.cluster.psql("create extension amcheck");
+        bed.archived.settle();
+    }
+    let checks = bed.place.with_file_name("checks.toml");
+    let text = "[[check]]\nname = 'all rows'\nquery = 'select count(*) from rows'\nexpect = 20\n\
+                [[check]]\nname = 'apart'\nquery = \"select name from pg_settings where (name, setting) in (values \
+                ('listen_addresses', '127.0.0.1'), ('primary_slot_name', 'production'), ('archive_mode', 'on'), \
+                ('max_logical_replication_workers', '4'), ('archive_timeout', '3600'), ('autovacuum', 'on'))\"\nexpect_rows = 0\n\
+                [[check]]\nname = 'inside'\nquery = \"select pg_tablespace_location(oid) like 'pg_tblspc/%' from pg_tablespace where \
+                spcname = 'elsewhere'\"\n\
+                [[check]]\nname = 'command'\ncommand = 'test -S \"$PGHOST/.s.PGSQL.$PGPORT\" && echo \"$PGDATABASE\"'\nexpect = 'postgres'\n";
+    fs::write(&checks, text).unwrap();
+    fs::set_permissions(&checks, fs::Permissions::from_mode(0o644)).unwrap();
+    let more = ["--json", "--rto", "10m", "--rpo", "10m", "--checks", checks.to_str().unwrap()];
+    let report = json(
+        &bed.drill(&[&more[..], &["--check", "select count(*) = 2 from moved"]].concat()).expect_success(),
+    );
+    assert_eq!(report["result"], "passed", "{report:#}");
+    assert_eq!(result(&report, "recovery reached")["result"], "passed");
+    assert_eq!(
+        result(&report, "amcheck")["result"],
+        if has_amcheck { "passed" } else { "skipped" },
+        "{report:#}"
+    );
+    assert_eq!(result(&report, "page checksums")["result"], "passed");
+    for name in ["all rows", "apart", "inside", "command", "count(*) = 2"] {
+        assert_eq!(result(&report, name)["result"], "passed", "{report:#}");
+    }
+    let rto = report["rto_seconds"].as_f64().unwrap();
+    let parts = ["plan_seconds", "restore_seconds", "recovery_seconds", "check_seconds"];
+    let parts: f64 = parts.iter().map(|part| report[part].as_f64().unwrap()).sum();
+    assert!(rto > 0.0 && (rto - parts).abs() < 0.5, "{report:#}");
+    assert!((0.0..600.0).contains(&report["rpo_seconds"].as_f64().unwrap()), "{report:#}");
+    let tables = report["tables"].as_array().unwrap();
+    let hostile =
+        tables.iter().find(|table| table["table"] == HOSTILE).unwrap_or_else(|| panic!("{report:#}"));
+    assert_eq!((&hostile["row_count"], &hostile["counted"]), (&1000.into(), &true.into()));
+    assert_eq!(bed.scratch(), [] as [PathBuf; 0]);
+    assert_eq!(bed.histories(), 0, "the copy archived a timeline");
+    assert_eq!(bed.archived.cluster.psql("select count(*) from moved"), "2");
+}
+
+#[test]
+fn a_drill_passes_and_leaves_nothing_on_13() {
+    a_drill_passes_and_leaves_nothing(13);
+}
+
+#[test]
+fn a_drill_passes_and_leaves_nothing_on_19() {
+    a_drill_passes_and_leaves_nothing(19);
+}
+
+/// R10: a drill whose checks fail, or that misses a target, ends with 3 and says which; a page about it shows names as text. The copy that is
+/// kept can be started, and what cannot be reached or run ends with 1.
+#[test]
+fn what_fails_is_named_and_ends_with_3() {
+    let bed = Bed::new(17);
+    let page = bed.place.with_file_name("report.html");
+    let (kept, page_path) = (bed.place.join("kept"), page.display().to_string());
+    let lsn = bed.archived.cluster.psql("insert into rows values (21); select pg_current_wal_lsn()");
+    let lsn = lsn.lines().last().unwrap().to_owned();
+    bed.archived.settle();
+    let failing = [
+        "--json",
+        "--target-lsn",
+        &lsn,
+        "--keep",
+        "--directory",
+        kept.to_str().unwrap(),
+        "--report",
+        &page_path,
+        "--rto",
+        "1ms",
+        "--check",
+        "select count(*) = 21 from rows",
+        "--check",
+        "select false",
+        "--check",
+        "delete from rows",
+        "--check",
+        "commit; begin; select true",
+        "--check",
+        "select '<b>' from nothing_here",
+        "--check",
+        "select 1/(n - 1) > 0 from rows",
+    ];
+    let report = json(&bed.drill(&failing).expect_status(3));
+    assert_eq!(report["result"], "failed");
+    let message = |name: &str| result(&report, name)["message"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(result(&report, "= 21")["result"], "passed", "{report:#}");
+    assert!(message("recovery reached").contains("paused"), "{report:#}");
+    assert_eq!(message("select false"), "expected true, got \"f\"");
+    assert!(
+        message("delete from rows").starts_with("the check writes, and checks are read-only"),
+        "{report:#}"
+    );
+    assert!(message("commit; begin").contains("ends its transaction"), "{report:#}");
+    assert!(
+        message("nothing_here").contains("does not exist") && message("1/(n").contains("division by zero"),
+        "{report:#}"
+    );
+    assert!(report.get("rto_seconds").is_none(), "a check failed: {report:#}");
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&quot;"), "{text}");
+    assert!(text.contains("&lt;b&gt;") && !text.contains("<script") && !text.contains("<b>"), "{text}");
+    // What was kept starts as it is, and the next drill leaves it alone.
+    let start = report["start_command"].as_str().unwrap();
+    let mut shell = std::process::Command::new("sh");
+    shell.args([
+        "-c",
+        &format!(
+            "{start} -l {}/log && {}/pg_ctl -D {}/data -m immediate stop",
+            kept.display(),
+            bed.bindir(),
+            kept.display()
+        ),
+    ]);
+    process::run(user::become_user(shell.current_dir("/")), Duration::from_secs(60)).expect_success();
+    let missed = bed.drill(&["--skip", "amcheck", "--rto", "1ms"]).expect_status(3);
+    assert!(missed.stderr.contains("the drill failed: 1 target missed"), "{missed:#?}");
+    assert_eq!(bed.scratch(), [kept]);
+    let unreachable = bed.drill(&["--json", "--target-time", "2199-01-01 00:00:00Z"]).expect_status(1);
+    assert_eq!(json(&unreachable)["result"], "unreachable", "{unreachable:#?}");
+    let other = testbed::pg_program(16, "postgres").parent().unwrap().display().to_string();
+    let wrong = bed.archived.agent.restore(&["drill", "--pg-bindir", &other]).expect_status(1);
+    assert!(wrong.stderr.contains("has PostgreSQL 16, and the backup is of PostgreSQL 17"), "{wrong:#?}");
+}
+
+/// R10: a drill that is killed leaves its copy and its server to the next one, which touches no drill that runs; one that is asked to stop
+/// removes its own.
+#[test]
+fn what_a_killed_drill_left_the_next_one_removes() {
+    let bed = Bed::new(17);
+    let mut killed = bed.start("killed", &[]);
+    let [left] = &bed.scratch()[..] else { panic!("{:?}", bed.scratch()) };
+    let left = left.clone();
+    let server = postmaster(&left);
+    let mut running = bed.start("running", &[]);
+    let other = bed.scratch().into_iter().find(|scratch| *scratch != left).unwrap();
+    killed.kill();
+    assert!(process::alive(server) && process::alive(postmaster(&other)));
+    bed.drill(&["--skip", "amcheck", "--skip", "page-checksums", "--skip", "tables"]).expect_success();
+    assert!(!process::alive(server), "its server still runs");
+    assert_eq!(bed.scratch(), [other.clone()]);
+    let server = postmaster(&other);
+    assert!(process::alive(server), "a drill that runs was touched");
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait(Duration::from_secs(60)), 1, "{}", running.log());
+    assert!(!process::alive(server) && bed.scratch().is_empty(), "{}", running.log());
+}
