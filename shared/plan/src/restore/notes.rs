@@ -24,7 +24,7 @@ impl Planner<'_> {
     ) -> Asking<Vec<Note>> {
         let mut notes = Vec::new();
         notes.extend(Some(backup.damaged_pages).filter(|pages| *pages > 0).map(Note::DamagedPages));
-        notes.extend(self.at_the_end(path, ending));
+        notes.extend(self.at_the_end(path, ending)?);
         notes.extend(self.on_target(path, stop)?);
         if self.request.timeline == TargetTimeline::Latest {
             let abandoned = self.facts.abandoned.iter().filter(|(timeline, _)| **timeline > path.timeline());
@@ -52,12 +52,13 @@ impl Planner<'_> {
     }
 
     /// What recovery does not follow at its end, what is built for it, and what it leaves out.
-    fn at_the_end(&self, path: &Path<'_>, ending: &Ending) -> Vec<Note> {
+    fn at_the_end(&self, path: &Path<'_>, ending: &Ending) -> Asking<Vec<Note>> {
         let mut notes = Vec::new();
         if let Some(next) = ending.unfollowed {
             notes.push(Note::Unfollowed { on: path.timeline(), next });
         } else if self.request.target == RecoveryTarget::Latest
             && ending.wal.last().is_none_or(|f| f.timeline != path.timeline())
+            && self.facts.wal(path.timeline())?.first().is_none()
         {
             notes.push(Note::NoWholeSegment(path.timeline()));
         }
@@ -67,7 +68,7 @@ impl Planner<'_> {
             false => Note::ForkBuilt(fork),
         }));
         notes.extend(ending.more_until.map(|(timeline, cut)| Note::MoreUntil { timeline, cut }));
-        notes
+        Ok(notes)
     }
 
     /// What else the target may mean.

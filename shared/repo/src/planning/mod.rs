@@ -219,7 +219,7 @@ async fn plan_in_family(
         return Ok(Some(Err(Box::new(several))));
     }
     if let Some(mut plan) = plans.pop() {
-        plan.notes.extend(split_off_note(catalog, &plan));
+        plan.notes.extend(split_off_note(catalog, family, &plan));
         return Ok(Some(Ok(plan)));
     }
     Ok(refused.map(Err))
@@ -321,11 +321,13 @@ fn has_nothing_own(lineage: &LineageCatalog, plan: &RestorePlan) -> bool {
     read.peek().is_some() && read.all(|segment| archive.inherits(segment))
 }
 
-/// What a person has to know of a lineage that alone has the target and was split off.
-fn split_off_note(catalog: &Catalog, plan: &RestorePlan) -> Option<Note> {
-    let lineage = catalog.lineages().iter().find(|lineage| lineage.id() == plan.lineage)?.lineage();
-    let parent = lineage.parent?.lineage;
-    Some(Note::SplitOff { lineage: lineage.id, parent })
+/// What a person has to know of a lineage that alone of its family has the target and was split off from one of them. Who names a lineage
+/// has chosen, and no other one was asked.
+fn split_off_note(catalog: &Catalog, family: &[usize], plan: &RestorePlan) -> Option<Note> {
+    let mut asked = family.iter().filter_map(|at| catalog.lineages().get(*at));
+    let parent = asked.clone().find(|lineage| lineage.id() == plan.lineage)?.lineage().parent?.lineage;
+    let is_asked = asked.any(|lineage| lineage.id() == parent);
+    is_asked.then_some(Note::SplitOff { lineage: plan.lineage, parent })
 }
 
 /// Several members of a family have the target, each with another content.

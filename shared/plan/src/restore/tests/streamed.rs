@@ -119,3 +119,18 @@ fn damaged_or_contradicting_slices_behind_the_fork_are_refused() {
     // A target before it needs none of that.
     assert!(world.plan_with(contradicting(true), &on(1, RecoveryTarget::Lsn(Lsn(mb(9))))).is_ok());
 }
+
+/// The last segment comes from a younger timeline's file: the old one has whole segments all the same.
+#[test]
+fn a_timeline_is_said_to_have_no_whole_segment_only_if_it_has_none() {
+    let mut world = failed_over(FORK);
+    let none_of = |timeline| Note::NoWholeSegment(tli(timeline));
+    let asked = |timeline| RestoreRequest { use_partial: true, ..latest(timeline) };
+    let plan = world.plan(&asked(1)).unwrap();
+    assert_eq!((plan.until, plan.wal.last().unwrap().timeline), (FORK, tli(2)));
+    assert!(!plan.notes.contains(&none_of(1)), "{:?}", plan.notes);
+    world.files.retain(|(timeline, _)| *timeline != tli(2));
+    world.backups.pop();
+    let plan = world.plan(&asked(2)).unwrap();
+    assert!(plan.notes.contains(&none_of(2)), "{:?}", plan.notes);
+}

@@ -7,3 +7,4 @@ mod distance;
 mod removal;
 mod report;
 mod simulate;
+mod split_off;
