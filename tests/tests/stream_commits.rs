@@ -4,6 +4,7 @@
 mod stream_bed;
 
 use std::collections::BTreeSet;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -39,33 +40,47 @@ fn wait_synchronous(bed: &Archived) {
     bed.cluster.wait_for("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
 }
 
-/// Commits from several clients until the server dies, which it does `after` the first commit was confirmed.
+/// Commits from several clients until the server dies. In every other round the daemon dies before it, at the moment at which a commit
+/// was confirmed: what it reported then is all that it ever stores.
 fn commit_until_killed(bed: &Archived, round: usize, after: Duration) -> Written {
+    let (begun, daemon) = (Instant::now(), bed.daemon().process.pid());
+    let (killed, is_killed) = mpsc::channel();
     let mut written = Written::default();
-    thread::scope(|scope| {
-        let client = |client: usize| {
-            let mut session = bed.cluster.session();
-            let mut mine = Written::default();
-            for n in 0.. {
-                let row = format!("{round}:{client}:{n}");
-                mine.sent.insert(row.clone());
-                session.send(&format!("insert into t values ('{row}') returning row"));
-                // A row is printed when its commit was confirmed.
-                match session.try_answer() {
-                    Some(answer) if answer == row => drop(mine.confirmed.insert(row)),
-                    _ => return mine,
-                }
+    let client = |client: usize, killed: mpsc::Sender<()>| {
+        let mut session = bed.cluster.session();
+        let mut mine = Written::default();
+        let mut kills = client == 0 && round % 2 == 0;
+        for n in 0.. {
+            let row = format!("{round}:{client}:{n}");
+            mine.sent.insert(row.clone());
+            session.send(&format!("insert into t values ('{row}') returning row"));
+            // A row is printed when its commit was confirmed.
+            match session.try_answer() {
+                Some(answer) if answer == row => {}
+                _ => return mine,
             }
-            mine
-        };
-        let clients: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n))).collect();
-        let before = format!("select count(*) > 0 from t where row like '{round}:%'");
-        bed.cluster.wait_for(&before, "t");
-        thread::sleep(after);
-        // Where the daemon dies first, what it reported is all that it ever stores.
-        if round % 2 == 1 {
-            process::kill_pid(bed.daemon().process.pid(), Signal::KILL);
-            thread::sleep(Duration::from_millis(20));
+            if kills && begun.elapsed() > after {
+                process::kill_pid(daemon, Signal::KILL);
+                killed.send(()).unwrap();
+                kills = false;
+            }
+            mine.confirmed.insert(row);
+        }
+        mine
+    };
+    thread::scope(|scope| {
+        let client = &client;
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|n| {
+                let killed = killed.clone();
+                scope.spawn(move || client(n, killed))
+            })
+            .collect();
+        if round % 2 == 0 {
+            is_killed.recv_timeout(SOON).expect("a commit is confirmed");
+        } else {
+            bed.cluster.wait_for(&format!("select count(*) > 0 from t where row like '{round}:%'"), "t");
+            thread::sleep(after);
         }
         bed.cluster.kill();
         for client in clients {
