@@ -75,7 +75,8 @@ impl Bed {
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         let file = file.display().to_string();
-        let arguments = self.arguments(&bindir, &[&["--skip", "amcheck", "--checks", &file], more].concat());
+        let arguments =
+            self.arguments(&bindir, &[&["--skip", "amcheck", "--checks", file.as_str()], more].concat());
         let mut command = self.archived.agent.command("restore-agent", arguments);
         let drill = Background::start(&mut command, &self.place.with_file_name(format!("{name}.log")));
         wait::until_true(Duration::from_secs(90), "a drill at its check", || marker.exists());
@@ -187,12 +188,12 @@ fn what_fails_is_named_and_ends_with_3() {
     let failing = [
         "--json",
         "--target-lsn",
-        &lsn,
+        lsn.as_str(),
         "--keep",
         "--directory",
         kept.to_str().unwrap(),
         "--report",
-        &page_path,
+        page_path.as_str(),
         "--rto",
         "1ms",
         "--check",
@@ -256,8 +257,7 @@ fn what_fails_is_named_and_ends_with_3() {
 fn what_a_killed_drill_left_the_next_one_removes() {
     let bed = Bed::new(17);
     let mut killed = bed.start("killed", &[]);
-    let [left] = &bed.scratch()[..] else { panic!("{:?}", bed.scratch()) };
-    let left = left.clone();
+    let [left] = <[PathBuf; 1]>::try_from(bed.scratch()).expect("one scratch directory");
     let server = postmaster(&left);
     let mut running = bed.start("running", &[]);
     let other = bed.scratch().into_iter().find(|scratch| *scratch != left).unwrap();
