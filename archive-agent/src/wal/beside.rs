@@ -10,8 +10,6 @@
 //! not come through this line waits until PostgreSQL was told of that one, and is stored if the repository has it
 //! ([`follows`](super::follows)).
 
-mod notes;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,9 +22,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::{SegmentName, WalFileName};
 
-use self::notes::{NOTE_INTERVAL, Notes};
 use super::archiver::Archiver;
 use super::follows::{before, whole};
+use super::noting::{NOTE_INTERVAL, Notes};
 use super::order::{Turn, turn};
 use super::target::WalTarget;
 use super::upload::{UploadSource, Uploader};

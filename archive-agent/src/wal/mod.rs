@@ -30,6 +30,7 @@
 //! | [`stored`] | what is known to be durable |
 //! | [`index`] | telling the repository's index what was stored |
 //! | [`beside`] | what waits for a repository that does not have to acknowledge |
+//! | [`noting`] | noting for the next daemon up to where one lacks nothing |
 //! | [`follows`] | whether a segment may be stored there directly, behind the one before it |
 //! | [`resting`] | which of those failed a moment ago, for the next command |
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
@@ -78,6 +79,7 @@ pub(crate) mod lineage;
 mod look_back;
 pub(crate) mod memory;
 mod neighbors;
+mod noting;
 pub(crate) mod once;
 mod opening;
 pub(crate) mod order;

@@ -126,6 +126,7 @@ impl ConfinedRestore<'_> {
             extra_dir: Some(self.extra.clone()),
             delta: false,
             replace: false,
+            if_empty: false,
             target_action: None,
             standby: false,
             resume_archiving: false,
@@ -133,6 +134,7 @@ impl ConfinedRestore<'_> {
             overwrite_other_cluster: false,
             server_is_down: false,
             dry_run: false,
+            max_rate: None,
             pre_command: None,
             post_command: None,
         }

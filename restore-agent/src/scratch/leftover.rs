@@ -141,7 +141,7 @@ mod tests {
         drop(kept);
         remove_all(place.path());
         assert!(living_path.exists() && kept_path.exists());
-        std::fs::create_dir_all(living.data().join("base/1")).unwrap();
+        fs::create_dir_all(living.data().join("base/1")).unwrap();
         drop(living);
         remove_all(place.path());
         assert!(!living_path.exists() && kept_path.exists());
@@ -153,10 +153,10 @@ mod tests {
         let cluster = "main".parse().unwrap();
         let original = ScratchDirectory::fresh(place.path(), &cluster).unwrap();
         let copy = place.path().join(format!("{PREFIX}copy"));
-        std::fs::create_dir_all(copy.join("data")).unwrap();
-        std::fs::copy(original.path().join(MARK), copy.join(MARK)).unwrap();
+        fs::create_dir_all(copy.join("data")).unwrap();
+        fs::copy(original.path().join(MARK), copy.join(MARK)).unwrap();
         let plain = place.path().join(format!("{PREFIX}plain"));
-        std::fs::create_dir(&plain).unwrap();
+        fs::create_dir(&plain).unwrap();
         durable::create(&plain.join("precious"), b"x").unwrap();
         let linked = place.path().join(format!("{PREFIX}link"));
         std::os::unix::fs::symlink(original.path(), &linked).unwrap();
@@ -172,14 +172,14 @@ mod tests {
         let place = place();
         let cluster = "main".parse().unwrap();
         let given = place.path().join("given");
-        std::fs::create_dir(&given).unwrap();
+        fs::create_dir(&given).unwrap();
         let directory = ScratchDirectory::given(&given, &cluster).unwrap();
-        std::fs::create_dir_all(directory.data()).unwrap();
+        fs::create_dir_all(directory.data()).unwrap();
         drop(directory);
         assert!(ScratchDirectory::given(&given, &cluster).unwrap_err().to_string().contains("not empty"));
         remove_one(&given);
         ScratchDirectory::given(&given, &cluster).unwrap().remove().unwrap();
-        assert_eq!(std::fs::read_dir(&given).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&given).unwrap().count(), 0);
         durable::create(&given.join("precious"), b"x").unwrap();
         assert!(ScratchDirectory::given(&given, &cluster).is_err());
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use walpoint_base::SegmentName;
 
-use crate::wal::archiver::Archiver;
-use crate::wal::{complete, disk};
+use super::archiver::Archiver;
+use super::{complete, disk};
 
 /// How often to note up to where nothing is missing.
 pub(super) const NOTE_INTERVAL: Duration = Duration::from_secs(30);
