@@ -345,16 +345,10 @@ async fn built(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Option<
         return Ok(Some(Built { segment, hash: None }));
     }
     let (name, length) = (segment.source_name(), segment.cut.since(start));
-    let archive = planned.repository.wal_to_read(&planned.lineage).await?;
-    let mut found = archive.beginning(name, length).await;
-    if planned.together && !matches!(found, Ok(Some(_))) {
-        // Another repository has what the plan counts on.
-        for other in elsewhere::copies(common, planned).await?.archives() {
-            if let Ok(Some(hash)) = other.beginning(name, length).await {
-                found = Ok(Some(hash));
-                break;
-            }
-        }
-    }
-    Ok(Some(Built { segment, hash: found? }))
+    let hash = match planned.together {
+        // The plan counts on the longest copy, which may be another repository's.
+        true => elsewhere::copies(common, planned).await?.beginning(name, length).await?,
+        false => planned.repository.wal_to_read(&planned.lineage).await?.beginning(name, length).await?,
+    };
+    Ok(Some(Built { segment, hash }))
 }

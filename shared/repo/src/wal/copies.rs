@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
 use super::get::FetchedWal;
@@ -49,9 +50,18 @@ impl WalCopies {
         self.sound(async |archive: &WalArchive| archive.get(name).await).await
     }
 
-    /// The incomplete copy of a segment, checked, as [`WalArchive::get_incomplete`].
+    /// The incomplete copy of a segment that holds most, checked, as [`WalArchive::get_incomplete`].
     pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<FetchedWal>> {
-        self.sound(async |archive: &WalArchive| archive.get_incomplete(segment).await).await
+        self.joined().get_incomplete(segment).await
+    }
+
+    /// What a file begins with, as [`WalArchive::beginning`]: of incomplete copies the one that holds most.
+    pub async fn beginning(&self, name: WalFileName, length: u64) -> Result<Option<ContentHash>> {
+        self.joined().beginning(name, length).await
+    }
+
+    fn joined(&self) -> WalArchive {
+        self.first.joined(self.archives.iter().skip(1).cloned().collect())
     }
 
     /// What is stored about a segment, as [`WalArchive::header`].

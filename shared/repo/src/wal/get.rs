@@ -336,7 +336,7 @@ impl WalReader {
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<WalHeader>)> {
-        while let Some(piece) = self.next_piece()? {
+        while let Some(piece) = self.next_piece() {
             writer = write_piece(&self.key, piece, writer).await?;
         }
         while let Some(PartRange { kinds, key, bytes, expected }) = self.next_object().await? {
@@ -382,12 +382,8 @@ impl WalReader {
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<RepoError>)> {
-        loop {
-            match self.next_piece() {
-                Ok(Some(piece)) => writer = write_piece(&self.key, piece, writer).await?,
-                Ok(None) => break,
-                Err(error) => return Ok((writer, Some(error))),
-            }
+        while let Some(piece) = self.next_piece() {
+            writer = write_piece(&self.key, piece, writer).await?;
         }
         loop {
             let next = match self.next_object().await {
@@ -423,7 +419,7 @@ impl WalReader {
     }
 
     async fn append_part(&mut self, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
-        if let Some(piece) = self.next_piece()? {
+        if let Some(piece) = self.next_piece() {
             buffer.extend_from_slice(&piece);
             return Ok(buffer);
         }
@@ -447,8 +443,8 @@ impl WalReader {
         Ok(buffer)
     }
 
-    fn next_piece(&mut self) -> Result<Option<Bytes>> {
-        if let Rest::Sliced(assembled) = &mut self.rest { assembled.next_piece() } else { Ok(None) }
+    fn next_piece(&mut self) -> Option<Bytes> {
+        if let Rest::Sliced(assembled) = &mut self.rest { assembled.next_piece() } else { None }
     }
 
     /// The object that holds what comes next; `None` when all was handed out, and where no single object does.

@@ -113,18 +113,23 @@ impl WalArchive {
     }
 
     /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
-    /// ended, a `.partial` file does not.
+    /// ended, and so do slices; a `.partial` file does not.
     pub async fn damaged_copy_beyond(
         &self,
         segment: SegmentName,
         until: Option<Lsn>,
     ) -> Result<Option<String>> {
-        let mut copies = 0;
+        let (mut count, mut sliced) = (0, None);
         for archive in self.all() {
-            copies += archive.incomplete_copies(segment).await?.len();
+            let copies = archive.incomplete_copies(segment).await?;
+            count += copies.len();
+            sliced = Some(archive).filter(|_| copies.contains(&SegmentCopy::Sliced)).or(sliced);
         }
-        if copies < 2 {
-            return Ok(None);
+        if count < 2 {
+            // Of any other one that is damaged nothing is read.
+            let Some(archive) = sliced else { return Ok(None) };
+            let assembled = archive.assemble(segment).await?;
+            return Ok(assembled.and_then(|assembled| assembled.fault().map(ToString::to_string)));
         }
         let (read, damaged) = self.read_and_damaged(segment).await?;
         for copy in damaged.iter().filter(|copy| copy.may_go_beyond(until)) {
@@ -165,9 +170,11 @@ impl WalArchive {
         for &copy in copies {
             // One that is gone was deleted since: the others may do.
             let Some(surveyed) = self.look_into(segment, copy).await? else { continue };
-            match surveyed.fault() {
-                None => read.push((surveyed.filled(), copy)),
-                Some(_) => damaged.push(surveyed),
+            if surveyed.is_readable() {
+                read.push((surveyed.filled(), copy));
+            }
+            if surveyed.fault().is_some() {
+                damaged.push(surveyed);
             }
         }
         read.sort_unstable();
@@ -200,7 +207,7 @@ impl WalArchive {
             return Ok(None);
         }
         let Some(read) = self.look_into(segment, copy).await? else { return Ok(None) };
-        for other in damaged {
+        for other in damaged.iter().filter(|other| !other.is(copy)) {
             match read.compare(other, u64::MAX).await? {
                 PrefixComparison::Same | PrefixComparison::Fits => {}
                 PrefixComparison::Different => {

@@ -4,7 +4,8 @@
 //! Copies of one server's WAL agree as far as both go; behind the end of one there are zeros. A damaged copy still tells something:
 //! its frames up to the damage, each checked by itself; its name, which has the hash of its content, so that a longer copy can be cut
 //! to its length and compared with that; and its header, which says what records are in it. That a longer damaged copy continues a
-//! shorter one is not proven by that: nothing contradicts it.
+//! shorter one is not proven by that: nothing contradicts it. Of slices each one is named: one session stores the same under one name in
+//! all repositories, so a sound slice of another one stands for a damaged one here.
 
 use std::io::{self, Write};
 
@@ -17,6 +18,7 @@ use super::WalArchive;
 use super::get::WalReader;
 use super::header::WalHeader;
 use super::seal::SealedName;
+use super::slices::SliceName;
 
 /// A copy of a segment in an archive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,6 +42,15 @@ pub(crate) struct Surveyed {
     /// Where the zeros begin with which it ends, or what can be read of it.
     filled: u64,
     fault: Option<String>,
+    sliced: Option<SlicedExtent>,
+}
+
+/// How far slices go that were put together.
+#[derive(Clone, Debug)]
+struct SlicedExtent {
+    end: Lsn,
+    /// Those that are damaged, or continue such.
+    hidden: Vec<SliceName>,
 }
 
 /// What a comparison shows.
@@ -84,6 +95,9 @@ impl WalArchive {
         segment: SegmentName,
         copy: SegmentCopy,
     ) -> Result<Option<Surveyed>> {
+        if copy == SegmentCopy::Sliced {
+            return self.look_into_slices(segment).await;
+        }
         let (extent, fault) = match self.read_copy(segment, copy).await {
             Ok(Some(reader)) => reader.write_readable(ZeroTail::new(u64::MAX)).await?,
             Ok(None) => return Ok(None),
@@ -91,7 +105,28 @@ impl WalArchive {
             Err(error) => return Err(error),
         };
         let fault = fault.map(|error| error.to_string());
-        Ok(Some(Surveyed { archive: self.clone(), segment, copy, filled: extent.filled, fault }))
+        Ok(Some(Surveyed {
+            archive: self.clone(),
+            segment,
+            copy,
+            filled: extent.filled,
+            fault,
+            sliced: None,
+        }))
+    }
+
+    async fn look_into_slices(&self, segment: SegmentName) -> Result<Option<Surveyed>> {
+        let Some(assembled) = self.assemble(segment).await? else { return Ok(None) };
+        let last = assembled.content().iter().rposition(|byte| *byte != 0);
+        let hidden = assembled.hidden().to_vec();
+        Ok(Some(Surveyed {
+            archive: self.clone(),
+            segment,
+            copy: SegmentCopy::Sliced,
+            filled: last.map_or(0, |last| last as u64 + 1),
+            fault: assembled.fault().map(ToString::to_string),
+            sliced: Some(SlicedExtent { end: assembled.end(), hidden }),
+        }))
     }
 }
 
@@ -111,6 +146,15 @@ impl Surveyed {
         self.fault.as_deref()
     }
 
+    /// Whether it can be read: of slices those can that come before a damaged one.
+    pub(super) fn is_readable(&self) -> bool {
+        self.fault.is_none() || self.sliced.is_some() && self.filled > 0
+    }
+
+    pub(super) fn is(&self, copy: SegmentCopy) -> bool {
+        self.copy == copy
+    }
+
     pub(crate) fn repository(&self) -> &str {
         self.archive.repository().name()
     }
@@ -120,12 +164,22 @@ impl Surveyed {
         self.archive.key_of_copy(self.segment, self.copy)
     }
 
-    /// Whether it may hold more than one that goes to `until`: its name says where it ended, but for that of a `.partial` file.
+    /// Whether it may hold more than one that goes to `until`: its name says where it ended, but for that of a `.partial` file, and the
+    /// names of slices do where none contradicts them.
     pub(crate) fn may_go_beyond(&self, until: Option<Lsn>) -> bool {
         match self.copy {
             SegmentCopy::Ended(end, _) => Some(end.align()) > until,
-            SegmentCopy::Whole | SegmentCopy::Partial(_) | SegmentCopy::Sliced => true,
+            SegmentCopy::Whole | SegmentCopy::Partial(_) => true,
+            SegmentCopy::Sliced => {
+                let named = self.hidden().iter().map(|slice| slice.end).max();
+                named.is_none_or(|end| Some(end) > until)
+            }
         }
+    }
+
+    /// The slices of it that cannot be read.
+    fn hidden(&self) -> &[SliceName] {
+        self.sliced.as_ref().map_or(&[], |sliced| &sliced.hidden)
     }
 
     /// Whether the first `limit` bytes are those of another copy, as far as both go.
@@ -138,6 +192,9 @@ impl Surveyed {
             (None, None) => Ok(PrefixComparison::Same),
             (None, Some(_)) => self.compare_damaged(other, upto, limit).await,
             (Some(_), None) => other.compare_damaged(self, upto, limit).await,
+            (Some(_), Some(_)) if upto > 0 && !self.hidden().is_empty() && !other.hidden().is_empty() => {
+                Ok(PrefixComparison::Fits)
+            }
             (Some(_), Some(_)) => Ok(PrefixComparison::Unknown),
         }
     }
@@ -154,6 +211,8 @@ impl Surveyed {
             }
             Some(length) if self.filled < length => {}
             None if damaged.copy == SegmentCopy::Whole => {}
+            // As much of it as there is before the damage is the same.
+            None if upto > 0 && !damaged.hidden().is_empty() => return Ok(PrefixComparison::Fits),
             _ => return Ok(PrefixComparison::Unknown),
         }
         Ok(match (self.header().await?, damaged.header().await?) {
@@ -165,6 +224,9 @@ impl Surveyed {
     /// Whether another copy begins with what this one holds, and this one holds no more, by the hash in its name. `false` also where
     /// that does not show.
     pub(crate) async fn is_beginning_of(&self, other: &Self) -> Result<bool> {
+        if self.copy == SegmentCopy::Sliced {
+            return self.is_streamed_to(other).await;
+        }
         let (name, length) = match (self.copy, self.length()) {
             (SegmentCopy::Ended(_, name), Some(length)) => (name, length),
             (SegmentCopy::Partial(name), _) => (name, u64::MAX),
@@ -179,6 +241,21 @@ impl Surveyed {
             Err(RepoError::Corrupt { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether all of its slices that cannot be read are sound in another archive, under the same names.
+    async fn is_streamed_to(&self, other: &Self) -> Result<bool> {
+        let Some(there) = other.sliced.as_ref().filter(|_| !self.hidden().is_empty()) else {
+            return Ok(false);
+        };
+        let upto = self.filled.min(other.filled);
+        if self.content(upto).await? != other.content(upto).await? {
+            return Ok(false);
+        }
+        let names = other.archive.slices(other.segment).await?;
+        let is_sound =
+            |name: &SliceName| names.contains(name) && name.end <= there.end && !there.hidden.contains(name);
+        Ok(self.hidden().iter().all(is_sound))
     }
 
     /// Bytes that count of one that ended early.

@@ -9,6 +9,7 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::Key;
 
 use super::super::FRAME;
+use super::SliceName;
 use crate::cpu;
 
 /// A segment's beginning as its slices have it.
@@ -20,13 +21,18 @@ pub struct AssembledSegment {
     left: Bytes,
     zeros: u64,
     fault: Option<RepoError>,
+    hidden: Vec<SliceName>,
 }
 
 impl AssembledSegment {
-    /// What ends at `end` in a segment of that size. `fault`: why there may be more than that.
-    pub(super) fn new(content: Bytes, (end, size): (Lsn, SegmentSize), fault: Option<RepoError>) -> Self {
+    /// What ends at `end` in a segment of that size. `fault`: why there may be more than that, and in which slices.
+    pub(super) fn new(
+        content: Bytes,
+        (end, size): (Lsn, SegmentSize),
+        (fault, hidden): (Option<RepoError>, Vec<SliceName>),
+    ) -> Self {
         let zeros = size.bytes().saturating_sub(content.len() as u64);
-        Self { left: content.clone(), content, end, zeros, fault }
+        Self { left: content.clone(), content, end, zeros, fault, hidden }
     }
 
     /// Its bytes, from the segment's first one on.
@@ -39,26 +45,33 @@ impl AssembledSegment {
         self.end
     }
 
-    /// What contradicts it, or is damaged and may continue it; `None` once it was handed out.
+    /// What contradicts it, or is damaged and may continue it.
     pub fn fault(&self) -> Option<&RepoError> {
         self.fault.as_ref()
     }
 
-    pub(in crate::wal) fn is_done(&self) -> bool {
-        self.left.is_empty() && self.zeros == 0 && self.fault.is_none()
+    /// The damaged slice that may continue it, and what by their names continues that; none where it is contradicted.
+    pub fn hidden(&self) -> &[SliceName] {
+        &self.hidden
     }
 
-    /// The next piece; `None` when all was handed out. A fault comes behind the content.
-    pub(in crate::wal) fn next_piece(&mut self) -> Result<Option<Bytes>> {
+    /// Whether another server's slices contradict it.
+    pub fn is_contradicted(&self) -> bool {
+        self.fault.is_some() && self.hidden.is_empty()
+    }
+
+    pub(in crate::wal) fn is_done(&self) -> bool {
+        self.left.is_empty() && self.zeros == 0
+    }
+
+    /// The next piece; `None` when all was handed out.
+    pub(in crate::wal) fn next_piece(&mut self) -> Option<Bytes> {
         if !self.left.is_empty() {
-            return Ok(Some(self.left.split_to(FRAME.min(self.left.len()))));
-        }
-        if let Some(fault) = self.fault.take() {
-            return Err(fault);
+            return Some(self.left.split_to(FRAME.min(self.left.len())));
         }
         let zeros = usize::try_from(self.zeros).unwrap_or(FRAME).min(FRAME);
         self.zeros -= zeros as u64;
-        Ok((zeros > 0).then(|| Bytes::from(vec![0; zeros])))
+        (zeros > 0).then(|| Bytes::from(vec![0; zeros]))
     }
 }
 

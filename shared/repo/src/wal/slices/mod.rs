@@ -178,23 +178,26 @@ impl WalArchive {
     }
 
     /// The beginning of a segment, put together from its slices up to the first position that none continues; `None` if it has none
-    /// from its first byte on. Where one contradicts those before it, or is damaged, and others do not hold the same, what it hides is
-    /// the fault of what was assembled. One that is gone since it was listed was deleted.
+    /// from its first byte on: a slice that nothing continues up to was never acknowledged. Where one contradicts those before it, or is
+    /// damaged, and others do not hold the same, that is the fault of what was assembled, which is sound by itself. One that is gone since
+    /// it was listed was deleted.
     pub async fn assemble(&self, segment: SegmentName) -> Result<Option<AssembledSegment>> {
         let size = self.lineage().segment_size;
         let Some(number) = segment.number(size) else { return Ok(None) };
-        let (start, mut begins) = (number.start(size), false);
+        let (start, names) = (number.start(size), self.slices(segment).await?);
+        if names.first().is_none_or(|name| name.start != start) {
+            return Ok(None);
+        }
         let mut assembly = SliceAssembly::new(start, self.sealer().content_hasher());
-        let (mut fault, mut damaged): (_, Option<(Lsn, RepoError)>) = (None, None);
+        let (mut contradiction, mut damaged): (_, Vec<(SliceName, RepoError)>) = (None, Vec::new());
         let read = |name: SliceName| async move { (name, self.slice(segment, name).await) };
-        let mut slices = stream::iter(self.slices(segment).await?).map(read).buffered(AT_ONCE);
+        let mut slices = stream::iter(names.clone()).map(read).buffered(AT_ONCE);
         while let Some((name, slice)) = slices.next().await {
-            begins |= name.start == start;
             let (header, content) = match slice {
                 Ok(Some(slice)) => slice,
                 Ok(None) => continue,
                 Err(error @ RepoError::Corrupt { .. }) => {
-                    damaged = damaged.filter(|(end, _)| *end >= name.end).or(Some((name.end, error)));
+                    damaged.push((name, error));
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -204,15 +207,20 @@ impl WalArchive {
                 Added::Gap => break,
                 Added::Contradicts => {
                     let what = "it contradicts the slices before it, so two servers wrote this segment";
-                    fault = Some(RepoError::corrupt(&self.slice_key(segment, name), what));
+                    contradiction = Some(RepoError::corrupt(&self.slice_key(segment, name), what));
                     break;
                 }
             }
         }
-        let hidden = damaged.filter(|(end, _)| *end > assembly.end()).map(|(_, error)| error);
         let end = assembly.end();
         let content = Bytes::from(assembly.into_content());
-        Ok(begins.then(|| AssembledSegment::new(content, (end, size), fault.or(hidden))))
+        let mut damaged = damaged.into_iter().filter(|(name, _)| name.start <= end && name.end > end);
+        let fault = match (contradiction, damaged.next()) {
+            (Some(contradiction), _) => (Some(contradiction), Vec::new()),
+            (None, Some((_, damage))) => (Some(damage), continuing(&names, end)),
+            (None, None) => (None, Vec::new()),
+        };
+        Ok(Some(AssembledSegment::new(content, (end, size), fault)))
     }
 
     /// Deletes slices of a segment, which the whole one is proven to hold.
@@ -230,6 +238,17 @@ impl WalArchive {
     pub fn content_hasher(&self) -> blake3::Hasher {
         self.sealer().content_hasher()
     }
+}
+
+/// The slices, of those of a segment in their order, that continue a position by their names.
+fn continuing(names: &[SliceName], from: Lsn) -> Vec<SliceName> {
+    let mut end = from;
+    let continues = |name: &&SliceName| {
+        let is_next = name.start <= end && name.end > from;
+        end = if is_next { end.max(name.end) } else { end };
+        is_next
+    };
+    names.iter().filter(continues).copied().collect()
 }
 
 #[cfg(test)]

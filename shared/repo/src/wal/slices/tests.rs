@@ -4,6 +4,8 @@ use walpoint_base::facts::HistoryHash;
 use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_storage::object::{ContentHash, MasterKey};
 
+use super::super::WalCopies;
+use super::super::prefix::PrefixComparison;
 use super::super::tests::{Bed, bed, segment};
 use super::*;
 
@@ -35,6 +37,15 @@ async fn put(archive: &WalArchive, of: &[u8], (from, to): (usize, usize), sessio
 
 fn path(bed: &Bed, archive: &WalArchive, name: SliceName) -> std::path::PathBuf {
     bed.dir.path().join(archive.slice_key(NAME.parse().unwrap(), name).as_str())
+}
+
+/// Damages a slice.
+fn damage(bed: &Bed, name: SliceName) {
+    let file = path(bed, &bed.archive, name);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 20;
+    bytes[last] ^= 1;
+    walpoint_base::durable::replace(&file, &bytes, 0o600).unwrap();
 }
 
 #[tokio::test]
@@ -89,26 +100,76 @@ async fn another_servers_and_damaged_slices_end_what_is_believed() {
         put(archive, &theirs, (6000, 7000), 2).await.unwrap();
         let (end, what) = fault().await;
         assert!(end == START + 6000 && what.contains("-00000002") && what.contains("two servers"), "{what}");
-        assert!(
-            matches!(archive.get_incomplete(name).await, Err(RepoError::Corrupt { .. })),
-            "there may be more"
-        );
+        let beyond = async || archive.damaged_copy_beyond(name, Some(START + 6000)).await.unwrap();
+        assert!(beyond().await.is_some(), "there may be more");
+        let copy = archive.get_incomplete(name).await.unwrap().unwrap().content;
+        assert!(copy[..6000] == ours[..6000] && copy[6000..].iter().all(|byte| *byte == 0));
         archive.delete_slices(name, &archive.slices(name).await.unwrap()[2..]).await.unwrap();
-        assert_eq!(fault().await, (START + 6000, String::new()));
+        assert_eq!((fault().await, beyond().await), ((START + 6000, String::new()), None));
 
         let damaged = SliceName { start: START + 5000, end: START + 6000, session: 1 };
-        let file = path(&bed, archive, damaged);
-        let mut bytes = std::fs::read(&file).unwrap();
-        let last = bytes.len() - 20;
-        bytes[last] ^= 1;
-        walpoint_base::durable::replace(&file, &bytes, 0o600).unwrap();
+        damage(&bed, damaged);
         assert!(matches!(archive.slice(name, damaged).await, Err(RepoError::Corrupt { .. })));
         let (end, what) = fault().await;
         assert!(end == START + 5000 && what.contains("-00000001"), "{what}");
+        // What comes before it is sound.
+        let copy = archive.get_incomplete(name).await.unwrap().unwrap().content;
+        assert!(copy[..5000] == ours[..5000] && copy[5000..].iter().all(|byte| *byte == 0));
+        assert!(beyond().await.is_some());
         // Another run of the stream holds the same.
         put(archive, &ours, (5000, 7000), 3).await.unwrap();
         assert_eq!(fault().await, (START + 7000, String::new()));
     }
+}
+
+fn sound_beginning(content: &[u8]) -> ContentHash {
+    ContentHash(*blake3::hash(content).as_bytes())
+}
+
+/// Promise 10: one of two repositories has a damaged slice, and the other one all of them.
+#[tokio::test]
+async fn a_damaged_slice_hides_nothing_that_another_repository_has() {
+    let master = Some(MasterKey::new([5; 32]));
+    let (one, other) = (bed(size(), None).await, bed(size(), master).await);
+    let (content, name) = (segment(size(), 1), NAME.parse().unwrap());
+    for bed in [&one, &other] {
+        for range in [(0, 5000), (5000, 6000), (6000, 7000)] {
+            put(&bed.archive, &content, range, 1).await.unwrap();
+        }
+    }
+    // The last record ends before the last slice does.
+    let until = Some(START + 6900);
+    for start in [0, 5000, 6000] {
+        let range = SliceName {
+            start: START + start,
+            end: START + if start == 0 { 5000 } else { start + 1000 },
+            session: 1,
+        };
+        let file = path(&one, &one.archive, range);
+        let sound = std::fs::read(&file).unwrap();
+        damage(&one, range);
+        for (first, second) in [(&one.archive, &other.archive), (&other.archive, &one.archive)] {
+            let joined = first.joined(vec![second.clone()]);
+            let copy = joined.get_incomplete(name).await.unwrap().unwrap().content;
+            assert!(copy[..7000] == content[..7000]);
+            assert_eq!(joined.damaged_copy_beyond(name, until).await.unwrap(), None, "{start}");
+            let copies = WalCopies::new(first.clone(), [second.clone()]);
+            assert!(copies.get_incomplete(name).await.unwrap().unwrap().content[..7000] == content[..7000]);
+            let whole = sound_beginning(&content[..7000]);
+            assert_eq!(copies.beginning(WalFileName::Partial(name), 7000).await.unwrap(), Some(whole));
+        }
+        let look = async |bed: &Bed| bed.archive.look_into(name, SegmentCopy::Sliced).await.unwrap().unwrap();
+        let compared = look(&other).await.compare(&look(&one).await, u64::MAX).await.unwrap();
+        assert_eq!(compared, PrefixComparison::Same);
+        walpoint_base::durable::replace(&file, &sound, 0o600).unwrap();
+    }
+
+    damage(&one, SliceName { start: START + 5000, end: START + 6000, session: 1 });
+    let last = SliceName { start: START + 6000, end: START + 7000, session: 1 };
+    other.archive.delete_slices(name, &[last]).await.unwrap();
+    let joined = one.archive.joined(vec![other.archive.clone()]);
+    let beyond = joined.damaged_copy_beyond(name, Some(START + 5900)).await.unwrap();
+    assert!(beyond.is_some_and(|what| what.contains("-00000001")), "only the damaged one has more");
 }
 
 #[tokio::test]
