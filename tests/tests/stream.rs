@@ -151,6 +151,39 @@ fn a_recovery_goes_as_far_as_the_stream_is_by_then() {
     assert!(status.contains("all WAL up to"), "{status}");
 }
 
+/// A daemon that is killed may have stored a slice and not the one before it; another one may be damaged. Nothing behind either is
+/// confirmed or read, and what lies before it is recovered.
+#[test]
+fn what_lies_before_a_slice_that_is_missing_or_damaged_is_recovered() {
+    let mut bed = streaming(major(17), "");
+    bed.cluster.psql("create table t as select generate_series(1, 1000)");
+    bed.backup();
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(1001, 1100)");
+    bed.cluster.psql("select pg_create_restore_point('before')");
+    wait_durable(&bed.cluster);
+    bed.cluster.psql("insert into t select generate_series(1101, 1200)");
+    wait_durable(&bed.cluster);
+    disaster(&mut bed);
+    let (stored, store) = (slices(&bed), bed.back_door());
+    let (first, last) = (stored.first().unwrap(), stored.last().unwrap());
+    assert_ne!(first, last, "{stored:?}");
+
+    store.flip_bit(last, 120);
+    let refused = bed.try_restore("damaged", &[]).expect_status(1).stderr;
+    assert!(refused.contains(last.rsplit('/').next().unwrap()), "{refused}");
+    let restored = bed.restore_and_start("named", &["--target-name", "before", "--target-action", "promote"]);
+    restored.wait_promoted();
+    assert_eq!(rows(&restored), "1100");
+    store.flip_bit(last, 120);
+
+    store.delete(first);
+    let plan = bed.agent.restore(&["plan"]).expect_success().stdout;
+    let restored = bed.restore_and_start("orphans", &["--target-action", "promote"]);
+    restored.wait_promoted();
+    assert_eq!(rows(&restored), "1000", "{plan}");
+}
+
 /// While nothing can be stored, signs of life are answered; a server that is stopped does not wait, and the stream continues when both
 /// are back.
 #[test]

@@ -19,7 +19,7 @@ pub(crate) struct Surroundings {
     pub(crate) later: Option<String>,
     /// Of a segment: it or a later one that the index names, so that it was there.
     pub(crate) indexed: Option<SegmentName>,
-    /// A copy of the segment that does not reach its end.
+    /// A copy of the segment that does not reach its end. Of one in which no record is complete nothing can be recovered: it is none.
     pub(crate) incomplete: Option<String>,
     /// Of a segment: whether some of it was streamed while its server wrote it, perhaps behind the place where a younger timeline left it.
     pub(crate) streamed: bool,

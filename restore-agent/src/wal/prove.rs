@@ -5,12 +5,13 @@
 //! is noticed. They are what the recovery began with, or the repository would not have been opened ([`super::origin`]), and
 //! what it was seen to hold has to be there still: an older copy of it, at the same place, proves nothing.
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
-use walpoint_plan::restore::ForkSegment;
-use walpoint_plan::restore::decide::last_end;
+use walpoint_plan::restore::{ForkSegment, SegmentDecoder};
 use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::lineage::AckMember;
@@ -34,10 +35,21 @@ pub(crate) async fn absence(
     missing: &[Missing<'_>],
     failures: Vec<Failed>,
 ) -> FetchResult {
-    let (around, names) = match surroundings(archive, Look::Around(name), missing, failures).await {
+    let (mut around, names) = match surroundings(archive, Look::Around(name), missing, failures).await {
         Ok(found) => found,
         Err(why) => return why.into(),
     };
+    if let WalFileName::Segment(segment) = name
+        && around.incomplete.is_some()
+    {
+        let proven: Vec<&Missing<'_>> =
+            missing.iter().filter(|source| names.contains(&source.name)).collect();
+        match copied_until(&proven, segment).await {
+            Ok(Some(_)) => {}
+            Ok(None) => around.incomplete = None,
+            Err(error) => return FetchResult::Uncertain(format_chain(&error)),
+        }
+    }
     let judged = match name {
         WalFileName::Segment(segment) => of_size(archive)
             .and_then(|size| absence::of_segment(segment, size, &around))
@@ -69,30 +81,17 @@ pub(crate) async fn unfinished(
     let (mut around, proven) = surroundings(archive, look, missing, failures).await?;
     let proven: Vec<&Missing<'_>> = missing.iter().filter(|source| proven.contains(&source.name)).collect();
     let size = of_size(archive)?;
-    around.copied_until = copied_until(&proven, segment.name, size).await.map_err(|e| format_chain(&e))?;
+    around.copied_until = copied_until(&proven, segment.name).await.map_err(|e| format_chain(&e))?;
     absence::of_rest(segment.name, segment.cut, size, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
 }
 
-/// Where the last record ends that the incomplete copies of a segment hold, as a plan would find it now: in all repositories together. An
-/// error if a damaged one may hold more.
-async fn copied_until(
-    proven: &[&Missing<'_>],
-    name: SegmentName,
-    size: SegmentSize,
-) -> anyhow::Result<Option<Lsn>> {
-    let (Some((first, others)), Some(number)) = (proven.split_first(), name.number(size)) else {
-        return Ok(None);
-    };
+/// Where the last record ends that the incomplete copies of a segment hold, as a plan would find it now: in all repositories together;
+/// `None` if no record is complete in them. An error if a damaged one may hold more.
+async fn copied_until(proven: &[&Missing<'_>], name: SegmentName) -> anyhow::Result<Option<Lsn>> {
+    let Some((first, others)) = proven.split_first() else { return Ok(None) };
     let wal = first.wal.joined(others.iter().map(|other| other.wal.clone()).collect());
-    let until = match wal.get_incomplete(name).await? {
-        Some(copy) => {
-            let range = (number.start(size), number.end(size));
-            let end = move || last_end(&WalDecoder, name, &copy.content, range);
-            Some(tokio::task::spawn_blocking(end).await?)
-        }
-        None => None,
-    };
+    let until = wal.copied_until(name, &decoder()).await?;
     if let Some(damaged) = wal.damaged_copy_beyond(name, until).await? {
         bail!(damaged);
     }
@@ -114,6 +113,10 @@ pub(crate) async fn left(
     let (around, _) = surroundings(archive, Look::Younger(segment, at), &opened, failures).await?;
     absence::of_heirs(heir, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
+}
+
+fn decoder() -> Arc<dyn SegmentDecoder> {
+    Arc::new(WalDecoder)
 }
 
 fn of_size(archive: &ClusterArchive) -> Result<SegmentSize, String> {

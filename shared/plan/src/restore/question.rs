@@ -124,7 +124,7 @@ pub enum Answer {
     /// To [`Question::Points`].
     Points(Vec<PointRef>),
     /// To [`Question::Partial`]: where the last complete record in it ends, at least the segment's begin; `None` if there is no
-    /// copy.
+    /// copy, or no record is complete in it.
     Partial(Option<Lsn>),
     /// To [`Question::Partial`] as well: a copy that may hold more than this cannot be read; why.
     DamagedPartial(Option<Lsn>, String),

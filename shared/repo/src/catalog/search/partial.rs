@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use walpoint_base::{Lsn, SegmentName, WalFileName};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, WalFileName};
 use walpoint_plan::restore::decide::{PartialEnd, cut, last_end, last_start};
 use walpoint_plan::restore::facts::StopQuestion;
 use walpoint_plan::restore::path::SegmentRange;
-use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop};
+use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop, StopRule};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::Search;
@@ -16,6 +16,15 @@ use crate::cpu;
 use crate::wal::WalArchive;
 
 impl WalArchive {
+    /// Where the last record ends that is complete in the incomplete copy of a segment that is read, as a plan finds it; `None` if none is.
+    pub async fn copied_until(
+        &self,
+        segment: SegmentName,
+        decoder: &Arc<dyn SegmentDecoder>,
+    ) -> Result<Option<Lsn>> {
+        Search::new(self, &mut BTreeMap::new(), Some(decoder)).partial(segment).await
+    }
+
     /// Where the last complete record ends in what was streamed of a segment, or in a longer copy that continues it; `None` if nothing was.
     pub async fn streamed_until(
         &self,
@@ -25,13 +34,13 @@ impl WalArchive {
         if !self.is_streamed(segment).await? {
             return Ok(None);
         }
-        Search::new(self, &mut BTreeMap::new(), Some(decoder)).partial(segment).await
+        self.copied_until(segment, decoder).await
     }
 }
 
 impl Search<'_> {
-    /// Where the last complete record of an incomplete copy ends, or the segment's begin where no record in it is complete; `None`
-    /// if there is no copy, or nothing that decodes it.
+    /// Where the last complete record of an incomplete copy ends, or the segment's begin where what it holds cannot be decoded; `None`
+    /// if there is no copy, or no record is complete in it: nothing can be recovered from that. `None` as well without a decoder.
     pub(crate) async fn partial(&self, name: SegmentName) -> Result<Option<Lsn>> {
         let size = self.archive.lineage().segment_size;
         let (Some(number), Some(decoder)) = (name.number(size), self.decoder.cloned()) else {
@@ -39,8 +48,78 @@ impl Search<'_> {
         };
         let Some(file) = self.archive.get_incomplete(name).await? else { return Ok(None) };
         let (start, end) = (number.start(size), number.end(size));
-        let until = cpu::run(move || last_end(&*decoder, name, &file.content, (start, end))).await?;
-        Ok(Some(until))
+        let content = file.content;
+        let (until, decodes, content) = cpu::run(move || {
+            let until = last_end(&*decoder, name, &content, (start, end));
+            let any = StopRule::Lsn { at: start, inclusive: true };
+            let decodes = until > start
+                || content.iter().all(|byte| *byte == 0)
+                || decoder.search(&any, start, end).feed(name, &content).is_ok();
+            (until, decodes, content)
+        })
+        .await?;
+        match decodes && until == start {
+            true => self.carried_until(name, number, content).await,
+            false => Ok(Some(until)),
+        }
+    }
+
+    /// Where the record ends that begins before a segment and is complete in a copy of it; `None` if it is not.
+    async fn carried_until(
+        &self,
+        name: SegmentName,
+        number: SegmentNo,
+        content: Vec<u8>,
+    ) -> Result<Option<Lsn>> {
+        let size = self.archive.lineage().segment_size;
+        let (Some(decoder), mut first) = (self.decoder.cloned(), number) else { return Ok(None) };
+        let mut before = Vec::new();
+        let at = loop {
+            let Some(previous) = first.0.checked_sub(1).map(SegmentNo) else { return Ok(None) };
+            let Some((name, begins)) = self.before(name, previous).await? else { return Ok(None) };
+            (first, before) = (previous, [vec![name], before].concat());
+            if let Some(at) = begins {
+                break at;
+            }
+        };
+        let rule = StopRule::Lsn { at, inclusive: true };
+        let mut search = decoder.search(&rule, first.start(size), number.end(size));
+        for name in before {
+            let Some(file) = self.archive.get(WalFileName::Segment(name)).await? else { return Ok(None) };
+            let (returned, fed) = cpu::run(move || {
+                let fed = search.feed(name, &file.content);
+                (search, fed)
+            })
+            .await?;
+            search = returned;
+            if fed != Ok(SearchState::More) {
+                return Ok(None);
+            }
+        }
+        Ok(match cpu::run(move || search.feed(name, &content)).await? {
+            Ok(SearchState::Stop(stop)) if stop.record < number.start(size) => Some(stop.end.align()),
+            _ => None,
+        })
+    }
+
+    /// The segment of that number on the path to another one, and where the last record can start in it that goes on behind its end, if
+    /// any record starts in it.
+    async fn before(
+        &self,
+        name: SegmentName,
+        number: SegmentNo,
+    ) -> Result<Option<(SegmentName, Option<Lsn>)>> {
+        let size = self.archive.lineage().segment_size;
+        let mut names = vec![number.name(name.timeline, size)];
+        if let Some(history) = self.archive.history(name.timeline).await? {
+            names = history.candidates(number, size).map(|timeline| number.name(timeline, size)).collect();
+        }
+        for name in names {
+            if let Some(header) = self.archive.header(name).await?.filter(|header| !header.damaged) {
+                return Ok(Some((name, header.first_record.map(|_| header.end))));
+            }
+        }
+        Ok(None)
     }
 
     /// The record that decides in a `.partial` file, of those that end in it.

@@ -8,3 +8,4 @@ mod removal;
 mod report;
 mod simulate;
 mod split_off;
+mod streamed;
