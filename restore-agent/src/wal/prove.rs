@@ -411,6 +411,7 @@ async fn on_younger_timelines(
 /// or anything later. A plan counts on the same.
 async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyhow::Result<bool> {
     let mut entries = wal.list(segment.timeline, Some(segment));
+    let mut sliced = false;
     while let Some((entry, _)) = entries.try_next().await? {
         let shows = match entry {
             WalEntry::Part(_)
@@ -419,6 +420,10 @@ async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyh
             | WalEntry::AbandonedTimeline(_)
             | WalEntry::SettledHistory(..) => false,
             WalEntry::Ended(found, end, _) if found == segment => end > at,
+            // However many there are: they are one copy.
+            WalEntry::Slice(found, ..) if found == segment => {
+                !std::mem::replace(&mut sliced, true) && is_copied_beyond(wal, segment, at).await?
+            }
             // Its server was promoted, or it was streamed from one that had begun the timeline.
             WalEntry::File(_) | WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => true,
         };
@@ -427,6 +432,18 @@ async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyh
         }
     }
     Ok(false)
+}
+
+/// Whether a record is complete behind a position in the incomplete copies of a segment. An error if a damaged one may hold one.
+async fn is_copied_beyond(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyhow::Result<bool> {
+    let until = wal.copied_until(segment, &decoder()).await?;
+    if until > Some(at) {
+        return Ok(true);
+    }
+    match wal.damaged_copy_beyond(segment, Some(at)).await? {
+        Some(damaged) => bail!(damaged),
+        None => Ok(false),
+    }
 }
 
 async fn around_history(
@@ -446,22 +463,4 @@ async fn around_history(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_repo_leaves_out_is_named_there_before_it_is_lost() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
-        let lost = "Only if far, old is lost for good";
-        let why = not_enough(&names(&["far", "old"]), &names(&["far", "third"]), &[], true);
-        assert!(
-            why.starts_with("none of the repositories that --repo names has it, but far, old must"),
-            "{why}"
-        );
-        let hint = "\nHINT: Add \"--repo far\" to restore_command, or remove --repo there. Only if far, old";
-        assert!(why.contains(hint), "{why}");
-        let why = not_enough(&names(&["far", "old"]), &[], &[], true);
-        assert!(why.contains(&format!("\nHINT: {lost}")) && !why.contains("--repo"), "{why}");
-        assert!(!not_enough(&names(&["a repository"]), &[], &[], false).contains("HINT"));
-    }
-}
+mod tests;
