@@ -4,6 +4,8 @@ mod stream_bed;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -149,6 +151,30 @@ fn a_recovery_goes_as_far_as_the_stream_is_by_then() {
     assert_eq!(rows(&restored), "3000");
     let status = bed.agent.run(&["status"]).expect_success().stdout;
     assert!(status.contains("all WAL up to"), "{status}");
+}
+
+/// The server writes on all the time: the latest moment is the one at which recovery asks, and what comes later is no reason against it.
+#[test]
+fn a_recovery_ends_although_its_source_writes_on() {
+    let bed = streaming(major(17).conf("synchronous_standby_names", "walpoint"), "synchronous = true\n");
+    bed.cluster.wait_for("select count(*) from pg_stat_replication where sync_state = 'sync'", "1");
+    bed.cluster.psql("create table t (n int)");
+    bed.backup();
+    let (over, begin) = (AtomicBool::new(false), Instant::now());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) && begin.elapsed() < SOON {
+                bed.cluster.psql("insert into t values (1)");
+            }
+        });
+        thread::sleep(Duration::from_secs(2));
+        let before: u64 = rows(&bed.cluster).trim().parse().unwrap();
+        let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
+        over.store(true, Ordering::Relaxed);
+        restored.wait_promoted();
+        let after: u64 = rows(&restored).trim().parse().unwrap();
+        assert!(before > 0 && after >= before, "{before} {after}");
+    });
 }
 
 /// A daemon that is killed may have stored a slice and not the one before it; another one may be damaged. Nothing behind either is

@@ -105,8 +105,8 @@ pub(crate) struct ClusterArchive {
     place: Option<WalDirectory>,
     /// What the recovery began with.
     origin: OriginKeeper,
-    /// The segment that is built, by the note that `restore` left.
-    built: Option<Built>,
+    /// The segment that is built, by the note that `restore` left, or as it was handed over last.
+    pub(super) built: Mutex<Option<Built>>,
     /// The timeline that recovery does not follow, by the same note.
     pub(super) unfollowed: Option<Unfollowed>,
     sources: Vec<FetchSource>,
@@ -202,7 +202,7 @@ impl ClusterArchive {
             system_id: place.map(|place| place.system_id),
             place: place.cloned(),
             origin: OriginKeeper::new(place),
-            built: note.as_ref().and_then(|note| note.fork),
+            built: Mutex::new(note.as_ref().and_then(|note| note.fork)),
             unfollowed: note.and_then(|note| note.unfollowed),
             acknowledging: selection.settings.ack_set().to_vec(),
             damaged_too: selection.settings.fetch_damaged,
@@ -270,7 +270,7 @@ impl ClusterArchive {
         {
             return instead;
         }
-        let built = self.built.filter(|built| WalFileName::Segment(built.segment.name) == name);
+        let built = lock(&self.built).filter(|built| WalFileName::Segment(built.segment.name) == name);
         let of_itself = built.filter(|built| built.segment.is_of_itself());
         let wanted = WantedFile { name, path, durability, built: of_itself, flagged: false };
         // What the path leaves is none of its business under its own name.
@@ -284,9 +284,9 @@ impl ClusterArchive {
         if let Some(why) = asked.unwritten {
             return FetchResult::Unwritten(why);
         }
-        let streamed = self.streamed(name, proof, (built, &asked)).await;
+        let (streamed, seen) = self.streamed(name, proof, (built, &asked)).await;
         if let Some(built) = streamed.or(built.filter(|_| of_itself.is_none())) {
-            return self.build(wanted, built, proof, asked).await;
+            return self.build(wanted, (built, seen), proof, asked).await;
         }
         let ArchiveAnswer { missing, failures, silent, there, .. } = asked;
         if let WalFileName::History(timeline) = name
@@ -493,6 +493,6 @@ impl ClusterArchive {
 }
 
 /// What is behind a lock. A panic elsewhere leaves it usable: each change is a single assignment or insertion.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

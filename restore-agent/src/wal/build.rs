@@ -18,11 +18,11 @@ use crate::wal::source::listed;
 use crate::wal::{creates, prove, spool};
 
 impl ClusterArchive {
-    /// Builds a segment that was `asked` for under its own name and not had.
+    /// Builds a segment that was `asked` for under its own name and not had. `seen`: as in [`prove::unfinished`].
     pub(crate) async fn build(
         &self,
         wanted: WantedFile<'_>,
-        built: Built,
+        (built, seen): (Built, bool),
         proof: Proof,
         asked: ArchiveAnswer<'_>,
     ) -> FetchResult {
@@ -34,13 +34,18 @@ impl ClusterArchive {
                     segment.name
                 ));
             }
-            if let Err(why) = self.may_end_in(&segment, asked).await {
+            if let Err(why) = self.may_end_in(&segment, seen, asked).await {
                 return why.into();
             }
         }
         let asked = self.ask(WantedFile { built: Some(built), ..wanted }).await;
         match (asked.landed, asked.unwritten) {
-            (Some(landed), _) => FetchResult::Landed(landed),
+            (Some(landed), _) => {
+                if seen {
+                    self.note_handed(built);
+                }
+                FetchResult::Landed(landed)
+            }
             (None, Some(why)) => FetchResult::Unwritten(why),
             (None, None) => {
                 let why = format!(
@@ -80,7 +85,12 @@ impl ClusterArchive {
     }
 
     /// Whether recovery may end where a segment that is built ends; otherwise why not.
-    async fn may_end_in(&self, segment: &ForkSegment, asked: ArchiveAnswer<'_>) -> Result<(), Unproven> {
+    async fn may_end_in(
+        &self,
+        segment: &ForkSegment,
+        seen: bool,
+        asked: ArchiveAnswer<'_>,
+    ) -> Result<(), Unproven> {
         if segment.left {
             return prove::left(self, segment.name, segment.cut, None).await;
         }
@@ -88,7 +98,7 @@ impl ClusterArchive {
         if asked.there {
             return Err(Unproven::by(&asked.failures, listed(&asked.failures)));
         }
-        prove::unfinished(self, segment, &asked.missing, asked.failures).await?;
+        prove::unfinished(self, segment, (&asked.missing, seen), asked.failures).await?;
         if self.ends_on_request() {
             return Ok(());
         }

@@ -70,18 +70,20 @@ pub(crate) async fn absence(
 }
 
 /// Whether recovery may end in a segment that is built: nothing shows that more of its timeline was written. The repositories in
-/// `missing` do not have it under its own name, others failed.
+/// `missing` do not have it under its own name, others failed. `seen`: of what was streamed of it, all was looked at that was there when
+/// recovery asked, and what came since is not asked for.
 pub(crate) async fn unfinished(
     archive: &ClusterArchive,
     segment: &ForkSegment,
-    missing: &[Missing<'_>],
+    (missing, seen): (&[Missing<'_>], bool),
     failures: Vec<Failed>,
 ) -> Result<(), Unproven> {
     let look = Look::Around(WalFileName::Segment(segment.name));
     let (mut around, proven) = surroundings(archive, look, missing, failures).await?;
     let proven: Vec<&Missing<'_>> = missing.iter().filter(|source| proven.contains(&source.name)).collect();
     let size = of_size(archive)?;
-    around.copied_until = copied_until(&proven, segment.name).await.map_err(|e| format_chain(&e))?;
+    let copied = copied_until(&proven, segment.name).await.map_err(|e| format_chain(&e))?;
+    around.copied_until = copied.filter(|_| !seen);
     absence::of_rest(segment.name, segment.cut, size, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
 }

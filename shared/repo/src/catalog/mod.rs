@@ -59,6 +59,7 @@ pub(crate) use lacking::wal_of;
 pub use latest::latest_commit_before;
 pub use lineage::LineageCatalog;
 pub use points::{Newest, RestorePointStatus};
+pub use search::OpenSegment;
 pub(crate) use search::readable;
 
 use crate::Repository;

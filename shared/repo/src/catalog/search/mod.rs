@@ -27,6 +27,7 @@ use walpoint_plan::restore::stop::{SearchState, SegmentDecoder, Stop, StopRule, 
 use walpoint_storage::error::{RepoError, Result};
 
 pub(crate) use self::minimal::readable;
+pub use self::partial::OpenSegment;
 use super::TimelineWal;
 use crate::cpu;
 use crate::index::{GroupSummary, SegmentEntry, first_of, group_of, last_of};

@@ -15,6 +15,15 @@ use super::Search;
 use crate::cpu;
 use crate::wal::WalArchive;
 
+/// What is stored of a segment that is not there as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenSegment {
+    /// Where the last complete record ends in what was streamed of it, or in a longer copy that continues that; `None` if nothing was.
+    pub until: Option<Lsn>,
+    /// Whether there are copies that were not streamed.
+    pub others: bool,
+}
+
 impl WalArchive {
     /// Where the last record ends that is complete in the incomplete copy of a segment that is read, as a plan finds it; `None` if none is.
     pub async fn copied_until(
@@ -25,16 +34,18 @@ impl WalArchive {
         Search::new(self, &mut BTreeMap::new(), Some(decoder)).partial(segment).await
     }
 
-    /// Where the last complete record ends in what was streamed of a segment, or in a longer copy that continues it; `None` if nothing was.
-    pub async fn streamed_until(
+    /// What is stored of a segment that is not there as a whole.
+    pub async fn open_segment(
         &self,
         segment: SegmentName,
         decoder: &Arc<dyn SegmentDecoder>,
-    ) -> Result<Option<Lsn>> {
-        if !self.is_streamed(segment).await? {
-            return Ok(None);
-        }
-        self.copied_until(segment, decoder).await
+    ) -> Result<OpenSegment> {
+        let others = self.has_other_than_slices(segment).await?;
+        let until = match self.is_streamed(segment).await? {
+            true => self.copied_until(segment, decoder).await?,
+            false => None,
+        };
+        Ok(OpenSegment { until, others })
     }
 }
 

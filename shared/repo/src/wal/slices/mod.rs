@@ -130,6 +130,18 @@ impl WalArchive {
         Ok(false)
     }
 
+    /// Whether there are incomplete copies of a segment that are not slices, here or beside. Where there are none, its server was still
+    /// writing it.
+    pub(crate) async fn has_other_than_slices(&self, segment: SegmentName) -> Result<bool> {
+        for archive in std::iter::once(self).chain(self.beside()) {
+            let copies = archive.incomplete_copies(segment).await?;
+            if copies.iter().any(|copy| *copy != SegmentCopy::Sliced) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Up to where the names of a segment's slices, here or beside, continue each other from its first byte on; `None` if none begins
     /// there. None is read.
     pub(crate) async fn streamed_by_name(&self, segment: SegmentName) -> Result<Option<Lsn>> {
