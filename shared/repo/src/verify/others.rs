@@ -2,10 +2,10 @@
 //! end early, index objects, superseded generations too, and the small objects that backups and holds leave. Each is read as a whole, with every
 //! check it carries, and a large file with its parts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{LineageId, SegmentNo, WalFileName};
+use walpoint_base::{LineageId, SegmentName, SegmentNo, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 use walpoint_storage::object::{ObjectHeader, ObjectKind};
@@ -14,6 +14,7 @@ use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, Segment};
 use crate::wal::WalArchive;
+use crate::wal::slices::AssembledSegment;
 use crate::whole::whole;
 
 /// Objects that are read at the same time.
@@ -60,8 +61,12 @@ impl Run<'_> {
             Ok::<_, RepoError>((object, key, result))
         });
         let mut read = read.buffer_unordered(AT_ONCE);
+        let mut sliced: BTreeSet<(LineageId, SegmentName)> = BTreeSet::new();
         while let Some(one) = read.next().await {
             let (object, key, result) = one?;
+            if let ClusterObject::Wal(lineage, WalEntry::Slice(segment, ..)) = object {
+                sliced.insert((lineage, segment));
+            }
             match result {
                 Ok(()) => {
                     self.report.read_object_count += 1;
@@ -88,6 +93,31 @@ impl Run<'_> {
                 Err(error) => return Err(error),
             }
         }
+        for (lineage, segment) in sliced {
+            if let Some(archive) = archives.get(&lineage) {
+                self.slices(archive, segment).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the slices of a segment are one server's: each by itself was read before.
+    async fn slices(&mut self, archive: &WalArchive, segment: SegmentName) -> Result<()> {
+        // Whole, it needs none of them.
+        let whole = archive.repository().store().head(&archive.paths().segment(segment)).await?;
+        let assembled = match whole {
+            Some(_) => None,
+            None => archive.assemble(segment).await?,
+        };
+        let Some(assembled) = assembled.filter(AssembledSegment::is_contradicted) else { return Ok(()) };
+        self.report.finding(VerifyFinding {
+            kind: FindingKind::Chain,
+            object: archive.paths().sliced(segment).to_string(),
+            what: assembled.fault().map(ToString::to_string).unwrap_or_default(),
+            backups: Vec::new(),
+            moments: Some(format!("from {} on, on timeline {}", assembled.end(), segment.timeline)),
+            remedy: Cure::SplitBrain,
+        });
         Ok(())
     }
 
@@ -211,6 +241,11 @@ fn finding(
         ClusterObject::Wal(_, WalEntry::Ended(..)) => {
             "If the whole segment is stored, delete it. Otherwise take a backup: it may be the only copy \
              of its segment."
+                .into()
+        }
+        ClusterObject::Wal(_, WalEntry::Slice(..)) => {
+            "If the whole segment is stored, delete it. Otherwise, if its server is still there, restart the daemon: it stores the \
+             segment from its start on. If the server is lost, restore from another repository, or to a target before it."
                 .into()
         }
         // What needs it is not known where the facts of its lineage are not.

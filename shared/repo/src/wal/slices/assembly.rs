@@ -17,7 +17,8 @@ pub enum Added {
     Known,
     /// It begins behind the end of the others.
     Gap,
-    /// It is another server's: it was made for other bytes than these, or holds others. What lies behind its start is not believed.
+    /// It is another server's: it was made for other bytes than these, or holds others. What lies behind the first byte that differs is not
+    /// believed, or behind its start where that is not known.
     Contradicts,
 }
 
@@ -56,9 +57,10 @@ impl SliceAssembly {
             return Added::Contradicts;
         }
         let overlap = behind.len().min(content.len());
-        let same = behind.get(..overlap) == content.get(..overlap);
-        if !same || self.hash_before(offset) != header.facts.before {
-            self.content.truncate(offset);
+        let same = behind.iter().zip(content).take_while(|(one, other)| one == other).count();
+        let continues = self.hash_before(offset) == header.facts.before;
+        if !continues || same < overlap {
+            self.content.truncate(if continues { offset + same } else { offset });
             return Added::Contradicts;
         }
         match content.get(overlap..) {
@@ -131,8 +133,8 @@ mod tests {
         // Equal bytes, behind others: the hash tells.
         assert_eq!(add(&theirs, 60, 80), (Added::Contradicts, 60));
         assert_eq!(add(&ours, 60, 90), (Added::Continued, 90), "what was taken before is not spoilt");
-        // One that begins before the difference: nothing behind its start is believed.
-        assert_eq!(add(&theirs, 5, 20), (Added::Contradicts, 5));
+        // One that begins before the difference: both servers have what comes before that.
+        assert_eq!(add(&theirs, 5, 20), (Added::Contradicts, 10));
         assert_eq!(add(&ours, 5, 20), (Added::Continued, 20));
     }
 
