@@ -10,6 +10,7 @@ use walpoint_runtime::human;
 use super::document::TablespaceDocument;
 use super::words::{CommandLine, hints, options, why};
 use crate::shell;
+use crate::wal::build::built_from;
 
 /// A plan, in lines that end with a newline.
 pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> String {
@@ -45,7 +46,7 @@ pub(super) fn plan(plan: &RestorePlan, notes: &[String], size: SegmentSize) -> S
         text.row("", &range.describe(size));
     }
     if let Some(fork) = &plan.fork {
-        text.row("", &format!("{} (built from {} up to {})", fork.name, fork.source_name(), fork.cut));
+        text.row("", &format!("{} (built from {} up to {})", fork.name, built_from(fork), fork.cut));
     }
     text.row("Ends", &end(plan));
     text.row("Takes", &format!("about {}", human::span(e.duration)));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use walpoint_base::{Lsn, Recovery, SegmentName, TimelineId};
-use walpoint_plan::restore::{ForkSegment, Unfollowed};
+use walpoint_plan::restore::{ForkSegment, ForkSource, Unfollowed};
 
 use crate::settings;
 use crate::wal::archive::{ArchiveAnswer, ClusterArchive, FetchResult, Proof, WantedFile};
@@ -16,6 +16,17 @@ use crate::wal::note::{Built, TargetNote};
 use crate::wal::refusal::{Remedy, Unproven};
 use crate::wal::source::listed;
 use crate::wal::{creates, prove, spool};
+
+/// What a segment is built from, for people: no file has an incomplete copy's name where slices are what there is.
+pub(crate) fn built_from(fork: &ForkSegment) -> String {
+    match fork.source {
+        ForkSource::Segment(_) => format!("\"{}\"", fork.source_name()),
+        ForkSource::Partial(timeline) if timeline == fork.name.timeline => "its incomplete copy".to_owned(),
+        ForkSource::Partial(timeline) => {
+            format!("the incomplete copy of \"{}\"", SegmentName { timeline, ..fork.name })
+        }
+    }
+}
 
 impl ClusterArchive {
     /// Builds a segment that was `asked` for under its own name and not had. `seen`: as in [`prove::unfinished`].
@@ -49,8 +60,8 @@ impl ClusterArchive {
             (None, Some(why)) => FetchResult::Unwritten(why),
             (None, None) => {
                 let why = format!(
-                    "the restore planned to build it from \"{}\", up to {}, and no repository has that: {}",
-                    segment.source_name(),
+                    "the restore planned to build it from {}, up to {}, and no repository has that: {}",
+                    built_from(&segment),
                     segment.cut,
                     listed(&asked.failures)
                 );
@@ -157,5 +168,20 @@ impl ClusterArchive {
         let path = self.place().map(|place| place.pgdata.join("postgresql.auto.conf"));
         let text = path.and_then(|path| fs::read_to_string(path).ok());
         settings::targets(&text.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_streamed_is_not_called_by_the_name_of_a_file() {
+        let name: SegmentName = "000000020000000000000004".parse().unwrap();
+        let from = |source| built_from(&ForkSegment { name, cut: Lsn(0x400_0060), source, left: false });
+        assert_eq!(from(ForkSource::Partial(name.timeline)), "its incomplete copy");
+        let parents = from(ForkSource::Partial(TimelineId::FIRST));
+        assert_eq!(parents, "the incomplete copy of \"000000010000000000000004\"");
+        assert_eq!(from(ForkSource::Segment(name.timeline)), "\"000000020000000000000004\"");
     }
 }

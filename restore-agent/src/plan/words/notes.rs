@@ -8,6 +8,7 @@ use walpoint_plan::restore::{
 };
 
 use super::{CommandLine, brief, damaged_lineage, drops, lineage_moment, locks, point, why};
+use crate::wal::build::built_from;
 
 /// The notes of a plan, in its order. `given`: the command that they are about.
 pub(crate) fn notes(plan: &RestorePlan, given: &CommandLine) -> Vec<String> {
@@ -89,7 +90,7 @@ fn fork_built(fork: &ForkSegment) -> String {
     format!(
         "{} is not in the archive; restore-fetch builds it from {}, up to {}, where timeline {} was left.",
         fork.name,
-        fork.source_name(),
+        built_from(fork),
         fork.cut,
         fork.name.timeline
     )
