@@ -6,16 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{Lsn, PgTimestamp, SegmentNo, TimelineHistory, TimelineId};
 use walpoint_plan::restore::{ExtentQuestion, Path, WentOn};
 use walpoint_storage::error::{RepoError, Result};
 
 use super::LineageCatalog;
-use crate::index::{group_of, last_of};
+use super::histories::stored_histories;
+use crate::index::{SegmentEntry, group_of, last_of};
 
 /// So many segments of a timeline are looked at for its first transaction.
 const LOOKED_AT: u64 = 32;
+
+/// Stores note times in whole seconds: what is later than such a time by less may have been before.
+const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
 /// The timeline that a restore to the latest moment follows instead of another one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +39,26 @@ pub struct TimelineUse {
     pub began: Option<Timestamp>,
     /// Where its last backup starts, and when that ended.
     pub last_backup: Option<(Lsn, Timestamp)>,
+}
+
+/// What shows that a timeline was in use. None of it is from before the promotion with which the timeline began.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct FirstUse {
+    /// The earliest transaction that is known to be its own.
+    own: Option<PgTimestamp>,
+    /// Where none is: the latest one in the segment in which it left the other timeline, which has that one's transactions, too.
+    perhaps: Option<PgTimestamp>,
+    /// When its history was stored.
+    history: Option<PgTimestamp>,
+}
+
+impl FirstUse {
+    /// Whether the other timeline was written after that: its latest transaction from the segment of the fork on, and its latest one
+    /// behind what both have.
+    fn precedes(&self, latest: Option<PgTimestamp>, behind: Option<PgTimestamp>) -> bool {
+        let precedes = |first: Option<PgTimestamp>, last| first.is_some() && first < last;
+        precedes(self.own, latest) || precedes(self.history, latest) || precedes(self.perhaps, behind)
+    }
 }
 
 impl LineageCatalog {
@@ -64,8 +88,9 @@ impl LineageCatalog {
         Ok(beside)
     }
 
-    /// Whether a timeline was written after a younger one had left it, or its path: after the first transaction there or, where that
-    /// WAL is gone, after the history was stored.
+    /// Whether a timeline was written after a younger one had left it, or its path: after the first transaction there, or after the
+    /// history was stored. Either proves two servers: the first transaction of one that was idle, or whose archiving stood still, came
+    /// long after its promotion, and a history may have been stored late.
     async fn is_beside(
         &mut self,
         (timeline, usage): (TimelineId, TimelineUse),
@@ -82,45 +107,57 @@ impl LineageCatalog {
         let Some(left) = [left_at(&own), left_at(&other)].into_iter().flatten().min() else {
             return Ok(true);
         };
-        let (size, owner) = (self.lineage().segment_size, other.timeline_at(left));
-        let of_it = SegmentNo::of(left, size);
-        let is_there = self.ask(None, |facts| Ok(facts.wal(owner)?.contains(of_it))).await?;
-        let first = if is_there { self.first_behind(owner, left).await? } else { None };
         let next = other.path().find(|step| *step > common);
-        let began = next.and_then(|next| written.get(&next)?.began).map(PgTimestamp::from_time);
-        let first = first.or(began);
-        let behind = if of_it.start(size) == left { of_it } else { of_it.next() };
-        let last = self.last_from(timeline, behind).await?.map(|(_, at)| at);
+        let began = next.and_then(|next| written.get(&next)?.began);
+        let first = self.first_use(other.timeline_at(left), own.timeline_at(left), left, began).await?;
         let backup = usage.last_backup.filter(|(start, _)| *start >= left);
-        let last = last.max(backup.map(|(_, ended)| PgTimestamp::from_time(ended)));
-        Ok(last.is_some_and(|last| first.is_none_or(|first| first < last)))
+        let ended = backup.map(|(_, ended)| PgTimestamp::from_time(ended));
+        let (in_it, behind) = self.behind(left);
+        let [latest, behind] = [
+            self.last_from(timeline, in_it).await?.map(|(_, at)| at).max(ended),
+            self.last_from(timeline, behind).await?.map(|(_, at)| at).max(ended),
+        ];
+        let nothing_shows = first == FirstUse::default();
+        Ok(first.precedes(latest, behind) || nothing_shows && behind.is_some())
     }
 
     /// The timelines on the path to `timeline` that went on behind where the path leaves them, with transactions that are later than the
-    /// first ones of what left them. What a dead primary archived of its last moments is not such a timeline: its transactions
-    /// came before the promotion.
+    /// first ones of what left them, or than its history. What a dead primary archived of its last moments is not such a timeline: its
+    /// transactions came before the promotion.
     pub async fn went_on(&mut self, timeline: TimelineId) -> Result<Vec<WentOn>> {
         let Some(history) = self.facts().graph.history(timeline).cloned() else { return Ok(Vec::new()) };
         let children = history.path().skip(1);
         let steps: Vec<_> =
             history.entries().iter().zip(children).map(|(e, c)| (e.parent, e.switch, c)).collect();
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let stored: BTreeMap<_, _> = stored_histories(self.archive()).await?.into_iter().collect();
         let (mut found, size) = (Vec::new(), self.lineage().segment_size);
         for (parent, left, left_by) in steps {
             if self.facts().abandoned.contains_key(&parent) {
                 continue;
             }
-            let of_it = SegmentNo::of(left, size);
-            let first = self.first_behind(left_by, left).await?;
-            // A whole segment in which nothing but a history left has its server's records from behind the fork, too.
-            let is_behind = first.is_none() || of_it.start(size) == left;
-            let behind = if is_behind { of_it } else { of_it.next() };
-            let Some((last, at)) = self.last_from(parent, behind).await? else { continue };
-            if first.is_none_or(|first| first < at) {
+            let first = self.first_use(left_by, parent, left, stored.get(&left_by).copied()).await?;
+            let (in_it, behind) = self.behind(left);
+            let [in_it, behind] =
+                [self.last_from(parent, in_it).await?, self.last_from(parent, behind).await?];
+            let Some((last, at)) = in_it else { continue };
+            // Where nothing but a history left, a whole segment has its server's records from behind the fork, too.
+            let only_history = first.own.is_none() && first.perhaps.is_none();
+            if only_history || first.precedes(Some(at), behind.map(|(_, at)| at)) {
                 let last = last.name(parent, size);
                 found.push(WentOn { timeline: parent, left_by, left, last, at: at.to_time() });
             }
         }
         Ok(found)
+    }
+
+    /// The segment in which a timeline left another one, and the first one that has nothing of what both have.
+    fn behind(&self, left: Lsn) -> (SegmentNo, SegmentNo) {
+        let size = self.lineage().segment_size;
+        let in_it = SegmentNo::of(left, size);
+        (in_it, if in_it.start(size) == left { in_it } else { in_it.next() })
     }
 
     /// The last segment of a timeline, if it has any from `behind` on, and the latest transaction in what leads there.
@@ -141,19 +178,42 @@ impl LineageCatalog {
         Ok(extent.await?.and_then(|extent| extent.latest).map(|latest| (run.last, latest)))
     }
 
-    /// The earliest transaction of a timeline behind the segment in which it left another one; where nothing is stored behind that,
-    /// the latest one in it.
-    async fn first_behind(&mut self, timeline: TimelineId, left: Lsn) -> Result<Option<PgTimestamp>> {
-        let fork = SegmentNo::of(left, self.lineage().segment_size);
+    /// What shows that a timeline was in use which left the path to `other` at that position; its history was stored then.
+    async fn first_use(
+        &mut self,
+        timeline: TimelineId,
+        other: TimelineId,
+        left: Lsn,
+        stored: Option<Timestamp>,
+    ) -> Result<FirstUse> {
+        let history = stored.and_then(|at| at.checked_add(SECOND).ok()).map(PgTimestamp::from_time);
+        let none = FirstUse { history, ..FirstUse::default() };
+        let (fork, behind) = self.behind(left);
         let run =
             self.ask(None, |facts| Ok(facts.wal(timeline)?.iter().find(|run| run.last >= fork).copied()));
-        let (Some(run), Some(wal)) = (run.await?, self.wal_mut(timeline)) else { return Ok(None) };
+        let (Some(run), Some(wal)) = (run.await?, self.wal_mut(timeline)) else { return Ok(none) };
         let first = run.first.max(fork);
         let last = run.last.min(SegmentNo(first.0.saturating_add(LOOKED_AT))).min(last_of(group_of(first)));
         let entries = wal.entries(first, last).await?;
-        let behind = entries.range(fork.next()..).find_map(|(_, entry)| Some(entry.transactions?.earliest));
-        let in_it = || Some(entries.get(&fork)?.transactions?.latest);
-        Ok(behind.or_else(in_it))
+        let later = entries.range(behind..).find_map(|(_, entry)| Some(entry.transactions?.earliest));
+        let mixed = entries.get(&fork).filter(|_| behind > fork).and_then(|entry| entry.transactions);
+        let Some(mixed) = mixed else { return Ok(FirstUse { own: later, ..none }) };
+        // Both copies of the segment begin with the same transactions, if with any.
+        let own = self.entry(other, fork).await?.and_then(|theirs| match theirs.transactions {
+            Some(theirs) if theirs.earliest == mixed.earliest => {
+                Some(mixed.latest).filter(|latest| theirs.latest < *latest)
+            }
+            _ => Some(mixed.earliest),
+        });
+        let own = own.or(later);
+        Ok(FirstUse { own, perhaps: own.is_none().then_some(mixed.latest), ..none })
+    }
+
+    /// What the index says of a segment; `None` if it is not there.
+    async fn entry(&mut self, timeline: TimelineId, segment: SegmentNo) -> Result<Option<SegmentEntry>> {
+        self.ask(None, |facts| facts.wal(timeline).map(drop)).await?;
+        let Some(wal) = self.wal_mut(timeline) else { return Ok(None) };
+        Ok(wal.entries(segment, segment).await?.remove(&segment))
     }
 
     /// The timeline that a restore to the latest moment follows instead of `timeline`, if there is one.

@@ -6,11 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt};
+use jiff::Timestamp;
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{TimelineHistory, TimelineId, WalFileName};
 use walpoint_plan::graph::{Contradictions, TimelineGraph};
 use walpoint_plan::restore::{Abandoned, Answer, BackupState, Doubt, Facts, Question};
 use walpoint_storage::error::{RepoError, Result};
+use walpoint_storage::layout::WalEntry;
+use walpoint_storage::store::ListedObject;
 
 use super::abandoned::abandoned;
 use super::lineage::LineageCatalog;
@@ -18,6 +21,16 @@ use super::outline::LineageOutline;
 use super::standing::unusable;
 use crate::backup::{Backups, ListedBackup};
 use crate::wal::{ListedHistories, WalArchive};
+
+/// The timelines that have a history, and when it was stored.
+pub(crate) async fn stored_histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
+    let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
+    let history = |entry: &ListedObject| match archive.paths().parse(&entry.key)? {
+        WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
+        _ => None,
+    };
+    Ok(entries.iter().filter_map(history).collect())
+}
 
 impl LineageCatalog {
     /// Lists the timelines, and reads their histories.

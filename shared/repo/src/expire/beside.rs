@@ -2,15 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
-use walpoint_base::{TimelineId, WalFileName};
+use walpoint_base::TimelineId;
 use walpoint_storage::error::Result;
-use walpoint_storage::layout::WalEntry;
-use walpoint_storage::store::ListedObject;
 
 use super::gather::Gathered;
-use crate::catalog::{Catalog, TimelineUse};
-use crate::wal::WalArchive;
+use crate::catalog::{Catalog, TimelineUse, stored_histories};
 
 /// Finds them.
 pub(super) async fn find(gathered: &mut Gathered, catalog: &mut Catalog) -> Result<()> {
@@ -22,7 +18,7 @@ pub(super) async fn find(gathered: &mut Gathered, catalog: &mut Catalog) -> Resu
         if written.len() < 2 {
             continue;
         }
-        let began: BTreeMap<_, _> = histories(lineage.archive()).await?.into_iter().collect();
+        let began: BTreeMap<_, _> = stored_histories(lineage.archive()).await?.into_iter().collect();
         let own = gathered.facts.backups.iter().filter(|backup| backup.lineage == id);
         let own: Vec<_> = own.map(|backup| (backup.id, backup.ended)).collect();
         let used = written.into_iter().map(|timeline| {
@@ -34,14 +30,4 @@ pub(super) async fn find(gathered: &mut Gathered, catalog: &mut Catalog) -> Resu
         life.beside = lineage.written_beside(&used.collect()).await?;
     }
     Ok(())
-}
-
-/// The timelines that have a history, and when it was stored.
-pub(super) async fn histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
-    let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
-    let history = |entry: &ListedObject| match archive.paths().parse(&entry.key)? {
-        WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
-        _ => None,
-    };
-    Ok(entries.iter().filter_map(history).collect())
 }

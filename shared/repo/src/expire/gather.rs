@@ -14,14 +14,13 @@ use walpoint_plan::retention::{
 use walpoint_storage::error::{Remark, Remedy, RepoError, Result};
 use walpoint_storage::layout::ClusterPaths;
 
-use super::beside::histories;
 use super::soundness::{Pack, PackLengths, Proven, prove};
 use crate::Repository;
 use crate::backup::{
     AnnouncedSet, AnnouncementReason, Announcements, BackupSummary, Backups, DamagedAnnouncement, Intent,
     ListedBackup, ListedState, ManifestState, NumberedAnnouncement,
 };
-use crate::catalog::{Catalog, LineageCatalog, wal_of};
+use crate::catalog::{Catalog, LineageCatalog, stored_histories, wal_of};
 use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::lineage::{DamagedLineage, LOST_LINEAGE, Lineage};
 use crate::wal::WalArchive;
@@ -367,7 +366,7 @@ impl Gathered {
         if !hangs_together {
             self.notes.push(format!("all WAL of lineage {} is kept until that is settled", lineage.id));
         }
-        let began = histories(archive).await?;
+        let began = stored_histories(archive).await?;
         let mut life = RetainedLineage {
             lineage: lineage.id,
             graph: graph.clone(),

@@ -1,8 +1,10 @@
 //! Two timelines of one lineage: written beside each other, or one after the other.
 
 use walpoint_base::Lsn;
+use walpoint_base::facts::TransactionRange;
 
 use super::*;
+use crate::index::tests::commit_time;
 
 /// Timeline 2 leaves timeline 1 here.
 const FORK: u64 = 60;
@@ -14,20 +16,47 @@ fn second() -> TimelineId {
 /// The world, with a timeline 2 whose transactions are those of timeline 1 at the same position, so many seconds later; and a newest
 /// backup on it. Its history was stored three days ago.
 async fn promoted(seconds: u64) -> (Bed, Vec<BackupId>, BackupId) {
+    promoted_by(0, |number| transaction(number + seconds)).await
+}
+
+/// A commit so many seconds after the first one of the world.
+fn transaction(seconds: u64) -> Option<TransactionRange> {
+    Some(TransactionRange::add(None, commit_time(seconds), 1))
+}
+
+/// The same with those transactions, by segment, and a fork so many bytes behind the beginning of a segment.
+async fn promoted_by(
+    inside: u64,
+    transactions: impl Fn(u64) -> Option<TransactionRange>,
+) -> (Bed, Vec<BackupId>, BackupId) {
     let (bed, ids) = world().await;
-    let fork: Lsn = SegmentNo(FORK).start(size());
+    let fork: Lsn = SegmentNo(FORK).start(size()) + inside;
     let text = format!("1\t{fork}\tno recovery target specified\n");
     bed.archive.put_file(WalFileName::History(second()), text.into_bytes()).await.unwrap();
     age(&bed, "00000002.history", 72).await;
     let of = bed.archive.lineage().id;
     for number in FORK..95 {
-        let transactions = header(of, second(), number + seconds).transactions;
+        let transactions = transactions(number);
         bed.store_header(WalHeader { transactions, ..header(of, second(), number) }).await;
     }
     let id = BackupId::new(ago(DAY), second(), SegmentNo(90).start(size()) + 40, 90);
     let writer = begin(&bed, intent(&bed, id, ago(DAY))).await;
     let newest = finish(&bed, writer, 90, DAY).await;
     (bed, ids, newest)
+}
+
+/// Whether timeline 1 keeps the backup from which it is recovered, and a plan on timeline 2 says that it went on.
+async fn is_beside(bed: &Bed, newest: BackupId, base: BackupId) -> bool {
+    let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
+    let went_on = catalog.lineages_mut()[0].went_on(second()).await.unwrap();
+    run(bed, &at_once(1)).await;
+    let beside = match finished(bed).await {
+        both if both == [base, newest] => true,
+        alone if alone == [newest] => false,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(went_on.iter().any(|one| one.timeline == FIRST), beside, "{went_on:?}");
+    beside
 }
 
 /// K3: which of two servers is in production is not known, so neither makes the other's backups expire, nor its WAL.
@@ -60,4 +89,49 @@ async fn a_failover_leaves_nothing_of_the_old_primary_that_no_rule_keeps() {
         run(&bed, &at_once(1)).await;
         assert_eq!((finished(&bed).await, segments(&bed).await), (vec![newest], vec![]));
     }
+}
+
+/// K3: the first transaction of a copy may lie in the segment of the fork, and its next one come after all that the server wrote. What
+/// both have of that segment is no transaction of the copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_transaction_of_a_timeline_may_lie_in_the_segment_of_the_fork() {
+    let range = |of: &[u64]| {
+        of.iter().fold(None, |range, at| Some(TransactionRange::add(range, commit_time(*at), 1)))
+    };
+    // Timeline 1 has a transaction each second from 60 to 99.
+    for (inside, in_it, beside) in [
+        (0, range(&[61]), true),
+        (0, range(&[100]), false),
+        (400, range(&[61]), true),
+        (400, range(&[60, 61]), true),
+        // An idle copy, or one that was promoted after the server's end.
+        (400, range(&[60]), false),
+        (400, range(&[60, 100]), false),
+        (400, None, false),
+    ] {
+        let transactions = |number| if number == FORK { in_it } else { transaction(number + 1000) };
+        let (bed, ids, newest) = promoted_by(inside, transactions).await;
+        age(&bed, "00000002.history", 0).await;
+        assert_eq!(is_beside(&bed, newest, ids[4]).await, beside, "{inside} {in_it:?}");
+    }
+}
+
+/// K3: a copy that was idle for long wrote its first transaction after all of the server's. That the server went on after the copy's
+/// promotion stays known.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_wrote_after_a_promotion_keeps_it_in_use_whatever_the_copy_writes_later() {
+    const EPOCH: u64 = 946_684_800;
+    for (stored, beside) in [(70, true), (99, false), (150, false)] {
+        let (bed, ids, newest) = promoted(1000).await;
+        let history = path(&bed, keys(&bed).await.iter().find(|k| k.ends_with("2.history")).unwrap());
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH + stored);
+        File::open(history).unwrap().set_modified(at).unwrap();
+        assert_eq!(is_beside(&bed, newest, ids[4]).await, beside, "{stored}");
+    }
+    // The same with a backup, and a first transaction a day after that.
+    let seconds = u64::try_from(ago(DAY).as_second()).unwrap() - EPOCH;
+    let (bed, _, copy) = promoted(seconds).await;
+    let production = backup(&bed, 85, 48).await;
+    run(&bed, &at_once(1)).await;
+    assert_eq!(finished(&bed).await, [production, copy]);
 }
