@@ -8,7 +8,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::diagnostic::shown;
-use walpoint_base::{BackupId, ClusterName, Diagnostic, SecretSource, SegmentName, TimelineId};
+use walpoint_base::{
+    BackupId, ClusterName, Diagnostic, RecoveryTarget, SecretSource, SegmentName, TimelineId,
+};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
@@ -150,8 +152,8 @@ impl Restore {
             ));
             notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
-        notes.extend(not_archiving(args).map(str::to_owned));
-        notes.extend(args.resume_archiving.then(|| self.archives_elsewhere(common)).flatten());
+        notes.extend(not_archiving(args).map(str::to_owned).or_else(|| self.archives_elsewhere(common)));
+        notes.extend(not_known_in_use(args, plan.backup.id, &plan.target));
         if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
             self.planned.repository.opened_by()
             && matches!(from, SecretSource::Environment(_))
@@ -243,6 +245,18 @@ fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
              original for good, restore with --resume-archiving.",
         ),
     }
+}
+
+/// What to know of `expire` before a server is promoted behind a target: the backup and the WAL lead to a timeline that is in no
+/// repository yet.
+fn not_known_in_use(args: &RestoreArgs, backup: BackupId, target: &RecoveryTarget) -> Option<String> {
+    let begins = args.resume_archiving && !args.standby && *target != RecoveryTarget::Latest;
+    begins.then(|| {
+        format!(
+            "until the new timeline has archived its history, at the promotion, expire does not know that backup {backup} is in \
+             use\nHINT: Do not run \"archive-agent expire\" before that, unless the retention's window reaches back behind the backup."
+        )
+    })
 }
 
 impl Restore {

@@ -132,6 +132,8 @@ pub struct RetainedTimeline {
     pub written: Option<Timestamp>,
     /// When a newer timeline of the lineage began; `None` for the newest one.
     pub superseded: Option<Timestamp>,
+    /// Whether its history is stored, and it was not settled as abandoned: a server was promoted to it.
+    pub began: bool,
 }
 
 /// A hold that is in force or has run out; never one that was removed.
@@ -191,19 +193,27 @@ impl RetainedLineage {
         written.map(|(timeline, _)| *timeline).next_back()
     }
 
-    /// The timelines that a server of the lineage may still be writing: the newest one that has WAL, and those beside it. None if the
-    /// cluster went on in another lineage.
+    /// Whether a server was promoted to a timeline behind the newest one that has WAL, and has archived none yet. It may be that one's,
+    /// or another one's.
+    pub(super) fn has_only_begun(&self, timeline: TimelineId) -> bool {
+        self.newest().is_none_or(|newest| timeline > newest)
+            && self.timelines.get(&timeline).is_some_and(|life| life.began)
+    }
+
+    /// The timelines that a server of the lineage may still be writing: the newest one that has WAL, those beside it, and those behind
+    /// it that have a history only. None if the cluster went on in another lineage.
     pub(super) fn in_use(&self) -> BTreeSet<TimelineId> {
-        match self.superseded {
-            Some(_) => BTreeSet::new(),
-            None => self.newest().into_iter().chain(self.beside.iter().copied()).collect(),
+        if self.superseded.is_some() {
+            return BTreeSet::new();
         }
+        let begun = self.timelines.keys().copied().filter(|timeline| self.has_only_begun(*timeline));
+        self.newest().into_iter().chain(self.beside.iter().copied()).chain(begun).collect()
     }
 
     /// The timelines that are written beside the newest one.
     pub(super) fn in_use_beside(&self) -> BTreeSet<TimelineId> {
         let (mut beside, newest) = (self.in_use(), self.newest());
-        beside.retain(|timeline| Some(*timeline) != newest);
+        beside.retain(|timeline| Some(*timeline) != newest && !self.has_only_begun(*timeline));
         beside
     }
 

@@ -1,5 +1,6 @@
 //! The backup without which a lineage cannot be recovered on its newest timeline, or on one that is written beside that, stays,
-//! whatever the rules say, unless it was asked to be deleted by name.
+//! whatever the rules say, unless it was asked to be deleted by name. A server that was promoted is on its timeline from then on, though
+//! it has archived nothing but the history.
 //!
 //! Rules by number and date do not know which branch is in use: after a recovery to a point in time, the newest backups are
 //! those of the branch that was left.
@@ -115,6 +116,7 @@ fn keep_newest(
     let (best, own) = (best.id, best.lineage == life.lineage);
     let path = match life.newest() == Some(timeline) {
         true => RetentionReason::Path(timeline),
+        false if life.has_only_begun(timeline) => RetentionReason::PathBegun(timeline),
         false => RetentionReason::PathBeside(timeline),
     };
     let Some(decision) = decisions.iter_mut().find(|decision| decision.backup.id == best) else { return };

@@ -13,9 +13,9 @@
 //!
 //! All of it is pure: facts, a policy and the time in, decisions out. What always holds: of each family at least
 //! [`Policy::minimum`] backups stay, the newest ones, and so many sound ones if it has them; of each lineage in use one stays that
-//! leads to its newest timeline with WAL, if it has one, and one that leads to each timeline written beside that; a backup under a
-//! hold stays (a request by name can override each); without a policy everything stays; and as time passes, what was dropped is never
-//! wanted again. Which objects go with a decision is [`crate::reach`]'s to say.
+//! leads to its newest timeline with WAL, if it has one, and one that leads to each timeline written beside that, and to each later one
+//! that has a history only; a backup under a hold stays (a request by name can override each); without a policy everything stays; and as
+//! time passes, what was dropped is never wanted again. Which objects go with a decision is [`crate::reach`]'s to say.
 
 mod decide;
 mod facts;

@@ -46,6 +46,8 @@ pub enum RetentionReason {
     Path(TimelineId),
     /// The newest one from which a timeline beside that can be recovered.
     PathBeside(TimelineId),
+    /// The newest one from which a timeline can be recovered that has a history only.
+    PathBegun(TimelineId),
     /// A rule keeps it of those that lead to a timeline beside the newest one.
     Beside(TimelineId, Box<RetentionReason>),
     /// A rule of its label keeps it.
@@ -84,7 +86,7 @@ impl RetentionReason {
     pub(super) fn leads_onward(&self, windowed: bool) -> bool {
         match self {
             Self::Window(_) | Self::WindowBegin(..) | Self::NoPolicy | Self::Base(..) => true,
-            Self::Path(_) | Self::PathBeside(_) => true,
+            Self::Path(_) | Self::PathBeside(_) | Self::PathBegun(_) => true,
             Self::Beside(_, reason) => reason.leads_onward(windowed),
             Self::Count(_) | Self::Age(_) | Self::Minimum(_) | Self::NoRule => !windowed,
             _ => false,
@@ -162,6 +164,10 @@ impl fmt::Display for RetentionReason {
             Self::PathBeside(timeline) => write!(
                 f,
                 "it is the newest one that leads to timeline {timeline}, which was written beside a newer one"
+            ),
+            Self::PathBegun(timeline) => write!(
+                f,
+                "it is the newest one that leads to timeline {timeline}, of which only the history is archived so far"
             ),
             Self::Beside(timeline, reason) => {
                 write!(f, "timeline {timeline}, which was written beside a newer one: {reason}")

@@ -38,7 +38,8 @@ pub enum Protection {
     Base(LineageId),
     /// Whether a lineage that was split off is restored from it is not known.
     MaybeBase(LineageId),
-    /// No other sound backup leads to a timeline in use: the newest one that a lineage in use has WAL of, or one beside that.
+    /// No other sound backup leads to a timeline in use: the newest one that a lineage in use has WAL of, one beside that, or one behind
+    /// it that has a history only.
     Path(LineageId, TimelineId),
 }
 

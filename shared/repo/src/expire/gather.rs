@@ -387,11 +387,18 @@ impl Gathered {
             let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id) && !contradicts(id);
             let superseded = began.iter().filter(|(id, _)| counts(id)).map(|(_, at)| *at).min();
             // An abandoned timeline is not the one in use, however new it is.
-            let (written, superseded) = match abandoned.get(&timeline) {
-                Some(record) => (None, superseded.or(Some(record.settled))),
-                None => (newest(archive, timeline).await?, superseded),
+            let retained = match abandoned.get(&timeline) {
+                Some(record) => {
+                    let superseded = superseded.or(Some(record.settled));
+                    RetainedTimeline { written: None, superseded, began: false }
+                }
+                None => {
+                    let written = newest(archive, timeline).await?;
+                    let began = began.iter().any(|(id, _)| *id == timeline);
+                    RetainedTimeline { written, superseded, began }
+                }
             };
-            life.timelines.insert(timeline, RetainedTimeline { written, superseded });
+            life.timelines.insert(timeline, retained);
         }
         self.facts.lives.push(life);
         self.lineages.push(LineageFacts { lineage, graph, known: problems.is_empty() && hangs_together });

@@ -435,7 +435,13 @@ fn the_only_backup_of_the_branch_in_use_is_protected() {
         protections(facts, id, &gone.iter().copied().collect(), at(NOW))
     };
     written(&mut facts.lives[0], &[1]);
-    assert_eq!(against(&facts, second, &[first]), [], "timeline 2 has no WAL");
+    assert_eq!(against(&facts, second, &[first]), [], "timeline 2 has no WAL and no history");
+    let branch = tli(2);
+    let began = |life: &mut RetainedLineage, is| life.timelines.get_mut(&branch).unwrap().began = is;
+    began(&mut facts.lives[0], true);
+    let alone = [Protection::Path(lineage(1), branch)];
+    assert_eq!(against(&facts, second, &[first]), alone, "a server was promoted");
+    began(&mut facts.lives[0], false);
     written(&mut facts.lives[0], &[1, 2]);
     assert_eq!(against(&facts, second, &[]), [], "the first one leads there as well");
     assert_eq!(against(&facts, left, &[first]), []);

@@ -135,3 +135,21 @@ async fn what_a_server_wrote_after_a_promotion_keeps_it_in_use_whatever_the_copy
     run(&bed, &at_once(1)).await;
     assert_eq!(finished(&bed).await, [production, copy]);
 }
+
+/// K3: from the moment on that a server was promoted its base is needed, though it has archived nothing but the history of its timeline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_of_which_only_the_history_is_stored_is_in_use() {
+    let (bed, ids) = world().await;
+    let fork = SegmentNo(40).start(size());
+    let text = format!("1\t{fork}\tbefore 2026-11-21 10:00:00+00\n");
+    bed.archive.put_file(WalFileName::History(second()), text.into_bytes()).await.unwrap();
+    for _ in 0..2 {
+        let report = run(&bed, &at_once(1)).await;
+        assert_eq!(finished(&bed).await, ids[3..]);
+        assert_eq!(segments(&bed).await, (35..100).collect::<Vec<u64>>());
+        let why = &report.backups.iter().find(|told| told.id == ids[3]).unwrap().reason;
+        assert!(why.ends_with("timeline 2, of which only the history is archived so far"), "{why}");
+    }
+    let refused = expire(bed.archive.repository(), &cluster(), &by_name(ids[3])).await.unwrap_err();
+    assert!(matches!(refused, RepoError::Protected { .. }), "{refused}");
+}
