@@ -3,7 +3,7 @@
 //!
 //! The newest finished segments in `pg_wal` tell. PostgreSQL marks each with `.ready` the moment it is finished, and with `.done`
 //! when its archiver says so. What it did before it was started last, under other settings maybe, proves nothing; nor does what
-//! another archiver stored before this one was put in its place.
+//! another archiver stored before this one was put in its place, or what `expire` may have deleted since.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName, dropped};
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
@@ -108,11 +109,25 @@ impl Watch {
         let Some((done, at)) = marks.done.filter(|(done, _)| self.arrived() != Some(*done)) else {
             return Ok(None);
         };
-        let mut counts = at > self.since;
+        self.is_missing(uploader, &cluster, done, at > self.since).await
+    }
+
+    /// Whether no repository has a segment that was marked as archived. `counts`: whether that is known to be this server's archiver's
+    /// doing.
+    async fn is_missing(
+        &self,
+        uploader: &Uploader,
+        cluster: &WalIdentity,
+        done: SegmentName,
+        mut counts: bool,
+    ) -> anyhow::Result<Option<Bypass>> {
         for target in uploader.targets().iter().filter(|target| target.acknowledges) {
             // What cannot be read may be there, and what is damaged was stored.
-            let Ok(archive) = target.archive(&cluster).await else { return Ok(None) };
+            let Ok(archive) = target.archive(cluster).await else { return Ok(None) };
             match has(&archive, done).await {
+                Ok(false) if may_have_expired(&archive, done.timeline).await.unwrap_or(true) => {
+                    return Ok(None);
+                }
                 Ok(false) => {}
                 Ok(true) => {
                     *self.arrived.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
@@ -170,6 +185,15 @@ async fn has_wal_before(archive: &WalArchive, wal: &Path, timeline: TimelineId) 
         }
     }
     Ok(false)
+}
+
+/// Whether `expire` may have deleted all WAL of a timeline: another server went on from it, or it was settled as abandoned. The WAL of
+/// the newest one always stays.
+async fn may_have_expired(archive: &WalArchive, timeline: TimelineId) -> Result<bool, RepoError> {
+    let listed = archive.all_histories().await?;
+    let abandoned = archive.still_abandoned(&listed.abandoned).await?;
+    let newer = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id);
+    Ok(abandoned.contains_key(&timeline) || listed.stored.iter().any(newer))
 }
 
 async fn marks(pgdata: &Path, timeline: TimelineId, size: SegmentSize) -> anyhow::Result<Marks> {
@@ -243,7 +267,10 @@ fn marked(file: &Path) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Bed, size};
+    use walpoint_base::WalFileName;
+    use walpoint_storage::layout::AbandonedUntil;
+
+    use super::super::fixtures::{Bed, size, switch_in, two};
     use super::*;
 
     /// Files as a running server of a bed has them: segments, and marks.
@@ -301,6 +328,28 @@ mod tests {
     const FIRST: &str = "000000010000000000000005";
     const SECOND: &str = "000000010000000000000006";
     const THIRD: &str = "000000010000000000000007";
+
+    /// K6
+    #[tokio::test]
+    async fn what_expire_may_have_deleted_is_no_sign_of_another_archiver() {
+        let (main, _far, uploader, cluster) = two().await;
+        main.put(FIRST, 1).await;
+        let done: SegmentName = SECOND.parse().unwrap();
+        let missing = async || Watch::once().is_missing(&uploader, &cluster, done, false).await.unwrap();
+        assert_eq!(missing().await, Some(Bypass::Elsewhere(done)));
+        // A copy was promoted: all that is left of timeline 1 may have expired.
+        let second = TimelineId::new(2).unwrap();
+        let history = switch_in(FIRST, 0);
+        main.archive.put_file(WalFileName::History(second), history).await.unwrap();
+        assert_eq!(missing().await, None);
+        let until = SegmentName { timeline: second, ..done };
+        let fork = Some((
+            TimelineId::FIRST,
+            FIRST.parse::<SegmentName>().unwrap().number(size()).unwrap().start(size()),
+        ));
+        main.archive.abandon_timeline(AbandonedUntil { until, fork }, "a test", "dba").await.unwrap();
+        assert_eq!(missing().await, Some(Bypass::Elsewhere(done)), "timeline 1 is the newest again");
+    }
 
     #[tokio::test]
     async fn a_finished_segment_without_a_mark_is_not_archived() {
