@@ -135,7 +135,7 @@ impl Watch {
                 }
                 Err(_) => return Ok(None),
             }
-            counts = counts || has_wal_before(&archive, &uploader.wal_directory(), timeline).await?;
+            counts = counts || has_wal_before(&archive, &uploader.wal_directory(), done.timeline).await?;
         }
         Ok(counts.then_some(Bypass::Elsewhere(done)))
     }
