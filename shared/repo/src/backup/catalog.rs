@@ -365,6 +365,19 @@ impl Backups {
         self.store.create_once(&object).await.map(drop)
     }
 
+    /// Why a backup that is being written failed: that it was aborted meanwhile, if it was. Its objects are deleted then, and that one
+    /// of them is missing is only a consequence.
+    pub(super) async fn why_failed(&self, id: BackupId, error: RepoError) -> RepoError {
+        // A store that does not answer would not answer this either.
+        if error.is_transient() {
+            return error;
+        }
+        match self.standing(id).await {
+            Ok(ManifestState::Aborted(tombstone)) => self.ended(id, &tombstone),
+            _ => error,
+        }
+    }
+
     fn no_manifest(&self, id: BackupId) -> RepoError {
         RepoError::NotFound { key: self.paths.manifest(id), store: self.store.name().to_owned() }
     }

@@ -128,9 +128,13 @@ impl Store {
                     return Err(failure.about(key, self.name()));
                 }
                 FailureKind::Transient | FailureKind::Unproven => {}
-                // A 404 to a PUT is about the bucket.
+                // A 404 to a PUT is about the bucket. A directory's root was looked at: what is missing lies below it.
                 FailureKind::NotFound => {
-                    let failure = Failure { kind: FailureKind::NoStore, ..failure };
+                    let kind = match self.inner.backend {
+                        Backend::Local(_) => FailureKind::Rejected,
+                        Backend::Remote(_) => FailureKind::NoStore,
+                    };
+                    let failure = Failure { kind, ..failure };
                     return Err(failure.about(key, self.name()));
                 }
                 _ => return Err(failure.about(key, self.name())),

@@ -99,6 +99,15 @@ async fn no_directory_is_left_without_an_object() {
     assert_eq!(store.create_once(&one).await.unwrap(), Creation::New);
 }
 
+/// What is missing lies below a repository that is there.
+#[tokio::test]
+async fn a_directory_that_is_missing_below_the_root_is_no_missing_repository() {
+    let (dir, store) = local().await;
+    std::os::unix::fs::symlink("nowhere", dir.path().join("a")).unwrap();
+    let error = store.create_once(&sealed("a/one", b"x")).await.unwrap_err();
+    assert!(matches!(error, RepoError::Rejected { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn files_are_for_owner_and_group() {
     let (dir, store) = local().await;

@@ -50,7 +50,8 @@ fn finishing_and_ending_exclude_each_other() {
             scene.backups.abort(id(1), "said another process too").await.unwrap();
             let stored = wal(&draft);
             let error = draft.publish(stored).await.unwrap_err();
-            assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
+            assert!(matches!(error, RepoError::Refused { .. }), "{error}");
+            assert!(error.to_string().contains("its process died"), "{error}");
             assert!(matches!(scene.backups.standing(id(1)).await.unwrap(), ManifestState::Aborted(_)));
             let error = scene.backups.open(id(1)).await.unwrap_err();
             assert!(error.to_string().contains("its process died"), "{error}");

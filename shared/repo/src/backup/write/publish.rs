@@ -68,8 +68,16 @@ impl Draft {
     }
 
     /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with
-    /// [`RepoError::Conflict`] if somebody ended the backup with a tombstone meanwhile.
+    /// [`RepoError::Refused`] if somebody ended the backup with a tombstone meanwhile.
     pub async fn publish(self, wal: WalStored) -> Result<BackupSummary> {
+        let (backups, id) = (self.backups.clone(), self.manifest.summary.id);
+        match self.create_manifest(wal).await {
+            Err(error) => Err(backups.why_failed(id, error).await),
+            published => published,
+        }
+    }
+
+    async fn create_manifest(self, wal: WalStored) -> Result<BackupSummary> {
         let (first, last) = self.needs_wal()?;
         if (wal.first, wal.last) != (first, last) {
             let WalStored { first: has, last: to } = wal;

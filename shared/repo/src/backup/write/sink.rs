@@ -14,6 +14,7 @@ use walpoint_storage::object::codec::PooledCodec;
 use walpoint_storage::object::{Codec, SealedObject, Sealer, pack};
 use walpoint_storage::store::Store;
 
+use super::super::catalog::Backups;
 use super::super::location::{BackupRef, FrameRef, PackNo};
 use super::super::pack::{FinishedPack, FrameKind, PACK_BYTES, PackBuilder};
 
@@ -82,6 +83,7 @@ enum PackState {
 
 #[derive(Debug)]
 pub(super) struct PackSink {
+    backups: Backups,
     store: Store,
     sealer: Sealer,
     paths: ClusterPaths,
@@ -117,18 +119,12 @@ enum Failure {
 }
 
 impl PackSink {
-    pub(super) fn new(
-        store: &Store,
-        sealer: &Sealer,
-        paths: &ClusterPaths,
-        id: BackupId,
-        limits: PackLimits,
-        held: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(backups: &Backups, id: BackupId, limits: PackLimits, held: Option<u64>) -> Self {
         Self {
-            store: store.clone(),
-            sealer: sealer.clone(),
-            paths: paths.clone(),
+            store: backups.store().clone(),
+            sealer: backups.sealer().clone(),
+            paths: backups.paths().clone(),
+            backups: backups.clone(),
             id,
             limits,
             held,
@@ -318,8 +314,12 @@ struct Upload {
 
 impl Upload {
     async fn run(mut self, object: SealedObject) {
-        self.outcome = Some(self.sink.store.create_once(&object).await.map(drop));
+        let stored = self.sink.store.create_once(&object).await;
         drop(object);
+        self.outcome = Some(match stored {
+            Err(error) => Err(self.sink.backups.why_failed(self.sink.id, error).await),
+            Ok(_) => Ok(()),
+        });
     }
 }
 

@@ -87,7 +87,7 @@ impl BackupWriter {
         let id = intent.id;
         let parents = Parents::open(backups, &intent, block_size, &options.scratch).await?;
         let (packs, held) = (options.packs, parents.held());
-        let sink = PackSink::new(backups.store(), backups.sealer(), backups.paths(), id, packs, held);
+        let sink = PackSink::new(backups, id, packs, held);
         let shared = Shared {
             hashing: Hashing::new(backups.sealer()),
             block_size,

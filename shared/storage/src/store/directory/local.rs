@@ -259,18 +259,16 @@ impl Root {
     fn create(&self, path: &Path, pieces: &[Bytes]) -> Result<(), Failure> {
         let directory = path.parent().unwrap_or(&self.path);
         self.make_directory(directory)?;
-        let temporary = match write_temporary(path, pieces, self.owner) {
-            // Somebody deleted the last object in this directory, and the directory with it.
+        let linked = match write_and_link(path, pieces, self.owner) {
+            // Somebody deleted the last object in this directory, and the directory with it; or this process was suspended for so long
+            // that its temporary file was removed as one of a killed write.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.forget(directory);
                 self.make_directory(directory)?;
-                write_temporary(path, pieces, self.owner)?
+                write_and_link(path, pieces, self.owner)
             }
-            written => written?,
+            linked => linked,
         };
-        let linked = fs::hard_link(&temporary, path);
-        // Left over at worst; the name decides.
-        fs::remove_file(&temporary).ok();
         match linked {
             // If that fails, the object is not known to survive a power cut, and stays: another process may have found it, synced
             // it and acknowledged it by now. None counts it as stored before that.
@@ -446,6 +444,14 @@ fn read(path: &Path, range: Option<Range<u64>>, buffers: &Buffers) -> Result<Ran
         return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
     }
     Ok(Ranged { bytes: Bytes::from_owner(buffer), size })
+}
+
+fn write_and_link(path: &Path, pieces: &[Bytes], owner: Owner) -> io::Result<()> {
+    let temporary = write_temporary(path, pieces, owner)?;
+    let linked = fs::hard_link(&temporary, path);
+    // Left over at worst; the name decides.
+    fs::remove_file(&temporary).ok();
+    linked
 }
 
 fn write_temporary(path: &Path, pieces: &[Bytes], owner: Owner) -> io::Result<PathBuf> {
