@@ -105,7 +105,7 @@ struct KeyDocument {
     /// Where the secret is that opens the added slot. Absent for `key remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret_source: Option<String>,
-    /// Lines for the repository's table in the configuration that name the new secret. Absent for `key remove`.
+    /// Lines for the repository's table in the configuration that name the new secret. For `key remove`: the one given, if needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     configuration: Option<String>,
     /// The slot that was removed. Absent for `key add`.

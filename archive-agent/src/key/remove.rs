@@ -23,8 +23,8 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         )
         .into());
     }
-    let sources: Vec<KeySource> =
-        args.secret.source()?.into_iter().chain(KeySource::configured(&settings.encryption)?).collect();
+    let configured = KeySource::configured(&settings.encryption)?;
+    let sources: Vec<KeySource> = args.secret.source()?.into_iter().chain(configured.clone()).collect();
     let remaining = remaining(&slots, args.slot, &sources).await?;
     if remaining.is_none() {
         if !args.even_if_last {
@@ -40,6 +40,10 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         let name = name.clone();
         tokio::task::spawn_blocking(move || confirm(number, &name, &id)).await??;
     }
+    let locked_out = match configured.filter(|_| remaining.is_some()) {
+        Some(source) => only_opens(&slots, args.slot, source).await?,
+        None => None,
+    };
     match slots.remove(args.slot, remaining).await? {
         Removal::Removed => {}
         Removal::PutBack => {
@@ -50,15 +54,33 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
             .into());
         }
     }
+    if let Some(source) = &locked_out {
+        tracing::warn!(
+            "the {source}, which the configuration names, opened only slot {} of repository {name}\nDETAIL: No command that is started \
+             from now on can open the repository with it.\nHINT: Configure the secret that opens another slot, on every machine that \
+             uses the repository, then restart the daemons.",
+            args.slot
+        );
+    }
     let changed = KeyDocument {
         repository: name,
         added_slot: None,
         secret_source: None,
-        configuration: None,
+        configuration: locked_out.map(|_| args.secret.lines()).filter(|lines| !lines.is_empty()),
         removed_slot: Some(args.slot),
         proven_slot: remaining,
     };
     tell(common, &changed)
+}
+
+/// The secret, if it opens that slot and no other one.
+async fn only_opens(slots: &KeySlots, slot: u32, source: KeySource) -> Result<Option<KeySource>, Failure> {
+    // What cannot be tried opens nothing.
+    if !slots.proves(slot, &source).await.unwrap_or(false) {
+        return Ok(None);
+    }
+    let others = remaining(slots, slot, std::slice::from_ref(&source)).await?;
+    Ok(others.is_none().then_some(source))
 }
 
 /// Another slot that one of the secrets opens now.

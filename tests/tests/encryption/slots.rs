@@ -88,6 +88,14 @@ fn secrets_come_and_go_and_the_last_one_stays() {
     let target = bed.place("copy");
     agent.restore(&["restore", "--backup", &id, "--pgdata", target.to_str().unwrap()]).expect_success();
 
+    // Who removes the only slot that the configuration opens learns of it.
+    let third = path("third.key");
+    agent.run(&["key", "add", "--key-file", &third]).expect_success();
+    let locked_out = secret::other_agent(&bed, &[&format!("key_file = \"{third}\"")]);
+    let told = locked_out.run(&["key", "remove", "3", "--passphrase-file", next]).expect_success();
+    assert!(told.stderr.contains("opened only slot 3 of repository main"), "{told:#?}");
+    assert!(told.stdout.contains(&format!("passphrase_file = \"{next}\"")), "{told:#?}");
+
     // The very last one only by saying in words what that means.
     let force = |typed: &str| {
         let mut command = agent.command("archive-agent", ["key", "remove", "2", "--even-if-last"]);

@@ -94,7 +94,7 @@ async fn every_kind_of_secret_opens_its_own_slot_and_no_other() {
         EncryptionSettings { passphrase_command: Some("echo not the passphrase".to_owned()), ..no_key() },
     );
     let error = Repository::open("main", &wrong).await.unwrap_err().to_string();
-    assert!(error.contains("opens none of its 2 key slots"), "{error}");
+    assert!(error.contains("opens none of the 2 key slots of its kind"), "{error}");
     let error = Repository::open("main", &at(dir.path())).await.unwrap_err().to_string();
     assert!(error.contains("it is encrypted and no key is configured"), "{error}");
 }

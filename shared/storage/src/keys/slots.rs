@@ -162,7 +162,7 @@ impl KeySlots {
         Err(self.locked(explained(match tried {
             1 => format!("the {source} does not open its key slot: it is wrong, or of another repository"),
             _ => format!(
-                "the {source} opens none of its {tried} key slots: it is wrong, or of another repository"
+                "the {source} opens none of the {tried} key slots of its kind: it is wrong, or of another repository"
             ),
         })))
     }
