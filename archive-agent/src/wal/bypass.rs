@@ -307,7 +307,7 @@ mod tests {
     /// A standby was promoted with another command, and nothing of its timeline ever arrived.
     #[tokio::test]
     async fn a_timeline_belongs_where_the_wal_before_its_fork_is() {
-        let (main, _, uploader, cluster) = super::super::fixtures::two().await;
+        let (main, _, uploader, cluster) = two().await;
         let archive = uploader.targets()[0].archive(&cluster).await.unwrap();
         let wal = uploader.wal_directory();
         let (two, three) = (TimelineId::new(2).unwrap(), TimelineId::new(3).unwrap());

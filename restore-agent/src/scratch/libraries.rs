@@ -72,7 +72,7 @@ impl Preloaded {
     ) -> anyhow::Result<Self> {
         let path = settings::value(configuration, "dynamic_library_path").unwrap_or("$libdir");
         let search = search(path, directories);
-        for library in given.iter().filter(|library| !is_there(library, &search, directories)) {
+        if let Some(library) = given.iter().find(|library| !is_there(library, &search, directories)) {
             bail!(
                 "--preload {library}: this installation of PostgreSQL does not have the library\nDETAIL: Looked in {}.\nHINT: \
                  Install the extension's package on this machine.",
