@@ -10,6 +10,7 @@ use walpoint_runtime::help;
 use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::drill::DrillArgs;
+use crate::events::EventsArgs;
 use crate::list::ListArgs;
 use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
@@ -38,6 +39,10 @@ pub(crate) enum Command {
     /// Writes nothing, and needs no server. A backup is sound if no damage to it is known. A window is a span in which you can
     /// recover any moment.
     List(ListArgs),
+    /// List what happened, read from archived WAL: transactions with the rows and files that they changed, and shutdowns.
+    ///
+    /// Writes nothing, and needs no server. Each transaction is listed with the options of `plan` that stop right before it.
+    Events(EventsArgs),
     /// Plan a restore: show how it would reach its target, or why it cannot.
     ///
     /// Writes nothing. The plan succeeds only if it finds everything that the restore needs.

@@ -5,6 +5,7 @@ mod choice;
 mod cli;
 mod decoder;
 mod drill;
+mod events;
 mod list;
 mod plan;
 mod restore;
@@ -103,6 +104,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
             }
             Command::Fetch(args) => ExitCode::from(wal::fetch::run(&cli.common, args).await),
             Command::List(args) => exit::report(advised(list::run(&cli.common, args).await)),
+            Command::Events(args) => exit::report(advised(events::run(&cli.common, args).await)),
             Command::Plan(args) => exit::report(advised(plan::run(&cli.common, args).await)),
             Command::Restore(args) => exit::report(advised(restore::run(&cli.common, args).await)),
             Command::Drill(args) => exit::report(advised(drill::run(&cli.common, args).await)),

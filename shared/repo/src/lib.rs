@@ -9,6 +9,7 @@
 //! | [`agreement`] | whether two repositories hold one server's WAL |
 //! | [`catalog`] | what a cluster has: timelines, WAL, backups, restore points |
 //! | [`planning`] | restore planning against a repository |
+//! | [`scan`] | all WAL between two moments, in order |
 //! | [`mod@expire`] | deleting what neither retention nor anything under way needs |
 //! | [`mod@forget`] | deleting everything of a cluster |
 //! | [`mod@verify`] | proving that what is kept is what was written |
@@ -34,6 +35,7 @@ mod model;
 pub mod planning;
 pub mod reach;
 pub mod repository;
+pub mod scan;
 pub mod verify;
 pub mod wal;
 mod whole;

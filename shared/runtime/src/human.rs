@@ -67,6 +67,19 @@ pub fn count(count: u64, one: &str) -> String {
     }
 }
 
+/// A number with its digits in groups: `2,100,000`.
+pub fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
 /// A moment in UTC, to the second: RFC 3339.
 pub fn time(time: Timestamp) -> String {
     format!("{time:.0}")
@@ -86,6 +99,14 @@ mod tests {
     fn read_span(text: &str) -> Duration {
         let read = walpoint_base::span::parse(text).unwrap_or_else(|e| panic!("{text:?}: {e}"));
         read.try_into().unwrap()
+    }
+
+    #[test]
+    fn digits_are_grouped() {
+        for (value, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (2_100_000, "2,100,000")] {
+            assert_eq!(number(value), text);
+        }
+        assert_eq!(number(u64::MAX), "18,446,744,073,709,551,615");
     }
 
     #[test]

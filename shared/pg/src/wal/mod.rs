@@ -18,6 +18,7 @@
 //! | `database_drops` | `DROP DATABASE`, which is not undone where its transaction does not end |
 //! | `same` | whether two files hold the same records |
 //! | `touched` | which directories of databases a record changes |
+//! | [`events`] | what happened: transactions with what they changed, and what happened to the server |
 //! | [`find`](mod@find) | where recovery stops |
 //!
 //! All of it is total: any bytes give facts or an error, and nothing is allocated that was not read.
@@ -29,6 +30,7 @@ mod edges;
 #[cfg(test)]
 mod edges_tests;
 mod error;
+pub mod events;
 pub mod find;
 #[cfg(test)]
 mod fixtures;

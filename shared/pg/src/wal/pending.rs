@@ -6,6 +6,7 @@
 use walpoint_base::crossing::RecordPiece;
 use walpoint_base::{Lsn, PgMajor};
 
+use super::events;
 use super::kind::RecordKind;
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader};
 use crate::bytes;
@@ -26,11 +27,18 @@ pub(super) struct Pending {
     crc: RecordCrc,
     body: Vec<u8>,
     keep: bool,
+    /// Whether bodies are kept, too, that only say what transactions change.
+    changes: bool,
     /// Whether the header has been found right.
     pub(super) checked: bool,
 }
 
 impl Pending {
+    /// One that also keeps the bodies of records that say what transactions change.
+    pub(super) fn of_changes() -> Self {
+        Self { changes: true, ..Self::default() }
+    }
+
     /// Begins a record that starts at `start` and is `total` bytes long.
     pub(super) fn begin(&mut self, start: Lsn, total: u32) {
         self.reset(Some(start), total);
@@ -44,7 +52,7 @@ impl Pending {
     fn reset(&mut self, start: Option<Lsn>, missing: u32) {
         let mut body = std::mem::take(&mut self.body);
         body.clear();
-        *self = Self { start, missing, body, ..Self::default() };
+        *self = Self { start, missing, body, changes: self.changes, ..Self::default() };
     }
 
     /// Where the record starts, if that was read.
@@ -75,7 +83,9 @@ impl Pending {
         }
         self.have += header_left;
         if header_left > 0 {
-            self.keep = self.header().is_some_and(|header| RecordKind::is_decoded(&header));
+            let changes = self.changes;
+            let keeps = |header| RecordKind::is_decoded(&header) || (changes && events::is_decoded(&header));
+            self.keep = self.header().is_some_and(keeps);
         }
         self.crc = self.crc.body(body);
         if self.keep {
@@ -115,6 +125,11 @@ impl Pending {
     /// The check over all pieces.
     pub(super) fn crc(&self) -> u32 {
         self.crc.finish(&self.raw)
+    }
+
+    /// The body of a complete record, if it was kept.
+    pub(super) fn body(&self) -> Option<&[u8]> {
+        self.keep.then_some(&self.body)
     }
 
     /// What the complete record means.

@@ -38,6 +38,8 @@ impl Rmgr {
     pub const RELMAP: Rmgr = Rmgr(7);
     /// What a hot standby has to know.
     pub const STANDBY: Rmgr = Rmgr(8);
+    /// Tuples, what HEAP has no operation left for.
+    pub const HEAP2: Rmgr = Rmgr(9);
     /// Tuples.
     pub const HEAP: Rmgr = Rmgr(10);
     /// The last of PostgreSQL's own: `LogicalMessage`.

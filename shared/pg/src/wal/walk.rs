@@ -74,13 +74,36 @@ pub(super) struct Walk<'a> {
     switch: Option<usize>,
     /// What the segment begins with.
     carried: Carried,
+    /// Where the body of the last complete record is.
+    body: BodyPlace,
+}
+
+/// Where the body of a record is.
+#[derive(Clone, Copy, Debug)]
+enum BodyPlace {
+    /// In the page in which it ends: from there on, so long.
+    Page(usize, usize),
+    /// In what was put together of several pages.
+    Pending,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(segment: Segment<'a>, carry: Carry) -> Self {
         let (state, end) = (State::FirstPage, segment.start);
         let carried = Carried::default();
-        Self { segment, carry, state, doubt: None, position: 0, end, followed: false, switch: None, carried }
+        let body = BodyPlace::Pending;
+        Self {
+            segment,
+            carry,
+            state,
+            doubt: None,
+            position: 0,
+            end,
+            followed: false,
+            switch: None,
+            carried,
+            body,
+        }
     }
 
     /// The segment that is walked over.
@@ -112,6 +135,15 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// The body of the record that [`next`](Self::next) gave last, for that page; `None` if it extends over several pages and was
+    /// not kept.
+    pub(super) fn body<'b>(&'b self, page: WalPage<'b>) -> Option<&'b [u8]> {
+        match self.body {
+            BodyPlace::Page(at, length) => page.from(at).get(..length),
+            BodyPlace::Pending => self.carry.pending.body(),
+        }
     }
 
     /// How the records end, after the last page. `content_len`: bytes of the segment before its zero tail.
@@ -213,6 +245,7 @@ impl<'a> Walk<'a> {
                 } else {
                     RecordKind::Other
                 };
+                self.body = BodyPlace::Page(self.position + raw.len(), body.len());
                 self.position += raw.len() + body.len();
                 return Ok(Some(self.complete(start, &header, kind)));
             }
@@ -291,6 +324,7 @@ impl<'a> Walk<'a> {
             return self.broken_pending(page, start, wrong_crc(header.crc, crc));
         }
         let kind = self.carry.pending.kind(&header, self.segment.major);
+        self.body = BodyPlace::Pending;
         Ok(Some(self.complete(start, &header, kind)))
     }
 

@@ -100,8 +100,8 @@ impl WalArchive {
         Ok(Some(FetchedWal { header: reader.header, content: read }))
     }
 
-    /// Opens a file of that name to be read a part at a time; `None` if the store has none.
-    /// Of several `.partial` files the one that holds most: for another see [`Self::read_partial`].
+    /// Opens a file of that name to be read a part at a time; `None` if the store has none. Of several `.partial` files the one that holds
+    /// most: for another see [`Self::read_partial`].
     pub fn read(&self, name: WalFileName) -> BoxFuture<'_, Result<Option<WalReader>>> {
         if self.beside().is_empty() {
             return self.read_here(name).boxed();
@@ -111,7 +111,7 @@ impl WalArchive {
         self.first_sound(ask, sound).boxed()
     }
 
-    async fn read_here(&self, name: WalFileName) -> Result<Option<WalReader>> {
+    pub(crate) async fn read_here(&self, name: WalFileName) -> Result<Option<WalReader>> {
         let kind = match name {
             WalFileName::Segment(_) => ObjectKind::Segment,
             WalFileName::History(_) => ObjectKind::History,

@@ -145,7 +145,7 @@ impl WalArchive {
     }
 
     /// This archive and those beside it.
-    fn all(&self) -> impl Iterator<Item = &Self> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(self.beside())
     }
 
