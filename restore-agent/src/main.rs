@@ -71,7 +71,8 @@ fn run(arguments: &[OsString]) -> ExitCode {
     };
     let daemon = matches!(cli.command, Command::Prefetch(_));
     logs::start(&cli.common, if daemon { Process::Daemon } else { Process::Command });
-    if matches!(cli.command, Command::Prefetch(_) | Command::Restore(_) | Command::Drill(_)) {
+    let is_long = matches!(cli.command, Command::Restore(_) | Command::Drill(_) | Command::Events(_));
+    if daemon || is_long {
         memory::give_back();
     }
     if matches!(cli.command, Command::Prefetch(_))

@@ -75,6 +75,8 @@ enum EventKind {
     Prepare,
     /// A restore point was created.
     RestorePoint,
+    /// Something happened to a database or a tablespace, and no transaction did it.
+    Object,
     /// A segment was ended early.
     SegmentSwitch,
     /// The server was shut down, or recovered from a crash.
@@ -113,6 +115,9 @@ struct EventDocument {
     /// The name of a restore point.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    /// What happened to a database or a tablespace without a transaction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<ObjectDocument>,
     /// Why a gap could not be read.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Option<Diagnostic>")]
@@ -189,7 +194,7 @@ struct FileDocument {
     /// The OID of the database; 0 of what all share.
     database_oid: u32,
     /// The number of the file: `relfilenode`.
-    filenode: u32,
+    file_number: u32,
 }
 
 /// What it means that files were removed.
@@ -281,6 +286,7 @@ impl EventDocument {
             xid: None,
             gid: None,
             name: None,
+            object: None,
             reason: None,
             transaction: None,
         }
@@ -309,6 +315,9 @@ impl EventDocument {
                 name: Some(name.clone()),
                 ..Self::at(EventKind::RestorePoint, *lsn, on)
             },
+            WalEvent::Object { lsn, change } => {
+                Self { object: Some((*change).into()), ..Self::at(EventKind::Object, *lsn, on) }
+            }
             WalEvent::Switch { lsn } => Self::at(EventKind::SegmentSwitch, *lsn, on),
             WalEvent::Shutdown { lsn } => Self::at(EventKind::Shutdown, *lsn, on),
             WalEvent::Promotion { lsn, time, timeline, previous } => Self {
@@ -359,7 +368,7 @@ impl From<RowCounts> for RowsDocument {
 
 impl From<RelationFile> for FileDocument {
     fn from(RelationFile { tablespace, database, number }: RelationFile) -> Self {
-        Self { tablespace_oid: tablespace, database_oid: database, filenode: number }
+        Self { tablespace_oid: tablespace, database_oid: database, file_number: number }
     }
 }
 

@@ -74,6 +74,8 @@ pub(super) struct Listing {
     summary: Summary,
     /// Whether an event was printed.
     printed: bool,
+    /// What is to be printed next: no more than of a piece of WAL.
+    text: String,
     /// Where the output failed, nothing more is read.
     failure: Option<Failure>,
 }
@@ -90,6 +92,7 @@ impl Listing {
             ranked: BinaryHeap::new(),
             summary: Summary::default(),
             printed: false,
+            text: String::new(),
             failure: None,
         }
     }
@@ -114,6 +117,7 @@ impl Listing {
         for Ranked(_, transaction) in largest {
             self.print(&Shown::Transaction(transaction));
         }
+        self.flush();
         if let Some(failure) = self.failure {
             return Err(failure);
         }
@@ -162,7 +166,7 @@ impl Listing {
             self.print(&Shown::Transaction(shown));
             return;
         };
-        self.ranked.push(Reverse(Ranked((shown.size(), Reverse(lsn)), shown)));
+        self.ranked.push(Reverse(Ranked((shown.size, Reverse(lsn)), shown)));
         if self.ranked.len() > most {
             self.ranked.pop();
         }
@@ -186,7 +190,17 @@ impl Listing {
             false => Ok(text::event(shown)),
         };
         self.printed = true;
-        self.failure = printed.and_then(|text| output::text(&text)).err();
+        match printed {
+            Ok(text) => self.text.push_str(&text),
+            Err(failure) => self.failure = Some(failure),
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.text.is_empty() && self.failure.is_none() {
+            self.failure = output::text(&self.text).err();
+        }
+        self.text.clear();
     }
 }
 
@@ -201,6 +215,7 @@ impl WalSink for Listing {
         for event in self.reader.take() {
             self.see(event);
         }
+        self.flush();
         fed.map_err(|error| error.to_string())
     }
 
@@ -214,6 +229,7 @@ impl WalSink for Listing {
         self.reader.gap();
         self.summary.gap_count += 1;
         self.print(&Shown::Gap(gap));
+        self.flush();
     }
 
     fn position(&self) -> Lsn {

@@ -37,6 +37,8 @@ pub(super) struct ShownTransaction {
     pub(super) timeline: TimelineId,
     /// Rows of all relations.
     pub(super) total: RowCounts,
+    /// What it is sorted by: rows that are no system catalog's.
+    pub(super) size: u64,
     /// Relations that are not listed.
     pub(super) other_relations: usize,
     /// Files that were created, all of them.
@@ -52,6 +54,8 @@ pub(super) struct ShownTransaction {
 impl ShownTransaction {
     pub(super) fn of(mut event: TransactionEvent, timeline: TimelineId, options: &StopOptions) -> Self {
         let (total, removal) = (event.total(), event.removal());
+        let own = event.rows.iter().filter(|(file, _)| !is_catalog(*file));
+        let size = own.map(|(_, rows)| rows.total()).fold(0, u64::saturating_add);
         let stop_before = options.before(&event);
         event.rows.sort_by_key(|(file, rows)| (Reverse(rows.total()), *file));
         let other_relations = event.rows.len().saturating_sub(LISTED);
@@ -62,13 +66,7 @@ impl ShownTransaction {
         event.rows.shrink_to_fit();
         event.created.shrink_to_fit();
         event.removed.shrink_to_fit();
-        Self { event, timeline, total, other_relations, created, removed, removal, stop_before }
-    }
-
-    /// What it is sorted by: rows that are no system catalog's.
-    pub(super) fn size(&self) -> u64 {
-        let own = self.event.rows.iter().filter(|(file, _)| !is_catalog(*file));
-        own.map(|(_, rows)| rows.total()).fold(0, u64::saturating_add)
+        Self { event, timeline, total, size, other_relations, created, removed, removal, stop_before }
     }
 }
 

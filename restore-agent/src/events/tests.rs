@@ -67,7 +67,7 @@ fn a_transaction_is_printed_with_what_stops_before_it() {
         json!({ "inserted_count": 0, "updated_count": 0, "deleted_count": 2_100_001 })
     );
     assert_eq!(printed["kind"], "commit");
-    assert_eq!(printed["relations"][0]["filenode"], 16390);
+    assert_eq!(printed["relations"][0]["file_number"], 16390);
     // What was rolled back needs no stop.
     event.committed = false;
     assert!(!text::event(&shown(event.clone())).contains("stop before it"));

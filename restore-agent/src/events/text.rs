@@ -65,6 +65,7 @@ fn other(event: &WalEvent) -> String {
         WalEvent::RestorePoint { name, time, lsn } => {
             line(Some(*time), *lsn, &format!("restore point \"{}\"", escaped(name)))
         }
+        WalEvent::Object { lsn, change } => line(None, *lsn, &object(*change)),
         WalEvent::Switch { lsn } => line(None, *lsn, "segment switch"),
         WalEvent::Shutdown { lsn } => line(None, *lsn, "shutdown, or the end of a crash recovery"),
         WalEvent::Promotion { lsn, time, timeline, previous } => {

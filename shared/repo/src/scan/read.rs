@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::join;
 use futures_util::{StreamExt, stream};
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::SegmentRange;
@@ -12,9 +13,6 @@ use walpoint_storage::error::{RepoError, Result};
 use super::range::bounds;
 use super::{GapReason, ScanGap, ScanRange, WalSink};
 use crate::wal::{WalArchive, WalReader};
-
-/// Objects that are fetched while one is decoded.
-const AT_ONCE: usize = 2;
 
 /// A sink, and how far the segment that it is given has come.
 struct Given<S> {
@@ -80,9 +78,13 @@ pub async fn read<S: WalSink>(archive: &WalArchive, range: &ScanRange, sink: S) 
         let names = (files.first.0..=files.last.0).map(|number| SegmentNo(number).name(files.timeline, size));
         let opened = stream::iter(names)
             .map(|name| async move { (name, archive.read(WalFileName::Segment(name)).await) });
-        let mut opened = opened.buffered(AT_ONCE);
-        while let Some((name, reader)) = opened.next().await {
-            segment(archive, &given, name, reader).await?;
+        // While one is decoded, the next one is fetched: two of them as they are stored are in memory.
+        let mut opened = opened.buffered(1);
+        let mut next = opened.next().await;
+        while let Some((name, reader)) = next {
+            let decoded;
+            (decoded, next) = join(segment(archive, &given, name, reader), opened.next()).await;
+            decoded?;
             if given.lock().sink.is_done() {
                 return finish(given);
             }

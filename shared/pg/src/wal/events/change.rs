@@ -65,6 +65,19 @@ pub(super) enum Change {
     },
 }
 
+impl Change {
+    /// What happened to a database or a tablespace, if no transaction did it: the old files of a database that was moved are removed so.
+    pub(super) fn without_transaction(self, xid: u32) -> Result<ObjectChange, Self> {
+        match self {
+            Self::Object(object) if xid == 0 => Ok(object),
+            Self::DatabaseFilesRemoved(database) if xid == 0 => {
+                Ok(ObjectChange::DatabaseFilesRemoved(database))
+            }
+            change => Err(change),
+        }
+    }
+}
+
 /// Whether the body of such a record is needed, beside those that are decoded anyway.
 pub(in super::super) fn is_decoded(header: &RecordHeader) -> bool {
     let operation = header.info & OPERATION;

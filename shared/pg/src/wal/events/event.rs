@@ -167,6 +167,13 @@ pub enum WalEvent {
         /// Where the record starts.
         lsn: Lsn,
     },
+    /// Something happened to a database or a tablespace, and no transaction did it.
+    Object {
+        /// Where the record starts.
+        lsn: Lsn,
+        /// What.
+        change: ObjectChange,
+    },
     /// A segment was ended early.
     Switch {
         /// Where the record starts.

@@ -186,8 +186,10 @@ impl Tally {
             RecordKind::Locks(locks) => self.locked(locks, lsn),
             _ => {
                 let change = body.and_then(|body| change::decode(record.rmgr, record.info, body, major));
-                if let Some(change) = change {
-                    self.change(record.xid, lsn, change);
+                match change.map(|change| change.without_transaction(record.xid)) {
+                    Some(Ok(change)) => found.push(WalEvent::Object { lsn, change }),
+                    Some(Err(change)) => self.change(record.xid, lsn, change),
+                    None => {}
                 }
             }
         }

@@ -267,11 +267,14 @@ fn a_database_is_dropped_with_its_row() {
         wal.commit(100, 1);
         wal.remove_database(101, 16600);
         wal.commit(101, 1);
+        let moved = wal.remove_database(0, 16700);
         let found = transactions(&wal);
         assert_eq!(found[0].objects, [ObjectChange::DatabaseDropped(16500)], "{major}");
         assert_eq!(found[0].irrevocable, Some(marked), "{major}");
         assert_eq!(found[1].objects, [ObjectChange::DatabaseFilesRemoved(16600)], "{major}");
         assert_eq!(found[1].irrevocable, None);
+        let change = ObjectChange::DatabaseFilesRemoved(16700);
+        assert_eq!(read(&wal, 9000).0.last(), Some(&WalEvent::Object { lsn: moved, change }));
     }
 }
 
