@@ -1,4 +1,4 @@
-//! R10: `restore-agent events` says what happened: known transactions on real servers are counted exactly, and WAL that is missing
+//! R11: `restore-agent events` says what happened: known transactions on real servers are counted exactly, and WAL that is missing
 //! is told as a gap.
 
 use std::collections::BTreeMap;

@@ -49,7 +49,7 @@ fn commit_until_killed(bed: &Archived, round: usize, after: Duration) -> Written
     let client = |client: usize, killed: mpsc::Sender<()>| {
         let mut session = bed.cluster.session();
         let mut mine = Written::default();
-        let mut kills = client == 0 && round % 2 == 0;
+        let mut kills = client == 0 && round.is_multiple_of(2);
         for n in 0.. {
             let row = format!("{round}:{client}:{n}");
             mine.sent.insert(row.clone());
@@ -76,7 +76,7 @@ fn commit_until_killed(bed: &Archived, round: usize, after: Duration) -> Written
                 scope.spawn(move || client(n, killed))
             })
             .collect();
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             is_killed.recv_timeout(SOON).expect("a commit is confirmed");
         } else {
             bed.cluster.wait_for(&format!("select count(*) > 0 from t where row like '{round}:%'"), "t");
