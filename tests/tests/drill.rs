@@ -265,7 +265,7 @@ fn what_a_killed_drill_left_the_next_one_removes() {
     assert!(process::alive(server) && process::alive(postmaster(&other)));
     bed.drill(&["--skip", "amcheck", "--skip", "page-checksums", "--skip", "tables"]).expect_success();
     assert!(!process::alive(server), "its server still runs");
-    assert_eq!(bed.scratch(), [other.clone()]);
+    assert_eq!(bed.scratch(), std::slice::from_ref(&other));
     let server = postmaster(&other);
     assert!(process::alive(server), "a drill that runs was touched");
     running.signal(Signal::TERM);

@@ -73,7 +73,7 @@ mod tests {
         for (name, content) in files {
             let path = directory.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
+            walpoint_base::durable::replace(&path, content, 0o600).unwrap();
         }
         present(directory.path()).unwrap()
     }

@@ -6,7 +6,6 @@
 use walpoint_base::crossing::RecordPiece;
 use walpoint_base::{Lsn, PgMajor};
 
-use super::events;
 use super::kind::RecordKind;
 use super::record::{RECORD_HEADER, RecordCrc, RecordHeader};
 use crate::bytes;
@@ -27,16 +26,16 @@ pub(super) struct Pending {
     crc: RecordCrc,
     body: Vec<u8>,
     keep: bool,
-    /// Whether bodies are kept, too, that only say what transactions change.
-    changes: bool,
+    /// Whose bodies are kept beside those that are always decoded.
+    keeps_too: Option<fn(&RecordHeader) -> bool>,
     /// Whether the header has been found right.
     pub(super) checked: bool,
 }
 
 impl Pending {
-    /// One that also keeps the bodies of records that say what transactions change.
-    pub(super) fn of_changes() -> Self {
-        Self { changes: true, ..Self::default() }
+    /// One that also keeps the bodies of the records that `keeps_too` names.
+    pub(super) fn keeping(keeps_too: fn(&RecordHeader) -> bool) -> Self {
+        Self { keeps_too: Some(keeps_too), ..Self::default() }
     }
 
     /// Begins a record that starts at `start` and is `total` bytes long.
@@ -52,7 +51,7 @@ impl Pending {
     fn reset(&mut self, start: Option<Lsn>, missing: u32) {
         let mut body = std::mem::take(&mut self.body);
         body.clear();
-        *self = Self { start, missing, body, changes: self.changes, ..Self::default() };
+        *self = Self { start, missing, body, keeps_too: self.keeps_too, ..Self::default() };
     }
 
     /// Where the record starts, if that was read.
@@ -83,8 +82,8 @@ impl Pending {
         }
         self.have += header_left;
         if header_left > 0 {
-            let changes = self.changes;
-            let keeps = |header| RecordKind::is_decoded(&header) || (changes && events::is_decoded(&header));
+            let too = self.keeps_too;
+            let keeps = |header| RecordKind::is_decoded(&header) || too.is_some_and(|too| too(&header));
             self.keep = self.header().is_some_and(keeps);
         }
         self.crc = self.crc.body(body);

@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn bytes_follow_each_other_and_a_pause_is_not_made_up_for() {
         let (rate, begun) = (Rate::limit(Some(1000)).unwrap(), Instant::now());
-        let mut after = |bytes: u64, at: u64| {
+        let after = |bytes: u64, at: u64| {
             rate.book(bytes, begun + Duration::from_millis(at)).duration_since(begun).as_millis()
         };
         assert_eq!([after(500, 0), after(1000, 0), after(0, 100)], [500, 1500, 1500]);

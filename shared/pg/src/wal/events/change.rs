@@ -79,7 +79,7 @@ impl Change {
 }
 
 /// Whether the body of such a record is needed, beside those that are decoded anyway.
-pub(in super::super) fn is_decoded(header: &RecordHeader) -> bool {
+pub(super) fn is_decoded(header: &RecordHeader) -> bool {
     let operation = header.info & OPERATION;
     let wanted = match header.rmgr {
         Rmgr::HEAP => {

@@ -18,7 +18,7 @@ mod tests;
 
 use walpoint_base::{Lsn, SegmentName};
 
-pub(super) use self::change::is_decoded;
+use self::change::is_decoded;
 pub use self::event::{FileRemoval, ObjectChange, RelationFile, RowCounts, TransactionEvent, WalEvent};
 pub use self::open::ENTRIES;
 use self::open::Tally;
@@ -71,7 +71,7 @@ impl Default for EventReader {
 
 /// Nothing is known of what lies before.
 fn unknown() -> Carry {
-    Carry { pending: Pending::of_changes(), ..Carry::default() }
+    Carry { pending: Pending::keeping(is_decoded), ..Carry::default() }
 }
 
 impl EventReader {
