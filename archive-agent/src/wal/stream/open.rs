@@ -159,6 +159,13 @@ fn oldest_waiting(
     Ok(oldest)
 }
 
+/// How much WAL may wait before the slot lets go of it. With synchronous commit it never does: commits in that WAL wait to be confirmed,
+/// and the next report would confirm them.
+fn most(settings: &ClusterSettings) -> Option<u64> {
+    let synchronous = settings.stream.as_ref().is_some_and(|stream| stream.synchronous);
+    settings.queue_max.filter(|_| !synchronous).map(|max| max.as_u64())
+}
+
 /// Why the stream does not begin while more WAL waits than may wait. The slot lets go of it then.
 async fn over_limit(
     settings: &ClusterSettings,
@@ -168,7 +175,7 @@ async fn over_limit(
     size: SegmentSize,
 ) -> Result<Option<String>, ServerError> {
     let waits = position.since(from);
-    let Some(max) = settings.queue_max.map(|max| max.as_u64()).filter(|max| waits > *max) else {
+    let Some(max) = most(settings).filter(|max| waits > *max) else {
         return Ok(None);
     };
     if let Some(slot) = slot {
@@ -278,7 +285,7 @@ async fn begin(
         synchronous: rules.synchronous,
         flush_interval: walpoint_runtime::config::duration(rules.flush_interval),
         silence,
-        most: settings.queue_max.map(|max| max.as_u64()),
+        most: most(settings),
     };
     Ok(Opening::Session(Box::new(Session::new(stream, store, (segment, empty), (size, proven), rules))))
 }
@@ -286,6 +293,19 @@ async fn begin(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn with_synchronous_commit_the_slot_keeps_all_that_is_not_confirmed() {
+        let mut settings = ClusterSettings::with_repositories(Vec::new());
+        assert_eq!(most(&settings), None);
+        settings.queue_max = Some(bytesize::ByteSize::gib(1));
+        assert_eq!(most(&settings), Some(1 << 30));
+        for (synchronous, expected) in [(false, Some(1 << 30)), (true, None)] {
+            let stream = StreamSettings { synchronous, ..StreamSettings::default() };
+            settings.stream = Some(stream);
+            assert_eq!(most(&settings), expected);
+        }
+    }
 
     #[test]
     fn the_oldest_segment_that_waits_on_the_path_is_found() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
-use walpoint_base::{Lsn, PgTimestamp, SegmentSize};
+use walpoint_base::{Lsn, PgTimestamp, SegmentSize, TimelineHistory};
 use walpoint_pg::wal_stream::{StreamEvent, WalPiece, WalStream};
 use walpoint_repo::wal::slices::SliceName;
 use walpoint_runtime::human;
@@ -16,7 +16,7 @@ use walpoint_runtime::human;
 use super::NextStart;
 use super::segment::OpenSegment;
 use super::store::{SliceStore, Storing};
-use crate::wal::{disk, postmaster};
+use crate::wal::{disk, identity, postmaster};
 
 /// Slices that are stored at the same time.
 const SLICES: usize = 2;
@@ -232,6 +232,18 @@ impl Session {
         Ok(())
     }
 
+    /// Where the newest segment begins that the server has in `pg_wal`, if it matters: while nothing is read, it says nothing of that.
+    fn begun(&self) -> impl Future<Output = Lsn> + use<> {
+        let (wal, size) = (self.store.archiver.uploader().wal_directory(), self.size);
+        let history = self.rules.most.map(|_| TimelineHistory::root(self.segment.name.timeline));
+        async move {
+            let Some(history) = history else { return Lsn::INVALID };
+            let begun = identity::on_path(&wal, history, size).await.unwrap_or_default();
+            let newest = begun.first().and_then(|newest| newest.number(size));
+            newest.map_or(Lsn::INVALID, |number| number.start(size))
+        }
+    }
+
     /// Gives a sign of life, and looks whether the connection is worth keeping.
     async fn look(&mut self) -> anyhow::Result<Option<Ended>> {
         let silent = self.heard.elapsed();
@@ -241,6 +253,7 @@ impl Session {
         }
         if !self.has_room() {
             self.heard = Instant::now();
+            self.server_end = self.server_end.max(self.begun().await);
         }
         self.report(silent > self.rules.silence / 2).await?;
         let lag = self.server_end.since(self.durable);
