@@ -125,7 +125,7 @@ mod tests {
         let restore = program.find_subcommand("restore").unwrap();
         let plain = restore.get_arguments().filter(|argument| argument.get_help_heading().is_none());
         let plain: Vec<&str> = plain.map(|argument| argument.get_id().as_str()).collect();
-        assert_eq!(plain, ["dry_run", "pre_command", "post_command", "help", "version"]);
+        assert_eq!(plain, ["max_rate", "dry_run", "pre_command", "post_command", "help", "version"]);
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Check>> {
 
 fn parse(text: &str) -> anyhow::Result<Vec<Check>> {
     let file: CheckFile = toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().lines().count().max(1));
+        let before = error.span().map(|span| text.get(..span.start).unwrap_or_default());
+        let line = before.map(|before| 1 + before.matches('\n').count());
         let line = line.map_or(String::new(), |line| format!("line {line}: "));
         anyhow!("{line}{}", error.message().replace('\n', " "))
     })?;

@@ -168,7 +168,8 @@ fn what_may_be_more_says_so() {
     // Behind a gap, what was open before it and what may have begun in it.
     reader.gap();
     let mut behind = WalFixture::at(17, 1, 9);
-    running(&mut behind, 104);
+    // 102 is the oldest one that runs, and 104 the next one.
+    behind.record(8, 0x10, 0, &with_prefix(&words(&[0, 0, 0, 104, 102, 103])));
     behind.commit(102, 4);
     insert(&mut behind, 103, 16384, 1);
     behind.commit(103, 5);
