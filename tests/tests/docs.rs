@@ -537,7 +537,7 @@ const AGENTS: [(&str, &str, &[&str]); 2] = [
     ),
     ("restore-agent", "restore-fetch", RESTORING),
 ];
-const RESTORING: &[&str] = &["list", "plan", "restore", "rollback", "drill", "fetch", "prefetch"];
+const RESTORING: &[&str] = &["list", "events", "plan", "restore", "rollback", "drill", "fetch", "prefetch"];
 
 fn agent(program: &str, arguments: &[&str]) -> process::Output {
     let mut command = Command::new(testbed::under_test(program));
