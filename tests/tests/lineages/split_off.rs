@@ -171,7 +171,9 @@ fn an_abandoned_timeline_of_a_copy_is_not_productions_of_that_number() {
     heirs.archive_from(&heir);
     heir.start();
 
-    // A recovery test where only the other repository is configured.
+    // A recovery test where only the other repository is configured, which was recorded as one that acknowledges.
+    let others = Agent::with(&bed.cluster, &bed.store).repository("other", &other);
+    others.cluster_line("ack = [\"other\"]").init(&[]).expect_success();
     let mut copy = bed.cluster.standby();
     let copys = Agent::with(&copy, &other);
     copys.archive_from(&copy);
