@@ -2,8 +2,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`grammar`] | reading `synchronous_standby_names` as PostgreSQL reads it |
-//! | [`level`] | how long a commit waits (`synchronous_commit`) |
+//! | `grammar` | reading `synchronous_standby_names` as PostgreSQL reads it |
+//! | `level` | how long a commit waits (`synchronous_commit`) |
 //!
 //! Source: PostgreSQL's `syncrep_gram.y`, `syncrep_scanner.l` and `syncrep.c`, the same from 13 to 19.
 
