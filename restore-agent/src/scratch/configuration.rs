@@ -1,7 +1,7 @@
 //! The configuration of the private server: written from nothing, with the few settings of the original that decide how its data is
 //! read and shown.
 //!
-//! Nothing else of the original is taken, so a setting that nobody has thought of cannot lead outside either.
+//! Nothing else of the original is taken, so a setting that no one thought of cannot lead outside either.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

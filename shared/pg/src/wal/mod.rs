@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `page` | headers of pages, the magic number of each version |
 //! | `record` | headers of records, their check, where their main data lies |
+//! | `blocks` | which blocks a record refers to, and where the main data of such a record lies |
 //! | `kind` | what the records mean that decide about recovery targets and archives |
 //! | `transaction` | the bodies of the records that end or prepare a transaction |
 //! | `checkpoint` | a checkpoint's record, where a label says it starts |
@@ -23,6 +24,7 @@
 //!
 //! All of it is total: any bytes give facts or an error, and nothing is allocated that was not read.
 
+mod blocks;
 mod checkpoint;
 mod database_copies;
 mod database_drops;

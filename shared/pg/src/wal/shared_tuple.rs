@@ -1,10 +1,11 @@
 //! Tuples of catalogs that all databases share: which one a record deletes, or changes in place. `DROP DATABASE` does both to that of
 //! the database.
 //!
-//! Sources: `DecodeXLogRecord` in `src/backend/access/transam/xlogreader.c`, `src/include/access/heapam_xlog.h`.
+//! Source: `src/include/access/heapam_xlog.h`.
 
 use walpoint_base::PgMajor;
 
+use super::blocks::{BlockRef, Headers};
 use super::kind::RecordKind;
 use super::record::RecordHeader;
 use crate::bytes;
@@ -58,63 +59,13 @@ pub(super) fn decode(header: &RecordHeader, body: &[u8], major: PgMajor) -> Opti
         IN_PLACE => (TupleChange::InPlace, 0),
         _ => return None,
     };
-    let (at, relation, block) = first_block(body, major)?;
-    let offset = bytes::u16(main_data(body, at, major)?, offset_at)?;
+    let mut first = None;
+    let headers = Headers::read(body, body.len(), major, &mut |block| {
+        first.get_or_insert(block);
+    })?;
+    let BlockRef { relation, block, .. } = first.filter(|first| first.tablespace == SHARED)?;
+    let offset = bytes::u16(headers.main_data(body)?, offset_at)?;
     Some(RecordKind::SharedTuple(SharedTuple { relation, block, offset }, change))
-}
-
-/// The end of the header of a record's first block, with the file and the block's number; `None` if it is none of a shared relation.
-fn first_block(body: &[u8], major: PgMajor) -> Option<(usize, u32, u32)> {
-    if *body.first()? != 0 {
-        return None;
-    }
-    let at = behind_image(body, 0, major)?;
-    let (tablespace, relation) = (bytes::u32(body, at)?, bytes::u32(body, at + 8)?);
-    (tablespace == SHARED).then_some((at + 16, relation, bytes::u32(body, at + 12)?))
-}
-
-/// Where the header of a block, which begins there, goes on behind what it says of an image.
-fn behind_image(body: &[u8], begins: usize, major: PgMajor) -> Option<usize> {
-    const HAS_IMAGE: u8 = 0x10;
-    const HAS_HOLE: u8 = 0x01;
-    let compressed: u8 = if major.get() >= 15 { 0x1C } else { 0x02 };
-    let at = begins + 4;
-    if *body.get(begins + 1)? & HAS_IMAGE == 0 {
-        return Some(at);
-    }
-    let info = *body.get(at + 4)?;
-    Some(at + if info & HAS_HOLE != 0 && info & compressed != 0 { 7 } else { 5 })
-}
-
-/// The main data, at the end of the body, whose length is announced behind the headers of all blocks.
-fn main_data(body: &[u8], mut at: usize, major: PgMajor) -> Option<&[u8]> {
-    const LAST_BLOCK: u8 = 32;
-    const SAME_RELATION: u8 = 0x80;
-    const SHORT: u8 = 255;
-    const LONG: u8 = 254;
-    const ORIGIN: u8 = 253;
-    const TOP_LEVEL: u8 = 252;
-    loop {
-        let length = match *body.get(at)? {
-            SHORT => usize::from(*body.get(at + 1)?),
-            LONG => usize::try_from(bytes::u32(body, at + 1)?).ok()?,
-            ORIGIN => {
-                at += 3;
-                continue;
-            }
-            TOP_LEVEL => {
-                at += 5;
-                continue;
-            }
-            0..=LAST_BLOCK => {
-                let named = if *body.get(at + 1)? & SAME_RELATION == 0 { 12 } else { 0 };
-                at = behind_image(body, at, major)? + named + 4;
-                continue;
-            }
-            _ => return None,
-        };
-        return body.get(body.len().checked_sub(length)?..);
-    }
 }
 
 #[cfg(test)]

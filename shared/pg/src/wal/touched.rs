@@ -1,11 +1,11 @@
 //! Which directories of databases a record changes, judged by the beginning of its body: the blocks it refers to stand
 //! there, and so does the little that records say which make, cut or remove whole files.
 //!
-//! Sources: `DecodeXLogRecord` in `src/backend/access/transam/xlogreader.c`, `src/include/access/xact.h`,
-//! `src/include/catalog/storage_xlog.h`, `src/include/utils/relmapper.h`.
+//! Sources: `src/include/access/xact.h`, `src/include/catalog/storage_xlog.h`, `src/include/utils/relmapper.h`.
 
 use walpoint_base::PgMajor;
 
+use super::blocks::{BlockRef, Headers};
 use super::kind::{DatabaseDirectory, RecordKind};
 use super::record::{Rmgr, WalRecord};
 use crate::bytes;
@@ -27,8 +27,12 @@ pub(super) fn directories(
         act(copy.to);
         return Some(());
     }
-    let Body { blocks, data } = Body::read(head, length, major, act)?;
-    let data = head.get(data..).unwrap_or_default();
+    let mut blocks = false;
+    let headers = Headers::read(head, length, major, &mut |BlockRef { tablespace, database, .. }| {
+        blocks = true;
+        act(DatabaseDirectory { database, tablespace });
+    })?;
+    let data = head.get(headers.end..).unwrap_or_default();
     match record.rmgr {
         Rmgr::XACT => removed_relations(record.info, data, act),
         Rmgr::SMGR => {
@@ -83,68 +87,6 @@ fn removed_relations(info: u8, data: &[u8], act: &mut dyn FnMut(DatabaseDirector
         act(relation(data, at.checked_add(4)?.checked_add(n.checked_mul(12)?)?)?);
     }
     Some(())
-}
-
-/// What the headers in a body say.
-struct Body {
-    /// Whether it refers to blocks.
-    blocks: bool,
-    /// Where its main data begins, if it refers to none.
-    data: usize,
-}
-
-impl Body {
-    /// Reads the headers; calls `act` for the directory of each block.
-    fn read(
-        head: &[u8],
-        length: usize,
-        major: PgMajor,
-        act: &mut dyn FnMut(DatabaseDirectory),
-    ) -> Option<Self> {
-        const SHORT: u8 = 255;
-        const LONG: u8 = 254;
-        const ORIGIN: u8 = 253;
-        const TOP_LEVEL: u8 = 252;
-        const LAST_BLOCK: u8 = 32;
-        const HAS_IMAGE: u8 = 0x10;
-        const SAME_RELATION: u8 = 0x80;
-        const HAS_HOLE: u8 = 0x01;
-        let compressed: u8 = if major.get() >= 15 { 0x1C } else { 0x02 };
-        let (mut at, mut data, mut last) = (0usize, 0usize, None);
-        // Behind the headers lies what they announce, and nothing else.
-        while length.checked_sub(at)? > data {
-            match *head.get(at)? {
-                SHORT => {
-                    at += 2;
-                    break;
-                }
-                LONG => {
-                    at += 5;
-                    break;
-                }
-                ORIGIN => at += 3,
-                TOP_LEVEL => at += 5,
-                0..=LAST_BLOCK => {
-                    let flags = *head.get(at + 1)?;
-                    data = data.checked_add(usize::from(bytes::u16(head, at + 2)?))?;
-                    at += 4;
-                    if flags & HAS_IMAGE != 0 {
-                        data = data.checked_add(usize::from(bytes::u16(head, at)?))?;
-                        let info = *head.get(at + 4)?;
-                        at += if info & HAS_HOLE != 0 && info & compressed != 0 { 7 } else { 5 };
-                    }
-                    if flags & SAME_RELATION == 0 {
-                        last = Some(relation(head, at)?);
-                        at += 12;
-                    }
-                    act(last?);
-                    at += 4;
-                }
-                _ => return None,
-            }
-        }
-        Some(Self { blocks: last.is_some(), data: at })
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! What the body of one record says that a transaction changed.
 //!
-//! Sources: `DecodeXLogRecord` in `src/backend/access/transam/xlogreader.c`, `src/include/access/heapam_xlog.h`,
-//! `src/include/access/xact.h`, `src/include/catalog/storage_xlog.h`, `src/include/commands/dbcommands_xlog.h`,
+//! Sources: `src/include/access/heapam_xlog.h`, `src/include/access/xact.h`, `src/include/catalog/storage_xlog.h`, `src/include/commands/dbcommands_xlog.h`,
 //! `src/include/commands/tablespace.h`, `src/include/utils/relmapper.h`, `src/include/storage/standbydefs.h`. Layouts are those of 13 to
 //! 19; where they differ the code says so.
 
 use walpoint_base::PgMajor;
 
+use super::super::blocks::{BlockRef, Headers};
 use super::super::record::{RecordHeader, Rmgr};
 use super::event::{ObjectChange, RelationFile, RowCounts};
 use crate::bytes;
@@ -263,54 +263,17 @@ struct HeapBlocks<'b> {
 
 impl<'b> HeapBlocks<'b> {
     fn read(body: &'b [u8], major: PgMajor) -> Option<Self> {
-        const SHORT: u8 = 255;
-        const LONG: u8 = 254;
-        const ORIGIN: u8 = 253;
-        const TOP_LEVEL: u8 = 252;
-        const LAST_BLOCK: u8 = 32;
-        const HAS_IMAGE: u8 = 0x10;
-        const SAME_RELATION: u8 = 0x80;
-        const HAS_HOLE: u8 = 0x01;
-        /// The fork: 0 is that of the rows.
-        const FORK: u8 = 0x0F;
-        let compressed: u8 = if major.get() >= 15 { 0x1C } else { 0x02 };
-        let (mut at, mut first, mut old_block) = (0usize, None, None);
-        loop {
-            let length = match *body.get(at)? {
-                SHORT => usize::from(*body.get(at + 1)?),
-                LONG => usize::try_from(bytes::u32(body, at + 1)?).ok()?,
-                ORIGIN => {
-                    at += 3;
-                    continue;
-                }
-                TOP_LEVEL => {
-                    at += 5;
-                    continue;
-                }
-                id @ 0..=LAST_BLOCK => {
-                    let flags = *body.get(at + 1)?;
-                    at += 4;
-                    if flags & HAS_IMAGE != 0 {
-                        let info = *body.get(at + 4)?;
-                        at += if info & HAS_HOLE != 0 && info & compressed != 0 { 7 } else { 5 };
-                    }
-                    let mut same = true;
-                    if flags & SAME_RELATION == 0 {
-                        let named = relation(body, at)?;
-                        at += 12;
-                        same = first.get_or_insert((named, bytes::u32(body, at)?)).0 == named;
-                    }
-                    if id == 1 && same && flags & FORK == 0 {
-                        old_block = bytes::u32(body, at);
-                    }
-                    at += 4;
-                    continue;
-                }
-                _ => return None,
-            };
-            let ((relation, block), data) = first.zip(body.get(body.len().checked_sub(length)?..))?;
-            return Some(Self { relation, block, old_block, data });
-        }
+        let (mut first, mut old_block) = (None, None);
+        let headers = Headers::read(body, body.len(), major, &mut |block| {
+            let BlockRef { tablespace, database, relation: number, .. } = block;
+            let named = RelationFile { tablespace, database, number };
+            let (relation, _) = *first.get_or_insert((named, block.block));
+            if block.id == 1 && block.fork == 0 && named == relation {
+                old_block = Some(block.block);
+            }
+        })?;
+        let (relation, block) = first?;
+        Some(Self { relation, block, old_block, data: headers.main_data(body)? })
     }
 }
 

@@ -32,7 +32,7 @@ fn latest(timeline: u32) -> RestoreRequest {
     on(timeline, RecoveryTarget::Latest)
 }
 
-/// A commit that PostgreSQL confirmed is there when this timeline is restored, whoever left the timeline before it.
+/// A commit that PostgreSQL confirmed is there when this timeline is restored, also where a younger timeline left it before.
 #[test]
 fn the_old_timeline_is_recovered_to_its_last_streamed_record_behind_the_fork() {
     let held = Lsn(mb(10) + SIZE * 3 / 4);

@@ -68,7 +68,7 @@ impl Draft {
     }
 
     /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with
-    /// [`RepoError::Refused`] if somebody ended the backup with a tombstone meanwhile.
+    /// [`RepoError::Refused`] if another command ended the backup with a tombstone meanwhile.
     pub async fn publish(self, wal: WalStored) -> Result<BackupSummary> {
         let (backups, id) = (self.backups.clone(), self.manifest.summary.id);
         match self.create_manifest(wal).await {

@@ -260,7 +260,7 @@ impl Root {
         let directory = path.parent().unwrap_or(&self.path);
         self.make_directory(directory)?;
         let linked = match write_and_link(path, pieces, self.owner) {
-            // Somebody deleted the last object in this directory, and the directory with it; or this process was suspended for so long
+            // Another process deleted the last object in this directory, and the directory with it; or this process was suspended for so long
             // that its temporary file was removed as one of a killed write.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.forget(directory);
