@@ -42,10 +42,7 @@ impl Existing {
         if !pgdata.join("PG_VERSION").is_file() {
             return Ok(None);
         }
-        let mut control = Vec::new();
-        let read = reach::plain(&pgdata.join(CONTROL_FILE))
-            .and_then(|file| file.take(LONGEST_CONTROL).read_to_end(&mut control));
-        let system_id = read.ok().and_then(|_| ControlFile::parse(&control).ok()).map(|c| c.system_id);
+        let system_id = control(pgdata).map(|control| control.system_id);
         let mut tablespaces = BTreeMap::new();
         let entries = match fs::read_dir(pgdata.join(TABLESPACES)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -94,6 +91,14 @@ impl Existing {
         }
         self
     }
+}
+
+/// A data directory's `pg_control`; `None` if it is missing or damaged.
+pub(super) fn control(pgdata: &Path) -> Option<ControlFile> {
+    let mut control = Vec::new();
+    let file = reach::plain(&pgdata.join(CONTROL_FILE)).ok()?;
+    file.take(LONGEST_CONTROL).read_to_end(&mut control).ok()?;
+    ControlFile::parse(&control).ok()
 }
 
 /// Where a link leads; `None` if it is none. The administrator's own spelling is kept: a directory may get its name from a

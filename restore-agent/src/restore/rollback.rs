@@ -10,12 +10,13 @@ use clap::Args;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
+use walpoint_base::TimelineId;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
 
 use super::directory;
-use super::existing::Existing;
+use super::existing::{self, Existing};
 use super::kept::{self, Kept};
 use super::originals;
 use super::outside_state::UsedDirectory;
@@ -151,7 +152,29 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     }
     back.undo()?;
     report.previous_pgdata = Some(back.aside.display().to_string());
+    if let Some(replaced) = &report.replaced_pgdata
+        && let Some(promoted) = promoted_beyond(timeline(Path::new(replaced)), timeline(pgdata))
+    {
+        tracing::warn!("{promoted}");
+    }
     Ok(report)
+}
+
+/// The newest timeline of a data directory's server; `None` if its `pg_control` cannot be read.
+fn timeline(pgdata: &Path) -> Option<TimelineId> {
+    let control = existing::control(pgdata)?;
+    // The checkpoint of a promotion may be still to come.
+    control.checkpoint.timeline.max(control.min_recovery_point_timeline)
+}
+
+/// What to know where the server that is taken away had begun a timeline that the one which comes back does not have.
+fn promoted_beyond(replaced: Option<TimelineId>, back: Option<TimelineId>) -> Option<String> {
+    let (newer, back) = replaced.zip(back).filter(|(replaced, back)| replaced > back)?;
+    Some(format!(
+        "the server of the directory that was replaced had been promoted to timeline {newer}: if it archived, restores to the latest \
+         moment follow timeline {newer} and leave out what this server writes from now on\nHINT: If nothing of timeline {newer} is needed, \
+         run \"archive-agent lineage settle --timeline {newer} --reason …\". Until then, restore with --target-timeline {back}."
+    ))
 }
 
 /// What belongs to the present data directory and lies where something comes back to.

@@ -86,14 +86,18 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
     check(&bed, aside, &bad);
 
     let rollback = || bed.agent.restore(&["rollback", "--pgdata", pgdata.to_str().unwrap()]);
-    let told = rollback().expect_success().stdout;
+    let rolled_back = rollback().expect_success();
+    let warned = "HINT: If nothing of timeline 2 is needed, run \"archive-agent lineage settle --timeline 2";
+    assert!(rolled_back.stderr.contains(warned), "{rolled_back:#?}");
+    let told = rolled_back.stdout;
     assert!(told.contains(aside.to_str().unwrap()), "{told}");
     check(&bed, &pgdata, &bad);
     let [undone] = &asides(&bed)[..] else { panic!("{:?}", asides(&bed)) };
     assert!(told.contains(undone.to_str().unwrap()), "{told}");
     assert!(outside(undone).iter().all(|directory| told.contains(directory)), "{told}");
     check(&bed, undone, &good);
-    rollback().expect_success();
+    let again = rollback().expect_success();
+    assert!(!again.stderr.contains("lineage settle"), "the other one is the older: {again:#?}");
     check(&bed, &pgdata, &good);
 }
 
