@@ -316,7 +316,7 @@ impl<'a> Path<'a> {
     }
 
     /// Every right file from segment `first` to `last`, whether it is there or not.
-    pub(super) fn right(&self, first: SegmentNo, last: SegmentNo) -> Vec<SegmentRange> {
+    pub fn right(&self, first: SegmentNo, last: SegmentNo) -> Vec<SegmentRange> {
         let cut = |portion: SegmentRange| {
             let (first, last) = (portion.first.max(first), portion.last.min(last));
             (first <= last).then_some(SegmentRange { first, last, ..portion })

@@ -1,16 +1,18 @@
-//! All WAL of a timeline's path between two moments, read in order, for who wants to know what happened.
+//! All WAL of a timeline's path between two moments, read in order, to list what happened.
 //!
-//! Unlike a plan it needs no backup, and a segment that is missing or damaged does not end it: what could not be read is told as a gap,
-//! never left out silently. Memory does not grow with the archive: two objects as they are stored, and one frame of one of them. Only
+//! Unlike a plan it needs no backup, and a segment that is missing or damaged does not end it: what could not be read is reported as a
+//! gap, never left out silently. Memory does not grow with the archive: two objects as they are stored, and one frame of one of them. Only
 //! reads.
 //!
 //! | module | owns |
 //! |---|---|
-//! | `range` | which segments lie between two moments |
+//! | `range` | which segments lie between two moments, and what is there of each |
 //! | `read` | reading them, from whichever repository has them undamaged |
 
 mod range;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use walpoint_base::{BackupId, Lsn, PgTimestamp, SegmentName, SegmentNo, TimelineId};
 use walpoint_plan::restore::SegmentRange;
@@ -32,20 +34,46 @@ pub struct Moments {
 pub struct ScanRange {
     /// The timeline whose path it is.
     pub timeline: TimelineId,
-    /// What is there, in order. Between two ranges that do not meet is a gap.
-    pub files: Vec<SegmentRange>,
-    /// The segments that were stored and cannot be had, of those between the ranges.
-    pub lost: Vec<SegmentNo>,
-    /// Where an incomplete copy would go on behind all of them, if they reach the end of the archive.
-    pub tail: Option<SegmentName>,
+    /// All segments between the bounds, in order, whether they are there or not.
+    pub parts: Vec<ScanPart>,
     /// The backup at whose start it begins, if it does.
     pub backup: Option<BackupId>,
 }
 
+/// Consecutive segments between the bounds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ScanPart {
+    /// They are there.
+    Whole(SegmentRange),
+    /// One of which at most a beginning is there.
+    Incomplete(IncompletePart),
+    /// They are not there: why.
+    Missing(SegmentRange, GapReason),
+}
+
+/// A segment of which at most a beginning is there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IncompletePart {
+    /// Which one.
+    pub number: SegmentNo,
+    /// The timeline to which its last byte belongs.
+    pub timeline: TimelineId,
+    /// The files that begin with the path's bytes, and up to where they hold them: the first one that is there is read.
+    pub files: Vec<(SegmentName, Lsn)>,
+    /// Whether a listing showed an incomplete copy.
+    pub listed: bool,
+    /// Up to where it is known to have been written: what is not read before that is a gap.
+    pub written: Option<Lsn>,
+}
+
 impl ScanRange {
-    /// How many segments are read.
+    /// How many segments are there.
     pub fn count(&self) -> u64 {
-        self.files.iter().map(SegmentRange::count).sum()
+        let whole = self.parts.iter().map(|part| match part {
+            ScanPart::Whole(files) => files.count(),
+            ScanPart::Incomplete(_) | ScanPart::Missing(..) => 0,
+        });
+        whole.sum()
     }
 }
 
@@ -77,7 +105,8 @@ pub enum GapReason {
 
 /// Takes the WAL that is read.
 pub trait WalSink: Send + 'static {
-    /// A segment begins. It continues the one before, unless a gap was told.
+    /// A segment begins. It continues the one before, unless a gap was reported. The same one begins again with another copy if the
+    /// records of the first one could not be followed and none of them ended.
     fn begin(&mut self, name: SegmentName, length: u64);
 
     /// Its next bytes. The error says what is wrong with its records: then nothing more of it comes.

@@ -1,17 +1,16 @@
 //! Reading the segments of a range. The bytes go to the sink a frame at a time, each checked; where an object turns out to be damaged,
-//! another repository's goes on at the same byte.
+//! another repository's continues at the same byte.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::join;
-use futures_util::{StreamExt, stream};
-use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use futures_util::future::{BoxFuture, join};
+use futures_util::{FutureExt, StreamExt, stream};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::SegmentRange;
 use walpoint_storage::error::{RepoError, Result};
 
-use super::range::bounds;
-use super::{GapReason, ScanGap, ScanRange, WalSink};
+use super::{GapReason, IncompletePart, ScanGap, ScanPart, ScanRange, WalSink};
 use crate::wal::{WalArchive, WalReader};
 
 /// A sink, and how far the segment that it is given has come.
@@ -21,6 +20,33 @@ struct Given<S> {
     fed: u64,
     /// What is wrong with its records.
     wrong: Option<String>,
+    /// Up to where everything was read, or reported as a gap, before the segment began.
+    before: Lsn,
+    /// The end of the last gap.
+    gap_end: Lsn,
+}
+
+impl<S: WalSink> Given<S> {
+    /// Up to where everything was read or reported. Nothing is missing before the segment at `start` if it is the first one.
+    fn reached(&self, start: Lsn) -> Lsn {
+        let position = self.sink.position();
+        let read = if position > Lsn::INVALID { position.align() } else { start };
+        read.max(self.gap_end)
+    }
+
+    /// Whether no record of the segment that begins at `start` ended yet.
+    fn is_unread(&self, start: Lsn) -> bool {
+        self.sink.position() <= start
+    }
+
+    /// Reports that the segment at `start` is not read, from what was read last up to `until`. A record that crosses into it is lost
+    /// with it.
+    fn gap(&mut self, (timeline, start): (TimelineId, Lsn), until: Option<Lsn>, why: GapReason) {
+        let from = if self.is_unread(start) { self.before.max(self.gap_end) } else { self.reached(start) };
+        let until = until.map(|until| until.max(from));
+        self.gap_end = until.unwrap_or(from);
+        self.sink.gap(ScanGap { from, until, timeline, why });
+    }
 }
 
 struct Shared<S>(Arc<Mutex<Given<S>>>);
@@ -41,18 +67,27 @@ impl<S: WalSink> Shared<S> {
 struct Feeding<S> {
     given: Shared<S>,
     at: u64,
+    /// Up to where the file is read. Behind that come zeros.
+    limit: u64,
 }
 
 impl<S: WalSink> Write for Feeding<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut given = self.given.lock();
-        let known = usize::try_from(given.fed.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let from = given.fed.max(self.at);
+        let known = usize::try_from(from - self.at).unwrap_or(usize::MAX);
         let new = bytes.get(known..).unwrap_or_default();
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.at = self.at.saturating_add(length);
         if !new.is_empty() {
             given.fed = self.at;
-            if let Err(what) = given.sink.bytes(new) {
+            let wanted = usize::try_from(self.limit.saturating_sub(from)).unwrap_or(usize::MAX);
+            let (wanted, left) = new.split_at(wanted.min(new.len()));
+            let fed = match left {
+                [] => given.sink.bytes(wanted),
+                _ => given.sink.bytes(&[wanted, &vec![0; left.len()]].concat()),
+            };
+            if let Err(what) = fed {
                 given.wrong = Some(what);
                 return Err(io::Error::other("the records are wrong"));
             }
@@ -67,178 +102,229 @@ impl<S: WalSink> Write for Feeding<S> {
 
 /// Reads a range into a sink. A store that does not answer is an error, what is missing or damaged is a gap.
 pub async fn read<S: WalSink>(archive: &WalArchive, range: &ScanRange, sink: S) -> Result<S> {
+    let given = Given { sink, fed: 0, wrong: None, before: Lsn::INVALID, gap_end: Lsn::INVALID };
+    let given = Shared(Arc::new(Mutex::new(given)));
     let size = archive.lineage().segment_size;
-    let given = Shared(Arc::new(Mutex::new(Given { sink, fed: 0, wrong: None })));
-    let mut before: Option<SegmentRange> = None;
-    for files in &range.files {
-        if let Some(before) = before.filter(|before| before.last.next() != files.first) {
-            skip(&given, range, (before.last.next(), files), size);
-        }
-        before = Some(*files);
-        let names = (files.first.0..=files.last.0).map(|number| SegmentNo(number).name(files.timeline, size));
-        let opened = stream::iter(names)
-            .map(|name| async move { (name, archive.read(WalFileName::Segment(name)).await) });
-        // While one is decoded, the next one is fetched: two of them as they are stored are in memory.
-        let mut opened = opened.buffered(1);
-        let mut next = opened.next().await;
-        while let Some((name, reader)) = next {
-            let decoded;
-            (decoded, next) = join(segment(archive, &given, name, reader), opened.next()).await;
-            decoded?;
-            if given.lock().sink.is_done() {
-                return finish(given);
+    for part in &range.parts {
+        match part {
+            ScanPart::Whole(files) => whole(archive, &given, files, size).await?,
+            ScanPart::Incomplete(part) => incomplete(archive, &given, part, size).await?,
+            ScanPart::Missing(files, why) => {
+                let (start, until) = (files.first.start(size), files.last.end(size));
+                let mut given = given.lock();
+                given.before = given.reached(start);
+                given.gap((files.timeline, start), Some(until), why.clone());
             }
         }
+        if given.lock().sink.is_done() {
+            break;
+        }
     }
-    if let Some(name) = range.tail {
-        tail(archive, &given, name).await?;
-    }
-    finish(given)
-}
-
-fn finish<S>(given: Shared<S>) -> Result<S> {
     let lost = || RepoError::Internal("WAL is still being read".to_owned());
     let given = Arc::try_unwrap(given.0).map_err(|_| lost())?;
     Ok(given.into_inner().unwrap_or_else(PoisonError::into_inner).sink)
 }
 
-/// Segments of which none is there.
-fn skip<S: WalSink>(
-    given: &Shared<S>,
-    range: &ScanRange,
-    (first, next): (SegmentNo, &SegmentRange),
-    size: SegmentSize,
-) {
-    let is_lost = range.lost.iter().any(|number| *number >= first && *number < next.first);
-    let why = if is_lost { GapReason::Lost } else { GapReason::Missing };
-    let mut given = given.lock();
-    let from = given.sink.position().max(first.start(size));
-    let until = Some(bounds(next, size).0);
-    given.sink.gap(ScanGap { from, until, timeline: next.timeline, why });
-}
-
-async fn segment<S: WalSink>(
+/// Segments that are there. While one is decoded, the next one is fetched: two of them as they are stored are in memory.
+async fn whole<S: WalSink>(
     archive: &WalArchive,
     given: &Shared<S>,
-    name: SegmentName,
-    reader: Result<Option<WalReader>>,
+    files: &SegmentRange,
+    size: SegmentSize,
 ) -> Result<()> {
-    let size = archive.lineage().segment_size;
-    let Some(number) = name.number(size) else { return Ok(()) };
-    let why = match feed_any(archive, given, name, reader).await? {
-        Ok(()) => return Ok(()),
-        // It may be sound by itself and not continue the one before.
-        Err(GapReason::Records(what)) if given.lock().sink.position() <= number.start(size) => {
-            let start = number.start(size);
-            gap(given, (number, Some(start)), (name.timeline, size), GapReason::Records(what));
-            let again = archive.read(WalFileName::Segment(name)).await;
-            match feed_any(archive, given, name, again).await? {
-                Ok(()) => return Ok(()),
-                Err(why) => why,
-            }
+    let numbers = (files.first.0..=files.last.0).map(SegmentNo);
+    let opened = stream::iter(numbers).map(|number| async move {
+        let copy = Copies::whole(number, files.timeline, size);
+        (copy, copy.open(archive).await)
+    });
+    let mut opened = opened.buffered(1);
+    let mut next = opened.next().await;
+    while let Some((copy, reader)) = next {
+        let decoded;
+        (decoded, next) = join(segment(archive, given, copy, reader), opened.next()).await;
+        decoded?;
+        if given.lock().sink.is_done() {
+            break;
         }
-        Err(why) => why,
-    };
-    gap(given, (number, Some(number.end(size))), (name.timeline, size), why);
+    }
     Ok(())
 }
 
-fn gap<S: WalSink>(
-    given: &Shared<S>,
-    (number, until): (SegmentNo, Option<walpoint_base::Lsn>),
-    (timeline, size): (TimelineId, SegmentSize),
-    why: GapReason,
-) {
-    let mut given = given.lock();
-    let position = given.sink.position();
-    // A record that goes on from the segment before is lost with this one.
-    let from = if position > walpoint_base::Lsn::INVALID { position } else { number.start(size) };
-    let until = until.map(|until| until.max(from));
-    given.sink.gap(ScanGap { from, until, timeline, why });
+/// The copies of a segment of which one is read.
+#[derive(Clone, Copy)]
+struct Copies {
+    name: SegmentName,
+    /// Incomplete ones. Otherwise the segment itself.
+    incomplete: bool,
+    /// Its first byte, the one behind its last, and up to where it is read.
+    start: Lsn,
+    end: Lsn,
+    limit: Lsn,
 }
 
-/// Feeds a segment from the first reader, or from any repository that has it undamaged.
+impl Copies {
+    fn whole(number: SegmentNo, timeline: TimelineId, size: SegmentSize) -> Self {
+        let (start, end) = (number.start(size), number.end(size));
+        Self { name: number.name(timeline, size), incomplete: false, start, end, limit: end }
+    }
+
+    /// Opens the one that is read.
+    fn open(self, archive: &WalArchive) -> BoxFuture<'_, Result<Option<WalReader>>> {
+        match self.incomplete {
+            true => archive.read_incomplete(self.name),
+            false => archive.read(WalFileName::Segment(self.name)),
+        }
+    }
+
+    /// Opens the one of one repository.
+    fn open_here(self, archive: &WalArchive) -> BoxFuture<'_, Result<Option<WalReader>>> {
+        match self.incomplete {
+            true => archive.read_incomplete_here(self.name).boxed(),
+            false => archive.read_here(WalFileName::Segment(self.name)).boxed(),
+        }
+    }
+}
+
+/// A segment that is there.
+async fn segment<S: WalSink>(
+    archive: &WalArchive,
+    given: &Shared<S>,
+    copy: Copies,
+    reader: Result<Option<WalReader>>,
+) -> Result<()> {
+    let why = match feed_or_restart(archive, given, copy, reader).await? {
+        Ok(true) => return Ok(()),
+        Ok(false) => GapReason::Records("its records end before it does".to_owned()),
+        Err(why) => why,
+    };
+    given.lock().gap((copy.name.timeline, copy.start), Some(copy.end), why);
+    Ok(())
+}
+
+/// A segment of which at most a beginning is there, or was when the archive was listed.
+async fn incomplete<S: WalSink>(
+    archive: &WalArchive,
+    given: &Shared<S>,
+    part: &IncompletePart,
+    size: SegmentSize,
+) -> Result<()> {
+    let start = part.number.start(size);
+    let place = (part.timeline, start);
+    for &(name, limit) in &part.files {
+        let whole = Copies { limit, ..Copies::whole(part.number, name.timeline, size) };
+        let mut copy = Copies { incomplete: true, ..whole };
+        let mut fed = feed_or_restart(archive, given, copy, copy.open(archive).await).await?;
+        // Once the segment is stored as a whole its slices are deleted.
+        if fed == Err(GapReason::Missing) {
+            copy = whole;
+            fed = feed_or_restart(archive, given, copy, copy.open(archive).await).await?;
+        }
+        let reached = given.lock().reached(start);
+        let why = match fed {
+            Ok(true) => return Ok(()),
+            Err(GapReason::Missing) => continue,
+            Err(why) => why,
+            Ok(false) if copy.incomplete && reached < limit => {
+                archive.damaged_copy_beyond(name, None).await?.map_or(GapReason::Missing, GapReason::Damaged)
+            }
+            Ok(false) => GapReason::Missing,
+        };
+        let is_gap = match part.written {
+            Some(written) => reached < written,
+            // That it ends early is what it is.
+            None => why != GapReason::Missing,
+        };
+        if is_gap {
+            given.lock().gap(place, part.written, why);
+        }
+        return Ok(());
+    }
+    if part.listed || part.written.is_some() {
+        given.lock().gap(place, part.written, GapReason::Missing);
+    }
+    Ok(())
+}
+
+/// Feeds a segment. One whose records do not continue what was read may be sound by itself: then what lies between is a gap.
+async fn feed_or_restart<S: WalSink>(
+    archive: &WalArchive,
+    given: &Shared<S>,
+    copy: Copies,
+    reader: Result<Option<WalReader>>,
+) -> Result<Fed> {
+    let fed = feed_any(archive, given, copy, reader).await?;
+    match fed {
+        Err(GapReason::Records(what)) if given.lock().is_unread(copy.start) => {
+            given.lock().gap((copy.name.timeline, copy.start), Some(copy.start), GapReason::Records(what));
+        }
+        fed => return Ok(fed),
+    }
+    feed_any(archive, given, copy, copy.open(archive).await).await
+}
+
+/// Whether the records reach the end of the segment, or why they could not be read.
+type Fed = std::result::Result<bool, GapReason>;
+
+/// Feeds a segment from the first reader, or from any repository that has it undamaged and whose records can be followed.
 async fn feed_any<S: WalSink>(
     archive: &WalArchive,
     given: &Shared<S>,
-    name: SegmentName,
+    copy: Copies,
     first: Result<Option<WalReader>>,
-) -> Result<std::result::Result<(), GapReason>> {
+) -> Result<Fed> {
     {
         let mut given = given.lock();
+        given.before = given.reached(copy.start);
         (given.fed, given.wrong) = (0, None);
-        given.sink.begin(name, archive.lineage().segment_size.bytes());
     }
-    let mut damaged = None;
+    let (mut begun, mut damaged, mut records, mut unanswered) = (false, None, None, None);
     let mut next = Some(first);
     let mut others = archive.all();
     while let Some(opened) = next {
         let fed = match opened {
-            Ok(Some(reader)) => feed(given, reader).await,
+            Ok(Some(reader)) => {
+                if !std::mem::replace(&mut begun, true) {
+                    given.lock().sink.begin(copy.name, copy.end.since(copy.start));
+                }
+                feed(given, reader, copy).await
+            }
             Ok(None) => Ok(false),
             Err(error) => Err(error),
         };
         match fed {
-            Ok(true) => return Ok(end(given)),
+            Ok(true) => return Ok(given.lock().sink.end().map_err(GapReason::Records)),
             Ok(false) => {}
             Err(error @ RepoError::Corrupt { .. }) => {
                 damaged.get_or_insert(error.to_string());
             }
-            Err(error) => match given.lock().wrong.take() {
-                Some(what) => return Ok(Err(GapReason::Records(what))),
-                None => return Err(error),
-            },
+            Err(error) => {
+                let mut given = given.lock();
+                if let Some(what) = given.wrong.take() {
+                    // What was read of it is counted: another copy would be counted once more.
+                    if !given.is_unread(copy.start) || archive.beside().is_empty() {
+                        return Ok(Err(GapReason::Records(what)));
+                    }
+                    records.get_or_insert(what);
+                    (given.fed, begun) = (0, false);
+                } else {
+                    unanswered.get_or_insert(error);
+                }
+            }
         }
         next = match others.next() {
-            Some(one) => Some(one.read_here(WalFileName::Segment(name)).await),
+            Some(one) => Some(copy.open_here(one).await),
             None => None,
         };
     }
-    Ok(Err(damaged.map_or(GapReason::Missing, GapReason::Damaged)))
+    match (unanswered, records) {
+        (Some(error), _) => Err(error),
+        (None, Some(what)) => Ok(Err(GapReason::Records(what))),
+        (None, None) => Ok(Err(damaged.map_or(GapReason::Missing, GapReason::Damaged))),
+    }
 }
 
-async fn feed<S: WalSink>(given: &Shared<S>, reader: WalReader) -> Result<bool> {
-    reader.write_to(Feeding { given: given.clone(), at: 0 }).await?;
+async fn feed<S: WalSink>(given: &Shared<S>, reader: WalReader, copy: Copies) -> Result<bool> {
+    let limit = copy.limit.since(copy.start);
+    reader.write_to(Feeding { given: given.clone(), at: 0, limit }).await?;
     Ok(true)
-}
-
-fn end<S: WalSink>(given: &Shared<S>) -> std::result::Result<(), GapReason> {
-    match given.lock().sink.end() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(GapReason::Records("its records end before it does".to_owned())),
-        Err(what) => Err(GapReason::Records(what)),
-    }
-}
-
-/// What is stored of the segment behind all whole ones.
-async fn tail<S: WalSink>(archive: &WalArchive, given: &Shared<S>, name: SegmentName) -> Result<()> {
-    let size = archive.lineage().segment_size;
-    let Some(number) = name.number(size) else { return Ok(()) };
-    {
-        let mut given = given.lock();
-        (given.fed, given.wrong) = (0, None);
-    }
-    let reader = match archive.read_incomplete(name).await {
-        Ok(Some(reader)) => reader,
-        Ok(None) => return Ok(()),
-        Err(error @ RepoError::Corrupt { .. }) => {
-            gap(given, (number, None), (name.timeline, size), GapReason::Damaged(error.to_string()));
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
-    given.lock().sink.begin(name, size.bytes());
-    let why = match feed(given, reader).await {
-        // That it ends early is what it is.
-        Ok(_) => given.lock().sink.end().err().map(GapReason::Records),
-        Err(error @ RepoError::Corrupt { .. }) => Some(GapReason::Damaged(error.to_string())),
-        Err(error) => match given.lock().wrong.take() {
-            Some(what) => Some(GapReason::Records(what)),
-            None => return Err(error),
-        },
-    };
-    if let Some(why) = why {
-        gap(given, (number, None), (name.timeline, size), why);
-    }
-    Ok(())
 }

@@ -52,7 +52,7 @@ impl WalArchive {
         longest.boxed()
     }
 
-    async fn read_incomplete_here(&self, segment: SegmentName) -> Result<Option<WalReader>> {
+    pub(crate) async fn read_incomplete_here(&self, segment: SegmentName) -> Result<Option<WalReader>> {
         let copies = self.incomplete_copies(segment).await?;
         match (self.longest(segment, copies).await?, self.parent_of(WalFileName::Partial(segment))) {
             (None, Some(parent)) => parent.read_incomplete(segment).await,

@@ -33,6 +33,8 @@ use crate::bytes;
 #[derive(Debug)]
 pub struct EventReader {
     carry: Carry,
+    /// What the segment that is being read continues, until one of its records ended.
+    continued: Option<Carry>,
     tally: Tally,
     found: Vec<WalEvent>,
     segment: Option<Reading>,
@@ -61,6 +63,7 @@ impl Default for EventReader {
     fn default() -> Self {
         Self {
             carry: unknown(),
+            continued: None,
             tally: Tally::default(),
             found: Vec::new(),
             segment: None,
@@ -80,8 +83,12 @@ impl EventReader {
         Self::default()
     }
 
-    /// Begins the next segment, which follows the one before unless [`gap`](Self::gap) says otherwise.
+    /// Begins the next segment, which follows the one before unless [`gap`](Self::gap) says otherwise. After an error another copy of
+    /// the same segment may be begun while none of its records ended.
     pub fn begin(&mut self, name: SegmentName, length: u64) {
+        if let Some(continued) = self.continued.take() {
+            self.carry = continued;
+        }
         let held = Vec::new();
         self.segment = Some(Reading { name, length, fed: 0, content_len: 0, held, walk: None, offset: 0 });
     }
@@ -91,6 +98,7 @@ impl EventReader {
     pub fn gap(&mut self) {
         self.segment = None;
         self.carry = unknown();
+        self.continued = None;
         self.tally.gap();
     }
 
@@ -113,7 +121,9 @@ impl EventReader {
                 return Ok(());
             }
             let segment = Segment::open(reading.name, reading.length, &reading.held, None)?;
-            reading.walk = Some(Box::new(Walk::new(segment, std::mem::replace(&mut self.carry, unknown()))));
+            let carry = std::mem::replace(&mut self.carry, unknown());
+            self.continued = Some(carry.clone());
+            reading.walk = Some(Box::new(Walk::new(segment, carry)));
         }
         let Some(block) = reading.walk.as_ref().map(|walk| walk.segment().block) else { return Ok(()) };
         if !reading.held.is_empty() {
@@ -142,8 +152,11 @@ impl EventReader {
         let (fed, length, content_len) = (reading.fed, reading.length, reading.content_len);
         let Some(mut walk) = reading.walk.filter(|_| fed == length) else { return Err(wrong) };
         let end = walk.finish(content_len)?;
-        self.position = self.position.max(walk.end());
+        // A segment switch extends to the end of its segment.
+        let position = if end == SegmentEnd::Switched { walk.segment().start + length } else { walk.end() };
+        self.position = self.position.max(position);
         self.carry = walk.into_carry();
+        self.continued = None;
         Ok(end)
     }
 
@@ -152,7 +165,8 @@ impl EventReader {
         std::mem::take(&mut self.found)
     }
 
-    /// The end of the last record that was read, or where the segment began if none was.
+    /// The end of the last record that was read, or where the segment began if none was. That of a segment switch is the end of its
+    /// segment once that was read.
     pub fn position(&self) -> Lsn {
         let walk = self.segment.as_ref().and_then(|reading| reading.walk.as_ref());
         walk.map_or(self.position, |walk| walk.end().max(self.position))
@@ -177,6 +191,7 @@ impl EventReader {
             let major = walk.segment().major;
             self.tally.record(&record, walk.body(page), major, &mut self.found);
             self.position = record.end;
+            self.continued = None;
         }
         Ok(())
     }

@@ -185,7 +185,7 @@ fn what_may_be_more_says_so() {
 }
 
 #[test]
-fn a_drop_is_told_from_a_truncation_and_a_rewrite() {
+fn a_drop_is_distinguished_from_a_truncation_and_a_rewrite() {
     let removal = |act: &dyn Fn(&mut WalFixture), removed: &[u32]| {
         let mut wal = WalFixture::new(17, 1);
         running(&mut wal, 100);
@@ -330,4 +330,31 @@ proptest! {
         let _fed = reader.feed(&bytes);
         let _ended = reader.end();
     }
+}
+
+#[test]
+fn another_copy_continues_where_the_first_one_cannot_be_followed() {
+    let mut wal = WalFixture::new(17, 1);
+    running(&mut wal, 100);
+    insert(&mut wal, 100, 16384, 1);
+    wal.fill_segment_but(32);
+    // Its record crosses the end of the segment.
+    end(&mut wal, 0x00, 100, (&[], &[16384]));
+    let [(first, content), (second, rest)] = &wal.segments()[..] else { panic!("two segments") };
+    let mut reader = EventReader::new();
+    reader.begin(*first, content.len() as u64);
+    reader.feed(content).unwrap();
+    assert_eq!(reader.end(), Ok(SegmentEnd::Whole));
+    let position = reader.position();
+    // The length of what the first page continues.
+    let mut other = rest.clone();
+    other[16] ^= 1;
+    reader.begin(*second, other.len() as u64);
+    reader.feed(&other).unwrap_err();
+    assert!(position < reader.position() && reader.take().is_empty(), "no record of it ended");
+    reader.begin(*second, rest.len() as u64);
+    reader.feed(rest).unwrap();
+    let found = reader.take();
+    let [WalEvent::Transaction(event)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((event.at_least, &event.rows[..]), (false, &[(file(16384), counts(1, 0, 0))][..]));
 }
