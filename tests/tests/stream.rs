@@ -169,8 +169,10 @@ fn a_recovery_ends_although_its_source_writes_on() {
         thread::sleep(Duration::from_secs(2));
         let before: u64 = rows(&bed.cluster).trim().parse().unwrap();
         let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
-        over.store(true, Ordering::Relaxed);
         restored.wait_promoted();
+        let written = rows(&bed.cluster);
+        bed.cluster.wait_for(&format!("select count(*) > {} from t", written.trim()), "t");
+        over.store(true, Ordering::Relaxed);
         let after: u64 = rows(&restored).trim().parse().unwrap();
         assert!(before > 0 && after >= before, "{before} {after}");
     });

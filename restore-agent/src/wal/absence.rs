@@ -8,6 +8,8 @@
 //!
 //! Pure: what the repositories showed is judged here, not read.
 
+use std::collections::BTreeSet;
+
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 use crate::wal::refusal::{Remedy, Unproven};
@@ -30,6 +32,8 @@ pub(crate) struct Surroundings {
     /// Of a segment: timelines with a higher id that have the same segment, whole; where only that is asked, those that have anything
     /// behind the position at which this one was left.
     pub(crate) heirs: Vec<TimelineId>,
+    /// Where only that is asked: the segments of which those have slices and nothing else that shows it.
+    pub(crate) sliced: BTreeSet<SegmentName>,
     /// Of a segment: those timelines, with the repository that has each.
     pub(crate) younger: Vec<(TimelineId, String)>,
     /// Of a history: higher timelines whose histories are there.
@@ -38,6 +42,25 @@ pub(crate) struct Surroundings {
 
 /// Whether a segment that no repository has is proven absent; otherwise why it may have existed.
 pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surroundings) -> Result<(), String> {
+    let inherited = is_inherited(name, size, around)?;
+    match &around.incomplete {
+        Some(copy) if !inherited || around.streamed => {
+            Err(format!("only an incomplete copy of it is in the archive: {copy}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether only an incomplete copy shows that a segment may have existed, so that it has to be read: nothing else does, and no younger
+/// timeline has what counts of it.
+pub(crate) fn hinges_on_copy(name: SegmentName, size: SegmentSize, around: &Surroundings) -> bool {
+    let inherited = is_inherited(name, size, around);
+    around.incomplete.is_some() && inherited.is_ok_and(|inherited| !inherited || around.streamed)
+}
+
+/// Whether a younger timeline that left this one inside a segment has the beginning of it in its own; an error if anything but an
+/// incomplete copy shows that the segment may have existed.
+fn is_inherited(name: SegmentName, size: SegmentSize, around: &Surroundings) -> Result<bool, String> {
     let mut inherited = false;
     for (history, switch) in nothing_later(name, size, around)? {
         let child = history.timeline();
@@ -61,12 +84,7 @@ pub(crate) fn of_segment(name: SegmentName, size: SegmentSize, around: &Surround
         }
         inherited = true;
     }
-    match &around.incomplete {
-        Some(copy) if !inherited || around.streamed => {
-            Err(format!("only an incomplete copy of it is in the archive: {copy}"))
-        }
-        _ => Ok(()),
-    }
+    Ok(inherited)
 }
 
 /// Whether nothing is known of a segment that no repository has behind a position up to which recovery is given it; otherwise
@@ -80,7 +98,7 @@ pub(crate) fn of_rest(
     let left = nothing_later(name, size, around)?;
     if let Some((history, switch)) = left.iter().find(|(_, switch)| *switch > until) {
         let why = format!(
-            "the restore planned to end at {until}, and timeline {} left timeline {} later, at {switch}",
+            "recovery would end at {until}, and timeline {} left timeline {} later, at {switch}",
             history.timeline(),
             name.timeline
         );
@@ -91,7 +109,7 @@ pub(crate) fn of_rest(
     match around.copied_until.filter(|copied| *copied > until && !is_left) {
         Some(copied) => {
             let why = format!(
-                "the restore planned to end at {until}, and by now the archive has an incomplete copy of \"{name}\" up to {copied}"
+                "recovery would end at {until}, and by now the archive has an incomplete copy of \"{name}\" up to {copied}"
             );
             Err(Unproven::Refused(why, Remedy::Restore))
         }

@@ -60,7 +60,7 @@ impl ClusterArchive {
             (None, Some(why)) => FetchResult::Unwritten(why),
             (None, None) => {
                 let why = format!(
-                    "the restore planned to build it from {}, up to {}, and no repository has that: {}",
+                    "it is to be built from {}, up to {}, and no repository has that: {}",
                     built_from(&segment),
                     segment.cut,
                     listed(&asked.failures)

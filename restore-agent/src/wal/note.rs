@@ -1,5 +1,9 @@
 //! The note that `restore` leaves in the spool: where recovery goes, so that nothing is fetched beyond it, which segment has
-//! to be built on the way, and up to where records are replayed.
+//! to be built on the way, and up to where records are replayed. `restore-fetch`, or the prefetcher for it, writes it anew after it has handed
+//! over more of the open segment than the note names (`streamed`).
+//!
+//! A crash after the segment has landed and before that leaves the note as it was. What it names is the beginning of what landed, and
+//! the next answer continues that.
 //!
 //! Missing, damaged or stale the note costs time, never data: what PostgreSQL asks for is looked up whatever the note says. Without
 //! it a segment that would have to be built is neither handed out nor proven absent, and any record may be replayed; a stale one

@@ -40,7 +40,7 @@ pub(crate) async fn absence(
         Err(why) => return why.into(),
     };
     if let WalFileName::Segment(segment) = name
-        && around.incomplete.is_some()
+        && archive.segment_size().is_some_and(|size| absence::hinges_on_copy(segment, size, &around))
     {
         let proven: Vec<&Missing<'_>> =
             missing.iter().filter(|source| names.contains(&source.name)).collect();
@@ -91,8 +91,7 @@ pub(crate) async fn unfinished(
 /// Where the last record ends that the incomplete copies of a segment hold, as a plan would find it now: in all repositories together;
 /// `None` if no record is complete in them. An error if a damaged one may hold more.
 async fn copied_until(proven: &[&Missing<'_>], name: SegmentName) -> anyhow::Result<Option<Lsn>> {
-    let Some((first, others)) = proven.split_first() else { return Ok(None) };
-    let wal = first.wal.joined(others.iter().map(|other| other.wal.clone()).collect());
+    let Some(wal) = joined(proven) else { return Ok(None) };
     let until = wal.copied_until(name, &decoder()).await?;
     if let Some(damaged) = wal.damaged_copy_beyond(name, until).await? {
         bail!(damaged);
@@ -101,6 +100,25 @@ async fn copied_until(proven: &[&Missing<'_>], name: SegmentName) -> anyhow::Res
         confirm(&source.wal).await?;
     }
     Ok(until)
+}
+
+/// Whether a record is complete behind a position in these copies. An error if a damaged one may hold one.
+async fn is_copied_beyond(proven: &[&Missing<'_>], name: SegmentName, at: Lsn) -> anyhow::Result<bool> {
+    let Some(wal) = joined(proven) else { return Ok(false) };
+    let is_beyond = wal.copied_until(name, &decoder()).await? > Some(at);
+    if !is_beyond && let Some(damaged) = wal.damaged_copy_beyond(name, Some(at)).await? {
+        bail!(damaged);
+    }
+    for source in proven {
+        confirm(&source.wal).await?;
+    }
+    Ok(is_beyond)
+}
+
+/// What these repositories have, read as one archive.
+fn joined(proven: &[&Missing<'_>]) -> Option<WalArchive> {
+    let (first, others) = proven.split_first()?;
+    Some(first.wal.joined(others.iter().map(|other| other.wal.clone()).collect()))
 }
 
 /// Whether recovery may end in a segment that is built, up to where the path to the latest moment leaves its timeline (`at`): nothing of
@@ -112,7 +130,13 @@ pub(crate) async fn left(
     heir: Option<TimelineId>,
 ) -> Result<(), Unproven> {
     let (opened, failures) = archive.open_all().await;
-    let (around, _) = surroundings(archive, Look::Younger(segment, at), &opened, failures).await?;
+    let (mut around, names) = surroundings(archive, Look::Younger(segment, at), &opened, failures).await?;
+    let proven: Vec<&Missing<'_>> = opened.iter().filter(|source| names.contains(&source.name)).collect();
+    for sliced in std::mem::take(&mut around.sliced) {
+        if is_copied_beyond(&proven, sliced, at).await.map_err(|error| format_chain(&error))? {
+            around.heirs.push(sliced.timeline);
+        }
+    }
     absence::of_heirs(heir, &around)?;
     absence::of_younger(archive.youngest_planned(), &around)
 }
@@ -391,17 +415,19 @@ async fn on_younger_timelines(
         let history =
             history.with_context(|| format!("the history of timeline {timeline} was listed and is gone"))?;
         let own_copy = SegmentName { timeline, ..name };
-        let is_heir = match left_at {
+        let shown = match left_at {
             None => {
-                history.contains(name.timeline)
-                    && wal.repository().store().head(&wal.paths().segment(own_copy)).await?.is_some()
+                let is_heir = history.contains(name.timeline)
+                    && wal.repository().store().head(&wal.paths().segment(own_copy)).await?.is_some();
+                if is_heir { WalBehind::Some } else { WalBehind::None }
             }
-            Some(at) => {
-                history.end_of(name.timeline) >= Some(at) && has_wal_behind(wal, own_copy, at).await?
-            }
+            Some(at) if history.end_of(name.timeline) >= Some(at) => wal_behind(wal, own_copy, at).await?,
+            Some(_) => WalBehind::None,
         };
-        if is_heir {
-            around.heirs.push(timeline);
+        match shown {
+            WalBehind::None => {}
+            WalBehind::Slices => drop(around.sliced.insert(own_copy)),
+            WalBehind::Some => around.heirs.push(timeline),
         }
         around.histories.push(history);
         around.younger.push((timeline, wal.repository().name().to_owned()));
@@ -409,43 +435,36 @@ async fn on_younger_timelines(
     Ok(())
 }
 
+/// What a listing shows of a timeline behind a position in a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum WalBehind {
+    None,
+    /// Slices of that segment: only what they hold shows whether there is more.
+    Slices,
+    Some,
+}
+
 /// Whether anything shows that a timeline has WAL behind a position in that segment: the segment, a part of it that reaches further,
 /// or anything later. A plan counts on the same.
-async fn has_wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyhow::Result<bool> {
+async fn wal_behind(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyhow::Result<WalBehind> {
     let mut entries = wal.list(segment.timeline, Some(segment));
-    let mut sliced = false;
+    let mut behind = WalBehind::None;
     while let Some((entry, _)) = entries.try_next().await? {
-        let shows = match entry {
+        match entry {
             WalEntry::Part(_)
             | WalEntry::Gap(_)
             | WalEntry::RefusedHistory(..)
             | WalEntry::AbandonedTimeline(_)
-            | WalEntry::SettledHistory(..) => false,
-            WalEntry::Ended(found, end, _) if found == segment => end > at,
-            // However many there are: they are one copy.
-            WalEntry::Slice(found, ..) if found == segment => {
-                !std::mem::replace(&mut sliced, true) && is_copied_beyond(wal, segment, at).await?
-            }
+            | WalEntry::SettledHistory(..) => {}
+            WalEntry::Ended(found, end, _) if found == segment && end <= at => {}
+            WalEntry::Slice(found, ..) if found == segment => behind = WalBehind::Slices,
             // Its server was promoted, or it was streamed from one that had begun the timeline.
-            WalEntry::File(_) | WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => true,
-        };
-        if shows {
-            return Ok(true);
+            WalEntry::File(_) | WalEntry::Partial(..) | WalEntry::Ended(..) | WalEntry::Slice(..) => {
+                return Ok(WalBehind::Some);
+            }
         }
     }
-    Ok(false)
-}
-
-/// Whether a record is complete behind a position in the incomplete copies of a segment. An error if a damaged one may hold one.
-async fn is_copied_beyond(wal: &WalArchive, segment: SegmentName, at: Lsn) -> anyhow::Result<bool> {
-    let until = wal.copied_until(segment, &decoder()).await?;
-    if until > Some(at) {
-        return Ok(true);
-    }
-    match wal.damaged_copy_beyond(segment, Some(at)).await? {
-        Some(damaged) => bail!(damaged),
-        None => Ok(false),
-    }
+    Ok(behind)
 }
 
 async fn around_history(

@@ -20,8 +20,8 @@ use crate::wal::note::{Built, TargetNote};
 use crate::wal::spool;
 
 impl ClusterArchive {
-    /// How a file that was `asked` for and not had is built from what was streamed of it; `None` if it is not, or as `planned`. And whether
-    /// that is all that those that answered had of it.
+    /// How a file that the repositories which were `asked` do not have is built from what was streamed of it; `None` if it is not built so,
+    /// or as `planned`. The second value: whether this takes in all that those which answered have of it.
     pub(super) async fn streamed(
         &self,
         name: WalFileName,

@@ -195,7 +195,7 @@ fn outgrown(bed: &mut Archived, ledger: &mut Ledger) -> Cluster {
 fn recovery_does_not_end_in_a_copy_when_a_longer_one_was_archived() {
     let (mut bed, mut ledger) = bed(None);
     let mut short = outgrown(&mut bed, &mut ledger);
-    stops(&mut short, "the restore planned to end at");
+    stops(&mut short, "recovery would end at");
     assert!(short.log().contains("Restore again."), "{}", short.log());
     let server = bed.restore_and_start("again", &["--use-partial"]);
     promoted_with(&server, &ledger, "a1 a2 a3");
@@ -215,7 +215,7 @@ fn recovery_does_not_end_in_a_copy_when_another_repository_holds_a_longer_one() 
     assert_eq!((copies.len(), others.len()), (2, 2));
     main.delete(&copies[1]);
     other.delete(&others[0]);
-    stops(&mut short, "the restore planned to end at");
+    stops(&mut short, "recovery would end at");
     let server = bed.restore_and_start("again", &["--use-partial"]);
     promoted_with(&server, &ledger, "a1 a2 a3");
 }

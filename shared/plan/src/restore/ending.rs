@@ -4,7 +4,7 @@
 //! next timeline's first segment. Then the plan names a segment that `restore-fetch` builds from it: for a target before the
 //! fork by itself, for the end of the old timeline only where the request allows it. The same holds for the last segment of a
 //! primary that died while it was writing it, if an operator stored what there was of it. What was streamed of a last segment is the
-//! timeline's own to its last record, also behind a fork, and the request need not allow it.
+//! timeline's own to its last record, also behind a fork: the plan ends there without an option.
 
 use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
 

@@ -244,6 +244,8 @@ impl Facts {
     /// Forgets where incomplete copies end, and what follows from that: it was answered less exactly than it can be by now.
     pub fn forget_ends(&mut self) {
         self.answers.retain(|question, _| !matches!(question, Question::Partial(_) | Question::Extent(_)));
+        self.sliced.clear();
+        self.contradicting.clear();
     }
 
     /// The segments of a timeline.

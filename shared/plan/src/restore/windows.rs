@@ -85,7 +85,7 @@ pub fn of_timeline(facts: &Facts, timeline: TimelineId) -> Asking<Vec<Window>> {
 /// The segments that are missing between a timeline's first and its last one, those included that were stored and cannot be
 /// had, and those before one of which an incomplete copy is there: nothing after them can be reached from before. The segment of the
 /// fork is missing too if only the parent has it, and all from there on if anything is stored of what leads to the fork. The last one is no less than that before which a younger
-/// timeline left it: whoever recovers there reads all up to the fork under this timeline's name.
+/// timeline left it: recovery along this timeline reads all up to the fork under this timeline's name.
 pub fn gaps(facts: &Facts, timeline: TimelineId) -> Asking<Vec<SegmentRange>> {
     let Some(path) = Path::to(facts, timeline) else { return Ok(Vec::new()) };
     // Asked first: what arrives meanwhile is seen here and not there, and never the other way round.

@@ -7,6 +7,7 @@ use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::WalEntry;
 
 use super::{Agreement, COMPARED, begins_on, of_begins};
+use crate::wal::partials::CopySurvey;
 use crate::wal::prefix::{PrefixComparison, SegmentCopy, Surveyed};
 use crate::wal::{WalArchive, WalHeader};
 
@@ -221,7 +222,7 @@ impl ArchivedSegment {
             Err(RepoError::Corrupt { .. }) => true,
             header => header?.is_some(),
         };
-        let (mut read, mut damaged) = archive.read_and_damaged(name).await?;
+        let CopySurvey { mut read, mut damaged, .. } = archive.read_and_damaged(name).await?;
         if header && let Some(whole) = archive.look_into(name, SegmentCopy::Whole).await? {
             match whole.fault() {
                 None => read = Some(whole),

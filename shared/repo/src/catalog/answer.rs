@@ -15,7 +15,7 @@ use super::search::Search;
 
 impl LineageCatalog {
     /// Runs a pure planner, answering what it asks, until it has what it needs. Without a decoder, questions about where
-    /// recovery stops fail, and the ends of windows are known less exactly: what was streamed goes as far as the names of slices say.
+    /// recovery stops fail, and the ends of windows are known less exactly: what was streamed goes as far as its slices are sound.
     pub async fn ask<T>(
         &mut self,
         decoder: Option<&Arc<dyn SegmentDecoder>>,
@@ -64,7 +64,7 @@ impl LineageCatalog {
                     Ok(extent) => Answer::Extent(extent),
                     // What cannot be read limits what is offered, it does not keep anybody from the rest.
                     Err(error @ RepoError::Corrupt { .. }) => {
-                        self.problems.push(error.to_string());
+                        self.add_problem(error.to_string());
                         Answer::Extent(Extent::default())
                     }
                     Err(error) => return Err(error),
@@ -107,32 +107,35 @@ impl LineageCatalog {
     ) -> Result<Answer> {
         let read = match decoder {
             Some(_) => Search::new(&self.archive, &mut self.wal, decoder).partial(name).await,
-            None => self.archive.streamed_by_name(name).await,
+            None => self.archive.streamed_until(name).await,
         };
         self.undecoded |= decoder.is_none();
-        let streamed = !matches!(read, Ok(None)) && self.archive.is_streamed(name).await?;
-        if streamed {
-            self.facts.sliced.insert(name);
-        }
-        match read.map(|until| until.filter(|_| streamed || decoder.is_some())) {
-            Ok(until) => Ok(match self.archive.damaged_copy_beyond(name, until).await? {
+        let mut streamed = !matches!(read, Ok(None)) && self.archive.is_streamed(name).await?;
+        let answer = match read.map(|until| until.filter(|_| streamed || decoder.is_some())) {
+            Ok(until) => match self.archive.damaged_copy_beyond(name, until).await? {
                 Some(damaged) => {
-                    self.problems.push(damaged.clone());
+                    streamed |= until.is_none() && self.archive.is_streamed(name).await?;
                     Answer::DamagedPartial(until, damaged)
                 }
                 None => Answer::Partial(until),
-            }),
+            },
             // Nothing can be recovered from it, and it shows that the segment was begun.
             Err(error @ RepoError::Corrupt { .. }) => {
-                self.problems.push(error.to_string());
                 let copies = self.archive.contradicting_copies(name).await?;
                 if !copies.is_empty() {
                     self.facts.contradicting.insert(name, copies);
                 }
-                Ok(Answer::DamagedPartial(None, error.to_string()))
+                Answer::DamagedPartial(None, error.to_string())
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
+        };
+        if streamed {
+            self.facts.sliced.insert(name);
         }
+        if let Answer::DamagedPartial(_, damaged) = &answer {
+            self.add_problem(damaged.clone());
+        }
+        Ok(answer)
     }
 
     /// Where on the path to a timeline segments begin that do not continue the ones before them.

@@ -133,9 +133,6 @@ pub(super) async fn in_built<S: Send + 'static, T: Send + 'static>(
         return Ok(Vec::new());
     };
     let Some(number) = fork.name.number(size) else { return Ok(Vec::new()) };
-    if fork.cut <= number.start(size) {
-        return Ok(Vec::new());
-    }
     let undecodable = |name: SegmentName| {
         move |reason: String| RepoError::Internal(format!("{name} cannot be decoded: {reason}"))
     };

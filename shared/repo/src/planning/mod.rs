@@ -321,8 +321,8 @@ fn has_nothing_own(lineage: &LineageCatalog, plan: &RestorePlan) -> bool {
     read.peek().is_some() && read.all(|segment| archive.inherits(segment))
 }
 
-/// What a person has to know of a lineage that alone of its family has the target and was split off from one of them. Who names a lineage
-/// has chosen, and no other one was asked.
+/// What a person has to know of a lineage that alone of its family has the target and was split off from one of them. Where a lineage is
+/// named, no other one was asked.
 fn split_off_note(catalog: &Catalog, family: &[usize], plan: &RestorePlan) -> Option<Note> {
     let mut asked = family.iter().filter_map(|at| catalog.lineages().get(*at));
     let parent = asked.clone().find(|lineage| lineage.id() == plan.lineage)?.lineage().parent?.lineage;

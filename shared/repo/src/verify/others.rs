@@ -2,7 +2,7 @@
 //! end early, index objects, superseded generations too, and the small objects that backups and holds leave. Each is read as a whole, with every
 //! check it carries, and a large file with its parts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt};
 use walpoint_base::{LineageId, SegmentName, SegmentNo, WalFileName};
@@ -14,7 +14,7 @@ use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, Segment};
 use crate::wal::WalArchive;
-use crate::wal::slices::AssembledSegment;
+use crate::wal::slices::{AssembledSegment, SliceName};
 use crate::whole::whole;
 
 /// Objects that are read at the same time.
@@ -61,11 +61,11 @@ impl Run<'_> {
             Ok::<_, RepoError>((object, key, result))
         });
         let mut read = read.buffer_unordered(AT_ONCE);
-        let mut sliced: BTreeSet<(LineageId, SegmentName)> = BTreeSet::new();
+        let mut sliced: BTreeMap<(LineageId, SegmentName), Vec<SliceName>> = BTreeMap::new();
         while let Some(one) = read.next().await {
             let (object, key, result) = one?;
-            if let ClusterObject::Wal(lineage, WalEntry::Slice(segment, ..)) = object {
-                sliced.insert((lineage, segment));
+            if let ClusterObject::Wal(lineage, WalEntry::Slice(segment, start, end, session)) = object {
+                sliced.entry((lineage, segment)).or_default().push(SliceName { start, end, session });
             }
             match result {
                 Ok(()) => {
@@ -93,8 +93,8 @@ impl Run<'_> {
                 Err(error) => return Err(error),
             }
         }
-        for (lineage, segment) in sliced {
-            if let Some(archive) = archives.get(&lineage) {
+        for ((lineage, segment), names) in sliced {
+            if let Some(archive) = archives.get(&lineage).filter(|_| !is_one_run(names)) {
                 self.slices(archive, segment).await?;
             }
         }
@@ -134,6 +134,13 @@ impl Run<'_> {
         let archive = self.repository.wal(lineage);
         super::sample::segment(&archive, name, key, self.check.wal()).await.map(drop)
     }
+}
+
+/// Whether one run of a stream stored these slices, one behind the other: what a server sent once does not contradict itself.
+fn is_one_run(mut names: Vec<SliceName>) -> bool {
+    names.sort_unstable();
+    let follows = |pair: &[SliceName]| matches!(pair, [one, next] if one.session == next.session && one.end == next.start);
+    names.windows(2).all(follows)
 }
 
 /// Reads the parts that the object of a large file names.
@@ -265,5 +272,22 @@ fn finding(
         backups: Vec::new(),
         moments: None,
         remedy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::Lsn;
+
+    use super::*;
+
+    #[test]
+    fn only_slices_of_several_runs_or_that_overlap_are_compared() {
+        let slice = |start, end, session| SliceName { start: Lsn(start), end: Lsn(end), session };
+        assert!(is_one_run(vec![slice(0, 5, 1)]));
+        assert!(is_one_run(vec![slice(5, 7, 1), slice(0, 5, 1)]), "they are read in any order");
+        assert!(!is_one_run(vec![slice(0, 5, 1), slice(5, 7, 2)]), "another run");
+        assert!(!is_one_run(vec![slice(0, 5, 1), slice(3, 7, 1)]));
+        assert!(!is_one_run(vec![slice(0, 5, 1), slice(6, 7, 1)]), "what lies between them may be gone");
     }
 }

@@ -1,14 +1,15 @@
 //! The WAL of one lineage in several repositories: what is damaged in one is read from another.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use walpoint_base::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
-use super::get::FetchedWal;
+use super::beginning::BeginningHasher;
+use super::get::{FetchedWal, WalReader};
 use super::header::WalHeader;
 
 /// The archives of one lineage, in the order in which they are asked.
@@ -42,7 +43,11 @@ impl WalCopies {
 
     /// The objects that were found damaged so far, each with its repository, for people.
     pub fn damaged(&self) -> Vec<String> {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lock_damaged().iter().cloned().collect()
+    }
+
+    fn lock_damaged(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A file of that name, checked, as [`WalArchive::get`].
@@ -52,12 +57,30 @@ impl WalCopies {
 
     /// The incomplete copy of a segment that holds most, checked, as [`WalArchive::get_incomplete`].
     pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<FetchedWal>> {
-        self.joined().get_incomplete(segment).await
+        match self.read_incomplete(segment).await? {
+            Some(reader) => reader.fetch_into(Vec::new()).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What a file begins with, as [`WalArchive::beginning`]: of incomplete copies the one that holds most.
     pub async fn beginning(&self, name: WalFileName, length: u64) -> Result<Option<ContentHash>> {
+        if let WalFileName::Partial(segment) = name
+            && let Some(reader) = self.read_incomplete(segment).await?
+        {
+            return Ok(reader.write_to(BeginningHasher::of(length)).await?.0.hash());
+        }
         self.joined().beginning(name, length).await
+    }
+
+    async fn read_incomplete(&self, segment: SegmentName) -> Result<Option<WalReader>> {
+        let joined = self.joined();
+        if joined.beside().is_empty() {
+            return joined.read_incomplete(segment).await;
+        }
+        let (reader, damaged) = joined.read_longest(segment).await?;
+        self.lock_damaged().extend(damaged);
+        Ok(reader)
     }
 
     fn joined(&self) -> WalArchive {
@@ -94,6 +117,6 @@ impl WalCopies {
 
     fn note(&self, archive: &WalArchive, error: &RepoError) {
         let what = format!("repository \"{}\": {error}", archive.repository().name());
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
+        self.lock_damaged().insert(what);
     }
 }

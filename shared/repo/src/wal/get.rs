@@ -82,22 +82,16 @@ impl WalArchive {
 
     async fn get_here(&self, name: WalFileName, mut buffer: Vec<u8>) -> Result<Option<FetchedWal>> {
         buffer.clear();
-        let Some(mut reader) = self.read_here(name).await? else { return Ok(None) };
-        let mut read = reader.next_part(buffer).await?;
-        while !reader.is_done() {
-            read = reader.append_part(read).await?;
-        }
-        Ok(Some(FetchedWal { header: reader.header, content: read }))
+        let Some(reader) = self.read_here(name).await? else { return Ok(None) };
+        reader.fetch_into(buffer).await.map(Some)
     }
 
     /// The incomplete copy of a segment that holds most, checked; `None` if the store has none.
     pub async fn get_incomplete(&self, segment: SegmentName) -> Result<Option<FetchedWal>> {
-        let Some(mut reader) = self.read_incomplete(segment).await? else { return Ok(None) };
-        let mut read = reader.next_part(Vec::new()).await?;
-        while !reader.is_done() {
-            read = reader.append_part(read).await?;
+        match self.read_incomplete(segment).await? {
+            Some(reader) => reader.fetch_into(Vec::new()).await.map(Some),
+            None => Ok(None),
         }
-        Ok(Some(FetchedWal { header: reader.header, content: read }))
     }
 
     /// Opens a file of that name to be read a part at a time; `None` if the store has none. Of several `.partial` files the one that holds
@@ -311,6 +305,15 @@ impl WalReader {
     /// The file's length in bytes.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// All that was not handed out yet, in a buffer that is empty.
+    pub(super) async fn fetch_into(mut self, buffer: Vec<u8>) -> Result<FetchedWal> {
+        let mut content = self.next_part(buffer).await?;
+        while !self.is_done() {
+            content = self.append_part(content).await?;
+        }
+        Ok(FetchedWal { header: self.header, content })
     }
 
     /// Whether all was handed out, and the whole is checked.

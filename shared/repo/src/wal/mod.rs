@@ -37,7 +37,7 @@ mod get;
 pub mod header;
 pub mod inherited;
 mod joined;
-mod partials;
+pub(crate) mod partials;
 mod parts;
 mod points;
 pub(crate) mod prefix;

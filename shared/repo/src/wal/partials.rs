@@ -25,8 +25,21 @@ enum Choice {
     Unreadable,
     /// None is believed: these contradict each other.
     Contradicting(Vec<String>),
-    /// None is believed: a damaged one may contradict the one that can be read. Says so.
+    /// None is believed, for this reason: a damaged one may contradict the one that can be read.
     Doubtful(String),
+}
+
+/// The incomplete copies of a segment, read as far as they can be.
+#[derive(Default)]
+pub(crate) struct CopySurvey {
+    /// The one that is read.
+    pub(crate) read: Option<Surveyed>,
+    /// Those that are damaged.
+    pub(crate) damaged: Vec<Surveyed>,
+    /// Those that were put together from slices.
+    pub(crate) sliced: Vec<Surveyed>,
+    /// Why there may be others.
+    pub(crate) unreached: Option<String>,
 }
 
 impl WalArchive {
@@ -42,14 +55,24 @@ impl WalArchive {
         if self.beside().is_empty() {
             return self.read_incomplete_here(segment).boxed();
         }
-        let ask = move |archive: Self| async move { archive.read_incomplete_here(segment).await }.boxed();
-        let longest = async move {
-            match self.read_and_damaged(segment).await? {
-                (Some(read), _) => read.open().await,
-                (None, _) => self.first_sound(ask, |_| true).await,
-            }
+        async move { Ok(self.read_longest(segment).await?.0) }.boxed()
+    }
+
+    /// The same, and what is damaged in other repositories than the one that it is read from.
+    pub(super) async fn read_longest(
+        &self,
+        segment: SegmentName,
+    ) -> Result<(Option<WalReader>, Vec<String>)> {
+        let CopySurvey { read, damaged, .. } = self.read_and_damaged(segment).await?;
+        let Some(read) = read else {
+            let ask = move |archive: Self| async move { archive.read_incomplete_here(segment).await }.boxed();
+            return Ok((self.first_sound(ask, |_| true).await?, Vec::new()));
         };
-        longest.boxed()
+        let elsewhere = damaged.iter().filter(|copy| copy.is_elsewhere(&read));
+        let fault =
+            |copy: &Surveyed| Some(format!("repository \"{}\": {}", copy.repository(), copy.fault()?));
+        let faults = elsewhere.filter_map(fault).collect();
+        Ok((read.open().await?, faults))
     }
 
     pub(crate) async fn read_incomplete_here(&self, segment: SegmentName) -> Result<Option<WalReader>> {
@@ -71,13 +94,20 @@ impl WalArchive {
 
     /// The copies of a segment that contradict each other, so that none of them is read; empty if one is.
     pub async fn contradicting_copies(&self, segment: SegmentName) -> Result<Vec<String>> {
-        for archive in self.all() {
-            let copies = archive.incomplete_copies(segment).await?;
-            if let Choice::Contradicting(keys) = archive.choice(segment, &copies).await? {
-                return Ok(keys);
+        let ask = move |archive: Self| {
+            async move {
+                let copies = archive.incomplete_copies(segment).await?;
+                let surveyed = archive.look_into_all(segment, &copies).await?;
+                archive.choice(segment, &surveyed).await
             }
-        }
-        Ok(Vec::new())
+            .boxed()
+        };
+        let mut choices = self.ask_all(ask).await?.given.into_iter();
+        let contradicting = choices.find_map(|choice| match choice {
+            Choice::Contradicting(keys) => Some(keys),
+            _ => None,
+        });
+        Ok(contradicting.unwrap_or_default())
     }
 
     /// The incomplete copies of a segment, but for what is inherited. Three listings at the same time.
@@ -91,47 +121,62 @@ impl WalArchive {
 
     /// The incomplete copy that is read of a segment, and those that are damaged. Nothing is read where the copies contradict each
     /// other.
-    pub(crate) async fn read_and_damaged(
-        &self,
-        segment: SegmentName,
-    ) -> Result<(Option<Surveyed>, Vec<Surveyed>)> {
-        let (mut longest, mut damaged): (Option<Surveyed>, _) = (None, Vec::new());
-        for archive in self.all() {
-            let copies = archive.incomplete_copies(segment).await?;
-            let chosen = match archive.choice(segment, &copies).await? {
-                Choice::One(copy) => archive.look_into(segment, copy).await?,
-                _ => None,
-            };
-            let longer = |one: &Surveyed| longest.as_ref().is_none_or(|other| other.filled() < one.filled());
-            longest = chosen.filter(longer).or(longest);
-            for copy in copies {
-                let read = archive.look_into(segment, copy).await?;
-                damaged.extend(read.filter(|copy| copy.fault().is_some()));
+    pub(crate) async fn read_and_damaged(&self, segment: SegmentName) -> Result<CopySurvey> {
+        let ask = move |archive: Self| async move { archive.survey_here(segment).await }.boxed();
+        let answers = self.ask_all(ask).await?;
+        let mut all = CopySurvey { unreached: answers.unreached, ..CopySurvey::default() };
+        for one in answers.given {
+            let longer = |copy: &Surveyed| all.read.as_ref().is_none_or(|read| read.filled() < copy.filled());
+            if let Some(read) = one.read.filter(longer) {
+                all.read = Some(read);
             }
+            all.damaged.extend(one.damaged);
+            all.sliced.extend(one.sliced);
         }
-        Ok((longest, damaged))
+        Ok(all)
+    }
+
+    async fn survey_here(&self, segment: SegmentName) -> Result<CopySurvey> {
+        let copies = self.incomplete_copies(segment).await?;
+        let surveyed = self.look_into_all(segment, &copies).await?;
+        let read = match self.choice(segment, &surveyed).await? {
+            Choice::One(copy) => surveyed.iter().find(|one| one.copy() == copy).cloned(),
+            _ => None,
+        };
+        let sliced = surveyed.iter().filter(|one| one.copy() == SegmentCopy::Sliced).cloned().collect();
+        let damaged = surveyed.into_iter().filter(|one| one.fault().is_some()).collect();
+        Ok(CopySurvey { read, damaged, sliced, unreached: None })
+    }
+
+    /// Reads copies as far as they can be. One that is gone was deleted since: the others may do.
+    async fn look_into_all(&self, segment: SegmentName, copies: &[SegmentCopy]) -> Result<Vec<Surveyed>> {
+        let mut surveyed = Vec::new();
+        for &copy in copies {
+            surveyed.extend(self.look_into(segment, copy).await?);
+        }
+        Ok(surveyed)
     }
 
     /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
-    /// ended, and so do slices; a `.partial` file does not.
+    /// ended, and so do slices; a `.partial` file does not, and of what cannot be reached nothing is known.
     pub async fn damaged_copy_beyond(
         &self,
         segment: SegmentName,
         until: Option<Lsn>,
     ) -> Result<Option<String>> {
-        let (mut count, mut sliced) = (0, None);
-        for archive in self.all() {
-            let copies = archive.incomplete_copies(segment).await?;
-            count += copies.len();
-            sliced = Some(archive).filter(|_| copies.contains(&SegmentCopy::Sliced)).or(sliced);
+        let list = move |archive: Self| async move { archive.incomplete_copies(segment).await }.boxed();
+        let listed = self.ask_all(list).await?;
+        if listed.unreached.is_some() {
+            return Ok(listed.unreached);
         }
-        if count < 2 {
-            // Of any other one that is damaged nothing is read.
-            let Some(archive) = sliced else { return Ok(None) };
-            let assembled = archive.assemble(segment).await?;
-            return Ok(assembled.and_then(|assembled| assembled.fault().map(ToString::to_string)));
+        // Of any other one that is damaged nothing is read.
+        if matches!(listed.given.concat()[..], [] | [SegmentCopy::Partial(_) | SegmentCopy::Ended(..)]) {
+            return Ok(None);
         }
-        let (read, damaged) = self.read_and_damaged(segment).await?;
+        let CopySurvey { read, damaged, unreached, .. } = self.read_and_damaged(segment).await?;
+        if unreached.is_some() {
+            return Ok(unreached);
+        }
         for copy in damaged.iter().filter(|copy| copy.may_go_beyond(until)) {
             let within = match &read {
                 Some(read) => copy.is_beginning_of(read).await?,
@@ -152,7 +197,8 @@ impl WalArchive {
     async fn choose(&self, segment: SegmentName, copies: &[SegmentCopy]) -> Result<SegmentCopy> {
         let first = copies.first().copied().unwrap_or(SegmentCopy::Partial(NameHash([0; 16])));
         let none = |what: String| Err(RepoError::corrupt(&self.key_of_copy(segment, first), what));
-        match self.choice(segment, copies).await? {
+        let surveyed = self.look_into_all(segment, copies).await?;
+        match self.choice(segment, &surveyed).await? {
             Choice::One(copy) => Ok(copy),
             // Reading the first one tells what is wrong with all.
             Choice::Unreadable => Ok(first),
@@ -165,24 +211,15 @@ impl WalArchive {
         }
     }
 
-    async fn choice(&self, segment: SegmentName, copies: &[SegmentCopy]) -> Result<Choice> {
-        let (mut read, mut damaged) = (Vec::new(), Vec::new());
-        for &copy in copies {
-            // One that is gone was deleted since: the others may do.
-            let Some(surveyed) = self.look_into(segment, copy).await? else { continue };
-            if surveyed.is_readable() {
-                read.push((surveyed.filled(), copy));
-            }
-            if surveyed.fault().is_some() {
-                damaged.push(surveyed);
-            }
-        }
+    async fn choice(&self, segment: SegmentName, surveyed: &[Surveyed]) -> Result<Choice> {
+        let readable = surveyed.iter().filter(|one| one.is_readable());
+        let mut read: Vec<(u64, SegmentCopy)> = readable.map(|one| (one.filled(), one.copy())).collect();
         read.sort_unstable();
         if read.is_empty() {
             return Ok(Choice::Unreadable);
         }
         let refused = match self.longest_of(segment, &read, u64::MAX).await? {
-            Some(longest) => match self.beside_damaged(segment, longest, &damaged).await? {
+            Some(longest) => match beside_damaged(longest, surveyed).await? {
                 None => return Ok(Choice::One(longest)),
                 Some(refused) => refused,
             },
@@ -193,37 +230,6 @@ impl WalArchive {
             None => None,
         };
         Ok(longest.map_or(refused, Choice::One))
-    }
-
-    /// Why a copy is not believed beside damaged ones; `None` if it is. They may be the copies of the server that is meant, and it
-    /// another server's.
-    async fn beside_damaged(
-        &self,
-        segment: SegmentName,
-        copy: SegmentCopy,
-        damaged: &[Surveyed],
-    ) -> Result<Option<Choice>> {
-        if damaged.is_empty() {
-            return Ok(None);
-        }
-        let Some(read) = self.look_into(segment, copy).await? else { return Ok(None) };
-        for other in damaged.iter().filter(|other| !other.is(copy)) {
-            match read.compare(other, u64::MAX).await? {
-                PrefixComparison::Same | PrefixComparison::Fits => {}
-                PrefixComparison::Different => {
-                    let keys = [read.key(), other.key()].map(|key| format!("\"{key}\""));
-                    return Ok(Some(Choice::Contradicting(keys.into())));
-                }
-                PrefixComparison::Unknown => {
-                    return Ok(Some(Choice::Doubtful(format!(
-                        "it is not known whether \"{}\" is the same server's, because another copy is damaged: {}",
-                        read.key(),
-                        other.fault().unwrap_or_default()
-                    ))));
-                }
-            }
-        }
-        Ok(None)
     }
 
     fn keys_of(&self, segment: SegmentName, read: &[(u64, SegmentCopy)]) -> Vec<String> {
@@ -249,8 +255,9 @@ impl WalArchive {
         Ok(Some(*longest))
     }
 
-    /// Takes out the copies that differ from what a younger timeline took over of them. How much of a segment may be wanted then:
-    /// nothing behind the last switch point. `None` if no younger timeline tells, or all are taken out: then none is.
+    /// Takes out the copies that differ from what a younger timeline took over of them. Returns how many bytes of the segment may be
+    /// wanted then: none behind the last switch point. `None` if no younger timeline has any of it, or if all copies would be taken out:
+    /// then none is read.
     async fn agree_with_heirs(
         &self,
         segment: SegmentName,
@@ -322,4 +329,27 @@ impl WalArchive {
         let Some(reader) = self.read_copy(segment, copy).await? else { return Ok(None) };
         Ok(Some(reader.write_to(ZeroTail::new(limit)).await?.0))
     }
+}
+
+/// Why a copy is not believed beside damaged ones; `None` if it is. They may be the copies of the server that is meant, and it
+/// another server's.
+async fn beside_damaged(copy: SegmentCopy, surveyed: &[Surveyed]) -> Result<Option<Choice>> {
+    let Some(read) = surveyed.iter().find(|one| one.copy() == copy) else { return Ok(None) };
+    for other in surveyed.iter().filter(|one| one.fault().is_some() && one.copy() != copy) {
+        match read.compare(other, u64::MAX).await? {
+            PrefixComparison::Same | PrefixComparison::Fits => {}
+            PrefixComparison::Different => {
+                let keys = [read.key(), other.key()].map(|key| format!("\"{key}\""));
+                return Ok(Some(Choice::Contradicting(keys.into())));
+            }
+            PrefixComparison::Unknown => {
+                return Ok(Some(Choice::Doubtful(format!(
+                    "it is not known whether \"{}\" is the same server's, because another copy is damaged: {}",
+                    read.key(),
+                    other.fault().unwrap_or_default()
+                ))));
+            }
+        }
+    }
+    Ok(None)
 }

@@ -151,8 +151,12 @@ impl Surveyed {
         self.fault.is_none() || self.sliced.is_some() && self.filled > 0
     }
 
-    pub(super) fn is(&self, copy: SegmentCopy) -> bool {
-        self.copy == copy
+    pub(super) fn copy(&self) -> SegmentCopy {
+        self.copy
+    }
+
+    pub(super) fn is_elsewhere(&self, other: &Self) -> bool {
+        self.archive.repository().id() != other.archive.repository().id()
     }
 
     pub(crate) fn repository(&self) -> &str {

@@ -120,6 +120,17 @@ fn damaged_or_contradicting_slices_behind_the_fork_are_refused() {
     assert!(world.plan_with(contradicting(true), &on(1, RecoveryTarget::Lsn(Lsn(mb(9))))).is_ok());
 }
 
+/// What was found without a decoder is looked up again with one.
+#[test]
+fn nothing_is_left_of_what_was_answered_less_exactly() {
+    let mut facts = facts(&failed_over(FORK), true);
+    facts.contradicting.insert(open_segment(), vec!["one".to_owned(), "other".to_owned()]);
+    facts.answer(Question::Partial(open_segment()), Answer::Partial(Some(FORK)));
+    facts.forget_ends();
+    assert!(facts.sliced.is_empty() && facts.contradicting.is_empty());
+    assert_eq!(facts.partial(open_segment()), Err(Question::Partial(open_segment())));
+}
+
 /// The last segment comes from a younger timeline's file: the old one has whole segments all the same.
 #[test]
 fn a_timeline_is_said_to_have_no_whole_segment_only_if_it_has_none() {

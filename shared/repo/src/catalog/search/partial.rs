@@ -50,8 +50,9 @@ impl WalArchive {
 }
 
 impl Search<'_> {
-    /// Where the last complete record of an incomplete copy ends, or the segment's begin where what it holds cannot be decoded; `None`
-    /// if there is no copy, or no record is complete in it: nothing can be recovered from that. `None` as well without a decoder.
+    /// Where the last complete record of an incomplete copy ends; `None` if there is no copy, or no record is complete in it: nothing can
+    /// be recovered from that. `None` as well without a decoder. What cannot be decoded is damage, though its bytes are those that were
+    /// stored.
     pub(crate) async fn partial(&self, name: SegmentName) -> Result<Option<Lsn>> {
         let size = self.archive.lineage().segment_size;
         let (Some(number), Some(decoder)) = (name.number(size), self.decoder.cloned()) else {
@@ -60,16 +61,22 @@ impl Search<'_> {
         let Some(file) = self.archive.get_incomplete(name).await? else { return Ok(None) };
         let (start, end) = (number.start(size), number.end(size));
         let content = file.content;
-        let (until, decodes, content) = cpu::run(move || {
+        let (until, decoded, content) = cpu::run(move || {
             let until = last_end(&*decoder, name, &content, (start, end));
             let any = StopRule::Lsn { at: start, inclusive: true };
-            let decodes = until > start
-                || content.iter().all(|byte| *byte == 0)
-                || decoder.search(&any, start, end).feed(name, &content).is_ok();
-            (until, decodes, content)
+            let decoded = match until > start || content.iter().all(|byte| *byte == 0) {
+                true => Ok(()),
+                false => decoder.search(&any, start, end).feed(name, &content).map(drop),
+            };
+            (until, decoded, content)
         })
         .await?;
-        match decodes && until == start {
+        if let Err(why) = decoded {
+            let key = self.archive.paths().file(WalFileName::Partial(name));
+            let what = format!("what is stored of this segment cannot be decoded: {why}");
+            return Err(RepoError::corrupt(&key, what));
+        }
+        match until == start {
             true => self.carried_until(name, number, content).await,
             false => Ok(Some(until)),
         }

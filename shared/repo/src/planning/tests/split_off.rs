@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use walpoint_base::{SegmentNo, TimelineId};
-use walpoint_plan::restore::{Note, RestoreRequest, SegmentDecoder};
+use walpoint_plan::restore::{Note, RestorePlan, RestoreRequest, SegmentDecoder};
 
 use super::decoder::Decoder;
+use crate::catalog::Catalog;
 use crate::expire::tests::cluster;
 use crate::index::tests::like;
 use crate::lineage::{LineageFork, ParentLineage};
-use crate::planning::plan;
+use crate::planning::{plan, split_off_note};
 use crate::verify::tests::readable_world;
 
-/// Who names a lineage has chosen: whether its parent has the target too is not looked at, so nothing is said of that.
+/// A lineage that is named was chosen: whether its parent has the target too is not looked at, so nothing is said of that. Where both were
+/// asked and the plan is of the one that was split off, the other one does not have the target.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_lineage_that_is_named_nothing_is_said_of_its_parent() {
     let (bed, _) = readable_world().await;
@@ -28,4 +30,13 @@ async fn of_a_lineage_that_is_named_nothing_is_said_of_its_parent() {
     assert_eq!(plan.lineage, copy.id);
     let told = plan.notes.iter().any(|note| matches!(note, Note::SplitOff { .. }));
     assert!(!told, "{:?}", plan.notes);
+
+    let catalog = Catalog::load(repository, &cluster()).await.unwrap();
+    let place = |id| catalog.lineages().iter().position(|lineage| lineage.id() == id).unwrap();
+    let (own, copied) = (own.id, copy.id);
+    let note = split_off_note(&catalog, &[place(own), place(copied)], &plan);
+    assert_eq!(note, Some(Note::SplitOff { lineage: copied, parent: own }));
+    assert_eq!(split_off_note(&catalog, &[place(copied)], &plan), None);
+    let parents = RestorePlan { lineage: own, ..plan };
+    assert_eq!(split_off_note(&catalog, &[place(own), place(copied)], &parents), None);
 }

@@ -27,6 +27,7 @@ pub use self::assembled::AssembledSegment;
 pub use self::assembly::{Added, SliceAssembly};
 pub use self::header::{SLICE_HEADER, SliceFacts, SliceHeader};
 use super::WalArchive;
+use super::partials::CopySurvey;
 use super::prefix::{PrefixComparison, SegmentCopy};
 use super::seal::failed;
 use crate::cpu;
@@ -105,25 +106,17 @@ impl WalArchive {
     /// Whether there are slices of a segment, here or beside, that are not known to be another server's than the incomplete copy of it that
     /// is read: that is what was streamed, or a longer copy that continues it. Other copies are read where there are any.
     pub async fn is_streamed(&self, segment: SegmentName) -> Result<bool> {
-        let (mut streamed, mut others) = (Vec::new(), false);
-        for archive in std::iter::once(self).chain(self.beside()) {
-            for copy in archive.incomplete_copies(segment).await? {
-                match copy {
-                    SegmentCopy::Sliced => streamed.push(archive),
-                    _ => others = true,
-                }
-            }
+        let list = move |archive: Self| async move { archive.incomplete_copies(segment).await }.boxed();
+        let copies = self.ask_all(list).await?.given.concat();
+        let count = copies.iter().filter(|copy| **copy == SegmentCopy::Sliced).count();
+        if count == 0 || count == copies.len() {
+            return Ok(count > 0);
         }
-        if streamed.is_empty() || !others {
-            return Ok(!streamed.is_empty());
-        }
+        let CopySurvey { read, sliced, .. } = self.read_and_damaged(segment).await?;
         // Where none can be read, a planner learns why.
-        let (Some(read), _) = self.read_and_damaged(segment).await? else { return Ok(true) };
-        for archive in streamed {
-            let slices = archive.look_into(segment, SegmentCopy::Sliced).await?;
-            if let Some(slices) = slices
-                && slices.compare(&read, u64::MAX).await? != PrefixComparison::Different
-            {
+        let Some(read) = read else { return Ok(true) };
+        for slices in sliced {
+            if slices.compare(&read, u64::MAX).await? != PrefixComparison::Different {
                 return Ok(true);
             }
         }
@@ -133,31 +126,18 @@ impl WalArchive {
     /// Whether there are incomplete copies of a segment that are not slices, here or beside. Where there are none, its server was still
     /// writing it.
     pub(crate) async fn has_other_than_slices(&self, segment: SegmentName) -> Result<bool> {
-        for archive in std::iter::once(self).chain(self.beside()) {
-            let copies = archive.incomplete_copies(segment).await?;
-            if copies.iter().any(|copy| *copy != SegmentCopy::Sliced) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let list = move |archive: Self| async move { archive.incomplete_copies(segment).await }.boxed();
+        let copies = self.ask_all(list).await?.given.concat();
+        Ok(copies.iter().any(|copy| *copy != SegmentCopy::Sliced))
     }
 
-    /// Up to where the names of a segment's slices, here or beside, continue each other from its first byte on; `None` if none begins
-    /// there. None is read.
-    pub(crate) async fn streamed_by_name(&self, segment: SegmentName) -> Result<Option<Lsn>> {
-        let size = self.lineage().segment_size;
-        let Some(start) = segment.number(size).map(|number| number.start(size)) else { return Ok(None) };
-        let mut reached = start;
-        for archive in std::iter::once(self).chain(self.beside()) {
-            let mut until = start;
-            for slice in archive.slices(segment).await? {
-                if slice.start <= until {
-                    until = until.max(slice.end);
-                }
-            }
-            reached = reached.max(until);
-        }
-        Ok((reached > start).then_some(reached))
+    /// Up to where a segment's slices, here or beside, are sound and continue each other from its first byte on; `None` if they are not
+    /// sound from there. Whether a record ends there is not looked at.
+    pub(crate) async fn streamed_until(&self, segment: SegmentName) -> Result<Option<Lsn>> {
+        let assemble = move |archive: Self| async move { archive.assemble(segment).await }.boxed();
+        let assembled = self.ask_all(assemble).await?.given.into_iter().flatten();
+        let begun = assembled.filter(|assembled| !assembled.content().is_empty());
+        Ok(begun.map(|assembled| assembled.end()).max())
     }
 
     /// A slice, checked; `None` if it is gone.

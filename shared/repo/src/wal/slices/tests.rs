@@ -3,11 +3,13 @@
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_storage::object::{ContentHash, MasterKey};
+use walpoint_storage::store::crashing::CrashingStore;
 
 use super::super::WalCopies;
 use super::super::prefix::PrefixComparison;
 use super::super::tests::{Bed, bed, segment};
 use super::*;
+use crate::repository::Repository;
 
 const NAME: &str = "000000010000000000000003";
 const START: Lsn = Lsn(0x30_0000);
@@ -66,7 +68,7 @@ async fn a_segments_beginning_comes_back_from_its_slices() {
         assert_eq!(header.facts.history, HistoryHash([3; 16]));
 
         // A copy of the segment like a `.partial` file: of its length, with zeros behind its end.
-        assert_eq!(archive.streamed_by_name(name).await.unwrap(), Some(START + 90_000));
+        assert_eq!(archive.streamed_until(name).await.unwrap(), Some(START + 90_000));
         let copy = archive.get_incomplete(name).await.unwrap().unwrap();
         assert!(copy.header.is_none() && copy.content.len() == content.len());
         assert!(
@@ -100,12 +102,12 @@ async fn another_servers_and_damaged_slices_end_what_is_believed() {
         put(archive, &theirs, (6000, 7000), 2).await.unwrap();
         let (end, what) = fault().await;
         assert!(end == START + 6000 && what.contains("-00000002") && what.contains("two servers"), "{what}");
-        let beyond = async || archive.damaged_copy_beyond(name, Some(START + 6000)).await.unwrap();
-        assert!(beyond().await.is_some(), "there may be more");
+        let beyond = async |until: u64| archive.damaged_copy_beyond(name, Some(START + until)).await.unwrap();
+        assert!(beyond(6000).await.is_some(), "there may be more");
         let copy = archive.get_incomplete(name).await.unwrap().unwrap().content;
         assert!(copy[..6000] == ours[..6000] && copy[6000..].iter().all(|byte| *byte == 0));
         archive.delete_slices(name, &archive.slices(name).await.unwrap()[2..]).await.unwrap();
-        assert_eq!((fault().await, beyond().await), ((START + 6000, String::new()), None));
+        assert_eq!((fault().await, beyond(6000).await), ((START + 6000, String::new()), None));
 
         let damaged = SliceName { start: START + 5000, end: START + 6000, session: 1 };
         damage(&bed, damaged);
@@ -115,7 +117,9 @@ async fn another_servers_and_damaged_slices_end_what_is_believed() {
         // What comes before it is sound.
         let copy = archive.get_incomplete(name).await.unwrap().unwrap().content;
         assert!(copy[..5000] == ours[..5000] && copy[5000..].iter().all(|byte| *byte == 0));
-        assert!(beyond().await.is_some());
+        assert!(beyond(5900).await.is_some());
+        assert_eq!(beyond(6000).await, None, "the damaged one ends there");
+        assert_eq!(archive.streamed_until(name).await.unwrap(), Some(START + 5000));
         // Another run of the stream holds the same.
         put(archive, &ours, (5000, 7000), 3).await.unwrap();
         assert_eq!(fault().await, (START + 7000, String::new()));
@@ -157,6 +161,8 @@ async fn a_damaged_slice_hides_nothing_that_another_repository_has() {
             assert!(copies.get_incomplete(name).await.unwrap().unwrap().content[..7000] == content[..7000]);
             let whole = sound_beginning(&content[..7000]);
             assert_eq!(copies.beginning(WalFileName::Partial(name), 7000).await.unwrap(), Some(whole));
+            let named = copies.damaged();
+            assert!(matches!(&named[..], [one] if one.contains("-00000001")), "{named:?}");
         }
         let look = async |bed: &Bed| bed.archive.look_into(name, SegmentCopy::Sliced).await.unwrap().unwrap();
         let compared = look(&other).await.compare(&look(&one).await, u64::MAX).await.unwrap();
@@ -170,6 +176,35 @@ async fn a_damaged_slice_hides_nothing_that_another_repository_has() {
     let joined = one.archive.joined(vec![other.archive.clone()]);
     let beyond = joined.damaged_copy_beyond(name, Some(START + 5900)).await.unwrap();
     assert!(beyond.is_some_and(|what| what.contains("-00000001")), "only the damaged one has more");
+}
+
+/// What the first repository has of the open segment is read, though another one fails: only whether that has more is not known.
+#[tokio::test]
+async fn a_repository_that_fails_hides_nothing_that_the_first_one_has() {
+    let (one, other) = (bed(size(), None).await, bed(size(), None).await);
+    let (content, name) = (segment(size(), 1), NAME.parse().unwrap());
+    put(&one.archive, &content, (0, 5000), 1).await.unwrap();
+    let crashing = CrashingStore::new(other.dir.path(), u32::MAX);
+    let far = Repository::over("far", crashing.store(), None).await.unwrap().wal(other.archive.lineage());
+    let joined = one.archive.joined(vec![far.clone()]);
+    let until = Some(START + 5000);
+    assert_eq!(joined.damaged_copy_beyond(name, until).await.unwrap(), None);
+
+    assert!(!crashing.has_crashed().await);
+    let copy = joined.get_incomplete(name).await.unwrap().unwrap().content;
+    assert!(copy[..5000] == content[..5000]);
+    assert!(joined.is_streamed(name).await.unwrap() && !joined.has_other_than_slices(name).await.unwrap());
+    assert_eq!(joined.streamed_until(name).await.unwrap(), until);
+    assert!(joined.contradicting_copies(name).await.unwrap().is_empty());
+    let beyond = joined.damaged_copy_beyond(name, until).await.unwrap();
+    assert!(beyond.is_some_and(|why| why.contains("\"far\" may have more")));
+    let copies = WalCopies::new(one.archive.clone(), [far.clone()]);
+    assert!(copies.get_incomplete(name).await.unwrap().unwrap().content == copy);
+    let beginning = copies.beginning(WalFileName::Partial(name), 5000).await.unwrap();
+    assert_eq!((beginning, copies.damaged()), (Some(sound_beginning(&content[..5000])), Vec::new()));
+
+    let failed = far.joined(vec![one.archive.clone()]).get_incomplete(name).await;
+    assert!(matches!(&failed, Err(error) if !matches!(error, RepoError::Corrupt { .. })), "{failed:?}");
 }
 
 #[tokio::test]
