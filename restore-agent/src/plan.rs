@@ -30,7 +30,7 @@ use anyhow::anyhow;
 use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::Diagnostic;
-use walpoint_base::{ClusterName, LineageId, TimelineId};
+use walpoint_base::{ClusterName, LineageId, Lsn, TimelineId};
 use walpoint_plan::restore::{PlannedSegment, RestorePlan, RestoreRequest, SegmentDecoder, Unreachable};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::{Lineage, Repository};
@@ -96,6 +96,9 @@ pub(crate) struct Planned {
     /// The segments that create tablespaces, as the index that was read for the plan marks them; `None` if it could not be
     /// read up to there.
     pub(crate) creating: Option<Vec<PlannedSegment>>,
+    /// Where the last complete record starts that a recovery to the end of the archive replays, if that is known; nothing for another
+    /// target.
+    pub(crate) last_record: Option<Lsn>,
 }
 
 impl Planned {

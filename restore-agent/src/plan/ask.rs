@@ -18,6 +18,7 @@ use walpoint_storage::store::StoreSettings;
 
 use super::{Planned, remarks};
 use crate::choice::Refused;
+use crate::decoder::WalDecoder;
 
 /// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(20);
@@ -88,6 +89,11 @@ pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<
     };
     // The restore meets what cannot be read, and says so.
     let creating = creating_segments(known, &plan).await.ok();
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(WalDecoder);
+    let last_record = planning::last_record(known, &plan, &decoder).await.unwrap_or_else(|error| {
+        tracing::debug!("where the last record starts is not known: {error}");
+        None
+    });
     let lineage = known.lineage().clone();
     let files_from = repository.clone();
     Ok(Planned {
@@ -101,6 +107,7 @@ pub(crate) async fn planned(catalog: &mut Catalog, plan: RestorePlan) -> Result<
         together: false,
         doubtful_end: None,
         creating,
+        last_record,
     })
 }
 

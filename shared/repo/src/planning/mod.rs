@@ -6,9 +6,11 @@
 //! | `older` | when an older lineage may be restored than the newest |
 //! | `created`, `required` | the tablespaces that replay creates; the settings that it needs |
 //! | `marked` | records that the index knows of by marks |
+//! | `last_record` | where recovery to the end of the archive ends |
 
 mod created;
 mod damaged;
+mod last_record;
 mod marked;
 mod older;
 mod required;
@@ -31,6 +33,7 @@ use walpoint_plan::restore::unreachable::{LineageMoment, Unreachable, Why};
 use walpoint_storage::error::Result;
 
 pub use self::created::{created_tablespaces, creating_segments};
+pub use self::last_record::last_record;
 pub use self::required::required_settings;
 use crate::Repository;
 use crate::catalog::{BrokenChain, Catalog, LineageCatalog};
