@@ -41,6 +41,8 @@ pub(super) enum CheckKind {
     Recovery,
     /// `pg_amcheck`.
     Amcheck,
+    /// Whether the largest tables can be read.
+    Tables,
     /// The checksums of all data pages.
     PageChecksums,
     /// The answer of a query.

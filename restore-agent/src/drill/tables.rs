@@ -1,9 +1,14 @@
 //! The largest tables and their rows: what a person compares with production at a glance.
+//!
+//! Counting reads every row, so a table that cannot be read shows here. Only the limit of time leads to the planner's estimate.
 
 use std::time::{Duration, Instant};
 
-use walpoint_pg::connect::{Connection, Row, RowError};
+use walpoint_pg::connect::{Connection, Error, Row, RowError};
+use walpoint_runtime::human;
 
+use super::expectation::quoted;
+use super::outcome::Outcome;
 use crate::scratch::Instance;
 
 /// Tables that are listed.
@@ -13,14 +18,17 @@ const MOST: usize = 50;
 const ONE: Duration = Duration::from_secs(10);
 const ALL: Duration = Duration::from_secs(60);
 
+/// What could not be read and is named.
+const NAMED: usize = 5;
+
 /// The largest tables of a database. Those that a transaction has locked at the target cannot be looked at; what is unlogged is empty
-/// after a recovery.
+/// after a recovery; a materialized view that was never filled cannot be read anywhere.
 const LARGEST: &str = "SELECT n.nspname AS schema, c.relname AS name, \
      pg_catalog.format('%I.%I', n.nspname, c.relname) AS quoted, \
      pg_catalog.pg_total_relation_size(c.oid) AS bytes, \
      greatest(c.reltuples, 0)::bigint AS estimate \
      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-     WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' \
+     WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND c.relispopulated \
      AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.relation = c.oid AND l.granted \
      AND l.mode = 'AccessExclusiveLock' \
@@ -42,23 +50,77 @@ pub(super) struct Table {
     pub(super) is_counted: bool,
 }
 
-/// The largest tables of all databases, largest first, and why some databases are not among them.
-pub(super) async fn largest(instance: &Instance) -> anyhow::Result<(Vec<Table>, Vec<String>)> {
-    let (mut tables, mut problems) = (Vec::new(), Vec::new());
-    for database in instance.databases().await? {
-        match of_database(instance, &database).await {
-            Ok(found) => tables.extend(found),
-            Err(error) => problems.push(format!(
-                "the tables of database \"{}\" could not be listed: {}",
-                super::expectation::quoted(&database),
-                walpoint_words::format_chain(&error)
-            )),
+/// What was found of the largest tables.
+#[derive(Debug, Default)]
+pub(super) struct LargestTables {
+    /// The tables of all databases, largest first.
+    pub(super) tables: Vec<Table>,
+    /// What could not be looked at within its time, one sentence each.
+    pub(super) notes: Vec<String>,
+    /// What could not be read, and why.
+    unread: Vec<String>,
+}
+
+impl LargestTables {
+    /// Whether all that was looked at can be read.
+    pub(super) fn outcome(&self) -> Outcome {
+        let more = u64::try_from(self.unread.len().saturating_sub(NAMED)).unwrap_or(u64::MAX);
+        let mut named: Vec<String> = self.unread.iter().take(NAMED).cloned().collect();
+        if more > 0 {
+            named.push(format!("and {more} more"));
+        }
+        match named.is_empty() {
+            false => Outcome::Failed(named.join("; ")),
+            true => {
+                let count = u64::try_from(self.tables.len()).unwrap_or(u64::MAX);
+                Outcome::Passed(Some(human::count(count, "table")))
+            }
         }
     }
-    tables.sort_by(|a: &Table, b| b.bytes.cmp(&a.bytes).then_with(|| a.quoted.cmp(&b.quoted)));
-    tables.truncate(MOST);
-    count(instance, &mut tables).await;
-    Ok((tables, problems))
+
+    /// Remembers why something could not be looked at.
+    fn missed(&mut self, what: &str, error: &anyhow::Error) {
+        let text = format!("{what}: {}", quoted(&walpoint_words::format_chain(error)));
+        match is_time_limit(error) {
+            true => self.notes.push(text),
+            false => self.unread.push(text),
+        }
+    }
+}
+
+/// The largest tables of all databases.
+pub(super) async fn largest(instance: &Instance) -> LargestTables {
+    let mut found = LargestTables::default();
+    let databases = match instance.databases().await {
+        Ok(databases) => databases,
+        Err(error) => {
+            found.missed("the databases could not be listed", &error);
+            return found;
+        }
+    };
+    for database in databases {
+        match of_database(instance, &database).await {
+            Ok(tables) => found.tables.extend(tables),
+            Err(error) => {
+                let what = format!("the tables of database \"{}\" could not be listed", quoted(&database));
+                found.missed(&what, &error);
+            }
+        }
+    }
+    found.tables.sort_by(|a: &Table, b| b.bytes.cmp(&a.bytes).then_with(|| a.quoted.cmp(&b.quoted)));
+    found.tables.truncate(MOST);
+    count(instance, &mut found).await;
+    found
+}
+
+/// Whether an error is only that the answer took too long: the server's limit for a statement, or this program's, which is longer.
+fn is_time_limit(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Timeout { .. }) => true,
+        // query_canceled
+        Some(error) => error.sqlstate() == Some("57014"),
+        None => false,
+    }
 }
 
 async fn of_database(instance: &Instance, database: &str) -> anyhow::Result<Vec<Table>> {
@@ -82,21 +144,29 @@ async fn of_database(instance: &Instance, database: &str) -> anyhow::Result<Vec<
 }
 
 /// Counts rows, for as long as that takes little.
-async fn count(instance: &Instance, tables: &mut [Table]) {
+async fn count(instance: &Instance, found: &mut LargestTables) {
     let until = Instant::now() + ALL;
-    for table in tables {
+    let mut tables = std::mem::take(&mut found.tables);
+    for table in &mut tables {
         let left = until.saturating_duration_since(Instant::now()).min(ONE);
         if left.is_zero() {
-            return;
+            break;
         }
         match rows_of(instance, table, left).await {
             Ok(rows) => {
                 table.rows = rows;
                 table.is_counted = true;
             }
-            Err(error) => tracing::debug!("the rows of {} were not counted: {error}", table.quoted),
+            Err(error) if is_time_limit(&error) => {
+                tracing::debug!("the rows of {} were not counted: {error:#}", table.quoted);
+            }
+            Err(error) => {
+                let name = quoted(&format!("{}: {}", table.database, table.quoted));
+                found.missed(&format!("table {name} could not be read"), &error);
+            }
         }
     }
+    found.tables = tables;
 }
 
 async fn rows_of(instance: &Instance, table: &Table, limit: Duration) -> anyhow::Result<u64> {
@@ -111,4 +181,45 @@ async fn rows_of(instance: &Instance, table: &Table, limit: Duration) -> anyhow:
 async fn limit(connection: &mut Connection, limit: Duration) -> anyhow::Result<()> {
     let limit = limit.as_millis().max(1);
     Ok(connection.execute(&format!("SET statement_timeout = {limit}")).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_pg::connect::ServerReport;
+
+    use super::*;
+
+    fn refused(sqlstate: &str) -> anyhow::Error {
+        let report = ServerReport {
+            severity: "ERROR".into(),
+            sqlstate: sqlstate.into(),
+            message: "could not read blocks".into(),
+            ..ServerReport::default()
+        };
+        Error::Server { host: "/socket".into(), report: Box::new(report) }.into()
+    }
+
+    #[test]
+    fn only_a_limit_of_time_excuses_a_table_that_was_not_read() {
+        let timeout = Error::Timeout { host: "/socket".into(), after: ONE };
+        let mut found = LargestTables::default();
+        found.missed("slow", &refused("57014").context("database \"shop\""));
+        found.missed("slower", &timeout.into());
+        assert_eq!((found.notes.len(), found.outcome()), (2, Outcome::Passed(Some("0 tables".into()))));
+        let lost = Error::Lost { host: "/socket".into(), source: std::io::ErrorKind::BrokenPipe.into() };
+        let errors = [
+            refused("XX001"),
+            refused("58P01"),
+            lost.into(),
+            anyhow::anyhow!("it is gone"),
+            refused("42501"),
+        ];
+        for (n, error) in errors.iter().enumerate() {
+            found.missed(&format!("table {n} could not be read"), error);
+        }
+        found.missed("table 5 could not be read", &refused("XX002"));
+        let Outcome::Failed(why) = found.outcome() else { panic!("{found:?}") };
+        assert!(why.starts_with("table 0 could not be read: PostgreSQL at /socket: "), "{why}");
+        assert!(why.contains("could not read blocks") && why.ends_with("; and 1 more"), "{why}");
+    }
 }
