@@ -242,13 +242,44 @@ impl Drill<'_> {
         }
         // How many rows are counted depends on a limit of time, so it is no part of the recovery time.
         let listed = listing.elapsed();
-        scratch.stop().await?;
-        if !self.args.skip.contains(&Skipped::PageChecksums) {
-            findings.checks.push(page_checksums(scratch).await?);
-        }
+        findings.checks.extend(self.stop(scratch).await?);
         let ended = self.began.elapsed().saturating_sub(listed);
         let took = checking.elapsed().saturating_sub(listed);
         self.report(scratch, &instance, findings, (ended, took)).await
+    }
+
+    /// Stops the server, and makes the checks for which it has to be stopped.
+    async fn stop(&self, scratch: &mut ScratchRestore<'_>) -> Result<Vec<CheckResult>, Failure> {
+        let mut checks = Vec::new();
+        let began = Instant::now();
+        scratch.stop().await?;
+        let shut_down = scratch.require_shut_down();
+        if let Err(error) = &shut_down {
+            checks.push(CheckResult {
+                kind: CheckKind::Server,
+                name: "the server ran until it was shut down".to_owned(),
+                database: None,
+                outcome: Outcome::Failed(walpoint_words::format_chain(error)),
+                took: began.elapsed(),
+            });
+        }
+        if !self.args.skip.contains(&Skipped::PageChecksums) {
+            let outcome = match shut_down {
+                Ok(()) => page_checksums(scratch).await?,
+                Err(_) => Outcome::Failed(
+                    "not verified, because the server has not shut down in order and written all pages"
+                        .to_owned(),
+                ),
+            };
+            checks.push(CheckResult {
+                kind: CheckKind::PageChecksums,
+                name: "page checksums are right".to_owned(),
+                database: None,
+                outcome,
+                took: began.elapsed(),
+            });
+        }
+        Ok(checks)
     }
 
     /// Makes the checks that need the server.
@@ -367,11 +398,10 @@ impl Drill<'_> {
 }
 
 /// Verifies the checksums of all pages, with the server stopped.
-async fn page_checksums(scratch: &ScratchRestore<'_>) -> anyhow::Result<CheckResult> {
-    let began = Instant::now();
+async fn page_checksums(scratch: &ScratchRestore<'_>) -> anyhow::Result<Outcome> {
     let pgdata = scratch.pgdata().context("nothing was restored")?;
     let verified = tokio::task::spawn_blocking(move || pages::verify(&pgdata)).await?;
-    let outcome = match verified {
+    Ok(match verified {
         Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
         Ok(None) => Outcome::Skipped("the cluster has no data checksums".to_owned()),
         Ok(Some(pages)) if pages.bad > 0 => Outcome::Failed(format!(
@@ -382,12 +412,5 @@ async fn page_checksums(scratch: &ScratchRestore<'_>) -> anyhow::Result<CheckRes
             if pages.bad > u64::try_from(pages.named.len()).unwrap_or(0) { ", …" } else { "" }
         )),
         Ok(Some(pages)) => Outcome::Passed(Some(format!("{} pages", pages.verified))),
-    };
-    Ok(CheckResult {
-        kind: CheckKind::PageChecksums,
-        name: "page checksums are right".to_owned(),
-        database: None,
-        outcome,
-        took: began.elapsed(),
     })
 }

@@ -43,6 +43,8 @@ pub(super) enum CheckKind {
     Amcheck,
     /// Whether the largest tables can be read.
     Tables,
+    /// Whether the server ran until it was stopped, and shut down in order. Only if it did not.
+    Server,
     /// The checksums of all data pages.
     PageChecksums,
     /// The answer of a query.

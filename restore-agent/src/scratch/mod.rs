@@ -163,6 +163,11 @@ impl<'a> ScratchRestore<'a> {
         self.spans
     }
 
+    /// Fails unless the server, once stopped, had run until then and shut down in order.
+    pub(crate) fn require_shut_down(&self) -> anyhow::Result<()> {
+        self.server.as_ref().map_or(Ok(()), Server::require_shut_down)
+    }
+
     /// What a person should know.
     pub(crate) fn notes(&self) -> &[String] {
         &self.notes
