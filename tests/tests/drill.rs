@@ -225,6 +225,8 @@ fn what_fails_is_named_and_ends_with_3() {
         "{report:#}"
     );
     assert!(report.get("rto_seconds").is_none(), "a check failed: {report:#}");
+    assert_eq!(result(&report, "page checksums")["result"], "skipped", "{report:#}");
+    assert!(message("page checksums").contains("--keep"), "{report:#}");
     let text = fs::read_to_string(&page).unwrap();
     assert!(text.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&quot;"), "{text}");
     assert!(text.contains("&lt;b&gt;") && !text.contains("<script") && !text.contains("<b>"), "{text}");

@@ -242,16 +242,27 @@ impl Drill<'_> {
         }
         // How many rows are counted depends on a limit of time, so it is no part of the recovery time.
         let listed = listing.elapsed();
-        findings.checks.extend(self.stop(scratch).await?);
+        findings.checks.extend(self.stop(scratch, &instance).await?);
         let ended = self.began.elapsed().saturating_sub(listed);
         let took = checking.elapsed().saturating_sub(listed);
         self.report(scratch, &instance, findings, (ended, took)).await
     }
 
     /// Stops the server, and makes the checks for which it has to be stopped.
-    async fn stop(&self, scratch: &mut ScratchRestore<'_>) -> Result<Vec<CheckResult>, Failure> {
+    async fn stop(
+        &self,
+        scratch: &mut ScratchRestore<'_>,
+        instance: &Instance,
+    ) -> Result<Vec<CheckResult>, Failure> {
         let mut checks = Vec::new();
         let began = Instant::now();
+        let is_verified = !self.args.skip.contains(&Skipped::PageChecksums);
+        let is_paused = instance.position.is_in_recovery;
+        // What a server in recovery did not write is in its files as the backup read it, perhaps torn.
+        let promoted = match is_verified && is_paused && !self.args.keep {
+            true => instance.promote().await,
+            false => Ok(()),
+        };
         scratch.stop().await?;
         let shut_down = scratch.require_shut_down();
         if let Err(error) = &shut_down {
@@ -263,13 +274,17 @@ impl Drill<'_> {
                 took: began.elapsed(),
             });
         }
-        if !self.args.skip.contains(&Skipped::PageChecksums) {
-            let outcome = match shut_down {
-                Ok(()) => page_checksums(scratch).await?,
-                Err(_) => Outcome::Failed(
-                    "not verified, because the server has not shut down in order and written all pages"
+        if is_verified {
+            let outcome = match (shut_down, promoted) {
+                (Err(_), _) => Outcome::Failed(
+                    "not verified, because the server has not shut down in order and written all pages".to_owned(),
+                ),
+                (_, Err(error)) => Outcome::Failed(walpoint_words::format_chain(&error)),
+                _ if is_paused && self.args.keep => Outcome::Skipped(
+                    "--keep leaves the copy paused at the target, and a server in recovery does not write all pages"
                         .to_owned(),
                 ),
+                _ => page_checksums(scratch).await?,
             };
             checks.push(CheckResult {
                 kind: CheckKind::PageChecksums,

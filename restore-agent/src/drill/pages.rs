@@ -1,4 +1,5 @@
-//! The checksums of all pages, after recovery and with the server stopped: replay has repaired what was torn, and nothing is written.
+//! The checksums of all pages, after recovery has ended and the server has shut down in order: replay has repaired what was torn, the last
+//! checkpoint has written it, and nothing else is written.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};

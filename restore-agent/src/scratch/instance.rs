@@ -3,13 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use jiff::Timestamp;
 use walpoint_base::{Lsn, PgMajor};
 use walpoint_pg::connect::{ConnInfo, Connection, Environment, Error};
+use walpoint_runtime::human;
 
 use super::configuration::{self, PORT};
 use super::recovery::Reached;
+
+/// How long a promotion may take, and how much longer its answer.
+const PROMOTING: Duration = Duration::from_secs(600);
+const GRACE: Duration = Duration::from_secs(10);
 
 /// A server that has reached the moment, and takes no writes by itself.
 #[derive(Debug, Clone)]
@@ -72,6 +77,20 @@ impl Instance {
         connection.execute("RESET search_path").await?;
         connection.set_limit(limit);
         Ok(connection)
+    }
+
+    /// Ends recovery where it is paused. A server that is stopped in recovery writes no more than it has since the last checkpoint of the
+    /// original that it replayed; one that was promoted writes every page when it shuts down.
+    pub(crate) async fn promote(&self) -> anyhow::Result<()> {
+        let mut connection = self.connect(&self.database, Some(PROMOTING.saturating_add(GRACE))).await?;
+        let sql = format!("SELECT pg_catalog.pg_promote(true, {}) AS promoted", PROMOTING.as_secs());
+        connection.execute("SET statement_timeout = 0").await?;
+        let is_promoted = connection.query(&sql).await?.one()?.get("promoted")?;
+        connection.close().await;
+        match is_promoted {
+            true => Ok(()),
+            false => bail!("the scratch server was not promoted within {}", human::span(PROMOTING)),
+        }
     }
 
     /// The databases that take sessions.

@@ -157,7 +157,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         walpoint_base::durable::create(&log, b"").unwrap();
-        let child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        // A shell cannot trap what was ignored when it started, as in the background of a script.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT,QUIT", "sh", "-c", script]);
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
         (dir, Server { child, log, status: None, was_asked: false })
     }
 
