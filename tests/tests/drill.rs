@@ -1,7 +1,7 @@
 //! `restore-agent drill`: a copy beside production that is recovered, checked, measured and removed.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -251,6 +251,42 @@ fn what_fails_is_named_and_ends_with_3() {
     let other = testbed::pg_program(16, "postgres").parent().unwrap().display().to_string();
     let wrong = bed.archived.agent.restore(&["drill", "--pg-bindir", &other]).expect_status(1);
     assert!(wrong.stderr.contains("has PostgreSQL 16, and the backup is of PostgreSQL 17"), "{wrong:#?}");
+}
+
+/// R10: a page that is torn in the backup and that replay repairs is no damage, where recovery is paused too; one that nothing repairs fails
+/// the drill, and so does its table.
+#[test]
+fn a_page_that_replay_repairs_is_no_damage() {
+    let bed = Bed::new(17);
+    let cluster = &bed.archived.cluster;
+    // The server has the pages in its memory, so it never misses what is damaged in the files.
+    let damage = |table: &str| {
+        let sql = format!(
+            "create table {table} as select generate_series(1, 100) as n; vacuum {table}; checkpoint;
+             select count(*) from {table}; select pg_relation_filepath('{table}')"
+        );
+        let path = cluster.pgdata().join(cluster.psql(&sql).lines().last().unwrap());
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(b"torn", 8000).unwrap();
+    };
+    damage("torn");
+    bed.archived.backup();
+    let lsn = cluster.psql("update torn set n = 0 where n = 1; select pg_current_wal_lsn()");
+    let lsn = lsn.lines().last().unwrap().to_owned();
+    bed.archived.settle();
+    let skip = ["--json", "--skip", "amcheck"];
+    let paused = [&skip[..], &["--target-lsn", lsn.as_str(), "--check", "select sum(n) = 5049 from torn"]];
+    let report = json(&bed.drill(&paused.concat()).expect_success());
+    assert_eq!(result(&report, "recovery reached")["message"], "paused there", "{report:#}");
+    assert_eq!(result(&report, "page checksums")["result"], "passed", "{report:#}");
+    damage("lost");
+    bed.archived.backup();
+    bed.archived.settle();
+    let report = json(&bed.drill(&skip).expect_status(3));
+    let message = |name: &str| result(&report, name)["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message("largest tables").contains("public.lost could not be read"), "{report:#}");
+    assert!(message("page checksums").starts_with("1 of "), "{report:#}");
+    assert_eq!(bed.scratch(), [] as [PathBuf; 0]);
 }
 
 /// R10: a drill that is killed leaves its copy and its server to the next one, which touches no drill that runs; one that is asked to stop
