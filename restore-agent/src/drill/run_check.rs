@@ -103,7 +103,6 @@ pub(super) struct CommandOutput {
     pub(super) success: bool,
     /// The exit status, in words.
     pub(super) status: String,
-    pub(super) code: Option<i32>,
     /// The beginning of what it printed.
     pub(super) stdout: String,
     pub(super) stderr: String,
@@ -142,13 +141,7 @@ pub(super) async fn output(
         bail!("no answer within {}", human::span(limit.unwrap_or_default()));
     };
     let (status, stdout, stderr) = result?;
-    Ok(CommandOutput {
-        success: status.success(),
-        status: status.to_string(),
-        code: status.code(),
-        stdout,
-        stderr,
-    })
+    Ok(CommandOutput { success: status.success(), status: status.to_string(), stdout, stderr })
 }
 
 /// Reads a stream to its end, and keeps its beginning.
