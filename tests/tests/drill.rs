@@ -182,6 +182,7 @@ fn what_fails_is_named_and_ends_with_3() {
     let bed = Bed::new(17);
     let page = bed.place.with_file_name("report.html");
     let (kept, page_path) = (bed.place.join("kept"), page.display().to_string());
+    bed.archived.cluster.psql("create role \"a reader\"; grant select on rows to \"a reader\"");
     let lsn = bed.archived.cluster.psql("insert into rows values (21); select pg_current_wal_lsn()");
     let lsn = lsn.lines().last().unwrap().to_owned();
     bed.archived.settle();
@@ -243,6 +244,20 @@ fn what_fails_is_named_and_ends_with_3() {
         ),
     ]);
     process::run(user::become_user(shell.current_dir("/")), Duration::from_secs(60)).expect_success();
+    // The rights of a role that may not log in, and that the cluster has only since the backup.
+    let reader = [
+        "--json",
+        "--role",
+        "a reader",
+        "--check",
+        "select current_user = 'a reader' and count(*) = 21 from rows",
+        "--check",
+        "select count(*) = 2 from moved",
+    ];
+    let report = json(&bed.drill(&reader).expect_status(3));
+    assert_eq!(result(&report, "a reader")["result"], "passed", "{report:#}");
+    let denied = result(&report, "from moved")["message"].as_str().unwrap();
+    assert_eq!(denied, "permission denied for table moved");
     let missed = bed.drill(&["--skip", "amcheck", "--rto", "1ms"]).expect_status(3);
     assert!(missed.stderr.contains("the drill failed: 1 target missed"), "{missed:#?}");
     assert_eq!(bed.scratch(), [kept]);

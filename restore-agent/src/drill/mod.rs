@@ -82,7 +82,7 @@ pub(crate) struct DrillArgs {
     /// Run PostgreSQL's programs in this directory [default: those of the right version in PATH, or where packages put them].
     #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
     pg_bindir: Option<PathBuf>,
-    /// Connect as this role [default: the superuser].
+    /// Run --check and --checks with the rights of this role [default: the superuser's].
     #[arg(long, value_name = "ROLE", help_heading = SCRATCH)]
     role: Option<String>,
     /// Load this library of shared_preload_libraries, although it may run jobs. Can be repeated [default: only libraries that are

@@ -33,7 +33,7 @@ pub(super) async fn run(check: &Check, instance: &Instance, user: &ServerUser) -
         Subject::Query { sql, database } => {
             let database = database.as_deref().unwrap_or(instance.database());
             let mut connection =
-                instance.connect(database, Some(check.timeout.saturating_add(GRACE))).await?;
+                instance.connect_to_check(database, Some(check.timeout.saturating_add(GRACE))).await?;
             let answer = query(&mut connection, sql, check.timeout).await;
             connection.close().await;
             answer?
@@ -84,7 +84,7 @@ async fn command(
     user: &ServerUser,
 ) -> anyhow::Result<Answer> {
     let mut shell = user.command(OsStr::new("sh"));
-    shell.args(["-c", command]).current_dir("/").envs(instance.environment());
+    shell.args(["-c", command]).current_dir("/").envs(instance.check_environment());
     let output = output(shell, Some(timeout)).await?;
     if !output.success {
         let said = output.said();

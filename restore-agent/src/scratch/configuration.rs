@@ -68,12 +68,20 @@ pub(super) const PORT: &str = "5432";
 /// Everyone who can reach the socket may connect: its directory is PostgreSQL's user's own.
 const HBA: &str = "local all all trust\n";
 
-/// What a session asks for, over what the original has set for its databases and roles (`ALTER ROLE … SET`).
-pub(super) fn session_options(major: PgMajor) -> String {
+/// What a session asks for, over what the original has set for its databases and roles (`ALTER ROLE … SET`). Only a superuser may ask for
+/// some of it. `role`: whose rights the session takes then.
+pub(super) fn session_options(major: PgMajor, role: Option<&str>) -> String {
     let triggers = if major.get() >= LOGIN_TRIGGERS { " -c event_triggers=off" } else { "" };
+    let role = role.map_or(String::new(), |role| format!(" -c role={}", escaped(role)));
     format!(
-        "-c default_transaction_read_only=on -c session_preload_libraries= -c local_preload_libraries={triggers}"
+        "-c default_transaction_read_only=on -c session_preload_libraries= -c local_preload_libraries={triggers}{role}"
     )
+}
+
+/// A value in the options of a session, where spaces separate. Source of the syntax: `pg_split_opts` of PostgreSQL.
+fn escaped(value: &str) -> String {
+    let escape = |c: char| (c.is_ascii_whitespace() || c == '\u{b}' || c == '\\').then_some('\\');
+    value.chars().flat_map(|c| escape(c).into_iter().chain([c])).collect()
 }
 
 /// What the configuration is made of.
@@ -207,6 +215,14 @@ mod tests {
             assert!(conf.contains("unix_socket_directories = '\"/s,1/\"\"x\"\"\"'"), "{conf}");
             assert!(notes[0].contains("pg_cron"), "{notes:?}");
         }
+    }
+
+    #[test]
+    fn a_role_is_one_word_of_the_options() {
+        let major = PgMajor::new(17).unwrap();
+        assert!(!session_options(major, None).contains("role="));
+        let options = session_options(major, Some(r"a b\c -c d"));
+        assert!(options.ends_with(r"-c event_triggers=off -c role=a\ b\\c\ -c\ d"), "{options}");
     }
 
     #[test]

@@ -21,8 +21,10 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct Instance {
     pub(super) socket_directory: PathBuf,
     pub(super) major: PgMajor,
-    /// The role of the sessions.
-    pub(super) role: String,
+    /// The role that connects.
+    pub(super) superuser: String,
+    /// The role whose rights a person's checks have; the superuser's if none was given.
+    pub(super) role: Option<String>,
     /// The database of sessions that name none.
     pub(super) database: String,
     /// Where recovery ended.
@@ -53,24 +55,53 @@ impl Instance {
         &self.database
     }
 
-    /// The variables of the environment with which libpq's programs find it.
+    /// The variables of the environment with which libpq's programs find it, as the superuser.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        self.environment_as(None)
+    }
+
+    /// The same for a person's checks.
+    pub(crate) fn check_environment(&self) -> Vec<(&'static str, String)> {
+        self.environment_as(self.role.as_deref())
+    }
+
+    fn environment_as(&self, role: Option<&str>) -> Vec<(&'static str, String)> {
         vec![
             ("PGHOST", self.socket_directory.display().to_string()),
             ("PGPORT", PORT.to_owned()),
-            ("PGUSER", self.role.clone()),
+            ("PGUSER", self.superuser.clone()),
             ("PGDATABASE", self.database.clone()),
-            ("PGOPTIONS", configuration::session_options(self.major)),
+            ("PGOPTIONS", configuration::session_options(self.major, role)),
         ]
     }
 
-    /// Opens a session on a database. Its settings are those of the original's databases and roles, but for what leads outside.
+    /// Opens a session of the superuser on a database. Its settings are those of the original's databases and roles, but for what leads
+    /// outside.
     pub(crate) async fn connect(
         &self,
         database: &str,
         limit: Option<Duration>,
     ) -> anyhow::Result<Connection> {
-        let opened = connect(&self.socket_directory, self.major, &self.role, database).await;
+        self.connect_as(None, database, limit).await
+    }
+
+    /// The same for a person's checks.
+    pub(crate) async fn connect_to_check(
+        &self,
+        database: &str,
+        limit: Option<Duration>,
+    ) -> anyhow::Result<Connection> {
+        self.connect_as(self.role.as_deref(), database, limit).await
+    }
+
+    async fn connect_as(
+        &self,
+        role: Option<&str>,
+        database: &str,
+        limit: Option<Duration>,
+    ) -> anyhow::Result<Connection> {
+        let options = configuration::session_options(self.major, role);
+        let opened = connect(&self.socket_directory, &options, &self.superuser, database).await;
         let mut connection =
             opened.with_context(|| format!("database \"{database}\" of the scratch server"))?;
         // It was emptied when the session began.
@@ -107,7 +138,7 @@ impl Instance {
 /// Opens a session as a role.
 pub(super) async fn connect(
     socket_directory: &Path,
-    major: PgMajor,
+    options: &str,
     role: &str,
     database: &str,
 ) -> Result<Connection, Error> {
@@ -117,7 +148,7 @@ pub(super) async fn connect(
         value(&socket_directory.to_string_lossy()),
         value(role),
         value(database),
-        value(&configuration::session_options(major)),
+        value(options),
     );
     Connection::open(&ConnInfo::parse_in(&text, &Environment::empty())?).await
 }

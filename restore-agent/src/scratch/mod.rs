@@ -75,7 +75,7 @@ pub(crate) struct ScratchRequest {
     pub(crate) bindir: Option<PathBuf>,
     /// Libraries that are preloaded although they may start jobs.
     pub(crate) preload: Vec<String>,
-    /// The role of the sessions; the superuser if none is given.
+    /// The role whose rights a person's checks have; the superuser's if none is given.
     pub(crate) role: Option<String>,
     /// How long recovery may take.
     pub(crate) recovery_timeout: Duration,

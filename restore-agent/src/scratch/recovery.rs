@@ -12,6 +12,7 @@ use walpoint_pg::connect::{Connection, Error};
 use walpoint_runtime::human;
 use walpoint_runtime::progress::ByteProgress;
 
+use super::configuration;
 use super::directory::ScratchDirectory;
 use super::instance::{self, Instance, Position};
 use super::process::ServerUser;
@@ -49,7 +50,7 @@ pub(super) struct Waiting<'a> {
     pub(super) planned: &'a Planned,
     pub(super) directory: &'a ScratchDirectory,
     pub(super) user: &'a ServerUser,
-    /// The role of the sessions, if one was given.
+    /// The role whose rights a person's checks have, if one was given.
     pub(super) role: Option<&'a str>,
     pub(super) timeout: Duration,
     pub(super) show_progress: bool,
@@ -106,11 +107,12 @@ impl Waiting<'_> {
     }
 
     fn instance(&self, session: Session) -> Instance {
-        let Session { role, database, position, .. } = session;
+        let Session { superuser, database, position, .. } = session;
         Instance {
             socket_directory: self.directory.socket(),
             major: self.planned.lineage.major,
-            role,
+            superuser,
+            role: self.role.map(str::to_owned),
             database,
             position,
             reached: PlannedEnd::of(self.planned)
@@ -131,27 +133,24 @@ impl Waiting<'_> {
         )
     }
 
-    /// The first session on the server; `None` while it takes none. Any role can ask who the superuser is.
+    /// The first session on the server, as a superuser; `None` while it takes none. The role of the checks is tried last: it may be the
+    /// only superuser that is known here, and it need not exist before the target is reached.
     async fn first_session(&self) -> anyhow::Result<Option<Session>> {
-        let (socket, major) = (self.directory.socket(), self.planned.lineage.major);
+        let socket = self.directory.socket();
+        let options = configuration::session_options(self.planned.lineage.major, None);
         let own = self.user.name();
-        let tried: Vec<&str> = match self.role {
-            Some(role) => vec![role],
-            None => own.as_deref().into_iter().chain(["postgres"]).collect(),
-        };
+        let tried: Vec<&str> = own.as_deref().into_iter().chain(["postgres"]).chain(self.role).collect();
         let mut refused = None;
         for (role, database) in tried.iter().flat_map(|role| FIRST.map(|database| (*role, database))) {
-            match instance::connect(&socket, major, role, database).await {
+            match instance::connect(&socket, &options, role, database).await {
                 Ok(mut connection) => {
                     let position = state(&mut connection).await?.0;
-                    let (mut role, database) = (role.to_owned(), database.to_owned());
-                    if self.role.is_none() {
-                        role = superuser(&mut connection).await?.unwrap_or(role);
-                    }
+                    let database = database.to_owned();
+                    let superuser = superuser(&mut connection).await?.unwrap_or_else(|| role.to_owned());
                     // The session that waits has the rights of the ones that follow.
                     connection.close().await;
-                    let connection = instance::connect(&socket, major, &role, &database).await?;
-                    return Ok(Some(Session { connection, role, database, position }));
+                    let connection = instance::connect(&socket, &options, &superuser, &database).await?;
+                    return Ok(Some(Session { connection, superuser, database, position }));
                 }
                 Err(error) if is_not_yet(&error) => return Ok(None),
                 Err(error) => refused = refused.or(Some(error)),
@@ -159,7 +158,8 @@ impl Waiting<'_> {
         }
         match refused {
             Some(error) => Err(anyhow::Error::from(error).context(
-                "the scratch server takes no session\nHINT: Name a role of the cluster that may log in, with --role.",
+                "the scratch server takes no session\nHINT: If no superuser of the cluster is called like PostgreSQL's user or \
+                 postgres, name one with --role.",
             )),
             None => Ok(None),
         }
@@ -169,7 +169,7 @@ impl Waiting<'_> {
 /// A session that waits.
 struct Session {
     connection: Connection,
-    role: String,
+    superuser: String,
     database: String,
     position: Position,
 }
