@@ -100,8 +100,7 @@ pub(super) struct ScratchSettings {
 impl ScratchSettings {
     /// The configuration files, and what a person should know of them. `original`: the configuration of the original.
     pub(super) fn texts(&self, original: &str) -> (ConfigurationTexts, Vec<String>) {
-        // What was given was there a moment ago; what is not is refused by the server.
-        let preloaded = Preloaded::decide(original, &self.given, &self.libraries).unwrap_or_default();
+        let preloaded = Preloaded::decide(original, &self.given, &self.libraries);
         let mut all: Vec<(String, String)> = Vec::new();
         for name in TAKEN {
             if let Some(value) = settings::value(original, name).filter(|value| !value.is_empty()) {

@@ -64,21 +64,10 @@ pub(super) struct Preloaded {
 }
 
 impl Preloaded {
-    /// Decides by the configuration of the original. `given`: what a person wants loaded, which has to be there.
-    pub(super) fn decide(
-        configuration: &str,
-        given: &[String],
-        directories: &[PathBuf],
-    ) -> anyhow::Result<Self> {
-        let path = settings::value(configuration, "dynamic_library_path").unwrap_or("$libdir");
-        let search = search(path, directories);
-        if let Some(library) = given.iter().find(|library| !is_there(library, &search, directories)) {
-            bail!(
-                "--preload {library}: this installation of PostgreSQL does not have the library\nDETAIL: Looked in {}.\nHINT: \
-                 Install the extension's package on this machine.",
-                search.iter().map(|one| one.display().to_string()).collect::<Vec<_>>().join(", ")
-            );
-        }
+    /// Decides by the configuration of the original. `given`: what a person wants loaded, whether it is there or not: the server refuses
+    /// what is not.
+    pub(super) fn decide(configuration: &str, given: &[String], directories: &[PathBuf]) -> Self {
+        let search = Self::search(configuration, directories);
         let mut decided = Self { loaded: given.to_vec(), left_out: Vec::new() };
         for library in names(settings::value(configuration, PARAMETER).unwrap_or_default()) {
             let is_given = given.iter().any(|one| plain(one) == plain(&library));
@@ -94,7 +83,28 @@ impl Preloaded {
                 None => decided.loaded.push(library),
             }
         }
-        Ok(decided)
+        decided
+    }
+
+    /// Fails if a library that a person wants loaded is not there.
+    pub(super) fn require(
+        configuration: &str,
+        given: &[String],
+        directories: &[PathBuf],
+    ) -> anyhow::Result<()> {
+        let search = Self::search(configuration, directories);
+        match given.iter().find(|library| !is_there(library, &search, directories)) {
+            None => Ok(()),
+            Some(library) => bail!(
+                "--preload {library}: this installation of PostgreSQL does not have the library\nDETAIL: Looked in {}.\nHINT: \
+                 Install the extension's package on this machine.",
+                search.iter().map(|one| one.display().to_string()).collect::<Vec<_>>().join(", ")
+            ),
+        }
+    }
+
+    fn search(configuration: &str, directories: &[PathBuf]) -> Vec<PathBuf> {
+        search(settings::value(configuration, "dynamic_library_path").unwrap_or("$libdir"), directories)
     }
 
     /// The settings for it.
@@ -199,7 +209,7 @@ mod tests {
             installation(&["pg_stat_statements", "pg_cron", "timescaledb", "pglogical", "unknown"]);
         let configuration = "shared_preload_libraries = 'pg_stat_statements, pg_cron,\"$libdir/timescaledb\", auto_explain, \
                              pglogical, pg_partman_bgw, unknown'\n";
-        let decided = Preloaded::decide(configuration, &[], &directories).unwrap();
+        let decided = Preloaded::decide(configuration, &[], &directories);
         assert_eq!(decided.loaded, ["pg_stat_statements", "$libdir/timescaledb"]);
         let settings = decided.settings();
         assert!(
@@ -222,10 +232,14 @@ mod tests {
         let (_dir, directories) = installation(&["citus"]);
         let configuration = "shared_preload_libraries = 'citus'";
         let given = ["citus".to_owned()];
-        let decided = Preloaded::decide(configuration, &given, &directories).unwrap();
+        let decided = Preloaded::decide(configuration, &given, &directories);
         assert_eq!((decided.loaded.len(), decided.left_out.len()), (1, 0));
-        let missing = Preloaded::decide("", &["none".to_owned()], &directories).unwrap_err().to_string();
-        assert!(missing.contains("--preload none"), "{missing}");
-        assert_eq!(Preloaded::decide("", &[], &directories).unwrap().settings()[0].1, "");
+        Preloaded::require(configuration, &given, &directories).unwrap();
+        let missing = ["citus".to_owned(), "none".to_owned()];
+        let error = Preloaded::require("", &missing, &directories).unwrap_err().to_string();
+        assert!(error.contains("--preload none"), "{error}");
+        // What vanished meanwhile is for the server to refuse, and takes nothing else with it.
+        assert_eq!(Preloaded::decide("", &missing, &directories).settings()[0].1, "\"citus\", \"none\"");
+        assert_eq!(Preloaded::decide("", &[], &directories).settings()[0].1, "");
     }
 }

@@ -182,16 +182,25 @@ impl<'a> ScratchRestore<'a> {
         made.await.context("the scratch directory could not be made")?
     }
 
-    /// Decides which libraries are loaded, by the configuration in the backup: before anything else of it is read.
+    /// Decides which libraries are loaded, by the configuration in the backup: before anything else of it is read. A backup that cannot be
+    /// read may have a stand-in, and the decision is made again with what was restored.
     async fn look_at_libraries(&self, planned: &Planned, programs: &Programs) -> anyhow::Result<()> {
-        let backups = Backups::of(&planned.files_from, &planned.cluster);
-        let reader = backups.open(planned.plan.backup.id).await?;
-        let configuration = configuration::in_backup(&reader).await?;
-        let preloaded = Preloaded::decide(&configuration, &self.request.preload, &programs.libraries())?;
-        for left_out in preloaded.notes() {
+        let configuration = self.configuration(planned).await.unwrap_or_else(|error| {
+            tracing::debug!("the configuration in the backup is not known yet: {error:#}");
+            String::new()
+        });
+        let (given, libraries) = (&self.request.preload, programs.libraries());
+        Preloaded::require(&configuration, given, &libraries)?;
+        for left_out in Preloaded::decide(&configuration, given, &libraries).notes() {
             tracing::warn!("{left_out}");
         }
         Ok(())
+    }
+
+    async fn configuration(&self, planned: &Planned) -> anyhow::Result<String> {
+        let backups = Backups::of(&planned.files_from, &planned.cluster);
+        let reader = backups.open(planned.plan.backup.id).await?;
+        configuration::in_backup(&reader).await
     }
 
     /// Restores into the directory.
