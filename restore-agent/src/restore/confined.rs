@@ -11,14 +11,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use walpoint_base::diagnostic::shown;
-use walpoint_base::durable;
+use walpoint_base::{durable, user};
 use walpoint_plan::restore::RestoreRequest;
+use walpoint_repo::backup::Backups;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 
 use super::beneath::Anchor;
 use super::decided::Decided;
-use super::owners::Owner;
+use super::owners::{Owner, Owners};
+use super::prepare::owner_of_root;
 use super::stand_in::StandIns;
 use super::start::ConfigurationFiles;
 use super::steps::RestoreMode;
@@ -139,6 +141,17 @@ impl ConfinedRestore<'_> {
             post_command: None,
         }
     }
+}
+
+/// Who will own the files of a restore, if not this process's user.
+pub(crate) async fn owner_of(planned: &Planned) -> anyhow::Result<Option<Owner>> {
+    if user::effective() != 0 {
+        return Ok(None);
+    }
+    let reader = Backups::of(&planned.files_from, &planned.cluster).open(planned.plan.backup.id).await?;
+    let facts = &reader.manifest().summary.facts;
+    let owners = Owners::of_backup(&facts.users, &facts.groups)?;
+    Ok(owner_of_root(&reader, &owners).await?.0)
 }
 
 /// Replaces the configuration files of a restored data directory. `original`: what these say.

@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use walpoint_base::user;
 use walpoint_plan::restore::RestoreRequest;
 use walpoint_repo::backup::Backups;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -46,9 +47,12 @@ pub(crate) use self::recovery::Reached;
 use self::recovery::Waiting;
 use self::server::Server;
 use crate::plan::{self, NoPlan, Planned};
-use crate::restore::confined::{ConfinedCluster, ConfinedRestore};
+use crate::restore::confined::{self, ConfinedCluster, ConfinedRestore};
 use crate::restore::owners::Owner;
 use crate::target::TargetArgs;
+
+/// Who runs programs for root where the owner of the files is not known: a user without rights, `nobody` of most systems.
+const UNPRIVILEGED: Owner = Owner { uid: 65534, gid: 65534 };
 
 /// Gives a read-only instance of a cluster at a moment of its past.
 pub(crate) trait OpenMoment {
@@ -182,6 +186,16 @@ impl<'a> ScratchRestore<'a> {
         made.await.context("the scratch directory could not be made")?
     }
 
+    /// Who runs programs before anything is restored: the user who will own the files.
+    async fn user_for(&self, planned: &Planned) -> ServerUser {
+        let owner = confined::owner_of(planned).await.unwrap_or_else(|error| {
+            tracing::debug!("the owner of the files is not known yet: {error:#}");
+            None
+        });
+        let is_root = user::effective() == 0;
+        ServerUser::of(owner.filter(|owner| owner.uid != 0).or(is_root.then_some(UNPRIVILEGED)))
+    }
+
     /// Decides which libraries are loaded, by the configuration in the backup: before anything else of it is read. A backup that cannot be
     /// read may have a stand-in, and the decision is made again with what was restored.
     async fn look_at_libraries(&self, planned: &Planned, programs: &Programs) -> anyhow::Result<()> {
@@ -189,7 +203,7 @@ impl<'a> ScratchRestore<'a> {
             tracing::debug!("the configuration in the backup is not known yet: {error:#}");
             String::new()
         });
-        let (given, libraries) = (&self.request.preload, programs.libraries());
+        let (given, libraries) = (&self.request.preload, programs.libraries(&self.user));
         Preloaded::require(&configuration, given, &libraries)?;
         for left_out in Preloaded::decide(&configuration, given, &libraries).notes() {
             tracing::warn!("{left_out}");
@@ -210,7 +224,7 @@ impl<'a> ScratchRestore<'a> {
             socket_directory: directory.socket(),
             major: planned.lineage.major,
             given: self.request.preload.clone(),
-            libraries: programs.libraries(),
+            libraries: programs.libraries(&self.user),
         };
         let notes = Arc::new(Mutex::new(Vec::new()));
         let left = Arc::clone(&notes);
@@ -244,7 +258,8 @@ impl<'a> ScratchRestore<'a> {
 impl OpenMoment for ScratchRestore<'_> {
     async fn open(&mut self, planned: Planned) -> Result<Instance, Failure> {
         let selection: Selection<StoreSettings> = self.common.select_to_read()?;
-        let programs = Programs::find(self.request.bindir.as_deref(), planned.lineage.major)?;
+        self.user = self.user_for(&planned).await;
+        let programs = Programs::find(self.request.bindir.as_deref(), planned.lineage.major, &self.user)?;
         self.programs = Some(programs.clone());
         self.look_at_libraries(&planned, &programs).await?;
         self.directory = Some(self.make_directory(&selection).await?);

@@ -1,11 +1,14 @@
-//! PostgreSQL's programs of the version that a backup needs.
+//! PostgreSQL's programs of the version that a backup needs. They are run as the server's user, also to ask for their version: their
+//! directory may be another user's.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use walpoint_base::PgMajor;
+
+use super::process::ServerUser;
 
 /// The server's program.
 const SERVER: &str = "postgres";
@@ -20,10 +23,10 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// Finds those of a version: where the command line says, else in `PATH` and where distributions put them.
-    pub(super) fn find(given: Option<&Path>, major: PgMajor) -> anyhow::Result<Self> {
+    pub(super) fn find(given: Option<&Path>, major: PgMajor, user: &ServerUser) -> anyhow::Result<Self> {
         if let Some(bindir) = given {
             let bindir = std::path::absolute(bindir)?;
-            let (version, of) = version_in(&bindir)?;
+            let (version, of) = version_in(&bindir, user)?;
             if of != major.get() {
                 bail!(
                     "--pg-bindir {} has PostgreSQL {of}, and the backup is of PostgreSQL {major}",
@@ -34,7 +37,7 @@ impl Programs {
         }
         let places = places(std::env::var_os("PATH").as_deref(), major);
         for bindir in places.iter().filter(|bindir| bindir.join(SERVER).is_file()) {
-            if let Ok((version, of)) = version_in(bindir)
+            if let Ok((version, of)) = version_in(bindir, user)
                 && of == major.get()
             {
                 return Ok(Self { bindir: bindir.clone(), version });
@@ -64,9 +67,10 @@ impl Programs {
     }
 
     /// Where the server looks for libraries (`$libdir`): what `pg_config` says, else the usual places beside the programs.
-    pub(super) fn libraries(&self) -> Vec<PathBuf> {
+    pub(super) fn libraries(&self, user: &ServerUser) -> Vec<PathBuf> {
         let told = self.optional("pg_config").and_then(|program| {
-            let output = Command::new(program).arg("--pkglibdir").stderr(Stdio::null()).output().ok()?;
+            let mut command = user.command(program.as_os_str());
+            let output = command.arg("--pkglibdir").current_dir("/").stderr(Stdio::null()).output().ok()?;
             let text = String::from_utf8(output.stdout).ok()?;
             Some(PathBuf::from(text.trim())).filter(|directory| directory.is_dir())
         });
@@ -98,9 +102,9 @@ fn places(path: Option<&OsStr>, major: PgMajor) -> Vec<PathBuf> {
 }
 
 /// The version of the server in a directory: what it prints, and the major version in it.
-fn version_in(bindir: &Path) -> anyhow::Result<(String, u8)> {
+fn version_in(bindir: &Path, user: &ServerUser) -> anyhow::Result<(String, u8)> {
     let program = bindir.join(SERVER);
-    let output = Command::new(&program).arg("--version").stdin(Stdio::null()).output();
+    let output = user.command(program.as_os_str()).arg("--version").current_dir("/").output();
     let output = output.with_context(|| format!("could not run \"{}\"", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let Some((version, major)) = read_version(&text).filter(|_| output.status.success()) else {
@@ -118,7 +122,10 @@ fn read_version(text: &str) -> Option<(&str, u8)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::restore::owners::Owner;
 
     #[test]
     fn versions_are_read_as_servers_print_them() {
@@ -135,17 +142,35 @@ mod tests {
         assert_eq!(places[..3], expected);
     }
 
+    /// A directory with a server that is a script.
+    fn installation(script: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let server = dir.path().join("postgres");
+        walpoint_base::durable::create(&server, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        for path in [dir.path(), &server] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        dir
+    }
+
     #[test]
     fn programs_of_another_version_are_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let script = dir.path().join("postgres");
-        walpoint_base::durable::create(&script, b"#!/bin/sh\necho 'postgres (PostgreSQL) 16.4'\n").unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let found = Programs::find(Some(dir.path()), PgMajor::new(16).unwrap()).unwrap();
-        assert_eq!(found.version, "16.4");
-        let error = Programs::find(Some(dir.path()), PgMajor::new(17).unwrap()).unwrap_err().to_string();
+        let dir = installation("echo 'postgres (PostgreSQL) 16.4'");
+        let user = ServerUser::default();
+        let find = |bindir: &Path, major| Programs::find(Some(bindir), PgMajor::new(major).unwrap(), &user);
+        assert_eq!(find(dir.path(), 16).unwrap().version, "16.4");
+        let error = find(dir.path(), 17).unwrap_err().to_string();
         assert!(error.contains("has PostgreSQL 16, and the backup is of PostgreSQL 17"), "{error}");
-        assert!(Programs::find(Some(&dir.path().join("none")), PgMajor::new(17).unwrap()).is_err());
+        assert!(find(&dir.path().join("none"), 17).is_err());
+    }
+
+    #[test]
+    fn programs_are_run_as_the_servers_user() {
+        let own = walpoint_base::user::effective();
+        let owner = (own == 0).then_some(Owner { uid: 65534, gid: 65534 });
+        let dir = installation("echo \"postgres (PostgreSQL) 16.$(id -u)\"");
+        let user = ServerUser::of(owner);
+        let found = Programs::find(Some(dir.path()), PgMajor::new(16).unwrap(), &user).unwrap();
+        assert_eq!(found.version, format!("16.{}", owner.map_or(own, |owner| owner.uid)));
     }
 }
