@@ -116,14 +116,27 @@ impl CommandOutput {
     }
 }
 
-/// Runs a command to its end and keeps the beginning of what it prints. After the limit it is killed, with what it started.
+/// The process group of a command that runs. It is killed when it is dropped: after the limit, and when the drill is interrupted.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.map(|group| kill_process_group(group, Signal::KILL)) {
+            tracing::debug!("a command was not ended: {error}");
+        }
+    }
+}
+
+/// Runs a command to its end and keeps the beginning of what it prints. After the limit it is killed, with what it started; so it is if
+/// this is dropped.
 pub(super) async fn output(
     command: std::process::Command,
     limit: Option<Duration>,
 ) -> anyhow::Result<CommandOutput> {
     let mut command = Command::from(command);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
-    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    // It has a process group of its own.
+    let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let ended = async {
         let (stdout, stderr) = tokio::join!(beginning(stdout), beginning(stderr));
@@ -134,13 +147,11 @@ pub(super) async fn output(
         Some(limit) => tokio::time::timeout(limit, ended).await.ok(),
     };
     let Some(result) = limited else {
-        // It has a process group of its own.
-        if let Some(Err(error)) = group.map(|group| kill_process_group(group, Signal::KILL)) {
-            tracing::debug!("a command that took too long was not ended: {error}");
-        }
         bail!("no answer within {}", human::span(limit.unwrap_or_default()));
     };
     let (status, stdout, stderr) = result?;
+    // Its number may be another's by now.
+    group.0 = None;
     Ok(CommandOutput { success: status.success(), status: status.to_string(), stdout, stderr })
 }
 
@@ -153,4 +164,49 @@ async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> String {
         kept.extend(buffer.iter().take(read.min(room)));
     }
     String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Whether a process runs: one that has ended and was not waited for shows no command line.
+    fn runs(pid: &str) -> bool {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+    }
+
+    #[tokio::test]
+    async fn what_a_command_started_ends_with_it_also_when_it_is_interrupted() {
+        let dir = tempfile::tempdir().unwrap();
+        for limit in [None, Some(Duration::from_secs(2))] {
+            let file = dir.path().join("pid");
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "sleep 600 & echo $! > \"$0.new\"; mv \"$0.new\" \"$0\"; wait"]).arg(&file);
+            command.process_group(0);
+            let running = output(command, limit);
+            let until = Instant::now() + Duration::from_secs(30);
+            let started = async {
+                while !file.exists() && Instant::now() < until {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            match limit {
+                // Interrupted once it has started another process.
+                None => tokio::select! {
+                    _ = running => panic!("it ended"),
+                    () = started => {}
+                },
+                Some(_) => assert!(running.await.unwrap_err().to_string().contains("no answer within 2s")),
+            }
+            let pid = std::fs::read_to_string(&file).unwrap();
+            while runs(pid.trim()) && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert!(!runs(pid.trim()), "{limit:?}");
+            std::fs::remove_file(&file).unwrap();
+        }
+    }
 }
