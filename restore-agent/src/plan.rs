@@ -130,7 +130,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &PlanArgs) -> Result<(), Fail
     let request = args.target.request(None, false, Timestamp::now(), None)?;
     match make(common, &request).await {
         Ok(planned) => print(common, &planned, &[]),
-        Err(no_plan) => refuse(common, no_plan),
+        Err(no_plan) => Err(refused(common, no_plan)),
     }
 }
 
@@ -315,18 +315,17 @@ pub(crate) fn print(
 }
 
 /// Tells why there is no plan, what is missing, and what can be reached.
-pub(crate) fn refuse(common: &CommonArgs, no_plan: NoPlan) -> Result<(), Failure> {
+pub(crate) fn refused(common: &CommonArgs, no_plan: NoPlan) -> Failure {
     match no_plan {
-        NoPlan::Failed(failure) => Err(failure),
+        NoPlan::Failed(failure) => failure,
         NoPlan::Unreachable(unreachable) => {
             let given = CommandLine::given();
+            let printed = match common.json {
+                true => output::json(&PlanReport::refusal(&unreachable, &given)),
+                false => output::text(&text::unreachable(&unreachable, &given)),
+            };
             let error = Diagnostic::new(refusal(&unreachable)).detail("Nothing was touched.").into();
-            if common.json {
-                output::json(&PlanReport::refusal(&unreachable, &given))?;
-            } else {
-                output::text(&text::unreachable(&unreachable, &given))?;
-            }
-            Err(Failure { status: FAILED, error })
+            printed.err().unwrap_or(Failure { status: FAILED, error })
         }
     }
 }

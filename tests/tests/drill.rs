@@ -261,8 +261,11 @@ fn what_fails_is_named_and_ends_with_3() {
     let missed = bed.drill(&["--skip", "amcheck", "--rto", "1ms"]).expect_status(3);
     assert!(missed.stderr.contains("the drill failed: 1 target missed"), "{missed:#?}");
     assert_eq!(bed.scratch(), [kept]);
-    let unreachable = bed.drill(&["--json", "--target-time", "2199-01-01 00:00:00Z"]).expect_status(1);
+    let unreachable = ["--json", "--target-time", "2199-01-01 00:00:00Z", "--report", page_path.as_str()];
+    let unreachable = bed.drill(&unreachable).expect_status(1);
     assert_eq!(json(&unreachable)["result"], "unreachable", "{unreachable:#?}");
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("Could not run") && !text.contains("Largest tables"), "{text}");
     let other = testbed::pg_program(16, "postgres").parent().unwrap().display().to_string();
     let wrong = bed.archived.agent.restore(&["drill", "--pg-bindir", &other]).expect_status(1);
     assert!(wrong.stderr.contains("has PostgreSQL 16, and the backup is of PostgreSQL 17"), "{wrong:#?}");

@@ -3,6 +3,8 @@
 //! Names of clusters, databases, tables and checks are others' words, and so are a server's messages: everything that is put into the
 //! page is escaped, and the page runs no script and loads nothing.
 
+use jiff::Timestamp;
+use walpoint_base::ClusterName;
 use walpoint_runtime::human;
 
 use super::document::{CheckOutcome, DrillReport, DrillResult, span};
@@ -16,19 +18,11 @@ vertical-align:top;overflow-wrap:anywhere}th{font-weight:600}td.n{text-align:rig
 
 /// The page.
 pub(super) fn page(report: &DrillReport) -> String {
-    let (class, verdict) = match report.result {
+    let verdict = match report.result {
         DrillResult::Passed => ("passed", "Passed"),
         DrillResult::Failed => ("failed", "Failed"),
     };
-    let cluster = escaped(report.cluster.as_str());
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>Restore drill of {cluster}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>Restore drill of {cluster}: <span class=\"{class}\">{verdict}</span></h1>\n\
-         <p class=\"sub\">{}</p>\n",
-        human::time(report.start_time)
-    );
+    let mut page = begin(Some(&report.cluster), verdict, report.start_time);
     facts(&mut page, report);
     checks(&mut page, report);
     tables(&mut page, report);
@@ -39,8 +33,33 @@ pub(super) fn page(report: &DrillReport) -> String {
         }
         page.push_str("</ul>\n");
     }
-    page.push_str("</body>\n</html>\n");
+    page.push_str(END);
     page
+}
+
+/// The page of a drill that could not be made: the page of an earlier one would be taken for it.
+pub(super) fn not_run(cluster: Option<&ClusterName>, started: Timestamp, why: &str) -> String {
+    let mut page = begin(cluster, ("failed", "Could not run"), started);
+    page.push_str(&format!("<p>{}</p>\n{END}", escaped(why).replace('\n', "<br>")));
+    page
+}
+
+const END: &str = "</body>\n</html>\n";
+
+/// The beginning of a page.
+fn begin(cluster: Option<&ClusterName>, (class, verdict): (&str, &str), started: Timestamp) -> String {
+    let title = cluster.map_or_else(
+        || "Restore drill".to_owned(),
+        |cluster| format!("Restore drill of {}", escaped(cluster.as_str())),
+    );
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}: <span class=\"{class}\">{verdict}</span></h1>\n\
+         <p class=\"sub\">{}</p>\n",
+        human::time(started)
+    )
 }
 
 fn facts(page: &mut String, report: &DrillReport) {
@@ -161,5 +180,17 @@ mod tests {
         let hostile = "<script>alert(1)</script>&\"'\u{202E}\u{7}\n";
         let text = escaped(hostile);
         assert_eq!(text, "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#39;\\u{202e}\\u{7}\n");
+    }
+
+    #[test]
+    fn a_drill_that_could_not_be_made_has_a_page_that_says_why() {
+        let (cluster, time) = ("main".parse().unwrap(), "2026-11-21T10:00:00Z".parse().unwrap());
+        let page = not_run(Some(&cluster), time, "no space\nHINT: <b>");
+        assert!(
+            page.contains("<h1>Restore drill of main: <span class=\"failed\">Could not run</span></h1>"),
+            "{page}"
+        );
+        assert!(page.contains("<p>no space<br>HINT: &lt;b&gt;</p>") && page.ends_with("</html>\n"), "{page}");
+        assert!(not_run(None, time, "x").contains("<title>Restore drill</title>"));
     }
 }

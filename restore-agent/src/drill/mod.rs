@@ -10,7 +10,8 @@
 //! | [`document`], [`text`], [`html`] | what was found, as JSON, for a person, and as a page |
 //!
 //! The copy itself is a scratch instance ([`crate::scratch`]). What always holds: it is stopped and removed whatever comes of the
-//! drill, unless a person asked to keep it. A kill leaves it to the next drill in the same place. Nothing is written to a repository.
+//! drill, unless a person asked to keep it. A kill leaves it to the next drill in the same place. Nothing is written to a repository. A page
+//! of an earlier drill does not outlive one that could not be made.
 
 mod amcheck;
 mod check_file;
@@ -24,7 +25,7 @@ mod run_check;
 mod tables;
 mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -32,7 +33,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use walpoint_base::durable;
 use walpoint_runtime::args::{self, CommonArgs, Selection};
-use walpoint_runtime::exit::{FAILED, FINDINGS, Failure};
+use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::{help, output, shutdown};
 use walpoint_storage::store::StoreSettings;
 
@@ -146,6 +147,40 @@ struct Drill<'a> {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &DrillArgs) -> Result<(), Failure> {
     let (began, started) = (Instant::now(), Timestamp::now());
+    let failure = match prepare_and_run(common, args, (began, started)).await {
+        Ok(Drilled { closed, result }) => return ended(result, closed),
+        Err(failure) => failure,
+    };
+    if let Some(file) = &args.report {
+        let selection: Option<Selection<StoreSettings>> = common.select_to_read().ok();
+        let cluster = selection.map(|selection| selection.cluster);
+        let why = walpoint_words::format_chain(&failure.error);
+        if let Err(error) = write_page(file, &html::not_run(cluster.as_ref(), started, &why)) {
+            tracing::warn!("{}", walpoint_words::format_chain(&error));
+        }
+    }
+    Err(failure)
+}
+
+/// What became of a drill that was made.
+struct Drilled {
+    /// Whether the copy was removed, or kept as it was asked for.
+    closed: anyhow::Result<()>,
+    /// What the drill itself ends with.
+    result: Result<(), Failure>,
+}
+
+/// What a drill ends with: its own failure says more than what became of the copy.
+fn ended(result: Result<(), Failure>, closed: anyhow::Result<()>) -> Result<(), Failure> {
+    result.and_then(|()| Ok(closed.context("the drill was made, and its copy could not be removed")?))
+}
+
+/// Makes the drill. An error: it could not be made.
+async fn prepare_and_run(
+    common: &CommonArgs,
+    args: &DrillArgs,
+    (began, started): (Instant, Timestamp),
+) -> Result<Drilled, Failure> {
     let mut checks: Vec<Check> = args.queries.iter().map(|sql| Check::of_query(sql)).collect();
     if let Some(file) = &args.checks {
         checks.extend(check_file::read(file).map_err(Failure::usage)?);
@@ -170,37 +205,48 @@ pub(crate) async fn run(common: &CommonArgs, args: &DrillArgs) -> Result<(), Fai
     };
     let planned = match planned {
         Ok(planned) => planned,
-        Err(no_plan) => return plan::refuse(common, no_plan),
+        Err(no_plan) => return Err(plan::refused(common, no_plan)),
     };
     let drilled = tokio::select! {
         drilled = drill.carry_out(&mut scratch, planned) => drilled,
         () = interrupted.cancelled() => Err(stopped()),
     };
     let closed = scratch.close().await;
-    let mut report = match (drilled, &closed) {
-        (Ok(report), _) => report,
-        (Err(failure), Ok(kept)) => {
-            if let Some(kept) = kept {
+    if let Err(left) = &closed {
+        tracing::warn!("{}", walpoint_words::format_chain(left));
+    }
+    match drilled {
+        Ok(mut report) => {
+            if let Ok(Some(kept)) = &closed {
+                report.keep(kept);
+            }
+            let printed = drill.print(&report);
+            Ok(Drilled { closed: closed.map(drop), result: verdict(&report, printed) })
+        }
+        Err(failure) => {
+            if let Ok(Some(kept)) = &closed {
                 tracing::warn!("\"{}\" was kept", kept.directory.display());
             }
-            return Err(failure);
-        }
-        (Err(failure), Err(left)) => {
-            tracing::warn!("{}", walpoint_words::format_chain(left));
-            return Err(failure);
-        }
-    };
-    if let Ok(Some(kept)) = &closed {
-        report.keep(kept);
-    }
-    drill.print(&report)?;
-    closed.context("the drill was made, and its copy could not be removed")?;
-    match (report.result, report.failed(), report.missed.len()) {
-        (DrillResult::Passed, ..) => Ok(()),
-        (DrillResult::Failed, failed, missed) => {
-            Err(Failure { status: FINDINGS, error: anyhow!(failed_by(failed, missed)) })
+            Err(failure)
         }
     }
+}
+
+/// What a drill ends with. A report that could not be printed or written changes nothing of what was found.
+fn verdict(report: &DrillReport, printed: Result<(), Failure>) -> Result<(), Failure> {
+    if report.result == DrillResult::Passed {
+        return printed;
+    }
+    if let Err(failure) = printed {
+        tracing::warn!("{}", walpoint_words::format_chain(&failure.error));
+    }
+    let error = anyhow!(failed_by(report.failed(), report.missed.len()));
+    Err(Failure { status: FINDINGS, error })
+}
+
+fn write_page(file: &Path, page: &str) -> anyhow::Result<()> {
+    durable::replace(file, page.as_bytes(), 0o644)
+        .with_context(|| format!("could not write --report {}", file.display()))
 }
 
 /// By what a drill failed.
@@ -400,15 +446,13 @@ impl Drill<'_> {
 
     /// Prints the report, and writes the page.
     fn print(&self, report: &DrillReport) -> Result<(), Failure> {
+        // The page is written also where nothing can be printed.
+        let written = self.args.report.as_ref().map_or(Ok(()), |file| write_page(file, &html::page(report)));
         match self.common.json {
             true => output::json(&DrillDocument::Drilled(report))?,
             false => output::text(&text::report(report))?,
         }
-        let Some(file) = &self.args.report else { return Ok(()) };
-        durable::replace(file, html::page(report).as_bytes(), 0o644).map_err(|error| Failure {
-            status: FAILED,
-            error: anyhow::Error::from(error).context(format!("could not write --report {}", file.display())),
-        })
+        Ok(written?)
     }
 }
 
@@ -428,4 +472,21 @@ async fn page_checksums(scratch: &ScratchRestore<'_>) -> anyhow::Result<Outcome>
         )),
         Ok(Some(pages)) => Outcome::Passed(Some(format!("{} pages", pages.verified))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_drill_found_counts_before_what_became_of_its_copy() {
+        let found = || Err(Failure { status: FINDINGS, error: anyhow!("the drill failed: 1 check failed") });
+        let left = || Err(anyhow!("could not remove the scratch directory"));
+        assert_eq!(ended(found(), left()).unwrap_err().status, FINDINGS);
+        assert_eq!(ended(found(), Ok(())).unwrap_err().status, FINDINGS);
+        let failure = ended(Ok(()), left()).unwrap_err();
+        assert_ne!(failure.status, FINDINGS);
+        assert!(format!("{:#}", failure.error).contains("could not remove"), "{:#}", failure.error);
+        assert!(ended(Ok(()), Ok(())).is_ok());
+    }
 }

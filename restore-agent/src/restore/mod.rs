@@ -263,7 +263,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     }
     let mut planned = match plan::make(common, &request).await {
         Ok(planned) => planned,
-        Err(no_plan) => return plan::refuse(common, no_plan),
+        Err(no_plan) => return Err(plan::refused(common, no_plan)),
     };
     let mut stand_ins = StandIns::default();
     let mut pre_command = args.pre_command.as_deref();
