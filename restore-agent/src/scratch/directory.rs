@@ -81,8 +81,8 @@ pub(super) fn default_place() -> PathBuf {
 }
 
 impl ScratchDirectory {
-    /// Makes a fresh one in a place.
-    pub(super) fn fresh(place: &Path, cluster: &ClusterName) -> anyhow::Result<Self> {
+    /// Makes a fresh one in a place. `kept`: no later run removes it, whatever becomes of this one.
+    pub(super) fn fresh(place: &Path, cluster: &ClusterName, kept: bool) -> anyhow::Result<Self> {
         let real = place.canonicalize().with_context(|| {
             format!(
                 "could not make a scratch directory in \"{}\"\nHINT: Set scratch_directory in the configuration, or give \
@@ -92,11 +92,11 @@ impl ScratchDirectory {
         })?;
         let mut random = rand::rng();
         let path = real.join(format!("{PREFIX}{:016x}", random.random::<u64>()));
-        Self::make(&path, cluster, true)
+        Self::make(&path, cluster, (true, kept))
     }
 
     /// Takes the directory that a person named: a new one, an empty one, or one that a killed run left.
-    pub(super) fn given(path: &Path, cluster: &ClusterName) -> anyhow::Result<Self> {
+    pub(super) fn given(path: &Path, cluster: &ClusterName, kept: bool) -> anyhow::Result<Self> {
         let path = std::path::absolute(path)?;
         let shown = path.display();
         let meta = match fs::symlink_metadata(&path) {
@@ -104,7 +104,7 @@ impl ScratchDirectory {
                 let parent = path.parent().unwrap_or(Path::new("/")).canonicalize();
                 let parent =
                     parent.with_context(|| format!("could not make the scratch directory \"{shown}\""))?;
-                return Self::make(&parent.join(path.file_name().unwrap_or_default()), cluster, true);
+                return Self::make(&parent.join(path.file_name().unwrap_or_default()), cluster, (true, kept));
             }
             meta => meta.with_context(|| format!("could not look at \"{shown}\""))?,
         };
@@ -126,10 +126,10 @@ impl ScratchDirectory {
                 "\"{shown}\" is not empty (it holds {example:?}): nothing was changed\nHINT: Give a new or an empty directory."
             );
         }
-        Self::make(&path, cluster, false)
+        Self::make(&path, cluster, (false, kept))
     }
 
-    fn make(path: &Path, cluster: &ClusterName, new: bool) -> anyhow::Result<Self> {
+    fn make(path: &Path, cluster: &ClusterName, (new, kept): (bool, bool)) -> anyhow::Result<Self> {
         let socket = path.join(SOCKET).join(".s.PGSQL.5432");
         let length = socket.as_os_str().len();
         if length > LONGEST_SOCKET {
@@ -154,7 +154,7 @@ impl ScratchDirectory {
             device: meta.dev(),
             inode: meta.ino(),
             made: new,
-            kept: false,
+            kept,
             cluster: cluster.to_string(),
             started: Timestamp::now(),
         };
@@ -197,14 +197,6 @@ impl ScratchDirectory {
             made => made.with_context(context)?,
         }
         owner.map_or(Ok(()), |owner| owner.give(&socket)).with_context(context)
-    }
-
-    /// Leaves it as it is: no later run removes it.
-    pub(super) fn keep(&mut self) -> anyhow::Result<()> {
-        self.mark.kept = true;
-        let text = serde_json::to_vec_pretty(&self.mark)?;
-        durable::replace(&self.path.join(MARK), &text, 0o600)
-            .with_context(|| format!("could not mark \"{}\" as kept", self.path.display()))
     }
 
     /// Removes it and all that is in it.
@@ -282,20 +274,30 @@ fn remove_once(directory: &Path, made: bool) -> io::Result<()> {
     if made { fs::remove_dir(directory) } else { Ok(()) }
 }
 
-/// Removes what killed runs left, and makes the directory.
+/// Removes what killed runs left, and makes the directory; see [`ScratchDirectory::fresh`]. Nothing is removed where another user could put
+/// something else in its place.
 pub(super) fn made(
     given: Option<PathBuf>,
     place: &Path,
     cluster: &ClusterName,
+    kept: bool,
 ) -> anyhow::Result<ScratchDirectory> {
+    let place = match &given {
+        Some(path) => std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default(),
+        None => place.to_owned(),
+    };
+    // What is not there has nothing that could be removed.
+    if let Ok(real) = place.canonicalize() {
+        require_own_way(&real)?;
+    }
     match given {
         Some(path) => {
             leftover::remove_one(&path);
-            ScratchDirectory::given(&path, cluster)
+            ScratchDirectory::given(&path, cluster, kept)
         }
         None => {
-            leftover::remove_all(place);
-            ScratchDirectory::fresh(place, cluster)
+            leftover::remove_all(&place);
+            ScratchDirectory::fresh(&place, cluster, kept)
         }
     }
 }

@@ -134,9 +134,8 @@ mod tests {
     fn what_a_run_that_lives_holds_or_a_person_keeps_stays() {
         let place = place();
         let cluster = "main".parse().unwrap();
-        let living = ScratchDirectory::fresh(place.path(), &cluster).unwrap();
-        let mut kept = ScratchDirectory::fresh(place.path(), &cluster).unwrap();
-        kept.keep().unwrap();
+        let living = ScratchDirectory::fresh(place.path(), &cluster, false).unwrap();
+        let kept = ScratchDirectory::fresh(place.path(), &cluster, true).unwrap();
         let (living_path, kept_path) = (living.path().to_owned(), kept.path().to_owned());
         drop(kept);
         remove_all(place.path());
@@ -151,7 +150,7 @@ mod tests {
     fn a_directory_without_a_mark_of_its_own_stays() {
         let place = place();
         let cluster = "main".parse().unwrap();
-        let original = ScratchDirectory::fresh(place.path(), &cluster).unwrap();
+        let original = ScratchDirectory::fresh(place.path(), &cluster, false).unwrap();
         let copy = place.path().join(format!("{PREFIX}copy"));
         fs::create_dir_all(copy.join("data")).unwrap();
         fs::copy(original.path().join(MARK), copy.join(MARK)).unwrap();
@@ -168,19 +167,38 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_removed_where_others_can_rename_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = place();
+        let cluster = "main".parse().unwrap();
+        let left = ScratchDirectory::fresh(place.path(), &cluster, false).unwrap();
+        let path = left.path().to_owned();
+        drop(left);
+        let mode = |mode| fs::set_permissions(place.path(), fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o777);
+        for given in [None, Some(path.clone())] {
+            let error = directory::made(given, place.path(), &cluster, false).unwrap_err().to_string();
+            assert!(error.contains("other users can rename") && path.join(MARK).exists(), "{error}");
+        }
+        mode(0o1777);
+        let made = directory::made(None, place.path(), &cluster, false).unwrap();
+        assert!(made.path().exists() && !path.exists());
+    }
+
+    #[test]
     fn a_given_directory_is_emptied_and_stays() {
         let place = place();
         let cluster = "main".parse().unwrap();
         let given = place.path().join("given");
         fs::create_dir(&given).unwrap();
-        let directory = ScratchDirectory::given(&given, &cluster).unwrap();
+        let directory = ScratchDirectory::given(&given, &cluster, false).unwrap();
         fs::create_dir_all(directory.data()).unwrap();
         drop(directory);
-        assert!(ScratchDirectory::given(&given, &cluster).unwrap_err().to_string().contains("not empty"));
+        assert!(ScratchDirectory::given(&given, &cluster, false).unwrap_err().to_string().contains("not empty"));
         remove_one(&given);
-        ScratchDirectory::given(&given, &cluster).unwrap().remove().unwrap();
+        ScratchDirectory::given(&given, &cluster, false).unwrap().remove().unwrap();
         assert_eq!(fs::read_dir(&given).unwrap().count(), 0);
         durable::create(&given.join("precious"), b"x").unwrap();
-        assert!(ScratchDirectory::given(&given, &cluster).is_err());
+        assert!(ScratchDirectory::given(&given, &cluster, false).is_err());
     }
 }

@@ -13,7 +13,7 @@
 //! What always holds: the server listens only on a Unix socket in a directory that PostgreSQL's user alone can enter; it takes no
 //! setting of the original that leads outside, archives nothing, follows no primary and no publisher, and runs no job of an extension.
 //! Everything that is written lies in the scratch directory. A crash leaves the directory and perhaps the server; the next run in the
-//! same place ends and removes both ([`leftover`]).
+//! same place ends and removes both ([`leftover`]), unless the directory was to be kept.
 
 mod configuration;
 mod directory;
@@ -182,7 +182,8 @@ impl<'a> ScratchRestore<'a> {
         let configured = selection.settings.scratch_directory.clone();
         let place = configured.unwrap_or_else(directory::default_place);
         let (given, cluster) = (self.request.directory.clone(), selection.cluster.clone());
-        let made = tokio::task::spawn_blocking(move || directory::made(given, &place, &cluster));
+        let kept = self.request.keep;
+        let made = tokio::task::spawn_blocking(move || directory::made(given, &place, &cluster, kept));
         made.await.context("the scratch directory could not be made")?
     }
 
@@ -291,14 +292,13 @@ impl OpenMoment for ScratchRestore<'_> {
 
     async fn close(&mut self) -> anyhow::Result<Option<Kept>> {
         let stopped = self.stop().await;
-        let Some(mut directory) = self.directory.take() else { return Ok(None) };
+        let Some(directory) = self.directory.take() else { return Ok(None) };
         // What still runs uses the files: a later run removes them.
         stopped?;
         if !self.request.keep {
             let removed = tokio::task::spawn_blocking(move || directory.remove());
             return removed.await.context("the scratch directory could not be removed")?.map(|()| None);
         }
-        directory.keep()?;
         let start = self.programs.as_ref().filter(|_| self.restored.is_some());
         let start_command = start.map(|programs| self.user.start_command(programs, &directory.data()));
         let socket_directory = directory.socket();
