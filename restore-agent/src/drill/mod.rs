@@ -398,7 +398,7 @@ impl Drill<'_> {
         let restored = scratch.restored().context("nothing was restored")?;
         let planned = &restored.planned;
         let selection: Selection<StoreSettings> = self.common.select_to_read()?;
-        let known = list::newest_commit(&selection, planned.lineage.id).await;
+        let known = list::newest_commit(&selection, planned.lineage.id, planned.plan.timeline).await;
         let newest = measure::newest_commit(planned, instance, known);
         let has_failed = findings.checks.iter().any(CheckResult::has_failed);
         let measured = Measured {

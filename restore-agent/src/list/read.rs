@@ -2,7 +2,7 @@
 
 use anyhow::anyhow;
 use futures_util::future::join_all;
-use walpoint_base::{BackupId, ClusterName, LineageId, PgTimestamp};
+use walpoint_base::{BackupId, ClusterName, LineageId, PgTimestamp, TimelineId};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::status::ClusterStatus;
 use walpoint_repo::catalog::{Catalog, Newest};
@@ -64,19 +64,30 @@ pub(super) fn nothing_listed(cluster: &ClusterName, listed: &[Listed]) -> Failur
     }
 }
 
-/// The latest commit of a lineage that can be recovered, on whichever timeline; `None` if no repository that can be read shows one.
+/// The latest commit of a lineage that can be recovered on the path to a timeline; `None` if no repository that can be read shows one.
 pub(crate) async fn newest_commit(
     selection: &Selection<StoreSettings>,
     lineage: LineageId,
+    timeline: TimelineId,
 ) -> Option<PgTimestamp> {
     let newest = Newest { backups: 0, restore_points: 0 };
     let read = selection.repositories.iter();
     let read = read.map(|(name, settings)| Listed::of(name, settings, &selection.cluster, newest));
     let listed = join_all(read).await;
+    latest_time(&listed, lineage, timeline)
+}
+
+/// The latest time in what was listed of a timeline. Others have commits of their own.
+pub(super) fn latest_time(
+    listed: &[Listed],
+    lineage: LineageId,
+    timeline: TimelineId,
+) -> Option<PgTimestamp> {
     let contents = listed.iter().filter_map(|one| one.contents.as_ref().ok());
     let lineages = contents.flat_map(|contents| &contents.status.lineages);
     let timelines = lineages.filter(|one| one.lineage == lineage).flat_map(|one| &one.timelines);
-    timelines.flat_map(|timeline| &timeline.windows).filter_map(|window| window.until_time).max()
+    let windows = timelines.filter(|one| one.timeline == timeline).flat_map(|one| &one.windows);
+    windows.filter_map(|window| window.until_time).max()
 }
 
 /// What a repository holds of a cluster.

@@ -318,3 +318,16 @@ fn the_document_has_what_was_asked_for() {
     assert!(near.get("restore_points").is_none() && near.get("windows").is_none(), "{near}");
     assert!(near["backups"].is_array(), "{near}");
 }
+
+#[test]
+fn only_the_timelines_own_commits_count_for_it() {
+    let mut of = lineage("1-1", &[1, 2], Vec::new());
+    for (timeline, until) in of.timelines.iter_mut().zip(["2026-11-21T12:00:00Z", "2026-11-21T11:00:00Z"]) {
+        timeline.windows[0].until_time = Some(time(until));
+    }
+    let listed = [listed(vec![of.clone()], Vec::new()), unreadable()];
+    let latest = |timeline| read::latest_time(&listed, of.lineage, TimelineId::new(timeline).unwrap());
+    assert_eq!(latest(1), Some(time("2026-11-21T12:00:00Z")));
+    assert_eq!(latest(2), Some(time("2026-11-21T11:00:00Z")));
+    assert_eq!(latest(3), None);
+}

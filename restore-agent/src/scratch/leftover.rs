@@ -194,7 +194,9 @@ mod tests {
         let directory = ScratchDirectory::given(&given, &cluster, false).unwrap();
         fs::create_dir_all(directory.data()).unwrap();
         drop(directory);
-        assert!(ScratchDirectory::given(&given, &cluster, false).unwrap_err().to_string().contains("not empty"));
+        assert!(
+            ScratchDirectory::given(&given, &cluster, false).unwrap_err().to_string().contains("not empty")
+        );
         remove_one(&given);
         ScratchDirectory::given(&given, &cluster, false).unwrap().remove().unwrap();
         assert_eq!(fs::read_dir(&given).unwrap().count(), 0);
