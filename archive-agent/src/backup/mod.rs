@@ -93,8 +93,10 @@ pub(crate) struct BackupArgs {
     /// Start with a spread checkpoint, which spreads out the I/O and may take minutes.
     #[arg(long, conflicts_with = "fast", help_heading = READ)]
     spread: bool,
-    /// Store at most so many bytes a second, in all repositories together, such as 20MiB; 0 for no limit [default: max_rate of the
-    /// configuration].
+    /// Limit the rate to SIZE per second (for example 20MiB; 0 for no limit) of what is stored in all repositories together [default:
+    /// max_rate of the configuration].
+    ///
+    /// This is an average: single seconds may exceed it.
     #[arg(long, value_name = "SIZE", help_heading = STORED)]
     max_rate: Option<ByteSize>,
     /// Start even if another backup of the cluster holds the lease. If that backup is still running, both continue. Do not start a

@@ -30,8 +30,12 @@ struct Facts {
     streams: bool,
     at_once: bool,
     flush_interval: Duration,
-    /// Whether a client of that name receives WAL now; `None` on a standby, where no commit waits.
-    connected: Option<bool>,
+    /// The names of the clients that receive WAL now.
+    receivers: Vec<String>,
+    /// Whether this is a standby, where no commit waits.
+    in_recovery: bool,
+    /// Whether nothing limits the WAL that the slot keeps, although the configuration has a limit for WAL that waits.
+    unlimited: bool,
     /// `synchronous_commit`: where it is set, and to what.
     levels: Vec<(String, String)>,
 }
@@ -44,14 +48,31 @@ pub(super) async fn settings(
     (cluster, settings): (&ClusterName, &ClusterSettings),
 ) {
     let Some(facts) = report.take(WHAT, gather(server, identity, (cluster, settings)).await) else { return };
+    report_all(report, &facts);
+}
+
+fn report_all(report: &mut CheckReport, facts: &Facts) {
+    // No commit waits there, and the settings may be a copy of another server's.
+    if facts.in_recovery {
+        return;
+    }
     match StandbyNames::parse(&facts.written) {
-        Ok(Some(names)) => judge(report, &facts, &names),
-        Ok(None) => unused(report, &facts),
+        Ok(Some(names)) => judge(report, facts, &names),
+        Ok(None) => unused(report, facts),
         Err(error) => {
             let found = format!("{} cannot be read: {error}", facts.setting());
             let advice = "Check that this version of Walpoint is the newest one that knows this PostgreSQL.";
             report.warning(WHAT, found, advice);
         }
+    }
+    if facts.unlimited {
+        report.warning(
+            WHAT,
+            "queue_max does not limit the WAL that the replication slot keeps\nDETAIL: With synchronous = true the daemon lets go of no \
+             WAL that is not stored, and max_slot_wal_keep_size is not set in PostgreSQL."
+                .to_owned(),
+            "Set max_slot_wal_keep_size: beyond it, the server removes WAL that was not streamed.",
+        );
     }
 }
 
@@ -68,10 +89,18 @@ async fn gather(
         streams: rules.enabled,
         at_once: rules.synchronous,
         flush_interval: config::duration(rules.flush_interval),
-        connected: None,
+        receivers: Vec::new(),
+        in_recovery: identity.in_recovery,
+        unlimited: false,
         levels: Vec::new(),
         name,
     };
+    if facts.in_recovery {
+        return Ok(facts);
+    }
+    if facts.streams && facts.at_once && settings.queue_max.is_some() {
+        facts.unlimited = server.setting("max_slot_wal_keep_size").await?.is_some_and(|limit| limit == "-1");
+    }
     let names = StandbyNames::parse(&facts.written).ok().flatten();
     // A standby that carries the name is not looked for where nothing says that it is this stream.
     let concerned =
@@ -79,11 +108,7 @@ async fn gather(
     if !concerned {
         return Ok(facts);
     }
-    if !identity.in_recovery {
-        let receivers = server.receivers().await?;
-        let is_ours = |name: &String| name.eq_ignore_ascii_case(&facts.name);
-        facts.connected = Some(receivers.iter().any(|one| one.name.as_ref().is_some_and(is_ours)));
-    }
+    facts.receivers = server.receivers().await?.into_iter().filter_map(|one| one.name).collect();
     if facts.streams {
         let exceptions = server.commit_exceptions().await?;
         let mut walsender = session::walsender(settings, server).await?;
@@ -113,12 +138,17 @@ impl Facts {
     }
 
     fn confirms(&self, names: &StandbyNames) -> bool {
-        names.confirmation(&self.name) != Confirmation::NotNamed
+        names.confirmation(&self.name, &self.receivers) != Confirmation::NotNamed
+    }
+
+    /// Whether a client of the stream's name receives WAL now.
+    fn is_connected(&self) -> bool {
+        self.receivers.iter().any(|name| name.eq_ignore_ascii_case(&self.name))
     }
 }
 
 fn judge(report: &mut CheckReport, facts: &Facts, names: &StandbyNames) {
-    let confirmation = names.confirmation(&facts.name);
+    let confirmation = names.confirmation(&facts.name, &facts.receivers);
     if !facts.streams {
         if names.has(&facts.name) {
             not_streaming(report, facts, confirmation);
@@ -137,7 +167,7 @@ fn judge(report: &mut CheckReport, facts: &Facts, names: &StandbyNames) {
         String::new()
     };
     report.graded(WHAT, grade, format!("{means} ({}){waits}", facts.setting()));
-    if facts.connected == Some(false) {
+    if !facts.is_connected() {
         away(report, facts, confirmation);
     }
     if !facts.at_once {
@@ -150,7 +180,7 @@ fn judge(report: &mut CheckReport, facts: &Facts, names: &StandbyNames) {
         report.warning(WHAT, found, "Set synchronous = true there, and reload the daemon.");
     }
     for (place, value) in &facts.levels {
-        level(report, (place, value), names.applies_without(&facts.name));
+        level(report, (place, value), names.applies_without(&facts.name, &facts.receivers));
     }
 }
 
@@ -181,7 +211,7 @@ fn meaning(confirmation: Confirmation) -> (Grade, &'static str) {
 
 /// Nothing streams here, and commits may wait for it.
 fn not_streaming(report: &mut CheckReport, facts: &Facts, confirmation: Confirmation) {
-    if facts.connected == Some(true) {
+    if facts.is_connected() {
         // Another program, or another configuration, has the name.
         return;
     }
@@ -294,17 +324,16 @@ mod tests {
             streams: true,
             at_once: true,
             flush_interval: Duration::from_secs(1),
-            connected: Some(true),
+            receivers: vec!["walpoint".to_owned()],
+            in_recovery: false,
+            unlimited: false,
             levels: vec![("on this server".to_owned(), "on".to_owned())],
         }
     }
 
     fn lines(facts: &Facts) -> Vec<(Grade, String)> {
         let mut report = CheckReport::default();
-        match StandbyNames::parse(&facts.written).unwrap() {
-            Some(names) => judge(&mut report, facts, &names),
-            None => unused(&mut report, facts),
-        }
+        report_all(&mut report, facts);
         report.lines().iter().map(|line| (line.grade, line.found.clone())).collect()
     }
 
@@ -366,15 +395,36 @@ mod tests {
 
     #[test]
     fn commits_that_hang_now_are_a_failure() {
-        let away = |written: &str| Facts { connected: Some(false), ..facts(written) };
+        let away = |written: &str| Facts { receivers: Vec::new(), ..facts(written) };
         has(&away("walpoint"), Grade::Failed, "receives WAL from this server: commits hang");
         has(&away("ANY 1 (walpoint, a)"), Grade::Warning, "confirmed without Walpoint, or hang");
-        let off = |written: &str, connected| Facts { streams: false, connected, ..facts(written) };
-        has(&off("walpoint", Some(false)), Grade::Failed, "is not enabled: commits hang");
-        has(&off("a, walpoint", Some(false)), Grade::Warning, "confirms no commit");
-        assert_eq!(lines(&off("walpoint", Some(true))), []);
-        assert_eq!(lines(&off("*", Some(false))), [], "any other standby confirms them");
-        assert_eq!(lines(&off("", None)), []);
+        let off = |written: &str| Facts { streams: false, ..away(written) };
+        has(&off("walpoint"), Grade::Failed, "is not enabled: commits hang");
+        has(&off("a, walpoint"), Grade::Warning, "confirms no commit");
+        assert_eq!(lines(&Facts { streams: false, ..facts("walpoint") }), []);
+        assert_eq!(lines(&off("*")), [], "any other standby confirms them");
+        assert_eq!(lines(&off("")), []);
+    }
+
+    #[test]
+    fn on_a_standby_no_commit_waits() {
+        for streams in [false, true] {
+            let away = Facts { streams, receivers: Vec::new(), ..facts("walpoint") };
+            assert!(!lines(&away).is_empty());
+            assert_eq!(lines(&Facts { in_recovery: true, ..away }), []);
+        }
+    }
+
+    #[test]
+    fn standbys_under_one_name_confirm_in_its_place() {
+        let receivers = ["walpoint", "walreceiver", "walreceiver"].map(str::to_owned).to_vec();
+        let both = Facts { receivers, ..facts("FIRST 2 (walreceiver, walpoint)") };
+        has(&both, Grade::Ok, "only while a standby before it");
+    }
+
+    #[test]
+    fn a_slot_without_a_limit_is_found() {
+        has(&Facts { unlimited: true, ..facts("walpoint") }, Grade::Warning, "queue_max does not limit");
     }
 
     #[test]

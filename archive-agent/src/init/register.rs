@@ -3,6 +3,7 @@
 mod behind_fork;
 mod elsewhere;
 mod numbered;
+mod on_record;
 mod split_off;
 mod superseding;
 
@@ -168,6 +169,9 @@ struct Registration<'a> {
     control: &'a ControlFile,
     /// The repositories of the configuration that acknowledge.
     ack: Vec<AckMember>,
+    /// Those that are on record where the server has its lineage already. A lineage that is made for it in another repository begins
+    /// with them: those of the configuration join on record where the others are.
+    recorded: Vec<AckMember>,
     /// The lineage that is begun in all repositories.
     begun: Option<CommonBeginning>,
     /// The one that the server has in other repositories, unless one is begun.
@@ -189,7 +193,7 @@ impl<'a> Registration<'a> {
         let required = plan.settings.ack_set();
         let ack = here.iter().filter(|here| required.iter().any(|name| name == here.name()));
         let ack = ack.map(|here| AckMember { name: here.name().to_owned(), repository: here.id() }).collect();
-        let (mut begun, mut elsewhere, mut after) = (None, None, 0);
+        let (mut begun, mut elsewhere, mut after, mut found) = (None, None, 0, Vec::new());
         if args.new_lineage {
             after = last_lineage(opened, plan, control).await?;
             let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
@@ -199,10 +203,15 @@ impl<'a> Registration<'a> {
             // What is made now has the number that the server has in the other repositories.
             for repository in here.into_iter().filter(|_| elsewhere.is_none()) {
                 let first = repository.lineage_for(&plan.cluster, control.system_id).await?;
-                after = after.max(first.map_or(0, |first| first.id.n.saturating_sub(1)));
+                after = after.max(first.as_ref().map_or(0, |first| first.id.n.saturating_sub(1)));
+                found.extend(first.map(|first| (first, repository.clone())));
             }
         }
-        Ok(Self { plan, control, ack, begun, elsewhere, after, lost: &args.lost_repo })
+        let recorded = match &elsewhere {
+            Some(elsewhere) => elsewhere.members.clone(),
+            None => on_record::members_of_all(&found).await?,
+        };
+        Ok(Self { plan, control, ack, recorded, begun, elsewhere, after, lost: &args.lost_repo })
     }
 
     /// Joins the cluster's lineage in a repository, or begins it there.
@@ -269,7 +278,7 @@ impl<'a> Registration<'a> {
             wal_block_size: control.wal_block_size,
             block_size: control.block_size,
             relation_segment_blocks: control.relation_segment_blocks,
-            ack: self.ack.clone(),
+            ack: if self.recorded.is_empty() { self.ack.clone() } else { self.recorded.clone() },
         };
         if let Some(elsewhere) = elsewhere {
             let parent = elsewhere.parent(repository).await?;
@@ -310,7 +319,7 @@ impl<'a> Registration<'a> {
         let (mut registered, mut refused) = (Vec::new(), None);
         // Those that are named as lost and acknowledge nowhere, nor did.
         let mut unknown = self.lost.to_vec();
-        for Joined { opened, lineage, created } in joined {
+        for Joined { opened, lineage, created } in on_record::in_order(joined).await? {
             let repository = &opened.repository;
             if *created && self.elsewhere.is_some() && !opened.created {
                 report.warning(
@@ -342,6 +351,10 @@ impl<'a> Registration<'a> {
                 secret_source: repository.opened_by().map(|(source, _)| source.to_string()),
             });
         }
+        let place = |one: &RegisteredCluster| {
+            joined.iter().position(|j| j.opened.repository.name() == one.repository)
+        };
+        registered.sort_by_key(place);
         let refused = refused.or_else(|| never_acknowledged(&unknown, &self.plan.cluster));
         Ok((registered, refused))
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName, dropped};
 use walpoint_pg::wal::WalIdentity;
+use walpoint_repo::catalog::{newer_than, stored_histories};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
 
@@ -109,23 +110,24 @@ impl Watch {
         let Some((done, at)) = marks.done.filter(|(done, _)| self.arrived() != Some(*done)) else {
             return Ok(None);
         };
-        self.is_missing(uploader, &cluster, done, at > self.since).await
+        self.is_missing(uploader, &cluster, done, at).await
     }
 
-    /// Whether no repository has a segment that was marked as archived. `counts`: whether that is known to be this server's archiver's
+    /// Whether no repository has a segment that was marked as archived at that time, if that is known to be this server's archiver's
     /// doing.
     async fn is_missing(
         &self,
         uploader: &Uploader,
         cluster: &WalIdentity,
         done: SegmentName,
-        mut counts: bool,
+        at: i64,
     ) -> anyhow::Result<Option<Bypass>> {
+        let mut counts = at > self.since;
         for target in uploader.targets().iter().filter(|target| target.acknowledges) {
             // What cannot be read may be there, and what is damaged was stored.
             let Ok(archive) = target.archive(cluster).await else { return Ok(None) };
             match has(&archive, done).await {
-                Ok(false) if may_have_expired(&archive, done.timeline).await.unwrap_or(true) => {
+                Ok(false) if may_have_expired(&archive, done.timeline, at).await.unwrap_or(true) => {
                     return Ok(None);
                 }
                 Ok(false) => {}
@@ -187,13 +189,18 @@ async fn has_wal_before(archive: &WalArchive, wal: &Path, timeline: TimelineId) 
     Ok(false)
 }
 
-/// Whether `expire` may have deleted all WAL of a timeline: another server went on from it, or it was settled as abandoned. The WAL of
-/// the newest one always stays.
-async fn may_have_expired(archive: &WalArchive, timeline: TimelineId) -> Result<bool, RepoError> {
+/// Whether `expire` may have deleted all WAL of a timeline by now, of which a segment was marked at that time, in seconds since 1970:
+/// another server went on from it since then, or it was settled as abandoned. What is marked behind another server's promotion belongs to
+/// a timeline that is written beside, and the WAL of that one and of the newest one stays.
+async fn may_have_expired(archive: &WalArchive, timeline: TimelineId, at: i64) -> Result<bool, RepoError> {
     let listed = archive.all_histories().await?;
     let abandoned = archive.still_abandoned(&listed.abandoned).await?;
-    let newer = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id);
-    Ok(abandoned.contains_key(&timeline) || listed.stored.iter().any(newer))
+    if abandoned.contains_key(&timeline) {
+        return Ok(true);
+    }
+    let stored = stored_histories(archive).await?;
+    let mut superseded = newer_than(timeline, &stored).filter(|(id, _)| !abandoned.contains_key(id));
+    Ok(superseded.any(|(_, stored)| stored.as_second() >= at))
 }
 
 async fn marks(pgdata: &Path, timeline: TimelineId, size: SegmentSize) -> anyhow::Result<Marks> {
@@ -335,13 +342,17 @@ mod tests {
         let (main, _far, uploader, cluster) = two().await;
         main.put(FIRST, 1).await;
         let done: SegmentName = SECOND.parse().unwrap();
-        let missing = async || Watch::once().is_missing(&uploader, &cluster, done, false).await.unwrap();
+        let now = jiff::Timestamp::now().as_second();
+        let at = async |at| Watch::once().is_missing(&uploader, &cluster, done, at).await.unwrap();
+        let missing = async || at(now - 60).await;
         assert_eq!(missing().await, Some(Bypass::Elsewhere(done)));
         // A copy was promoted: all that is left of timeline 1 may have expired.
         let second = TimelineId::new(2).unwrap();
         let history = switch_in(FIRST, 0);
         main.archive.put_file(WalFileName::History(second), history).await.unwrap();
         assert_eq!(missing().await, None);
+        let behind = at(now + 60).await;
+        assert_eq!(behind, Some(Bypass::Elsewhere(done)), "timeline 1 is written beside the copy's");
         let until = SegmentName { timeline: second, ..done };
         let fork = Some((
             TimelineId::FIRST,

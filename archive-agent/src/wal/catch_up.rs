@@ -20,6 +20,7 @@ mod ranges;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use walpoint_base::SegmentName;
 use walpoint_pg::wal::WalIdentity;
@@ -172,10 +173,18 @@ async fn compare(
         true => target.archive(&cluster).await?,
         false => open(target, &cluster).await?,
     };
-    if !target.acknowledges
-        && let Err(error) = uploader.record_in(&cluster, &to).await
-    {
-        tracing::debug!(repository = target.name(), "not known to record those that acknowledge: {error}");
+    if !target.acknowledges {
+        let recorded = uploader.record_in(&cluster, &to).await;
+        let reported = target.unrecorded.swap(recorded.is_err(), Ordering::Relaxed);
+        if let Err(error) = recorded
+            && !reported
+        {
+            tracing::warn!(
+                repository = target.name(),
+                "this repository may not record all of those that acknowledge: {error}\nDETAIL: A recovery from it alone waits only for \
+                 those that it records. The daemon tries again whenever it catches the repository up."
+            );
+        }
     }
     let ranges = Ranges::of(uploader, (target, &to), &cluster, missed, known).await?;
     let (mut files, mut together) = (0, Together::default());

@@ -166,6 +166,25 @@ impl Bed {
         RepoError::Unavailable { what: "clusters".to_owned(), store, source: "it is away".into() }
     }
 
+    /// Where the repository records which ones acknowledge.
+    fn records(&self) -> PathBuf {
+        let lineage = self.archive.lineage();
+        self.dir.path().join(format!("repository/clusters/{}/{}/ack", lineage.cluster, lineage.id))
+    }
+
+    /// Lets every record of those that acknowledge fail. None is there yet.
+    pub(crate) fn take_no_records(&self) {
+        let records = self.records();
+        std::fs::create_dir_all(records.parent().unwrap()).unwrap();
+        walpoint_base::durable::replace(&records, b"no directory", 0o600).unwrap();
+    }
+
+    /// Damages the record of that number of those that acknowledge.
+    pub(crate) fn damage_record(&self, number: u64) {
+        let record = self.records().join(format!("{number:012}"));
+        walpoint_base::durable::replace(&record, b"damaged", 0o600).unwrap();
+    }
+
     /// Takes the repository's descriptor away.
     pub(crate) fn hide_descriptor(&self) {
         rename(self.dir.path().join("repository/walpoint.json"), self.dir.path().join("walpoint.json"));

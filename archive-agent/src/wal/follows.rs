@@ -4,7 +4,7 @@
 //! has. Each process keeps to it, whatever the others do: what did not come through the process itself is looked at. That takes one
 //! request after a start, and after each segment that another process acknowledged.
 
-use walpoint_base::{SegmentName, WalFileName};
+use walpoint_base::{SegmentName, SegmentNo, TimelineId, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
@@ -65,12 +65,16 @@ impl Uploader {
                 return Err(UploadError::permanent(text));
             }
             next = self.on_earlier_timeline(cluster, before).await?;
+            if next.is_none() && !archive.timelines().await?.contains(&before.timeline) {
+                // It has nothing of the timeline: what comes before that counts.
+                next = self.before_timeline(cluster, before.timeline).await?;
+            }
         }
         Ok(())
     }
 
     /// The first repository that acknowledges and has a segment between the newest one that `archive` has before one, which none has, as
-    /// it was dropped, and that one.
+    /// it was dropped, and that one. Of a timeline of which `archive` has nothing, although it has others, any segment before that one.
     async fn holder_behind(
         &self,
         cluster: &WalIdentity,
@@ -78,10 +82,16 @@ impl Uploader {
         before: SegmentName,
     ) -> Result<Option<(&WalTarget, SegmentName)>, UploadError> {
         let newest = neighbors::newest_before(archive, before).await?;
-        let Some(newest) = newest else { return Ok(None) };
+        if newest.is_none() {
+            let timelines = archive.timelines().await?;
+            // What it holds of the timeline begins behind that, or it holds nothing at all.
+            if timelines.is_empty() || timelines.contains(&before.timeline) {
+                return Ok(None);
+            }
+        }
         for target in self.targets().iter().filter(|target| target.acknowledges) {
             let from = open(target, cluster).await?;
-            let found = neighbors::stored_between(&from, Some(newest), Some(before), before.timeline).await?;
+            let found = neighbors::stored_between(&from, newest, Some(before), before.timeline).await?;
             if let Some(found) = found {
                 return Ok(Some((target, found)));
             }
@@ -98,6 +108,24 @@ impl Uploader {
         for target in self.targets().iter().filter(|target| target.acknowledges) {
             if is_stored(&open(target, cluster).await?, segment).await? {
                 return Ok(Some(target));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The last segment before a timeline begins, on the one that it came from, as those that acknowledge know.
+    async fn before_timeline(
+        &self,
+        cluster: &WalIdentity,
+        timeline: TimelineId,
+    ) -> Result<Option<SegmentName>, UploadError> {
+        let size = cluster.segment_size;
+        for target in self.targets().iter().filter(|target| target.acknowledges) {
+            let archive = open(target, cluster).await?;
+            if let Some(history) = unless_damaged(archive.history(timeline).await)? {
+                let begin =
+                    history.begin_of(timeline).map(|begin| SegmentNo::of(begin, size).name(timeline, size));
+                return Ok(begin.and_then(|first| neighbors::before(first, Some(&history), size)));
             }
         }
         Ok(None)
@@ -171,5 +199,34 @@ mod tests {
         assert_eq!(target.beside.surprised(), 1);
         far.put("000000010000000000000004", 1).await;
         assert!(uploader.follows(&cluster, before, target).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_segment_hides_nothing_before_it_on_a_timeline_that_a_repository_lacks() {
+        let (main, far, uploader, cluster) = two().await;
+        let target = &uploader.targets()[1];
+        // Timeline 2 begins in segment 5, and its segment 6 was dropped.
+        main.put_history(2, switch_in("000000010000000000000005", 4096)).await;
+        for name in ["000000010000000000000003", "000000010000000000000004", "000000020000000000000005"] {
+            main.put(name, 1).await;
+        }
+        let dropped: SegmentName = "000000020000000000000006".parse().unwrap();
+        assert!(uploader.follows(&cluster, dropped, target).await.is_ok(), "it has no WAL at all");
+        far.put("000000010000000000000003", 1).await;
+        let refused = uploader.follows(&cluster, dropped, target).await.unwrap_err();
+        assert!(refused.text.contains("it lacks 000000020000000000000005"), "{}", refused.text);
+
+        // The one in which the timeline begins was dropped, too.
+        let (main, far, uploader, cluster) = two().await;
+        let target = &uploader.targets()[1];
+        main.put_history(2, switch_in("000000010000000000000005", 4096)).await;
+        for name in ["000000010000000000000003", "000000010000000000000004"] {
+            main.put(name, 1).await;
+        }
+        far.put("000000010000000000000003", 1).await;
+        let refused = uploader.follows(&cluster, dropped, target).await.unwrap_err();
+        assert!(refused.text.contains("it lacks 000000010000000000000004"), "{}", refused.text);
+        far.put("000000010000000000000004", 1).await;
+        assert!(uploader.follows(&cluster, dropped, target).await.is_ok());
     }
 }

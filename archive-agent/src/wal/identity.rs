@@ -196,6 +196,34 @@ pub(super) async fn on_path(
     listed(wal, move || list_path(&directory, &history, size, Leaving::Before)).await
 }
 
+/// The newest segment of a timeline that was begun in a directory. It looks into no more files than it has to: those that wait to be
+/// used again, whose names lie behind that, and that one.
+pub(super) async fn newest_begun(
+    wal: &Path,
+    timeline: TimelineId,
+    size: SegmentSize,
+) -> Result<Option<SegmentNo>, RepoError> {
+    let directory = wal.to_owned();
+    let found = disk::run(wal, move || find_newest_begun(&directory, timeline, size, has_begun)).await?;
+    found.map_err(|error| RepoError::Internal(format!("{} cannot be read: {error}", wal.display())))
+}
+
+fn find_newest_begun(
+    wal: &Path,
+    timeline: TimelineId,
+    size: SegmentSize,
+    mut has_begun: impl FnMut(&Path, SegmentNo, SegmentSize) -> bool,
+) -> io::Result<Option<SegmentNo>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(wal)? {
+        let Some(Ok(name)) = entry?.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
+        numbers.extend(name.number(size).filter(|_| name.timeline == timeline));
+    }
+    numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
+    let path = |number: SegmentNo| wal.join(number.name(timeline, size).to_string());
+    Ok(numbers.into_iter().find(|number| has_begun(&path(*number), *number, size)))
+}
+
 async fn listed(
     wal: &Path,
     list: impl FnOnce() -> io::Result<Vec<SegmentName>> + Send + 'static,
@@ -276,6 +304,27 @@ mod tests {
 
     use super::super::fixtures::{Bed, switch_in};
     use super::*;
+
+    #[tokio::test]
+    async fn the_newest_segment_that_was_begun_is_found_without_a_look_into_older_ones() {
+        let bed = Bed::new().await;
+        let (wal, size) = (bed.pgdata().join("pg_wal"), bed.archive.lineage().segment_size);
+        let newest = async || newest_begun(&wal, TimelineId::FIRST, size).await.unwrap();
+        assert_eq!(newest().await, None);
+        for name in ["000000010000000000000002", "000000010000000000000003", "000000020000000000000009"] {
+            bed.write(name, 1);
+        }
+        // It waits to be used again, and still has the address of what it was.
+        std::fs::copy(wal.join("000000010000000000000002"), wal.join("000000010000000000000004")).unwrap();
+        assert_eq!(newest().await, Some(SegmentNo(3)));
+        let mut seen = Vec::new();
+        let found = find_newest_begun(&wal, TimelineId::FIRST, size, |path, number, size| {
+            seen.push(number.0);
+            has_begun(path, number, size)
+        });
+        assert_eq!((found.unwrap(), seen), (Some(SegmentNo(3)), vec![4, 3]));
+        assert!(newest_begun(&wal.join("none"), TimelineId::FIRST, size).await.is_err());
+    }
 
     /// A server that was promoted in the middle of a segment, and got that from the archive.
     #[tokio::test]

@@ -1,4 +1,8 @@
-//! Noting for the next daemon up to where a repository lacks nothing ([`complete`]).
+//! Noting for the next daemon up to where a repository lacks nothing ([`complete`]): when, and how often.
+//!
+//! What always holds: a note never says more than is known, and one that has to say less than the one before is written at once. A note
+//! that is refused, or takes too long, is left out. A crash leaves the note before, or the new one: both let the next daemon compare
+//! enough, an old one more than that. What it means is in [`complete`], and what is complete in [`beside`](super::beside).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -77,6 +77,8 @@ pub(crate) struct WalTarget {
     pub(super) beside: Beside,
     /// What could not be copied there.
     pub(super) unfinished: Unfinished,
+    /// Whether it was reported that it does not record those that acknowledge.
+    pub(super) unrecorded: AtomicBool,
     known: std::sync::Mutex<Known>,
     /// The newest segments that were stored there, and what `pg_wal` has to remember of them.
     unremembered: std::sync::Mutex<VecDeque<(SegmentName, String)>>,
@@ -122,6 +124,7 @@ impl WalTarget {
             missed: std::sync::Mutex::default(),
             beside: Beside::default(),
             unfinished: Unfinished::default(),
+            unrecorded: AtomicBool::new(false),
             known: std::sync::Mutex::default(),
             unremembered: std::sync::Mutex::default(),
             landed: Notify::new(),

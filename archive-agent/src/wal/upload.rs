@@ -16,7 +16,7 @@ mod source;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -75,8 +75,8 @@ pub(crate) struct Uploader {
     later: AtomicBool,
     /// Files that are being uploaded.
     under_way: Mutex<Vec<WalFileName>>,
-    /// At which epoch those that acknowledge were found to be on record.
-    recorded: AtomicU64,
+    /// Whether those that acknowledge are on record.
+    recorded: recorded::Recorded,
     /// Told when something is refused as another server's.
     pub(crate) refused: Notify,
 }
@@ -102,7 +102,7 @@ impl Uploader {
             habit: SizeEstimate::default(),
             later: AtomicBool::new(false),
             under_way: Mutex::default(),
-            recorded: AtomicU64::new(u64::MAX),
+            recorded: recorded::Recorded::default(),
             refused: Notify::new(),
         }
     }

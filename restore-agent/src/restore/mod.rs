@@ -212,9 +212,10 @@ pub(crate) struct RestoreArgs {
     /// The restore still refuses if it sees the server running.
     #[arg(long, help_heading = help::OVERRIDES)]
     server_is_down: bool,
-    /// Read at most so many bytes of the backup a second, such as 20MiB; 0 for no limit [default: max_rate of the configuration].
+    /// Limit the rate to SIZE per second (for example 20MiB; 0 for no limit) of what is read of the backup [default: max_rate of the
+    /// configuration].
     ///
-    /// WAL is never slowed down.
+    /// This is an average: single seconds may exceed it. WAL is never slowed down.
     #[arg(long, value_name = "SIZE", help_heading = NONE)]
     max_rate: Option<ByteSize>,
     /// Write nothing; show the plan, and what the restore would refuse.

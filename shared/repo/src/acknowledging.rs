@@ -72,7 +72,6 @@ impl Acknowledging {
     /// One that was replaced once is not: no reader waits for its word. `None` if nothing changes, or one of these neither acknowledges
     /// now nor is `there`: that one's own record would not name the others.
     pub fn extended_by(&self, now: &[AckMember], there: &[RepositoryId]) -> Option<Self> {
-        let is_among = |all: &[AckMember], id| all.iter().any(|member| member.repository == id);
         let is_there = |id| is_among(now, id) || there.contains(&id);
         if !self.members.iter().all(|member| is_there(member.repository)) {
             return None;
@@ -89,6 +88,24 @@ impl Acknowledging {
     pub fn elsewhere<'a>(&'a self, there: &'a [RepositoryId]) -> impl Iterator<Item = &'a AckMember> {
         self.members.iter().filter(|member| !there.contains(&member.repository))
     }
+}
+
+/// Whether a repository is one of these.
+pub fn is_among(members: &[AckMember], id: RepositoryId) -> bool {
+    members.iter().any(|member| member.repository == id)
+}
+
+/// Whether `members` name all of those that acknowledge `now`.
+pub fn names_all(members: &[AckMember], now: &[AckMember]) -> bool {
+    now.iter().all(|one| is_among(members, one.repository))
+}
+
+/// Puts repositories in the order in which their records are written: those that most of the records name (`named`, with repetitions)
+/// come first, and those that join now come last. Where that ends early, the record of each one that joins names the older ones, and
+/// theirs name it.
+pub fn oldest_first<T>(repositories: &mut [T], named: &[AckMember], id: impl Fn(&T) -> RepositoryId) {
+    let times = |id: RepositoryId| named.iter().filter(|one| one.repository == id).count();
+    repositories.sort_by_key(|repository| std::cmp::Reverse(times(id(repository))));
 }
 
 impl Repository {
@@ -189,6 +206,16 @@ mod tests {
         assert_eq!(old.superseded_by(&crossed, &[], &[id(1), id(2)]), None, "they only changed their names");
         let there = [id(2), id(3)];
         assert_eq!(old.elsewhere(&there).collect::<Vec<_>>(), [&member("a", 1)]);
+    }
+
+    #[test]
+    fn the_records_of_old_members_are_written_before_those_of_new_ones() {
+        let (old, new, third) = (member("old", 1), member("new", 2), member("third", 3));
+        let mut order = [new.clone(), third.clone(), old.clone()];
+        // The new one names itself, and the third one was interrupted.
+        let named = [old.clone(), old.clone(), new.clone(), old.clone(), third.clone(), third.clone()];
+        oldest_first(&mut order, &named, |one| one.repository);
+        assert_eq!(order, [old, third, new]);
     }
 
     #[test]

@@ -42,6 +42,6 @@ mod whole;
 #[cfg(test)]
 mod worlds;
 
-pub use acknowledging::Acknowledging;
+pub use acknowledging::{Acknowledging, is_among, names_all, oldest_first};
 pub use lineage::Lineage;
 pub use repository::Repository;

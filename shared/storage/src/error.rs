@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use walpoint_base::{BackupId, Diagnostic};
+use walpoint_base::{BackupId, Diagnostic, TimelineId};
 
 use crate::ids::ContentHash;
 use crate::layout::Key;
@@ -194,6 +194,8 @@ pub enum Remedy {
     VerifyBackups,
     /// Delete a backup that cannot be read.
     ExpireBackup(BackupId),
+    /// Say that a timeline was abandoned, if nothing of it is needed.
+    AbandonTimeline(TimelineId),
 }
 
 /// Something that a person should know though nothing failed, and what can be done about it.

@@ -72,6 +72,10 @@ pub fn hint(remedy: &Remedy) -> String {
              repository that was lost and replaced (\"archive-agent init\" shows it), or without --lost-repo if none was. That records \
              again which repositories acknowledge."
             .to_owned(),
+        Remedy::AbandonTimeline(timeline) => format!(
+            "If nothing of timeline {timeline} is needed, run \"archive-agent lineage settle --timeline {timeline} --abandoned --reason \
+             TEXT\"."
+        ),
     }
 }
 
@@ -122,6 +126,17 @@ mod tests {
             error(&protected).to_string(),
             "backup a is not deleted: hold 2; backup b builds on it\nHINT: To delete it despite the holds, add \
              --even-if-held.\nHINT: To abort the unfinished backup that builds on it, add --abort-unfinished."
+        );
+    }
+
+    #[test]
+    fn a_remark_names_the_command_that_ends_it() {
+        let remedy = Some(Remedy::AbandonTimeline(walpoint_base::TimelineId::FIRST));
+        let text = remark(&Remark { what: "a history is archived".to_owned(), remedy }).to_string();
+        assert_eq!(
+            text,
+            "a history is archived\nHINT: If nothing of timeline 1 is needed, run \"archive-agent lineage settle --timeline 1 \
+             --abandoned --reason TEXT\"."
         );
     }
 

@@ -7,11 +7,12 @@ use anyhow::{Context, bail};
 use walpoint_base::{LineageId, SegmentNo};
 use walpoint_pg::control::ControlFile;
 use walpoint_repo::agreement::{self, Agreement};
-use walpoint_repo::lineage::{BINDING, LineageFork, LineageUid, ParentLineage, bound_elsewhere};
+use walpoint_repo::lineage::{AckMember, BINDING, LineageFork, LineageUid, ParentLineage, bound_elsewhere};
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_storage::RepoError;
 
+use super::on_record;
 use crate::binding;
 use crate::init::config::ConfigurationPlan;
 use crate::wal::lineage;
@@ -26,6 +27,8 @@ pub(super) struct Elsewhere {
     pub(super) repository: Option<Repository>,
     /// What it has in common in all repositories from now on, if none has them.
     pub(super) life: LineageUid,
+    /// Those that acknowledge, as these repositories have it on record.
+    pub(super) members: Vec<AckMember>,
 }
 
 impl Elsewhere {
@@ -52,10 +55,11 @@ impl Elsewhere {
             return Self::of_unbound(repositories, plan, pgdata, control).await;
         };
         facts.retain(|(lineage, _)| lineage.id == id);
+        let members = on_record::members_of_all(&facts).await?;
         // One that was added later may not know the fork.
         facts.sort_by_key(|(lineage, _)| lineage.parent.is_none_or(|parent| parent.fork.is_none()));
         let (lineage, repository) = facts.into_iter().next().unzip();
-        Ok(Some(Self { id, lineage, repository, life: LineageUid::random() }))
+        Ok(Some(Self { id, lineage, repository, life: LineageUid::random(), members }))
     }
 
     /// That of a data directory that is bound to none, where a repository has only lineages that were split off from it: it was
@@ -83,8 +87,15 @@ impl Elsewhere {
         for repository in repositories {
             match lineage::of_directory(repository, &plan.cluster, pgdata).await {
                 Ok(Some(lineage)) => {
+                    let members = on_record::members(repository, &lineage).await?;
                     let repository = Some((*repository).clone());
-                    return Ok(Some(Self { id: lineage.id, lineage: Some(lineage), repository, life }));
+                    return Ok(Some(Self {
+                        id: lineage.id,
+                        lineage: Some(lineage),
+                        repository,
+                        life,
+                        members,
+                    }));
                 }
                 Ok(None) => {}
                 // Another repository may tell. One where the first lineage is another server's says that this is a copy.
@@ -100,7 +111,7 @@ impl Elsewhere {
             Some(unknown) => Err(unknown),
             None => {
                 let id = LineageId { system_id: control.system_id, n: 1 };
-                Ok(Some(Self { id, lineage: None, repository: None, life }))
+                Ok(Some(Self { id, lineage: None, repository: None, life, members: Vec::new() }))
             }
         }
     }
@@ -202,7 +213,7 @@ mod tests {
         let (main, far) = (Bed::named("main").await, Bed::named("far").await);
         let (source, target) = (main.archive.repository(), far.archive.repository());
         let first = main.archive.lineage().clone();
-        let fork = LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(0x30_0000) };
+        let fork = LineageFork { timeline: TimelineId::FIRST, lsn: Lsn(0x30_0800) };
         let parent = ParentLineage {
             lineage: first.id,
             fork: Some(fork),
@@ -212,12 +223,14 @@ mod tests {
         let id = LineageId { n: 2, ..first.id };
         let lineage = Lineage { id, parent: Some(parent), ..first };
         let (life, repository) = (LineageUid::random(), Some(source.clone()));
-        let elsewhere = Elsewhere { id, lineage: Some(lineage), repository, life };
+        let elsewhere = Elsewhere { id, lineage: Some(lineage), repository, life, members: Vec::new() };
         let taken = async || elsewhere.parent(target).await.unwrap().unwrap();
         main.put("000000010000000000000002", 1).await;
         assert_eq!(taken().await, ParentLineage { fork: None, ..parent }, "it has nothing of that");
         far.put("000000010000000000000002", 1).await;
-        assert_eq!(taken().await, parent);
+        let whole = LineageFork { lsn: Lsn(0x30_0000), ..fork };
+        let expected = ParentLineage { fork: Some(whole), ..parent };
+        assert_eq!(taken().await, expected, "of the segment in which it lies nothing is taken");
 
         // Another server's.
         let other = Bed::named("other").await;

@@ -24,8 +24,22 @@ pub(super) struct Unknown {
     kept: Kept,
 }
 
+impl Unknown {
+    pub(super) async fn of(
+        uploader: &Uploader,
+        (target, to): (&WalTarget, &WalArchive),
+        kept: Kept,
+    ) -> anyhow::Result<Self> {
+        let (wal, place) = (uploader.wal_directory(), complete::place(to.repository().id(), to.lineage()));
+        let noted = disk::run(uploader.pgdata(), move || complete::read(&wal, &place)).await?;
+        // What this process knows may not be noted yet, or it must not write there.
+        let complete = noted.into_iter().chain(target.beside.complete()).min();
+        Ok(Self { complete, kept })
+    }
+}
+
 /// What it keeps: what is older than that may have been expired.
-enum Kept {
+pub(super) enum Kept {
     /// From its newest backup, on that timeline and later ones.
     SinceBackup(BackupId, SegmentSize),
     /// From its first file: it has no backup.
@@ -53,11 +67,7 @@ impl Ranges {
             Some(backup) => Kept::SinceBackup(backup, cluster.segment_size),
             None => Kept::SinceFirst(to.timelines().await?),
         };
-        let (wal, place) = (uploader.wal_directory(), complete::place(to.repository().id(), to.lineage()));
-        let noted = disk::run(uploader.pgdata(), move || complete::read(&wal, &place)).await?;
-        // What this process knows may not be noted yet, or it must not write there.
-        let complete = noted.into_iter().chain(target.beside.complete()).min();
-        Ok(Self { missed, unknown: Some(Unknown { complete, kept }) })
+        Ok(Self { missed, unknown: Some(Unknown::of(uploader, (target, to), kept).await?) })
     }
 
     /// The first file that it should have; `None` if it needs nothing of that timeline.

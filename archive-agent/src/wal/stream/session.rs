@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
-use walpoint_base::{Lsn, PgTimestamp, SegmentSize, TimelineHistory};
+use walpoint_base::{Lsn, PgTimestamp, SegmentSize};
 use walpoint_pg::wal_stream::{StreamEvent, WalPiece, WalStream};
 use walpoint_repo::wal::slices::SliceName;
 use walpoint_runtime::human;
@@ -76,6 +76,8 @@ pub(super) struct Session {
     /// The end of WAL on the server, as it said last.
     server_end: Lsn,
     next: Option<NextStart>,
+    /// Whether it was reported that `pg_wal` cannot be read.
+    unreadable: bool,
     heard: Instant,
     stopping: Option<Instant>,
 }
@@ -109,6 +111,7 @@ impl Session {
             slices: Storing::new(),
             wholes: Storing::new(),
             next: None,
+            unreadable: false,
             heard: Instant::now(),
             stopping: None,
         }
@@ -232,15 +235,22 @@ impl Session {
         Ok(())
     }
 
-    /// Where the newest segment begins that the server has in `pg_wal`, if it matters: while nothing is read, it says nothing of that.
-    fn begun(&self) -> impl Future<Output = Lsn> + use<> {
-        let (wal, size) = (self.store.archiver.uploader().wal_directory(), self.size);
-        let history = self.rules.most.map(|_| TimelineHistory::root(self.segment.name.timeline));
-        async move {
-            let Some(history) = history else { return Lsn::INVALID };
-            let begun = identity::on_path(&wal, history, size).await.unwrap_or_default();
-            let newest = begun.first().and_then(|newest| newest.number(size));
-            newest.map_or(Lsn::INVALID, |number| number.start(size))
+    /// Looks in `pg_wal` where the newest segment begins, if that matters: while nothing is read, the server says nothing of its end.
+    async fn look_for_end(&mut self) {
+        if self.rules.most.is_none() {
+            return;
+        }
+        let wal = self.store.archiver.uploader().wal_directory();
+        match identity::newest_begun(&wal, self.segment.name.timeline, self.size).await {
+            Ok(newest) => {
+                let begin = newest.map_or(Lsn::INVALID, |newest| newest.start(self.size));
+                self.server_end = self.server_end.max(begin);
+            }
+            Err(error) if !std::mem::replace(&mut self.unreadable, true) => tracing::warn!(
+                "it is not known how much WAL waits for the stream, so queue_max does not count meanwhile: {}",
+                walpoint_words::error(&error)
+            ),
+            Err(_) => {}
         }
     }
 
@@ -251,11 +261,15 @@ impl Session {
             tracing::warn!("the server has been silent for {}: connecting again", human::span(silent));
             return Ok(Some(Ended::Behind));
         }
-        if !self.has_room() {
+        let has_room = self.has_room();
+        if !has_room {
             self.heard = Instant::now();
-            self.server_end = self.server_end.max(self.begun().await);
         }
+        // The disk may be slow.
         self.report(silent > self.rules.silence / 2).await?;
+        if !has_room {
+            self.look_for_end().await;
+        }
         let lag = self.server_end.since(self.durable);
         if self.rules.most.is_some_and(|most| lag > most) {
             tracing::warn!(

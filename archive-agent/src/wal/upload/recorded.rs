@@ -3,25 +3,79 @@
 //!
 //! What always holds: of the repositories that one of them has on record, at least one holds everything that was acknowledged. So where
 //! `ack` names others than before, these join the record, first in the repositories that have acknowledged so far and then in their own:
-//! where one names a repository, that one's record names it, too. Where they would acknowledge alone and a repository on record cannot be
-//! reached, nothing is acknowledged. A crash leaves a record that is longer in some repositories. A server that follows another one
+//! where one names a repository, that one's record names it, too. Where they would acknowledge alone, nothing is acknowledged while a
+//! repository on record cannot be reached, or while all records of those are damaged: the damaged documents may name more. Otherwise what
+//! a record named before its damage counts. A crash leaves a record that is longer in some repositories. A server that follows another one
 //! acknowledges nothing that recovery of that one waits for, and is not asked.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 use walpoint_base::WalFileName;
 use walpoint_pg::wal::WalIdentity;
-use walpoint_repo::Acknowledging;
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Acknowledging, is_among, names_all, oldest_first};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::RepositoryId;
 
-use super::{TIME_LIMIT, UploadError, Uploader, upload_error};
+use super::{REST, TIME_LIMIT, UploadError, Uploader, upload_error};
 use crate::wal::control::recovers;
 use crate::wal::disk;
 use crate::wal::target::WalTarget;
+
+/// Whether those that acknowledge are on record.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    /// At which epoch they were.
+    epoch: AtomicU64,
+    /// At which epoch a repository was away that need not record them at once, and when to try again.
+    left: Mutex<Option<(u64, Instant)>>,
+}
+
+impl Default for Recorded {
+    fn default() -> Self {
+        Self { epoch: AtomicU64::new(u64::MAX), left: Mutex::default() }
+    }
+}
+
+impl Recorded {
+    /// Whether there is nothing to do now.
+    fn is_enough(&self, epoch: u64) -> bool {
+        let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        self.epoch.load(Ordering::Acquire) == epoch
+            || left.is_some_and(|(left, again)| left == epoch && Instant::now() < again)
+    }
+
+    /// Notes whether all of them record it by now.
+    fn note(&self, epoch: u64, all: bool) {
+        if all {
+            self.epoch.store(epoch, Ordering::Release);
+        } else {
+            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, Instant::now() + REST));
+        }
+    }
+}
+
+/// What a repository has on record, before any damage.
+struct Record<'a> {
+    archive: &'a WalArchive,
+    known: Acknowledging,
+    damage: Option<RepoError>,
+}
+
+impl<'a> Record<'a> {
+    async fn of(archive: &'a WalArchive) -> Result<Self, RepoError> {
+        let (known, damage) = archive.repository().acknowledging_before_damage(archive.lineage()).await?;
+        Ok(Self { archive, known, damage })
+    }
+
+    fn id(&self) -> RepositoryId {
+        self.archive.repository().id()
+    }
+}
 
 impl Uploader {
     /// Makes sure that a file was stored in the lineage that its data directory is bound to now. One that was begun meanwhile does not
@@ -51,7 +105,7 @@ impl Uploader {
         required: &[&WalTarget],
     ) -> Result<(), UploadError> {
         let epoch = self.epoch();
-        if self.recorded.load(Ordering::Acquire) == epoch {
+        if self.recorded.is_enough(epoch) {
             return Ok(());
         }
         let mut own = Vec::new();
@@ -59,13 +113,14 @@ impl Uploader {
             own.push(target.archive(cluster).await.map_err(|error| upload_error(target, &error))?);
         }
         let now: Vec<AckMember> = own.iter().map(member).collect();
-        if !own.iter().all(|archive| names_all(&archive.lineage().ack, &now)) {
+        let mut all = own.iter().all(|archive| names_all(&archive.lineage().ack, &now));
+        if !all {
             if self.follows_another().await? {
                 return Ok(());
             }
-            self.record(cluster, &own, &now).await?;
+            all = self.record(cluster, &own, &now).await?;
         }
-        self.recorded.store(epoch, Ordering::Release);
+        self.recorded.note(epoch, all);
         Ok(())
     }
 
@@ -74,34 +129,38 @@ impl Uploader {
         Ok(disk::run(&self.pgdata, move || recovers(&pgdata, &control)).await?)
     }
 
-    /// Lets those that acknowledge `now` join the records, unless they did.
+    /// Lets those that acknowledge `now` join the records, unless they did. Whether all of these name them then: one that is away records
+    /// it later if they do not acknowledge alone.
     async fn record(
         &self,
         cluster: &WalIdentity,
         own: &[WalArchive],
         now: &[AckMember],
-    ) -> Result<(), UploadError> {
-        let mut known = Vec::new();
+    ) -> Result<bool, UploadError> {
+        let mut records = Vec::new();
         for archive in own {
-            known.extend(on_record(archive).await?);
+            records.push(Record::of(archive).await?);
         }
-        if known.iter().all(|known| names_all(&known.members, now)) {
-            return Ok(());
+        if records.iter().all(|record| names_all(&record.known.members, now)) {
+            return Ok(true);
         }
-        let alone = !known.iter().all(|known| names_any(&known.members, now));
         let open = self.outside(cluster).await;
-        let before = known.iter().flat_map(|known| &known.members);
-        let mut before: Vec<&AckMember> = before.filter(|one| !is_among(now, one.repository)).collect();
-        before.dedup_by_key(|one| one.repository);
-        let is_open = |id: RepositoryId| open.iter().any(|archive| archive.repository().id() == id);
-        if let Some(away) = before.iter().find(|one| !is_open(one.repository)) {
-            return if alone { Err(refused(own, away, now)) } else { Ok(()) };
+        let away = add_named(&mut records, &open).await;
+        let alone = !records.iter().all(|record| names_any(&record.known.members, now));
+        if let Some(away) = away {
+            return if alone { Err(refused(own, &away, now)) } else { Ok(false) };
         }
-        let there: Vec<RepositoryId> = before.iter().map(|one| one.repository).collect();
-        let of_before = open.iter().filter(|archive| there.contains(&archive.repository().id()));
-        for archive in of_before.chain(own) {
-            let Some(known) = on_record(archive).await? else { continue };
+        let named: Vec<AckMember> = records.iter().flat_map(|record| record.known.members.clone()).collect();
+        if let Some(damage) = unknown(&records, &named).filter(|_| alone) {
+            return Err(refused_as_unknown(damage, now));
+        }
+        oldest_first(&mut records, &named, Record::id);
+        let there: Vec<RepositoryId> =
+            own.iter().chain(&open).map(|archive| archive.repository().id()).collect();
+        let mut all = true;
+        for Record { archive, known, .. } in records.into_iter().filter(|record| record.damage.is_none()) {
             let members = joined(archive, known, now, &there).await?;
+            all &= names_all(&members, now);
             if alone && !names_any(&members, now) {
                 let (repository, lineage) = (archive.repository().name(), archive.lineage().id);
                 return Err(UploadError::permanent(format!(
@@ -111,7 +170,7 @@ impl Uploader {
                 )));
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The open repositories that do not have to acknowledge, with the same lineages.
@@ -142,6 +201,33 @@ impl Uploader {
         joined(to, known, &now, &there).await?;
         Ok(())
     }
+}
+
+/// Adds the records of all repositories that these name, and of those that they name in turn. The first one that is away.
+async fn add_named<'a>(records: &mut Vec<Record<'a>>, open: &'a [WalArchive]) -> Option<AckMember> {
+    loop {
+        let is_read = |one: &AckMember| records.iter().any(|record| record.id() == one.repository);
+        let mut named = records.iter().flat_map(|record| &record.known.members);
+        let next = named.find(|one| !is_read(one))?.clone();
+        let archive = open.iter().find(|archive| archive.repository().id() == next.repository);
+        let record = match archive {
+            Some(archive) => Record::of(archive).await.ok(),
+            None => None,
+        };
+        match record {
+            Some(record) => records.push(record),
+            None => return Some(next),
+        }
+    }
+}
+
+/// What keeps it from being known who is on record (`named`): the records of all of those are damaged, and may have named more.
+fn unknown<'a>(records: &'a [Record<'_>], named: &[AckMember]) -> Option<&'a RepoError> {
+    let is_sound = |record: &Record<'_>| record.damage.is_none() && is_among(named, record.id());
+    if records.iter().any(is_sound) {
+        return None;
+    }
+    records.iter().find_map(|record| record.damage.as_ref())
 }
 
 /// Those that a repository has on record; `None` if that is damaged: then readers wait.
@@ -196,6 +282,15 @@ fn refused(own: &[WalArchive], away: &AckMember, now: &[AckMember]) -> UploadErr
     ))
 }
 
+/// Why nothing is acknowledged while no record can be read.
+fn refused_as_unknown(damage: &RepoError, now: &[AckMember]) -> UploadError {
+    UploadError::permanent(format!(
+        "ack names {}, and it is not known which repositories have to acknowledge besides: {}\nHINT: Or set ack as it was.",
+        names(now),
+        walpoint_words::error(damage)
+    ))
+}
+
 fn member(archive: &WalArchive) -> AckMember {
     let repository = archive.repository();
     AckMember { name: repository.name().to_owned(), repository: repository.id() }
@@ -203,14 +298,6 @@ fn member(archive: &WalArchive) -> AckMember {
 
 fn names(members: &[AckMember]) -> String {
     members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>().join(", ")
-}
-
-fn is_among(members: &[AckMember], id: RepositoryId) -> bool {
-    members.iter().any(|member| member.repository == id)
-}
-
-fn names_all(members: &[AckMember], now: &[AckMember]) -> bool {
-    now.iter().all(|one| is_among(members, one.repository))
 }
 
 fn names_any(members: &[AckMember], now: &[AckMember]) -> bool {
@@ -265,7 +352,87 @@ mod tests {
         joined(&third.archive, known, &members, &[]).await.unwrap();
         let now = [member(&far.archive), member(&third.archive)];
         let without = uploader(&[&far, &third], &["far", "third"]);
-        without.record(&cluster, &own, &now).await.unwrap();
+        let all = without.record(&cluster, &own, &now).await.unwrap();
+        assert!(!all, "it is recorded when that one is there");
         assert_eq!(recorded(&far).await.len(), 2, "recovery asks one that has everything");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_recorded_is_tried_again() {
+        tokio::time::pause();
+        let recorded = Recorded::default();
+        recorded.note(1, false);
+        assert!(recorded.is_enough(1) && !recorded.is_enough(2));
+        tokio::time::advance(REST).await;
+        assert!(!recorded.is_enough(1));
+        recorded.note(1, true);
+        tokio::time::advance(REST).await;
+        assert!(recorded.is_enough(1) && !recorded.is_enough(2));
+    }
+
+    #[tokio::test]
+    async fn a_new_member_records_nothing_before_the_old_ones_do() {
+        let (main, far, uploader, cluster) = two().await;
+        let old = [member(&main.archive)];
+        let known = on_record(&far.archive).await.unwrap().unwrap();
+        joined(&far.archive, known, &old, &[]).await.unwrap();
+        main.take_no_records();
+        let (own, now) =
+            ([far.archive.clone(), main.archive.clone()], [member(&far.archive), old[0].clone()]);
+        uploader.record(&cluster, &own, &now).await.unwrap_err();
+        assert_eq!(recorded(&far).await, [main.archive.repository().id()], "the old one cannot be written");
+    }
+
+    #[tokio::test]
+    async fn those_that_a_repository_on_record_names_are_asked_too() {
+        let (main, far, _, cluster) = two().await;
+        let third = Bed::named("third").await;
+        let lineage = third.archive.lineage();
+        let id = third.archive.repository().id();
+        crate::binding::add(&main.pgdata(), &lineage.cluster, id, lineage.id).unwrap();
+        let before = [member(&main.archive), member(&third.archive)];
+        for (bed, members) in [(&main, &before[..]), (&third, &before[..]), (&far, &before[..1])] {
+            let known = on_record(&bed.archive).await.unwrap().unwrap();
+            joined(&bed.archive, known, members, &[]).await.unwrap();
+        }
+        let (own, now) = (std::slice::from_ref(&far.archive), [member(&far.archive)]);
+        let refused = uploader(&[&main, &far], &["far"]).record(&cluster, own, &now).await.unwrap_err();
+        assert!(refused.text.contains("repository third"), "{}", refused.text);
+        assert!(uploader(&[&main, &far, &third], &["far"]).record(&cluster, own, &now).await.unwrap());
+        for bed in [&main, &third, &far] {
+            assert!(
+                recorded(bed).await.contains(&far.archive.repository().id()),
+                "{}",
+                bed.archive.repository().name()
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_lets_no_repository_acknowledge_alone() {
+        let (main, far, _, cluster) = two().await;
+        let (own, now) = (std::slice::from_ref(&far.archive), [member(&far.archive)]);
+        let old = [member(&main.archive)];
+        for bed in [&main, &far] {
+            let known = on_record(&bed.archive).await.unwrap().unwrap();
+            joined(&bed.archive, known, &old, &[]).await.unwrap();
+        }
+        far.damage_record(1);
+        let refused = uploader(&[&far], &["far"]).record(&cluster, own, &now).await.unwrap_err();
+        assert!(refused.text.contains("--lost-repo"), "what it named before counts: {}", refused.text);
+        // The other one records it, and that is read.
+        assert!(uploader(&[&main, &far], &["far"]).record(&cluster, own, &now).await.unwrap());
+        assert_eq!(recorded(&main).await.len(), 2);
+        main.damage_record(2);
+        let main_alone = uploader(&[&main], &["main"]);
+        assert!(main_alone.record(&cluster, std::slice::from_ref(&main.archive), &old).await.unwrap());
+
+        let third = Bed::named("third").await;
+        let known = on_record(&third.archive).await.unwrap().unwrap();
+        joined(&third.archive, known, &old, &[]).await.unwrap();
+        let (own, now) = (std::slice::from_ref(&third.archive), [member(&third.archive)]);
+        let refused =
+            uploader(&[&main, &far, &third], &["third"]).record(&cluster, own, &now).await.unwrap_err();
+        assert!(refused.text.contains("it is not known which"), "{}", refused.text);
     }
 }

@@ -36,7 +36,8 @@ pub struct StandbyNames {
     pub names: Vec<String>,
 }
 
-/// What a setting means for the standby of one name. Each name, but not `*`, is taken for one connection.
+/// What a setting means for the standby of one name. Each name of the list, but not `*`, is taken for one standby, or for as many as are
+/// connected under it: by default all standbys have one name (`walreceiver`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Confirmation {
     /// No commit waits for it.
@@ -49,7 +50,7 @@ pub enum Confirmation {
     InPlaceOfOthers,
     /// Commits may be confirmed by others, connected or not.
     AmongOthers,
-    /// The list has fewer names than a commit waits for: no commit is confirmed.
+    /// The list has fewer names than a commit waits for, and not more standbys: no commit is confirmed.
     TooFew,
 }
 
@@ -64,22 +65,24 @@ impl StandbyNames {
         name != ANY_NAME && self.names.iter().any(|entry| entry.eq_ignore_ascii_case(name))
     }
 
-    /// What the setting means for the standby of that name (`application_name`).
-    pub fn confirmation(&self, name: &str) -> Confirmation {
+    /// What the setting means for the standby of that name (`application_name`), while clients of these names receive WAL. Another one of
+    /// the standby's own name is none of its own.
+    pub fn confirmation(&self, name: &str, receivers: &[String]) -> Confirmation {
         let Some(at) = self.names.iter().position(|entry| matches(entry, name)) else {
             return Confirmation::NotNamed;
         };
-        let (distinct, star) = (self.distinct(), self.has_star());
-        if !star && distinct < self.count() {
+        let (standbys, star) = (standbys(&self.names, name, receivers), self.has_star());
+        if !star && standbys < self.count() {
             return Confirmation::TooFew;
         }
         let by_star = self.names.get(at).is_some_and(|entry| entry == ANY_NAME);
-        let replaceable = star || distinct > self.count();
+        let replaceable = star || standbys > self.count();
+        let before = self.names.get(..at).unwrap_or_default();
         match self.method {
             _ if !replaceable => Confirmation::Always,
             Method::Quorum => Confirmation::AmongOthers,
             Method::Priority if by_star => Confirmation::AmongOthers,
-            Method::Priority if distinct_names(self.names.get(..at).unwrap_or_default()) >= self.count() => {
+            Method::Priority if self::standbys(before, name, receivers) >= self.count() => {
                 Confirmation::InPlaceOfOthers
             }
             Method::Priority => Confirmation::WhileConnected,
@@ -88,9 +91,9 @@ impl StandbyNames {
 
     /// Whether commits that wait for what was applied (`remote_apply`) are confirmed whatever the standby of that name is: it applies
     /// nothing. By priority it is waited for as soon as it is chosen.
-    pub fn applies_without(&self, name: &str) -> bool {
-        let others = self.distinct() - usize::from(self.has(name));
-        match (self.confirmation(name), self.method) {
+    pub fn applies_without(&self, name: &str, receivers: &[String]) -> bool {
+        let others = standbys(&self.names, name, receivers) - usize::from(self.has(name));
+        match (self.confirmation(name, receivers), self.method) {
             (Confirmation::NotNamed, _) => true,
             (_, Method::Priority) => false,
             (_, Method::Quorum) => self.has_star() || others >= self.count(),
@@ -99,10 +102,6 @@ impl StandbyNames {
 
     fn has_star(&self) -> bool {
         self.names.iter().any(|entry| entry == ANY_NAME)
-    }
-
-    fn distinct(&self) -> usize {
-        distinct_names(&self.names)
     }
 
     fn count(&self) -> usize {
@@ -114,10 +113,16 @@ fn matches(entry: &str, name: &str) -> bool {
     entry == ANY_NAME || entry.eq_ignore_ascii_case(name)
 }
 
-/// How many different names there are, but for `*`. A name that comes a second time stands for nothing.
-fn distinct_names(names: &[String]) -> usize {
+/// For how many standbys these names stand, but for `*`: each for one, or for as many as are connected under it, unless it is `own`. A
+/// name that comes a second time stands for nothing.
+fn standbys(names: &[String], own: &str, receivers: &[String]) -> usize {
     let names = names.iter().filter(|name| *name != ANY_NAME);
-    names.map(|name| name.to_ascii_lowercase()).collect::<std::collections::BTreeSet<_>>().len()
+    let different: std::collections::BTreeSet<String> = names.map(|name| name.to_ascii_lowercase()).collect();
+    let connected = |name: &String| match name.eq_ignore_ascii_case(own) {
+        true => 1,
+        false => receivers.iter().filter(|one| one.eq_ignore_ascii_case(name)).count().max(1),
+    };
+    different.iter().map(connected).sum()
 }
 
 #[cfg(test)]
@@ -157,8 +162,28 @@ mod tests {
             ("replica1, replica2", NotNamed),
             ("walpoint2", NotNamed),
         ] {
-            assert_eq!(read(text).confirmation("walpoint"), expected, "{text}");
+            assert_eq!(read(text).confirmation("walpoint", &[]), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn several_standbys_under_one_name_are_several() {
+        use Confirmation::*;
+        let receivers = ["walreceiver", "Walreceiver", "walpoint", "walpoint"].map(str::to_owned);
+        for (text, alone, expected) in [
+            ("FIRST 2 (walreceiver, walpoint)", Always, InPlaceOfOthers),
+            ("FIRST 2 (walpoint, walreceiver)", Always, WhileConnected),
+            ("ANY 2 (walpoint, walreceiver)", Always, AmongOthers),
+            ("ANY 3 (walpoint, walreceiver)", TooFew, Always),
+            ("ANY 4 (walpoint, walreceiver)", TooFew, TooFew),
+            ("FIRST 2 (walpoint)", TooFew, TooFew),
+            ("ANY 1 (walpoint)", Always, Always),
+        ] {
+            assert_eq!(read(text).confirmation("walpoint", &[]), alone, "{text}");
+            assert_eq!(read(text).confirmation("walpoint", &receivers), expected, "{text}");
+        }
+        assert!(!read("ANY 2 (walpoint, walreceiver)").applies_without("walpoint", &[]));
+        assert!(read("ANY 2 (walpoint, walreceiver)").applies_without("walpoint", &receivers));
     }
 
     #[test]
@@ -175,7 +200,7 @@ mod tests {
             ("ANY 1 (*)", true),
             ("replica1", true),
         ] {
-            assert_eq!(read(text).applies_without("walpoint"), expected, "{text}");
+            assert_eq!(read(text).applies_without("walpoint", &[]), expected, "{text}");
         }
     }
 }

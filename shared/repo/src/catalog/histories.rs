@@ -23,13 +23,22 @@ use crate::backup::{Backups, ListedBackup};
 use crate::wal::{ListedHistories, WalArchive};
 
 /// The timelines that have a history, and when it was stored.
-pub(crate) async fn stored_histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
+pub async fn stored_histories(archive: &WalArchive) -> Result<Vec<(TimelineId, Timestamp)>> {
     let entries = archive.repository().store().list_all(&archive.paths().histories()).await?;
     let history = |entry: &ListedObject| match archive.paths().parse(&entry.key)? {
         WalEntry::File(WalFileName::History(timeline)) => Some((timeline, entry.modified)),
         _ => None,
     };
     Ok(entries.iter().filter_map(history).collect())
+}
+
+/// Those of timelines behind one: a server that went on from that one, or from one before it, has taken its place since then, unless
+/// that newer timeline was abandoned.
+pub fn newer_than(
+    timeline: TimelineId,
+    stored: &[(TimelineId, Timestamp)],
+) -> impl Iterator<Item = &(TimelineId, Timestamp)> {
+    stored.iter().filter(move |(id, _)| *id > timeline)
 }
 
 impl LineageCatalog {

@@ -53,7 +53,7 @@ pub use abandoned::LastUse;
 pub use beside::{Newer, TimelineUse};
 pub use chain::BrokenChain;
 pub use end::Unreached;
-pub(crate) use histories::stored_histories;
+pub use histories::{newer_than, stored_histories};
 pub use inventory::{Expected, TimelineWal};
 pub use lacking::Lacking;
 pub(crate) use lacking::wal_of;

@@ -20,7 +20,7 @@ use crate::backup::{
     AnnouncedSet, AnnouncementReason, Announcements, BackupSummary, Backups, DamagedAnnouncement, Intent,
     ListedBackup, ListedState, ManifestState, NumberedAnnouncement,
 };
-use crate::catalog::{Catalog, LineageCatalog, stored_histories, wal_of};
+use crate::catalog::{Catalog, LineageCatalog, newer_than, stored_histories, wal_of};
 use crate::holds::{DamagedHold, Holdings, Holds};
 use crate::lineage::{DamagedLineage, LOST_LINEAGE, Lineage};
 use crate::wal::WalArchive;
@@ -384,8 +384,9 @@ impl Gathered {
         life.may_inherit.extend(self.facts.backups.iter().filter(doubtful).map(|backup| backup.id));
         for timeline in graph.ids() {
             let abandoned = &catalog.facts().abandoned;
-            let counts = |id: &TimelineId| *id > timeline && !abandoned.contains_key(id) && !contradicts(id);
-            let superseded = began.iter().filter(|(id, _)| counts(id)).map(|(_, at)| *at).min();
+            let counts = |id: &TimelineId| !abandoned.contains_key(id) && !contradicts(id);
+            let superseded =
+                newer_than(timeline, &began).filter(|(id, _)| counts(id)).map(|(_, at)| *at).min();
             // An abandoned timeline is not the one in use, however new it is.
             let retained = match abandoned.get(&timeline) {
                 Some(record) => {

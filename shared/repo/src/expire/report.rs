@@ -1,13 +1,13 @@
 //! What an expiry reports: what `archive-agent expire --json` prints. Stable: members are added, never renamed or removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId};
-use walpoint_plan::retention::{Decision, RetentionVerdict};
-use walpoint_storage::error::Remark;
+use walpoint_plan::retention::{Decision, RetentionReason, RetentionVerdict};
+use walpoint_storage::error::{Remark, Remedy};
 use walpoint_storage::layout::Key;
 
 use super::ExpireOptions;
@@ -166,7 +166,17 @@ impl Expired {
     /// Of all backups, or of one.
     pub(super) fn decided(&mut self, decisions: &[Decision], only: Option<BackupId>) {
         let wanted = decisions.iter().filter(|decision| only.is_none_or(|id| decision.backup.id == id));
-        self.backups = wanted.map(DecisionReport::from).collect();
+        self.backups = wanted.clone().map(DecisionReport::from).collect();
+        let begun = wanted.flat_map(|decision| &decision.reasons).filter_map(|reason| match reason {
+            RetentionReason::PathBegun(timeline) => Some(*timeline),
+            _ => None,
+        });
+        for timeline in begun.collect::<BTreeSet<_>>() {
+            let what = format!(
+                "of timeline {timeline} only the history is archived, and a backup is kept for it until its WAL is archived"
+            );
+            self.remarks.push(Remark { what, remedy: Some(Remedy::AbandonTimeline(timeline)) });
+        }
     }
 
     /// Of a dry run what is eligible for deletion counts as deleted; of another one, what was.

@@ -3,7 +3,9 @@
 use walpoint_storage::layout::AbandonedUntil;
 
 use super::super::super::fixtures::{Bed, switch_in, uploader};
+use super::super::ranges::{Kept, Unknown};
 use super::*;
+use crate::wal::complete;
 use crate::wal::target::Missed;
 
 /// Compares `from` with `to`, which has missed everything from these segments on, over and over with one target.
@@ -148,7 +150,20 @@ async fn the_next_daemon_begins_where_files_were_left() {
     }
     let passed = two.try_to_compare().await.unwrap();
     assert!(passed.left.is_some());
-    assert_eq!(passed.begin.map(|begin| begin.to_string()).as_deref(), Some("000000010000000000000002"));
+    let target = two.target();
+    let (to, wal) = (&two.to.archive, two.uploader.wal_directory());
+    target.beside.is_left_from(passed.begin.unwrap());
+    let place = complete::place(to.repository().id(), to.lineage());
+    complete::note(&wal, &place, target.beside.complete().unwrap()).unwrap();
+
+    // The repository's first file is a younger one, and the next process knows the note only.
+    two.to.put("000000010000000000000004", 1).await;
+    let next = uploader(&[&two.to, &two.from], &["from"]);
+    let kept = Kept::SinceFirst(to.timelines().await.unwrap());
+    let unknown = Unknown::of(&next, (&next.targets()[0], to), kept).await.unwrap();
+    let ranges = Ranges { missed: Missed::new(), unknown: Some(unknown) };
+    let first = ranges.first(to, TimelineId::FIRST).await.unwrap();
+    assert_eq!(first.map(|first| first.to_string()).as_deref(), Some("000000010000000000000002"));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use walpoint_base::Lsn;
 use walpoint_base::facts::TransactionRange;
+use walpoint_storage::error::Remedy;
 
 use super::*;
 use crate::index::tests::commit_time;
@@ -149,6 +150,8 @@ async fn a_timeline_of_which_only_the_history_is_stored_is_in_use() {
         assert_eq!(segments(&bed).await, (35..100).collect::<Vec<u64>>());
         let why = &report.backups.iter().find(|told| told.id == ids[3]).unwrap().reason;
         assert!(why.ends_with("timeline 2, of which only the history is archived so far"), "{why}");
+        let remedies: Vec<_> = report.remarks.iter().filter_map(|remark| remark.remedy.clone()).collect();
+        assert_eq!(remedies, [Remedy::AbandonTimeline(second())], "what ends that is said");
     }
     let refused = expire(bed.archive.repository(), &cluster(), &by_name(ids[3])).await.unwrap_err();
     assert!(matches!(refused, RepoError::Protected { .. }), "{refused}");

@@ -1,0 +1,63 @@
+//! Which repositories acknowledge by the records that are there before a registration changes anything.
+
+use walpoint_repo::lineage::AckMember;
+use walpoint_repo::{Lineage, Repository, oldest_first};
+use walpoint_storage::RepoError;
+
+use super::Joined;
+
+/// Those that a lineage has on record. What a damaged document says besides is not known: the daemon refuses to rely on that.
+pub(super) async fn members(repository: &Repository, lineage: &Lineage) -> Result<Vec<AckMember>, RepoError> {
+    Ok(repository.acknowledging_before_damage(lineage).await?.0.members)
+}
+
+/// Those that all of these lineages, which are one server's, have on record.
+pub(super) async fn members_of_all(found: &[(Lineage, Repository)]) -> Result<Vec<AckMember>, RepoError> {
+    let mut all: Vec<AckMember> = Vec::new();
+    for (lineage, repository) in found {
+        for member in members(repository, lineage).await? {
+            if !walpoint_repo::is_among(&all, member.repository) {
+                all.push(member);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// In the order in which they record others: those on record come first.
+pub(super) async fn in_order<'a, 'o>(joined: &'a [Joined<'o>]) -> Result<Vec<&'a Joined<'o>>, RepoError> {
+    let mut named = Vec::new();
+    for Joined { opened, lineage, .. } in joined {
+        named.extend(members(&opened.repository, lineage).await?);
+    }
+    let mut order: Vec<&Joined<'_>> = joined.iter().collect();
+    oldest_first(&mut order, &named, |one| one.opened.repository.id());
+    Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::fixtures::Bed;
+
+    #[tokio::test]
+    async fn a_lineage_that_exists_elsewhere_takes_over_who_is_on_record() {
+        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
+        let [(of_main, main_id), (of_far, far_id)] = [&main, &far].map(|bed| {
+            let repository = bed.archive.repository();
+            let member = AckMember { name: repository.name().to_owned(), repository: repository.id() };
+            ((bed.archive.lineage().clone(), repository.clone()), member)
+        });
+        assert!(members_of_all(&[of_main.clone(), of_far.clone()]).await.unwrap().is_empty());
+        for ((lineage, repository), members) in
+            [(&of_main, vec![main_id.clone()]), (&of_far, vec![main_id.clone(), far_id.clone()])]
+        {
+            let known = repository.acknowledging(lineage).await.unwrap();
+            let next = known.extended_by(&members, &[]).unwrap();
+            repository.supersede_acknowledging(lineage, &next).await.unwrap();
+        }
+        assert_eq!(members_of_all(std::slice::from_ref(&of_main)).await.unwrap(), [main_id.clone()]);
+        main.damage_record(1);
+        assert_eq!(members_of_all(&[of_main, of_far]).await.unwrap(), [main_id, far_id]);
+    }
+}
