@@ -175,6 +175,31 @@ fn a_drill_passes_and_leaves_nothing_on_19() {
     a_drill_passes_and_leaves_nothing(19);
 }
 
+/// Starts a copy as its drill said, and stops it.
+fn starts(bed: &Bed, start: &str, kept: &Path) {
+    let (kept, mut shell) = (kept.display(), std::process::Command::new("sh"));
+    let script = format!("{start} -l {kept}/log && {}/pg_ctl -D {kept}/data -m immediate stop", bed.bindir());
+    shell.args(["-c", &script]);
+    process::run(user::become_user(shell.current_dir("/")), Duration::from_secs(60)).expect_success();
+}
+
+/// The rights of a role that may not log in, and that the cluster has only since the backup.
+fn checks_have_a_roles_rights(bed: &Bed) {
+    let reader = [
+        "--json",
+        "--role",
+        "a reader",
+        "--check",
+        "select current_user = 'a reader' and count(*) = 21 from rows",
+        "--check",
+        "select count(*) = 2 from moved",
+    ];
+    let report = json(&bed.drill(&reader).expect_status(3));
+    assert_eq!(result(&report, "a reader")["result"], "passed", "{report:#}");
+    let denied = result(&report, "from moved")["message"].as_str().unwrap();
+    assert_eq!(denied, "permission denied for table moved");
+}
+
 /// R10: a drill whose checks fail, or that misses a target, ends with 3 and says which; a page about it shows names as text. The copy that is
 /// kept can be started, and what cannot be reached or run ends with 1.
 #[test]
@@ -232,32 +257,8 @@ fn what_fails_is_named_and_ends_with_3() {
     assert!(text.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&quot;"), "{text}");
     assert!(text.contains("&lt;b&gt;") && !text.contains("<script") && !text.contains("<b>"), "{text}");
     // What was kept starts as it is, and the next drill leaves it alone.
-    let start = report["start_command"].as_str().unwrap();
-    let mut shell = std::process::Command::new("sh");
-    shell.args([
-        "-c",
-        &format!(
-            "{start} -l {}/log && {}/pg_ctl -D {}/data -m immediate stop",
-            kept.display(),
-            bed.bindir(),
-            kept.display()
-        ),
-    ]);
-    process::run(user::become_user(shell.current_dir("/")), Duration::from_secs(60)).expect_success();
-    // The rights of a role that may not log in, and that the cluster has only since the backup.
-    let reader = [
-        "--json",
-        "--role",
-        "a reader",
-        "--check",
-        "select current_user = 'a reader' and count(*) = 21 from rows",
-        "--check",
-        "select count(*) = 2 from moved",
-    ];
-    let report = json(&bed.drill(&reader).expect_status(3));
-    assert_eq!(result(&report, "a reader")["result"], "passed", "{report:#}");
-    let denied = result(&report, "from moved")["message"].as_str().unwrap();
-    assert_eq!(denied, "permission denied for table moved");
+    starts(&bed, report["start_command"].as_str().unwrap(), &kept);
+    checks_have_a_roles_rights(&bed);
     let missed = bed.drill(&["--skip", "amcheck", "--rto", "1ms"]).expect_status(3);
     assert!(missed.stderr.contains("the drill failed: 1 target missed"), "{missed:#?}");
     assert_eq!(bed.scratch(), [kept]);

@@ -12,7 +12,7 @@ use walpoint_storage::RepoError;
 
 use super::document::ListDocument;
 use super::options::PlanOptions;
-use super::read::{Contents, Listed, Unlisted, nothing_listed};
+use super::read::{Contents, Listed, Unlisted, latest_time, nothing_listed};
 use super::{ListArgs, Sections, text};
 
 const DEFAULT: ListArgs = ListArgs { backups: false, restore_points: false };
@@ -326,7 +326,7 @@ fn only_the_timelines_own_commits_count_for_it() {
         timeline.windows[0].until_time = Some(time(until));
     }
     let listed = [listed(vec![of.clone()], Vec::new()), unreadable()];
-    let latest = |timeline| read::latest_time(&listed, of.lineage, TimelineId::new(timeline).unwrap());
+    let latest = |timeline| latest_time(&listed, of.lineage, TimelineId::new(timeline).unwrap());
     assert_eq!(latest(1), Some(time("2026-11-21T12:00:00Z")));
     assert_eq!(latest(2), Some(time("2026-11-21T11:00:00Z")));
     assert_eq!(latest(3), None);
