@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::TimelineId;
+use walpoint_plan::restore::Signal;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output};
@@ -153,11 +154,18 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     back.undo()?;
     report.previous_pgdata = Some(back.aside.display().to_string());
     if let Some(replaced) = &report.replaced_pgdata
+        && was_promoted(Path::new(replaced))
         && let Some(promoted) = promoted_beyond(timeline(Path::new(replaced)), timeline(pgdata))
     {
         tracing::warn!("{promoted}");
     }
     Ok(report)
+}
+
+/// Whether the server of a restored data directory has left recovery: PostgreSQL removes the files that ask for recovery then. Before
+/// that, the newest timeline in its `pg_control` is another server's.
+fn was_promoted(pgdata: &Path) -> bool {
+    [Signal::Recovery, Signal::Standby].iter().all(|signal| !pgdata.join(signal.file_name()).exists())
 }
 
 /// The newest timeline of a data directory's server; `None` if its `pg_control` cannot be read.
@@ -173,7 +181,7 @@ fn promoted_beyond(replaced: Option<TimelineId>, back: Option<TimelineId>) -> Op
     Some(format!(
         "the server of the directory that was replaced had been promoted to timeline {newer}: if it archived, restores to the latest \
          moment follow timeline {newer} and leave out what this server writes from now on\nHINT: If nothing of timeline {newer} is needed, \
-         run \"archive-agent lineage settle --timeline {newer} --reason …\". Until then, restore with --target-timeline {back}."
+         run \"archive-agent lineage settle --timeline {newer} --abandoned --reason …\". Until then, restore with --target-timeline {back}."
     ))
 }
 

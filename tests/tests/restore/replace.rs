@@ -87,7 +87,7 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
 
     let rollback = || bed.agent.restore(&["rollback", "--pgdata", pgdata.to_str().unwrap()]);
     let rolled_back = rollback().expect_success();
-    let warned = "HINT: If nothing of timeline 2 is needed, run \"archive-agent lineage settle --timeline 2";
+    let warned = "HINT: If nothing of timeline 2 is needed, run \"archive-agent lineage settle --timeline 2 --abandoned";
     assert!(rolled_back.stderr.contains(warned), "{rolled_back:#?}");
     let told = rolled_back.stdout;
     assert!(told.contains(aside.to_str().unwrap()), "{told}");
