@@ -24,7 +24,7 @@ use walpoint_storage::store::StoreSettings;
 use self::elsewhere::Elsewhere;
 use self::numbered::last_lineage;
 use self::split_off::{CommonBeginning, began, begins, no_second, parent, writes};
-use self::superseding::{Superseding, archives, ids, never_acknowledged, others_acknowledge};
+use self::superseding::{Superseding, archives, never_acknowledged, others_acknowledge};
 use super::InitArgs;
 use super::config::ConfigurationPlan;
 use crate::binding;
@@ -332,8 +332,9 @@ impl<'a> Registration<'a> {
                 );
             }
             let now = self.acknowledging_with(lineage, joined);
-            let agreed = agreed(lineage, joined, &now).await;
-            let superseding = Superseding { there: &there, lost: self.lost, archives, now: &now, agreed };
+            let (others, here) = on_record::beside(lineage, joined).await;
+            let (lost, others, here) = (self.lost, &others[..], &here[..]);
+            let superseding = Superseding { there: &there, lost, archives, now: &now, others, here };
             let superseded = superseding.done(report, repository, lineage).await?;
             others_acknowledge(report, repository, lineage, (&superseded, &self.ack));
             let members = superseded.members.iter().map(|member| member.repository);
@@ -391,18 +392,6 @@ impl<'a> Registration<'a> {
         );
         Ok(())
     }
-}
-
-/// Whether another repository with the same lineage has exactly these on record as those that acknowledge.
-async fn agreed(lineage: &Lineage, joined: &[Joined<'_>], now: &[AckMember]) -> bool {
-    let own = |other: &Joined<'_>| std::ptr::eq(&other.lineage, lineage);
-    for other in joined.iter().filter(|other| !own(other) && lineage.is_same_life(&other.lineage)) {
-        let read = other.opened.repository.acknowledging(&other.lineage).await;
-        if read.is_ok_and(|known| ids(&known.members) == ids(now)) {
-            return true;
-        }
-    }
-    false
 }
 
 /// Makes or opens a repository.

@@ -84,6 +84,41 @@ impl Acknowledging {
         (next.members != self.members).then_some(next)
     }
 
+    /// What a record says again whose last document is damaged, with what the sound ones of other repositories say (`others`). Those that
+    /// acknowledge are the members of all; those that one of them names as replaced are not. Without a sound one the damaged document may have
+    /// named any of the repositories that are `there`, so each of them counts.
+    #[must_use]
+    pub fn again(&self, others: &[Self], there: &[AckMember]) -> Self {
+        let mut again = self.clone();
+        for id in others.iter().flat_map(|other| &other.replaced) {
+            if !again.replaced.contains(id) {
+                again.replaced.push(*id);
+            }
+        }
+        let named: Vec<&AckMember> = match others {
+            [] => there.iter().collect(),
+            _ => others.iter().flat_map(|other| &other.members).collect(),
+        };
+        for member in named {
+            if !is_among(&again.members, member.repository) {
+                again.members.push(member.clone());
+            }
+        }
+        again.members.retain(|member| !again.replaced.contains(&member.repository));
+        again
+    }
+
+    /// Counts repositories as replaced that a person says are lost and that are not `there`, as long as another one is left.
+    pub fn without(&mut self, lost: &[RepositoryId], there: &[RepositoryId]) {
+        for id in lost.iter().filter(|id| !there.contains(id)) {
+            let is_left = self.members.iter().any(|member| member.repository != *id);
+            if is_left && !self.replaced.contains(id) {
+                self.members.retain(|member| member.repository != *id);
+                self.replaced.push(*id);
+            }
+        }
+    }
+
     /// Those that are none of these repositories: recovery waits for their word.
     pub fn elsewhere<'a>(&'a self, there: &'a [RepositoryId]) -> impl Iterator<Item = &'a AckMember> {
         self.members.iter().filter(|member| !there.contains(&member.repository))
@@ -206,6 +241,27 @@ mod tests {
         assert_eq!(old.superseded_by(&crossed, &[], &[id(1), id(2)]), None, "they only changed their names");
         let there = [id(2), id(3)];
         assert_eq!(old.elsewhere(&there).collect::<Vec<_>>(), [&member("a", 1)]);
+    }
+
+    #[test]
+    fn a_damaged_record_is_written_again_with_what_the_sound_ones_say() {
+        let (a, b, c) = (member("a", 1), member("b", 2), member("c", 3));
+        let of = |members: &[&AckMember], replaced: &[&AckMember]| Acknowledging {
+            members: members.iter().copied().cloned().collect(),
+            replaced: replaced.iter().map(|one| one.repository).collect(),
+            next: 1,
+        };
+        let before = of(&[&a], &[]);
+        let here = [a.clone(), b.clone(), c.clone()];
+        assert_eq!(before.again(&[of(&[&a, &b], &[])], &here), of(&[&a, &b], &[]));
+        assert_eq!(before.again(&[of(&[&b], &[&a])], &here), of(&[&b], &[&a]), "another one took its place");
+        assert_eq!(before.again(&[], &here), of(&[&a, &b, &c], &[]), "it may have named any of them");
+        assert_eq!(before.again(&[], &here[..1]), before);
+        let mut left = of(&[&a, &b], &[]);
+        left.without(&[a.repository, b.repository, c.repository], &[a.repository]);
+        assert_eq!(left, of(&[&a], &[&b, &c]), "what is there is not lost");
+        left.without(&[a.repository], &[]);
+        assert_eq!(left, of(&[&a], &[&b, &c]), "one is left");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::rows::Ledger;
@@ -74,7 +75,8 @@ fn a_repository_that_was_made_anew_takes_the_place_of_the_old_one() {
     fs::rename(&aside, &root).unwrap();
 }
 
-/// What records that is damaged in one repository: recovery ends by the word of the other one, `verify` names the remedy, and that works.
+/// What records that is damaged in one repository: recovery ends by the word of the other one, `verify` names the remedy, and that works,
+/// also where no other repository is left.
 #[test]
 fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() {
     let second = Store::local();
@@ -95,12 +97,15 @@ fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() 
     let records = || -> Vec<String> {
         door.list("clusters/main").into_iter().filter(|key| key.contains("/ack/")).collect()
     };
+    let damage = |record: &str| {
+        let mut content = door.get(record).unwrap().to_vec();
+        let middle = content.len() / 2;
+        content[middle] ^= 4;
+        door.put(record, content);
+        user::give_tree(bed.store.root().unwrap());
+    };
     let [record] = &records()[..] else { panic!("{:?}", records()) };
-    let mut content = door.get(record).unwrap().to_vec();
-    let middle = content.len() / 2;
-    content[middle] ^= 4;
-    door.put(record, content);
-    user::give_tree(bed.store.root().unwrap());
+    damage(record);
 
     let verified = bed.agent.run(&["verify", "--light"]);
     assert!(!verified.success(), "{verified:#?}");
@@ -110,10 +115,20 @@ fn a_damaged_record_of_who_acknowledges_holds_no_recovery_up_and_is_made_anew() 
     restored.wait_promoted();
     assert_eq!(ledger.labels(&restored), "a1");
 
-    let said = bed.agent.init(&[]);
-    assert!(said.stdout.contains("--lost-repo ID\" again"), "{said:#?}");
     let made = bed.agent.init(&["--lost-repo", lost]).expect_success();
-    assert!(made.stdout.contains("takes the place"), "{made:#?}");
+    assert!(made.stdout.contains("names these again: main") && made.stdout.contains("second"), "{made:#?}");
     assert_eq!(records().len(), 2);
     bed.agent.run(&["verify", "--light"]).expect_success();
+
+    // The other one is lost in its turn, and nothing else shows who acknowledged.
+    let later = made.stdout.split("second (").nth(1).unwrap().split(')').next().unwrap();
+    damage(records().iter().max().unwrap());
+    let alone = Agent::with(&bed.cluster, &bed.store);
+    let made = alone.init(&["--lost-repo", lost, "--lost-repo", later]).expect_success();
+    assert!(
+        made.stdout.contains("names these again: main (") && !made.stdout.contains("second"),
+        "{made:#?}"
+    );
+    assert_eq!(records().len(), 3);
+    alone.run(&["verify", "--light"]).expect_success();
 }

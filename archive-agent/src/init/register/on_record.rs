@@ -1,7 +1,7 @@
 //! Which repositories acknowledge by the records that are there before a registration changes anything.
 
 use walpoint_repo::lineage::AckMember;
-use walpoint_repo::{Lineage, Repository, oldest_first};
+use walpoint_repo::{Acknowledging, Lineage, Repository, oldest_first};
 use walpoint_storage::RepoError;
 
 use super::Joined;
@@ -22,6 +22,19 @@ pub(super) async fn members_of_all(found: &[(Lineage, Repository)]) -> Result<Ve
         }
     }
     Ok(all)
+}
+
+/// What the other repositories with a lineage have on record, as far as that can be read; and all repositories with the lineage.
+pub(super) async fn beside(lineage: &Lineage, joined: &[Joined<'_>]) -> (Vec<Acknowledging>, Vec<AckMember>) {
+    let (mut others, mut here) = (Vec::new(), Vec::new());
+    for other in joined.iter().filter(|other| lineage.is_same_life(&other.lineage)) {
+        let repository = &other.opened.repository;
+        here.push(AckMember { name: repository.name().to_owned(), repository: repository.id() });
+        if !std::ptr::eq(&other.lineage, lineage) {
+            others.extend(repository.acknowledging(&other.lineage).await.ok());
+        }
+    }
+    (others, here)
 }
 
 /// In the order in which they record others: those on record come first.

@@ -13,6 +13,11 @@ use crate::check::report::CheckReport;
 use crate::check::repository::RECORD;
 use crate::wal::claim;
 
+/// Why nothing is recorded about who acknowledges.
+const NOT_SHOWN: &str = "this data directory has no record of archiving there, so nothing shows that its WAL is what was \
+                         acknowledged\nHINT: Run this on the server in production, once it has archived a segment on its \
+                         timeline (select pg_switch_wal() after a transaction).";
+
 /// How a repository that was lost and made anew takes its place among those that acknowledge.
 pub(super) struct Superseding<'a> {
     /// The repositories that are not lost.
@@ -23,8 +28,10 @@ pub(super) struct Superseding<'a> {
     pub(super) archives: bool,
     /// Those of the configuration that acknowledge.
     pub(super) now: &'a [AckMember],
-    /// Whether another repository has exactly these on record.
-    pub(super) agreed: bool,
+    /// What other repositories with the same lineage have on record, as far as that can be read.
+    pub(super) others: &'a [Acknowledging],
+    /// All repositories of the configuration with the same lineage.
+    pub(super) here: &'a [AckMember],
 }
 
 /// What came of it.
@@ -51,23 +58,24 @@ impl Superseding<'_> {
     ) -> anyhow::Result<Superseded> {
         let (mut known, damage) = repository.acknowledging_before_damage(lineage).await?;
         let mut refused = None;
+        let mut again = None;
+        if damage.is_some() {
+            known = known.again(self.others, self.here);
+            known.without(self.lost, self.there);
+            again = Some(known.clone());
+        }
         let superseded = known.superseded_by(self.now, self.there, self.lost);
         if superseded.is_some() && !self.archives {
-            refused = Some(
-                "this data directory has no record of archiving there, so nothing shows that its WAL \
-                 is what was acknowledged\nHINT: Run this on the server in production, once it has \
-                 archived a segment on its timeline \
-                 (select pg_switch_wal() after a transaction)."
-                    .to_owned(),
-            );
+            refused = Some(NOT_SHOWN.to_owned());
         }
         let extended = superseded.as_ref().unwrap_or(&known).extended_by(self.now, self.there);
-        // A damaged document may name more than the one before it.
-        let extended = extended.filter(|_| damage.is_none() || self.agreed);
-        let next = extended.clone().or_else(|| superseded.clone()).filter(|_| self.archives);
+        let next = extended.clone().or_else(|| superseded.clone()).or(again).filter(|_| self.archives);
         let wrote = next.is_some();
         if let Some(new) = next {
             repository.supersede_acknowledging(lineage, &new).await?;
+            if damage.is_some() {
+                is_recorded_again(report, repository, lineage, &new.members);
+            }
             if let Some(superseded) = &superseded {
                 takes_the_place(report, repository, lineage, &names_of_new(superseded, &known));
             }
@@ -77,10 +85,11 @@ impl Superseding<'_> {
             }
             known = new;
         }
-        let is_whole = damage.is_none();
+        let is_whole = damage.is_none() || wrote;
         if let Some(damage) = damage.filter(|_| !wrote) {
+            let advice = if self.archives { "" } else { NOT_SHOWN };
             let damage = walpoint_words::error(&damage);
-            report.warning(format!("repository {}: ack", repository.name()), damage, "");
+            report.warning(format!("repository {}: ack", repository.name()), damage, advice);
         }
         let still = known.members.iter().find(|member| self.lost.contains(&member.repository));
         if let (None, Some(member)) = (&refused, still) {
@@ -102,6 +111,27 @@ fn names_of_new(new: &Acknowledging, before: &Acknowledging) -> String {
     let is_new = |member: &&AckMember| !before.members.contains(member);
     let names: Vec<&str> = new.members.iter().filter(is_new).map(|member| member.name.as_str()).collect();
     names.join(", ")
+}
+
+fn is_recorded_again(
+    report: &mut CheckReport,
+    repository: &Repository,
+    lineage: &Lineage,
+    members: &[AckMember],
+) {
+    let names: Vec<String> =
+        members.iter().map(|member| format!("{} ({})", member.name, member.repository)).collect();
+    report.warning(
+        format!("repository {}: ack", repository.name()),
+        format!(
+            "the record of which repositories acknowledge WAL of lineage {} was damaged, and names these again: {}\nDETAIL: At the end \
+             of the archive, recovery waits for the answer of each of them, and of no other.",
+            lineage.id,
+            names.join(", ")
+        ),
+        "If another repository acknowledged WAL of this cluster and is not lost, add it to the configuration, and run \
+         \"archive-agent init\" again.",
+    );
 }
 
 fn takes_the_place(report: &mut CheckReport, repository: &Repository, lineage: &Lineage, names: &str) {

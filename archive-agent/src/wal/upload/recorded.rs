@@ -157,17 +157,18 @@ impl Uploader {
         oldest_first(&mut records, &named, Record::id);
         let there: Vec<RepositoryId> =
             own.iter().chain(&open).map(|archive| archive.repository().id()).collect();
-        let mut all = true;
-        for Record { archive, known, .. } in records.into_iter().filter(|record| record.damage.is_none()) {
-            let members = joined(archive, known, now, &there).await?;
+        // What is damaged names nothing until a person lets it be written again.
+        let mut all = records.iter().all(|record| record.damage.is_none());
+        for record in records.into_iter().filter(|record| record.damage.is_none()) {
+            let archive = record.archive;
+            let is_own = own.iter().any(|one| one.repository().id() == record.id());
+            let Some(members) = joined_in_time(record, now, &there, is_own).await? else {
+                let away = member(archive);
+                return if alone { Err(refused(own, &away, now)) } else { Ok(false) };
+            };
             all &= names_all(&members, now);
             if alone && !names_any(&members, now) {
-                let (repository, lineage) = (archive.repository().name(), archive.lineage().id);
-                return Err(UploadError::permanent(format!(
-                    "repository {repository} does not count {} among those that acknowledge WAL of lineage {lineage}: another one \
-                     took the place of that repository\nHINT: Set ack as it was.",
-                    names(now)
-                )));
+                return Err(not_counted(archive, now));
             }
         }
         Ok(all)
@@ -193,13 +194,16 @@ impl Uploader {
                 now.push(member(&archive));
             }
         }
-        if names_all(&to.lineage().ack, &now) || self.follows_another().await? {
+        let Some(known) = on_record(to).await? else { return Ok(()) };
+        if names_all(&known.members, &now) || self.follows_another().await? {
             return Ok(());
         }
-        let Some(known) = on_record(to).await? else { return Ok(()) };
         let there: Vec<RepositoryId> = known.members.iter().map(|member| member.repository).collect();
-        joined(to, known, &now, &there).await?;
-        Ok(())
+        let members = joined(to, known, &now, &there).await?;
+        match names_all(&members, &now) {
+            true => Ok(()),
+            false => Err(not_counted(to, &now)),
+        }
     }
 }
 
@@ -211,7 +215,9 @@ async fn add_named<'a>(records: &mut Vec<Record<'a>>, open: &'a [WalArchive]) ->
         let next = named.find(|one| !is_read(one))?.clone();
         let archive = open.iter().find(|archive| archive.repository().id() == next.repository);
         let record = match archive {
-            Some(archive) => Record::of(archive).await.ok(),
+            Some(archive) => {
+                tokio::time::timeout(TIME_LIMIT, Record::of(archive)).await.ok().and_then(Result::ok)
+            }
             None => None,
         };
         match record {
@@ -266,6 +272,20 @@ async fn joined(
     }
 }
 
+/// The same; `None` if a repository that need not acknowledge does not answer in time.
+async fn joined_in_time(
+    record: Record<'_>,
+    now: &[AckMember],
+    there: &[RepositoryId],
+    is_own: bool,
+) -> Result<Option<Vec<AckMember>>, RepoError> {
+    let joining = joined(record.archive, record.known, now, there);
+    match is_own {
+        true => joining.await.map(Some),
+        false => tokio::time::timeout(TIME_LIMIT, joining).await.map_or(Ok(None), |joined| joined.map(Some)),
+    }
+}
+
 /// Why nothing is acknowledged while a repository on record is away.
 fn refused(own: &[WalArchive], away: &AckMember, now: &[AckMember]) -> UploadError {
     let lineage = own.first().map_or_else(String::new, |archive| archive.lineage().id.to_string());
@@ -279,6 +299,16 @@ fn refused(own: &[WalArchive], away: &AckMember, now: &[AckMember]) -> UploadErr
         away.name,
         away.repository,
         away.repository
+    ))
+}
+
+/// What it means that a repository does not let those join that acknowledge now.
+fn not_counted(archive: &WalArchive, now: &[AckMember]) -> UploadError {
+    let (repository, lineage) = (archive.repository().name(), archive.lineage().id);
+    UploadError::permanent(format!(
+        "repository {repository} does not count {} among those that acknowledge WAL of lineage {lineage}: another one took the place of \
+         that repository\nHINT: Set ack as it was.",
+        names(now)
     ))
 }
 
