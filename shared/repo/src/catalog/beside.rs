@@ -32,13 +32,44 @@ pub struct Newer {
     pub until: Lsn,
 }
 
-/// What shows when a timeline was in use, beside its WAL.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct TimelineUse {
-    /// When its history was stored.
-    pub began: Option<Timestamp>,
-    /// Where its last backup starts, and when that ended.
-    pub last_backup: Option<(Lsn, Timestamp)>,
+/// What shows when the timelines of a lineage were in use, beside their WAL.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct TimelineUses {
+    /// Those that have WAL and were not abandoned.
+    pub written: BTreeSet<TimelineId>,
+    /// When the history of each timeline was stored. Histories never expire.
+    pub began: BTreeMap<TimelineId, Timestamp>,
+    /// Where the last backup on each starts, and when that ended.
+    pub last_backups: BTreeMap<TimelineId, (Lsn, Timestamp)>,
+}
+
+impl TimelineUses {
+    /// When the last backup on a timeline ended, if it started there or behind.
+    fn backed_up(&self, timeline: TimelineId, from: Lsn) -> Option<PgTimestamp> {
+        let last = self.last_backups.get(&timeline).filter(|(start, _)| *start >= from);
+        last.map(|(_, ended)| PgTimestamp::from_time(*ended))
+    }
+}
+
+/// A step of a path from one timeline to the next one.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    parent: TimelineId,
+    /// The first position that no longer belongs to the parent.
+    left: Lsn,
+    child: TimelineId,
+}
+
+fn steps(path: &TimelineHistory) -> impl Iterator<Item = Step> + '_ {
+    let children = path.path().skip(1);
+    path.entries().iter().zip(children).map(|(e, child)| Step { parent: e.parent, left: e.switch, child })
+}
+
+/// The last timeline that two paths have in common, and up to where.
+fn apart(own: &TimelineHistory, other: &TimelineHistory) -> Option<(TimelineId, Lsn)> {
+    let common = own.path().zip(other.path()).take_while(|(own, other)| own == other).last()?.0;
+    let left_by = |path: &TimelineHistory| steps(path).find(|step| step.parent == common).map(|s| s.left);
+    Some((common, [left_by(own), left_by(other)].into_iter().flatten().min()?))
 }
 
 /// What shows that a timeline was in use. None of it is from before the promotion with which the timeline began.
@@ -65,54 +96,108 @@ impl LineageCatalog {
     /// Which of the timelines that have WAL were written beside each younger one of them, the youngest left out. One that ended
     /// where a younger one took over is not among them, nor is what a dead primary archived of its last moments. Where it cannot be
     /// found out, it may have been.
-    pub async fn written_beside(
-        &mut self,
-        written: &BTreeMap<TimelineId, TimelineUse>,
-    ) -> Result<BTreeSet<TimelineId>> {
-        let (mut beside, youngest) = (BTreeSet::new(), written.keys().next_back().copied());
-        for (timeline, usage) in written.iter().filter(|(timeline, _)| Some(**timeline) != youngest) {
-            let mut all = true;
-            for younger in written.keys().filter(|younger| *younger > timeline) {
-                all = match self.is_beside((*timeline, *usage), *younger, written).await {
-                    Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => true,
-                    is => is?,
-                };
+    pub async fn written_beside(&mut self, uses: &TimelineUses) -> Result<BTreeSet<TimelineId>> {
+        let mut beside = BTreeSet::new();
+        for timeline in uses.written.iter().copied() {
+            let mut younger = uses.written.range(timeline..).copied().skip(1).peekable();
+            let mut all = younger.peek().is_some();
+            for younger in younger {
+                all = self.is_beside(timeline, younger, uses).await?
+                    || self.is_perhaps_anothers(timeline, younger, uses).await?;
                 if !all {
                     break;
                 }
             }
             if all {
-                beside.insert(*timeline);
+                beside.insert(timeline);
             }
         }
         Ok(beside)
     }
 
-    /// Whether a timeline was written after a younger one had left it, or its path: after the first transaction there, or after the
-    /// history was stored. Either proves two servers: the first transaction of one that was idle, or whose archiving stood still, came
-    /// long after its promotion, and a history may have been stored late.
     async fn is_beside(
         &mut self,
-        (timeline, usage): (TimelineId, TimelineUse),
+        timeline: TimelineId,
         younger: TimelineId,
-        written: &BTreeMap<TimelineId, TimelineUse>,
+        uses: &TimelineUses,
+    ) -> Result<bool> {
+        match self.overlaps(timeline, younger, uses).await {
+            Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => Ok(true),
+            is => is,
+        }
+    }
+
+    /// Whether a third timeline was written beside one, and the younger one left what both have: it may be the third one's server that
+    /// went back to there. Who abandoned that one has settled nothing about the other two.
+    async fn is_perhaps_anothers(
+        &mut self,
+        timeline: TimelineId,
+        younger: TimelineId,
+        uses: &TimelineUses,
+    ) -> Result<bool> {
+        let facts = self.facts();
+        let Some(own) = facts.graph.history(timeline) else { return Ok(true) };
+        let shared = |with: TimelineId| Some(apart(own, facts.graph.history(with)?)?.1);
+        let left = shared(younger);
+        let is_behind = |third: &TimelineId| shared(*third) >= left;
+        if facts.abandoned.keys().filter(|third| **third < timeline).any(is_behind) {
+            return Ok(true);
+        }
+        let thirds = uses.written.iter().copied().filter(|third| ![timeline, younger].contains(third));
+        for third in thirds.filter(is_behind).collect::<Vec<_>>() {
+            if self.is_beside(timeline.min(third), timeline.max(third), uses).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a timeline and the path to a younger one were in use at the same time. Numbers rise: what of that path has a higher number
+    /// began later, and a server that went from here to there wrote nothing here since; what has a lower one was written before this one
+    /// began, if by the same server. A transaction or a backup proves two servers, if it is later than the first transaction of what
+    /// began, or than the moment when its history was stored: the first transaction of a server that was idle, or whose archiving stood
+    /// still, came long after its promotion, and a history may have been stored late.
+    async fn overlaps(
+        &mut self,
+        timeline: TimelineId,
+        younger: TimelineId,
+        uses: &TimelineUses,
     ) -> Result<bool> {
         let history = |of: TimelineId| self.facts().graph.history(of).cloned();
         let (Some(own), Some(other)) = (history(timeline), history(younger)) else { return Ok(true) };
-        let common = own.path().zip(other.path()).take_while(|(own, other)| own == other).last();
-        let Some((common, _)) = common else { return Ok(true) };
-        let left_at = |path: &TimelineHistory| {
-            path.entries().iter().find(|entry| entry.parent == common).map(|entry| entry.switch)
-        };
-        let Some(left) = [left_at(&own), left_at(&other)].into_iter().flatten().min() else {
+        let Some((common, left)) = apart(&own, &other) else { return Ok(true) };
+        let mut way = Vec::new();
+        for step in steps(&other).skip_while(|step| step.parent != common) {
+            way.push(step);
+            if step.child > timeline {
+                break;
+            }
+        }
+        let Some(later) = way.last().copied() else { return Ok(true) };
+        let own_from = own.begin_of(timeline).unwrap_or(left).max(left);
+        if self.is_used_since(timeline, own_from, later, uses).await? {
             return Ok(true);
-        };
-        let next = other.path().find(|step| *step > common);
-        let began = next.and_then(|next| written.get(&next)?.began);
-        let first = self.first_use(other.timeline_at(left), own.timeline_at(left), left, began).await?;
-        let backup = usage.last_backup.filter(|(start, _)| *start >= left);
-        let ended = backup.map(|(_, ended)| PgTimestamp::from_time(ended));
-        let (in_it, behind) = self.behind(left);
+        }
+        let Some(step) = steps(&own).last().filter(|_| timeline != common) else { return Ok(false) };
+        for earlier in way.into_iter().filter(|earlier| earlier.parent != common || earlier.left > left) {
+            if !self.ended_before(earlier, left, step, uses).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a timeline was written from a position on since another one began with that step.
+    async fn is_used_since(
+        &mut self,
+        timeline: TimelineId,
+        from: Lsn,
+        step: Step,
+        uses: &TimelineUses,
+    ) -> Result<bool> {
+        let first = self.first_use(step, uses.began.get(&step.child).copied()).await?;
+        let ended = uses.backed_up(timeline, from);
+        let (in_it, behind) = self.behind(from);
         let [latest, behind] = [
             self.last_from(timeline, in_it).await?.map(|(_, at)| at).max(ended),
             self.last_from(timeline, behind).await?.map(|(_, at)| at).max(ended),
@@ -121,24 +206,43 @@ impl LineageCatalog {
         Ok(first.precedes(latest, behind) || nothing_shows && behind.is_some())
     }
 
+    /// Whether the last use of what a path has of a timeline, from a position to where it leaves that, is known to be from before
+    /// another timeline began with `began`. WAL that is not there any more may have been later.
+    async fn ended_before(
+        &mut self,
+        part: Step,
+        from: Lsn,
+        began: Step,
+        uses: &TimelineUses,
+    ) -> Result<bool> {
+        let Some(stored) = uses.began.get(&began.child).copied() else { return Ok(false) };
+        let first = self.first_use(began, Some(stored)).await?.own;
+        // Stores round down: what is earlier than that time came before it.
+        let moment = PgTimestamp::from_time(stored);
+        let moment = first.map_or(moment, |first| first.min(moment));
+        let (in_it, _) = self.behind(from);
+        let Some((last, latest)) = self.last_from(part.parent, in_it).await? else { return Ok(false) };
+        let latest = uses.backed_up(part.parent, from).map_or(latest, |ended| ended.max(latest));
+        Ok(last >= SegmentNo::before(part.left, self.lineage().segment_size) && latest < moment)
+    }
+
     /// The timelines on the path to `timeline` that went on behind where the path leaves them, with transactions that are later than the
     /// first ones of what left them, or than its history. What a dead primary archived of its last moments is not such a timeline: its
     /// transactions came before the promotion.
     pub async fn went_on(&mut self, timeline: TimelineId) -> Result<Vec<WentOn>> {
         let Some(history) = self.facts().graph.history(timeline).cloned() else { return Ok(Vec::new()) };
-        let children = history.path().skip(1);
-        let steps: Vec<_> =
-            history.entries().iter().zip(children).map(|(e, c)| (e.parent, e.switch, c)).collect();
+        let steps: Vec<Step> = steps(&history).collect();
         if steps.is_empty() {
             return Ok(Vec::new());
         }
         let stored: BTreeMap<_, _> = stored_histories(self.archive()).await?.into_iter().collect();
         let (mut found, size) = (Vec::new(), self.lineage().segment_size);
-        for (parent, left, left_by) in steps {
+        for step in steps {
+            let Step { parent, left, child: left_by } = step;
             if self.facts().abandoned.contains_key(&parent) {
                 continue;
             }
-            let first = self.first_use(left_by, parent, left, stored.get(&left_by).copied()).await?;
+            let first = self.first_use(step, stored.get(&left_by).copied()).await?;
             let (in_it, behind) = self.behind(left);
             let [in_it, behind] =
                 [self.last_from(parent, in_it).await?, self.last_from(parent, behind).await?];
@@ -178,14 +282,9 @@ impl LineageCatalog {
         Ok(extent.await?.and_then(|extent| extent.latest).map(|latest| (run.last, latest)))
     }
 
-    /// What shows that a timeline was in use which left the path to `other` at that position; its history was stored then.
-    async fn first_use(
-        &mut self,
-        timeline: TimelineId,
-        other: TimelineId,
-        left: Lsn,
-        stored: Option<Timestamp>,
-    ) -> Result<FirstUse> {
+    /// What shows that a timeline was in use that began with a step; its history was stored then.
+    async fn first_use(&mut self, step: Step, stored: Option<Timestamp>) -> Result<FirstUse> {
+        let Step { parent: other, left, child: timeline } = step;
         let history = stored.and_then(|at| at.checked_add(SECOND).ok()).map(PgTimestamp::from_time);
         let none = FirstUse { history, ..FirstUse::default() };
         let (fork, behind) = self.behind(left);
@@ -222,8 +321,7 @@ impl LineageCatalog {
         let newest = facts.graph.ids().rev().find(|id| !facts.abandoned.contains_key(id))?;
         let own = facts.graph.history(timeline).cloned().unwrap_or_else(|| TimelineHistory::root(timeline));
         let other = facts.graph.history(newest).filter(|_| newest > timeline)?;
-        let common = own.path().zip(other.path()).take_while(|(own, other)| own == other).last()?.0;
-        let ends = [own.end_of(common), other.end_of(common)];
-        Some(Newer { timeline: newest, common, until: ends.into_iter().flatten().min()? })
+        let (common, until) = apart(&own, other)?;
+        Some(Newer { timeline: newest, common, until })
     }
 }

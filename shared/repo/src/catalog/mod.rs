@@ -50,7 +50,7 @@ use walpoint_plan::graph::TimelineGraph;
 use walpoint_plan::succession::settle;
 
 pub use abandoned::LastUse;
-pub use beside::{Newer, TimelineUse};
+pub use beside::{Newer, TimelineUses};
 pub use chain::BrokenChain;
 pub use end::Unreached;
 pub use histories::{newer_than, stored_histories};

@@ -179,7 +179,8 @@ async fn announce_and_delete(
         }
     }
     let decisions = decide(&gathered.facts, &policy, store_now());
-    report.decided(&decisions, options.named.as_ref().map(|named| named.backup));
+    let only = options.named.as_ref().map(|named| named.backup);
+    report.decided(&decisions, &gathered.facts.lives, only);
     let by_name = !policy.drops();
     if by_name && gathered.facts.requests.is_empty() {
         report.notes.push("no retention is configured: nothing is deleted".to_owned());

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId};
-use walpoint_plan::retention::{Decision, RetentionReason, RetentionVerdict};
+use walpoint_plan::retention::{Decision, RetainedLineage, RetentionReason, RetentionVerdict};
 use walpoint_storage::error::{Remark, Remedy};
 use walpoint_storage::layout::Key;
 
@@ -163,8 +163,13 @@ impl Expired {
         }
     }
 
-    /// Of all backups, or of one.
-    pub(super) fn decided(&mut self, decisions: &[Decision], only: Option<BackupId>) {
+    /// Of all backups, or of one. `lives`: what was known of their lineages.
+    pub(super) fn decided(
+        &mut self,
+        decisions: &[Decision],
+        lives: &[RetainedLineage],
+        only: Option<BackupId>,
+    ) {
         let wanted = decisions.iter().filter(|decision| only.is_none_or(|id| decision.backup.id == id));
         self.backups = wanted.clone().map(DecisionReport::from).collect();
         let begun = wanted.flat_map(|decision| &decision.reasons).filter_map(|reason| match reason {
@@ -176,6 +181,14 @@ impl Expired {
                 "of timeline {timeline} only the history is archived, and a backup is kept for it until its WAL is archived"
             );
             self.remarks.push(Remark { what, remedy: Some(Remedy::AbandonTimeline(timeline)) });
+        }
+        let in_use = lives.iter().filter(|life| only.is_none() && life.superseded.is_none());
+        for timeline in in_use.filter(|_| self.retention_configured).flat_map(|life| &life.beside) {
+            let what = format!(
+                "timeline {timeline} was written beside a newer one, or may have been: its newest backup and the WAL after that are \
+                 kept"
+            );
+            self.remarks.push(Remark { what, remedy: Some(Remedy::AbandonTimeline(*timeline)) });
         }
     }
 

@@ -1,8 +1,9 @@
 //! Two timelines of one lineage: written beside each other, or one after the other.
 
-use walpoint_base::Lsn;
 use walpoint_base::facts::TransactionRange;
+use walpoint_base::{Lsn, PgTimestamp};
 use walpoint_storage::error::Remedy;
+use walpoint_storage::layout::AbandonedUntil;
 
 use super::*;
 use crate::index::tests::commit_time;
@@ -155,4 +156,145 @@ async fn a_timeline_of_which_only_the_history_is_stored_is_in_use() {
     }
     let refused = expire(bed.archive.repository(), &cluster(), &by_name(ids[3])).await.unwrap_err();
     assert!(matches!(refused, RepoError::Protected { .. }), "{refused}");
+}
+
+const HOUR: i64 = 3600;
+
+/// A timeline that leaves timeline 1. Times are seconds before the present.
+#[derive(Clone, Copy)]
+struct Branch {
+    timeline: u32,
+    /// The segment with which it begins.
+    fork: u64,
+    /// When its history was stored.
+    began: i64,
+    /// When its transactions were.
+    wrote: i64,
+    /// When its backup ended, if it has one.
+    backup: Option<i64>,
+}
+
+/// The present, in whole seconds.
+fn present() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap()
+}
+
+/// The world, with a transaction on timeline 1 every two hours, the last one 52 hours ago.
+async fn world_at(now: Timestamp) -> (Bed, Vec<BackupId>) {
+    let hours = |number: u64| 250 - 2 * i64::try_from(number).unwrap();
+    world_of(|header| header.transactions = commit(now, hours(header.segment.0) * HOUR)).await
+}
+
+fn before(now: Timestamp, seconds: i64) -> Timestamp {
+    now - SignedDuration::from_secs(seconds)
+}
+
+fn commit(now: Timestamp, seconds: i64) -> Option<TransactionRange> {
+    Some(TransactionRange::add(None, PgTimestamp::from_time(before(now, seconds)), 1))
+}
+
+/// Adds a branch; its backup.
+async fn add(bed: &Bed, now: Timestamp, branch: Branch) -> Option<BackupId> {
+    let timeline = TimelineId::new(branch.timeline).unwrap();
+    let text = format!("1\t{}\tno recovery target specified\n", SegmentNo(branch.fork).start(size()));
+    bed.archive.put_file(WalFileName::History(timeline), text.into_bytes()).await.unwrap();
+    let history = bed.archive.paths().file(WalFileName::History(timeline));
+    let began = u64::try_from(before(now, branch.began).as_second()).unwrap();
+    let began = SystemTime::UNIX_EPOCH + Duration::from_secs(began);
+    File::open(path(bed, history.as_str())).unwrap().set_modified(began).unwrap();
+    let of = bed.archive.lineage().id;
+    for number in branch.fork..branch.fork + 5 {
+        let transactions = commit(now, branch.wrote);
+        bed.store_header(WalHeader { transactions, ..header(of, timeline, number) }).await;
+    }
+    let hours = branch.backup? / HOUR;
+    let (number, random) = (branch.fork + 2, branch.timeline);
+    let id = BackupId::new(ago(hours), timeline, SegmentNo(number).start(size()) + 40, random);
+    let writer = begin(bed, intent(bed, id, ago(hours))).await;
+    Some(finish(bed, writer, number, hours).await)
+}
+
+/// What is left after some runs that keep one backup, and the timelines that the last one named as written beside a newer one.
+async fn after_expiry(bed: &Bed) -> (Vec<BackupId>, Vec<u32>) {
+    let mut report = run(bed, &at_once(1)).await;
+    for _ in 0..2 {
+        report = run(bed, &at_once(1)).await;
+    }
+    let beside = report.remarks.iter().filter_map(|remark| match remark.remedy {
+        Some(Remedy::AbandonTimeline(timeline)) => Some(timeline.get()),
+        _ => None,
+    });
+    (finished(bed).await, beside.collect())
+}
+
+/// K3: a server on timeline 1 and its copy on timeline 2 archive. What shows that expires with the server's own backups: then the copy
+/// stays, whatever the server goes to next, and whether the copy writes or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copys_only_backup_stays_when_its_original_fails_over_or_goes_back() {
+    for (fork, wrote) in [(95, 128), (95, 45), (50, 128), (50, 45)] {
+        let now = present();
+        let (bed, _) = world_at(now).await;
+        let production = backup(&bed, 85, 80).await;
+        let copy = Branch {
+            timeline: 2,
+            fork: 60,
+            began: 129 * HOUR,
+            wrote: wrote * HOUR,
+            backup: Some(127 * HOUR),
+        };
+        let copy = add(&bed, now, copy).await.unwrap();
+        assert_eq!(after_expiry(&bed).await, (vec![copy, production], vec![1]));
+        assert_eq!(segments(&bed).await.first(), Some(&85), "nothing of the fork is left");
+
+        let newest =
+            Branch { timeline: 3, fork, began: 50 * HOUR, wrote: 49 * HOUR, backup: Some(48 * HOUR) };
+        let newest = add(&bed, now, newest).await.unwrap();
+        if fork == 50 {
+            // It may be the copy's server that went back, and the original may be quiet.
+            assert_eq!(after_expiry(&bed).await, (vec![copy, production, newest], vec![1, 2]), "{wrote}");
+            let until = SegmentNo(99).name(FIRST, size());
+            bed.archive.abandon_timeline(AbandonedUntil { until, fork: None }, "left", "dba").await.unwrap();
+        }
+        assert_eq!(after_expiry(&bed).await, (vec![copy, newest], vec![2]), "{fork} {wrote}");
+        assert_eq!(segments(&bed).await, [] as [u64; 0]);
+        let wal = bed.archive.paths().segment(SegmentNo(63).name(second(), size()));
+        assert!(keys(&bed).await.contains(wal.as_str()));
+    }
+}
+
+/// K3: one server that was recovered to a moment of timeline 1, and then to another one of it, earlier or later, leaves nothing of either
+/// that no rule keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_recoveries_of_one_server_leave_nothing_that_no_rule_keeps() {
+    // Where the two begin, when the first one began and wrote, and whether that shows two servers.
+    for (forks, began, wrote, two) in [
+        ((60, 80), 50 * HOUR, 49 * HOUR, false),
+        ((80, 60), 50 * HOUR, 49 * HOUR, false),
+        // It wrote after the second recovery.
+        ((60, 80), 50 * HOUR, 43 * HOUR, true),
+        ((80, 60), 50 * HOUR, 43 * HOUR, true),
+        // Timeline 1 was written last in the second in which its history was stored, and in the one before.
+        ((60, 80), 52 * HOUR, 49 * HOUR, true),
+        ((60, 80), 52 * HOUR - 1, 49 * HOUR, false),
+    ] {
+        let now = present();
+        let (bed, ids) = world_at(now).await;
+        let first = Branch { timeline: 2, fork: forks.0, began, wrote, backup: None };
+        add(&bed, now, first).await;
+        let newest = Branch {
+            timeline: 3,
+            fork: forks.1,
+            began: 45 * HOUR,
+            wrote: 44 * HOUR,
+            backup: Some(40 * HOUR),
+        };
+        let newest = add(&bed, now, newest).await.unwrap();
+        let left = after_expiry(&bed).await;
+        if two {
+            assert_eq!(left, (vec![ids[4], newest], vec![2]), "{forks:?} {began} {wrote}");
+        } else {
+            assert_eq!(left, (vec![newest], vec![]), "{forks:?} {began} {wrote}");
+            assert_eq!(segments(&bed).await, [] as [u64; 0]);
+        }
+    }
 }
