@@ -2,7 +2,7 @@
 //! those without a plan, before any plan is chosen.
 
 use futures_util::future::join_all;
-use walpoint_plan::restore::RestorePlan;
+use walpoint_plan::restore::{DoubtfulEnd, RestorePlan};
 use walpoint_repo::agreement::{self, Agreement, Along};
 use walpoint_repo::catalog::{Catalog, LineageCatalog};
 
@@ -14,7 +14,7 @@ pub(crate) struct ComparedRepositories {
     /// What shows that two servers archived there.
     pub(crate) different: Option<String>,
     /// For each plan, why the incomplete copy that it ends in is not known to be that end.
-    pub(crate) ends: Vec<Option<String>>,
+    pub(crate) ends: Vec<Option<DoubtfulEnd>>,
 }
 
 /// Compares the repository of each plan with every other one, all at the same time. What cannot be read shows nothing, and is said.

@@ -31,7 +31,9 @@ use clap::Args;
 use jiff::Timestamp;
 use walpoint_base::Diagnostic;
 use walpoint_base::{ClusterName, LineageId, Lsn, TimelineId};
-use walpoint_plan::restore::{PlannedSegment, RestorePlan, RestoreRequest, SegmentDecoder, Unreachable};
+use walpoint_plan::restore::{
+    DoubtfulEnd, PlannedSegment, RestorePlan, RestoreRequest, SegmentDecoder, Unreachable,
+};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -92,7 +94,7 @@ pub(crate) struct Planned {
     /// Whether it reads the WAL of several repositories, which none of them has alone.
     pub(crate) together: bool,
     /// Why the incomplete copy that it ends in is not known to be that end, by what other repositories have.
-    pub(crate) doubtful_end: Option<String>,
+    pub(crate) doubtful_end: Option<DoubtfulEnd>,
     /// The segments that create tablespaces, as the index that was read for the plan marks them; `None` if it could not be
     /// read up to there.
     pub(crate) creating: Option<Vec<PlannedSegment>>,
@@ -160,9 +162,9 @@ pub(crate) async fn make(common: &CommonArgs, request: &RestoreRequest) -> Resul
     let by_url = selection.chosen && common.names().is_empty();
     let retired = remarks::retired(&selection, &planned, by_url).await;
     planned.remarks.extend(retired);
-    if let Some(why) = planned.doubtful_end.take() {
+    if let Some(doubt) = planned.doubtful_end.take() {
         let Planned { plan, lineage, .. } = &planned;
-        let end = Unreachable::of_end(plan, request.timeline, lineage.into(), lineage.segment_size, why);
+        let end = Unreachable::of_end(plan, request.timeline, lineage.into(), lineage.segment_size, doubt);
         return Err(NoPlan::Unreachable(Box::new(end)));
     }
     if let Some(unreachable) = choice::contradicting(&planned, &mut known.refusals, &known.catalogs) {

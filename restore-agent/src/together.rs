@@ -35,6 +35,7 @@ pub(crate) fn may_help(refusals: &[Refused]) -> bool {
                 | Why::AfterEnd { .. }
                 | Why::EndsInFork { .. }
                 | Why::EndsIncomplete { .. }
+                | Why::ContradictingCopies { .. }
                 | Why::UnknownTimeline(_)
                 | Why::NoHistory(_)
                 | Why::NoBackupOnPath { .. }
@@ -105,14 +106,19 @@ pub(crate) fn refusal_of(planned: &Planned, refusals: Vec<Refused>) -> Option<Un
     leads_on.then_some(own.refusal)
 }
 
-/// Takes over what is missing in all repositories, where each one's refusal says what it lacks itself.
+/// Takes over what is missing in all repositories, where each one's refusal says what it lacks itself, and which copies of the last
+/// segment contradict each other, of which each one may have one.
 pub(crate) fn explain(refusals: &mut [Refused], together: Vec<Refused>) {
     for one in together {
-        let lacks = |refusal: &Unreachable| matches!(refusal.why, Why::MissingWal { .. });
         let alone = refusals.iter_mut().find(|refused| refused.repository.name() == one.repository.name());
-        if let Some(alone) = alone.filter(|alone| lacks(&alone.refusal) && lacks(&one.refusal)) {
-            alone.refusal = one.refusal;
-            alone.refusal.hints.push(Hint::MissingEverywhere);
+        let Some(alone) = alone else { continue };
+        match (&alone.refusal.why, &one.refusal.why) {
+            (Why::MissingWal { .. }, Why::MissingWal { .. }) => {
+                alone.refusal = one.refusal;
+                alone.refusal.hints.push(Hint::MissingEverywhere);
+            }
+            (_, Why::ContradictingCopies { .. }) => alone.refusal = one.refusal,
+            _ => {}
         }
     }
 }

@@ -322,6 +322,35 @@ fn incomplete_copies_of_two_servers_are_no_plan() {
     refuses("incomplete copy");
 }
 
+/// Promise 12: the same where one repository has both copies, and the other one lags behind with one of them. It does not decide, neither
+/// for a plan nor for a recovery that was planned before the first one had any.
+#[test]
+fn a_repository_without_one_of_two_servers_copies_does_not_decide() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let mut copy = copy_of(&mut bed);
+    let lsn = copy.psql("select pg_current_wal_insert_lsn()");
+    let last = ledger.append_as(&bed.cluster, "a2");
+    copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
+    bed.cluster.crash();
+    copy.crash();
+    bed.stop_daemon();
+    push_of(&bed, &bed.cluster, &bed.store, "ours", &last.segment);
+    push_of(&bed, &copy, &second, "theirs", &last.segment);
+    let (main, other) = (bed.back_door(), second.back_door());
+    let (ours, theirs) = (ended(&main)[0].clone(), ended(&other)[0].clone());
+    let sound = main.get(&ours).unwrap();
+    main.delete(&ours);
+    let place = bed.restore("planned", &["--use-partial"]);
+    main.put(&ours, sound);
+    main.put(&theirs, other.get(&theirs).unwrap());
+    refused(&bed, &lsn, &["conflicting-copies"], &[&ours, &theirs]);
+    let plan = bed.agent.restore(&["plan"]).expect_status(1);
+    assert!(plan.stderr.contains(&ours) && plan.stderr.contains("they contradict each other"), "{plan:#?}");
+    let mut server = Cluster::adopt(Arc::clone(bed.cluster.dir()), 17, place, None);
+    stops(&mut server, "these copies contradict each other");
+}
+
 /// Promise 12: production died in a segment of which one repository has its copy, and the other one has another server's whole segment,
 /// which fits behind what both have.
 #[test]

@@ -82,7 +82,9 @@ pub use settings::{RecoverySetting, Signal, quote};
 pub use stop::{
     DatabaseDrop, HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch,
 };
-pub use unreachable::{InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest};
+pub use unreachable::{
+    DoubtfulEnd, InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest,
+};
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;
 

@@ -43,24 +43,42 @@ impl Unreachable {
         timeline: TargetTimeline,
         lineage: InLineage,
         size: SegmentSize,
-        why: String,
+        doubt: DoubtfulEnd,
     ) -> Self {
         let segment = plan.fork.and_then(|fork| fork.source_name().segment());
         let segment =
             segment.unwrap_or_else(|| SegmentNo::before(plan.until, size).name(plan.timeline, size));
         let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
+        let (why, hints) = match doubt {
+            DoubtfulEnd::Damaged(damaged) => (
+                Why::EndsIncomplete { segment, until: plan.until, damaged: Some(damaged) },
+                vec![Hint::ArchiveWhole, Hint::AnotherCopyOrBefore(start)],
+            ),
+            DoubtfulEnd::Contradicting(copies) => {
+                (Why::ContradictingCopies { segment, copies }, vec![Hint::DecideCopies(segment)])
+            }
+        };
         Self {
             target: plan.target.clone(),
             timeline,
             lineage: Some(lineage),
-            why: Why::EndsIncomplete { segment, until: plan.until, damaged: Some(why) },
+            why,
             missing: Vec::new(),
             nearest: Vec::new(),
-            hints: vec![Hint::ArchiveWhole, Hint::AnotherCopyOrBefore(start)],
+            hints,
             segment_size: size,
             youngest: None,
         }
     }
+}
+
+/// Why the incomplete copy that a plan ends in is not known to be that end, by what another repository has of that segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DoubtfulEnd {
+    /// What is damaged there may hold more.
+    Damaged(String),
+    /// The copies that all have together contradict each other: which ones.
+    Contradicting(Vec<String>),
 }
 
 /// The lineage of which a refusal is said.

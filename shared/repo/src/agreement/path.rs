@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentNo, TimelineId};
-use walpoint_plan::restore::{ForkSource, PathStep, RestorePlan, SegmentRange};
+use walpoint_plan::restore::{DoubtfulEnd, ForkSource, PathStep, RestorePlan, SegmentRange};
 use walpoint_storage::error::Result;
 
-use super::segments::damaged_beyond;
+use super::segments::{contradicting, damaged_beyond};
 use super::{Agreement, COMPARED, begins_on, incomplete, newest, of_begins, of_lives};
 use crate::catalog::LineageCatalog;
 
@@ -16,8 +16,9 @@ pub struct Along {
     /// Whether both hold one server's WAL on the way of the plan.
     pub agreement: Agreement,
     /// Why the incomplete copy that a plan ends in is not known to be that end, although nothing shows that the other repository's is
-    /// another server's: what is damaged there may hold more, or may be the copy of the server that is meant.
-    pub end: Option<String>,
+    /// another server's: what is damaged there may hold more, or may be the copy of the server that is meant; or it has that copy and
+    /// another server's.
+    pub end: Option<DoubtfulEnd>,
 }
 
 /// Compares the repository that a plan reads from with another one of its lineage: two ranged requests at the same time, unless what
@@ -57,10 +58,16 @@ pub async fn along(plan: &RestorePlan, one: &LineageCatalog, other: &LineageCata
                 }
                 _ => None,
             };
-            along.end = more.or(match &found {
+            let damaged = more.or(match &found {
                 Agreement::Unknown(why) => Some(why.clone()),
                 _ => None,
             });
+            // One of the two may have a copy of each server, and the other only one of them.
+            let copies = contradicting(ours, theirs, name).await?;
+            along.end = match copies.is_empty() {
+                true => damaged.map(DoubtfulEnd::Damaged),
+                false => Some(DoubtfulEnd::Contradicting(copies)),
+            };
         }
         if let Agreement::Unknown(why) = found {
             tracing::warn!("{why}");

@@ -138,8 +138,9 @@ async fn whole(archive: &WalArchive, first: SegmentName, last: SegmentName) -> R
 }
 
 /// Whether what two archives hold of one segment is the same as far as both go, up to `until`, if that is given: the segment itself or
-/// the incomplete copy that is read, and damaged ones as far as they show it. Whole segments of both are for [`newest`]. Two listings
-/// of each at the same time, and what they show.
+/// the incomplete copy that is read, and damaged ones as far as they show it. Whole segments of both are for [`newest`]. Copies that
+/// contradict each other in one of them show nothing here: one of them may be what the other archive has. Two listings of each at the
+/// same time, and what they show.
 pub async fn incomplete(
     one: &WalArchive,
     other: &WalArchive,
@@ -184,6 +185,21 @@ pub async fn incomplete(
         agreement = agreement.and(found);
     }
     Ok(agreement)
+}
+
+/// The incomplete copies of a segment in two archives that contradict each other, so that none of them is read; none where one of the
+/// archives has the whole segment.
+pub(super) async fn contradicting(
+    one: &WalArchive,
+    other: &WalArchive,
+    name: SegmentName,
+) -> Result<Vec<String>> {
+    let joined = one.joined(vec![other.clone()]);
+    match joined.header(name).await {
+        Ok(Some(_)) => Ok(Vec::new()),
+        Ok(None) | Err(RepoError::Corrupt { .. }) => joined.contradicting_copies(name).await,
+        Err(error) => Err(error),
+    }
 }
 
 /// What is wrong with a copy of a segment in an archive that may hold more than what another archive holds of it, which ends at

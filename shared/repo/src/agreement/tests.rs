@@ -7,6 +7,7 @@ use walpoint_base::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFi
 use walpoint_storage::layout::Key;
 use walpoint_storage::object::MasterKey;
 
+use super::segments::contradicting;
 use super::*;
 use crate::wal::tests::{Bed, bed, facts_of_size, segment};
 use crate::wal::{WalArchive, WalFlags};
@@ -126,6 +127,28 @@ async fn a_damaged_copy_that_is_another_servers_takes_its_neighbor_along() {
         end(&one.archive, 4, 20_000, 1).await;
         damage(&one, &short, Some(40));
         assert!(one.archive.read_incomplete(name(4)).await.unwrap().is_some());
+    }
+}
+
+/// One repository has a copy of each of two servers, the other one lags behind and has only one of the two.
+#[tokio::test]
+async fn a_repository_without_one_of_two_contradicting_copies_does_not_decide() {
+    for [one, other] in pairs().await {
+        let compare = async || {
+            let both = [(&one, &other), (&other, &one)].map(|(one, other)| (&one.archive, &other.archive));
+            let mut found = Vec::new();
+            for (one, other) in both {
+                found.push(contradicting(one, other, name(3)).await.unwrap().len());
+            }
+            (found[0], found[1])
+        };
+        end(&one.archive, 3, 9_000, 2).await;
+        end(&other.archive, 3, 20_000, 2).await;
+        assert_eq!(compare().await, (0, 0));
+        end(&one.archive, 3, 9_000, 1).await;
+        assert_eq!(compare().await, (3, 3));
+        store(&other.archive, 3, 2).await;
+        assert_eq!(compare().await, (0, 0), "a whole segment decides");
     }
 }
 

@@ -213,7 +213,11 @@ async fn incomplete<S: WalSink>(
     for &(name, limit) in &part.files {
         let whole = Copies { limit, ..Copies::whole(part.number, name.timeline, size) };
         let mut copy = Copies { incomplete: true, ..whole };
-        let mut fed = feed_or_restart(archive, given, copy, copy.open(archive).await).await?;
+        let opened = copy.open(archive).await;
+        let mut fed = match contradiction(archive, name, &opened).await? {
+            Some(why) => Err(why),
+            None => feed_or_restart(archive, given, copy, opened).await?,
+        };
         // Once the segment is stored as a whole its slices are deleted.
         if fed == Err(GapReason::Missing) {
             copy = whole;
@@ -321,6 +325,20 @@ async fn feed_any<S: WalSink>(
         (None, Some(what)) => Ok(Err(GapReason::Records(what))),
         (None, None) => Ok(Err(damaged.map_or(GapReason::Missing, GapReason::Damaged))),
     }
+}
+
+/// Why no copy of several archives is read where one archive alone may have one that can be: they contradict each other.
+async fn contradiction(
+    archive: &WalArchive,
+    name: SegmentName,
+    opened: &Result<Option<WalReader>>,
+) -> Result<Option<GapReason>> {
+    let Err(error @ RepoError::Corrupt { .. }) = opened else { return Ok(None) };
+    let why = GapReason::Damaged(error.to_string());
+    if archive.beside().is_empty() || archive.contradicting_copies(name).await?.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(why))
 }
 
 async fn feed<S: WalSink>(given: &Shared<S>, reader: WalReader, copy: Copies) -> Result<bool> {

@@ -14,6 +14,7 @@ use super::light::NeededWal;
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, Segment};
 use crate::wal::WalArchive;
+use crate::wal::partials::contradiction;
 use crate::wal::slices::{AssembledSegment, SliceName};
 use crate::whole::whole;
 
@@ -61,12 +62,10 @@ impl Run<'_> {
             Ok::<_, RepoError>((object, key, result))
         });
         let mut read = read.buffer_unordered(AT_ONCE);
-        let mut sliced: BTreeMap<(LineageId, SegmentName), Vec<SliceName>> = BTreeMap::new();
+        let mut beginnings = Beginnings::default();
         while let Some(one) = read.next().await {
             let (object, key, result) = one?;
-            if let ClusterObject::Wal(lineage, WalEntry::Slice(segment, start, end, session)) = object {
-                sliced.entry((lineage, segment)).or_default().push(SliceName { start, end, session });
-            }
+            beginnings.note(&object);
             match result {
                 Ok(()) => {
                     self.report.read_object_count += 1;
@@ -91,6 +90,22 @@ impl Run<'_> {
                 // Deleted since it was listed.
                 Err(RepoError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
+            }
+        }
+        self.beginnings(&archives, beginnings).await
+    }
+
+    /// Whether what is stored of segments that are not whole is one server's.
+    async fn beginnings(
+        &mut self,
+        archives: &BTreeMap<LineageId, WalArchive>,
+        found: Beginnings,
+    ) -> Result<()> {
+        let Beginnings { sliced, copied } = found;
+        for ((lineage, segment), count) in copied {
+            let is_one = count == 1 && !sliced.contains_key(&(lineage, segment));
+            if let Some(archive) = archives.get(&lineage).filter(|_| !is_one) {
+                self.copies(archive, segment).await?;
             }
         }
         for ((lineage, segment), names) in sliced {
@@ -121,6 +136,28 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whether the incomplete copies of a segment are one server's: each by itself was read before.
+    async fn copies(&mut self, archive: &WalArchive, segment: SegmentName) -> Result<()> {
+        if archive.repository().store().head(&archive.paths().segment(segment)).await?.is_some() {
+            return Ok(());
+        }
+        let copies = archive.contradicting_copies(segment).await?;
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let size = archive.lineage().segment_size;
+        let start = segment.number(size).map(|number| number.start(size)).unwrap_or_default();
+        self.report.finding(VerifyFinding {
+            kind: FindingKind::Chain,
+            object: archive.paths().file(WalFileName::Partial(segment)).to_string(),
+            what: contradiction(&copies),
+            backups: Vec::new(),
+            moments: Some(format!("from {start} on, on timeline {}", segment.timeline)),
+            remedy: Cure::SplitBrain,
+        });
+        Ok(())
+    }
+
     /// Reads a segment that was announced as damaged with its parts and its records, which may be what is damaged of it.
     async fn read_announced(
         &self,
@@ -133,6 +170,29 @@ impl Run<'_> {
         let name = SegmentNo(number).name(timeline, lineage.segment_size);
         let archive = self.repository.wal(lineage);
         super::sample::segment(&archive, name, key, self.check.wal()).await.map(drop)
+    }
+}
+
+/// What was read of segments that are not whole.
+#[derive(Default)]
+struct Beginnings {
+    sliced: BTreeMap<(LineageId, SegmentName), Vec<SliceName>>,
+    /// How many other copies of each.
+    copied: BTreeMap<(LineageId, SegmentName), u64>,
+}
+
+impl Beginnings {
+    fn note(&mut self, object: &ClusterObject) {
+        let ClusterObject::Wal(lineage, entry) = *object else { return };
+        match entry {
+            WalEntry::Slice(segment, start, end, session) => {
+                self.sliced.entry((lineage, segment)).or_default().push(SliceName { start, end, session });
+            }
+            WalEntry::Partial(segment, _) | WalEntry::Ended(segment, ..) => {
+                *self.copied.entry((lineage, segment)).or_default() += 1;
+            }
+            _ => {}
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //! longest holds what the others hold. Copies that contradict each other come from two servers. Then younger timelines decide, which
 //! left the timeline in that segment: their first segment begins with what they took over, so a copy that differs before the switch
 //! point is not the one that they come from, and what lies behind the last switch point is not read. Where that does not decide,
-//! none is believed, and a person is asked.
+//! none is believed, and a person is asked. The copies of several repositories that are read as one archive are compared the same way:
+//! a repository that has only one of two copies does not decide between them.
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join3};
@@ -20,7 +21,7 @@ use super::prefix::{PrefixComparison, SegmentCopy, Surveyed, ZeroTail};
 
 /// Which of several copies is read.
 enum Choice {
-    One(SegmentCopy),
+    One(Surveyed),
     /// None can be read.
     Unreadable,
     /// None is believed: these contradict each other.
@@ -34,6 +35,10 @@ enum Choice {
 pub(crate) struct CopySurvey {
     /// The one that is read.
     pub(crate) read: Option<Surveyed>,
+    /// Those that contradict each other, for people, if none is read because of that.
+    pub(crate) contradicting: Vec<String>,
+    /// Those that can be read, or a part of them.
+    readable: Vec<Surveyed>,
     /// Those that are damaged.
     pub(crate) damaged: Vec<Surveyed>,
     /// Those that were put together from slices.
@@ -63,7 +68,11 @@ impl WalArchive {
         &self,
         segment: SegmentName,
     ) -> Result<(Option<WalReader>, Vec<String>)> {
-        let CopySurvey { read, damaged, .. } = self.read_and_damaged(segment).await?;
+        let CopySurvey { read, damaged, contradicting, .. } = self.read_and_damaged(segment).await?;
+        if !contradicting.is_empty() {
+            let key = self.paths().file(WalFileName::Partial(segment));
+            return Err(RepoError::corrupt(&key, contradiction(&contradicting)));
+        }
         let Some(read) = read else {
             let ask = move |archive: Self| async move { archive.read_incomplete_here(segment).await }.boxed();
             return Ok((self.first_sound(ask, |_| true).await?, Vec::new()));
@@ -92,22 +101,9 @@ impl WalArchive {
         self.read_copy(segment, chosen).await
     }
 
-    /// The copies of a segment that contradict each other, so that none of them is read; empty if one is.
+    /// The copies of a segment, here and beside, that contradict each other, so that none of them is read; empty if one is.
     pub async fn contradicting_copies(&self, segment: SegmentName) -> Result<Vec<String>> {
-        let ask = move |archive: Self| {
-            async move {
-                let copies = archive.incomplete_copies(segment).await?;
-                let surveyed = archive.look_into_all(segment, &copies).await?;
-                archive.choice(segment, &surveyed).await
-            }
-            .boxed()
-        };
-        let mut choices = self.ask_all(ask).await?.given.into_iter();
-        let contradicting = choices.find_map(|choice| match choice {
-            Choice::Contradicting(keys) => Some(keys),
-            _ => None,
-        });
-        Ok(contradicting.unwrap_or_default())
+        Ok(self.read_and_damaged(segment).await?.contradicting)
     }
 
     /// The incomplete copies of a segment, but for what is inherited. Three listings at the same time.
@@ -130,22 +126,51 @@ impl WalArchive {
             if let Some(read) = one.read.filter(longer) {
                 all.read = Some(read);
             }
+            if all.contradicting.is_empty() {
+                all.contradicting = one.contradicting;
+            }
+            all.readable.extend(one.readable);
             all.damaged.extend(one.damaged);
             all.sliced.extend(one.sliced);
         }
+        if !self.beside().is_empty() {
+            self.decide_between(segment, &mut all).await?;
+        }
         Ok(all)
+    }
+
+    /// Compares the copies of several archives. Where they contradict each other, in one archive or across them, none is read unless
+    /// younger timelines decide.
+    async fn decide_between(&self, segment: SegmentName, all: &mut CopySurvey) -> Result<()> {
+        // The first archive's is the last one of those that hold the same.
+        let mut read: Vec<&Surveyed> = all.readable.iter().rev().collect();
+        read.sort_by_key(|copy| copy.filled());
+        let agree = read.is_empty() || longest_of(&read, u64::MAX).await?.is_some();
+        if agree && all.contradicting.is_empty() {
+            return Ok(());
+        }
+        let decided = self.longest_of_heirs(segment, &read).await?;
+        if decided.is_some() {
+            all.contradicting.clear();
+        } else if !agree {
+            all.contradicting = names(&read);
+        }
+        all.read = decided;
+        Ok(())
     }
 
     async fn survey_here(&self, segment: SegmentName) -> Result<CopySurvey> {
         let copies = self.incomplete_copies(segment).await?;
         let surveyed = self.look_into_all(segment, &copies).await?;
-        let read = match self.choice(segment, &surveyed).await? {
-            Choice::One(copy) => surveyed.iter().find(|one| one.copy() == copy).cloned(),
-            _ => None,
+        let (read, contradicting) = match self.choice(segment, &surveyed).await? {
+            Choice::One(copy) => (Some(copy), Vec::new()),
+            Choice::Contradicting(copies) => (None, copies),
+            Choice::Unreadable | Choice::Doubtful(_) => (None, Vec::new()),
         };
         let sliced = surveyed.iter().filter(|one| one.copy() == SegmentCopy::Sliced).cloned().collect();
+        let readable = surveyed.iter().filter(|one| one.is_readable()).cloned().collect();
         let damaged = surveyed.into_iter().filter(|one| one.fault().is_some()).collect();
-        Ok(CopySurvey { read, damaged, sliced, unreached: None })
+        Ok(CopySurvey { read, contradicting, readable, damaged, sliced, unreached: None })
     }
 
     /// Reads copies as far as they can be. One that is gone was deleted since: the others may do.
@@ -158,7 +183,8 @@ impl WalArchive {
     }
 
     /// What is wrong with a copy of a segment that holds more than one that goes to `until`, or may: a copy says in its name where it
-    /// ended, and so do slices; a `.partial` file does not, and of what cannot be reached nothing is known.
+    /// ended, and so do slices; a `.partial` file does not, and of what cannot be reached nothing is known. Of those that contradict each
+    /// other none is known to be the one that counts.
     pub async fn damaged_copy_beyond(
         &self,
         segment: SegmentName,
@@ -173,7 +199,11 @@ impl WalArchive {
         if matches!(listed.given.concat()[..], [] | [SegmentCopy::Partial(_) | SegmentCopy::Ended(..)]) {
             return Ok(None);
         }
-        let CopySurvey { read, damaged, unreached, .. } = self.read_and_damaged(segment).await?;
+        let CopySurvey { read, contradicting, damaged, unreached, .. } =
+            self.read_and_damaged(segment).await?;
+        if !contradicting.is_empty() {
+            return Ok(Some(contradiction(&contradicting)));
+        }
         if unreached.is_some() {
             return Ok(unreached);
         }
@@ -199,92 +229,53 @@ impl WalArchive {
         let none = |what: String| Err(RepoError::corrupt(&self.key_of_copy(segment, first), what));
         let surveyed = self.look_into_all(segment, copies).await?;
         match self.choice(segment, &surveyed).await? {
-            Choice::One(copy) => Ok(copy),
+            Choice::One(copy) => Ok(copy.copy()),
             // Reading the first one tells what is wrong with all.
             Choice::Unreadable => Ok(first),
-            Choice::Contradicting(keys) => none(format!(
-                "these copies contradict each other, so two servers wrote this timeline, and which of them the others followed is \
-                 not known: {}",
-                keys.join(", ")
-            )),
+            Choice::Contradicting(copies) => none(contradiction(&copies)),
             Choice::Doubtful(what) => none(what),
         }
     }
 
     async fn choice(&self, segment: SegmentName, surveyed: &[Surveyed]) -> Result<Choice> {
-        let readable = surveyed.iter().filter(|one| one.is_readable());
-        let mut read: Vec<(u64, SegmentCopy)> = readable.map(|one| (one.filled(), one.copy())).collect();
-        read.sort_unstable();
+        let mut read: Vec<&Surveyed> = surveyed.iter().filter(|one| one.is_readable()).collect();
+        read.sort_by_key(|one| (one.filled(), one.copy()));
         if read.is_empty() {
             return Ok(Choice::Unreadable);
         }
-        let refused = match self.longest_of(segment, &read, u64::MAX).await? {
+        let refused = match longest_of(&read, u64::MAX).await? {
             Some(longest) => match beside_damaged(longest, surveyed).await? {
-                None => return Ok(Choice::One(longest)),
+                None => return Ok(Choice::One(longest.clone())),
                 Some(refused) => refused,
             },
-            None => Choice::Contradicting(self.keys_of(segment, &read)),
+            None => Choice::Contradicting(names(&read)),
         };
-        let longest = match self.agree_with_heirs(segment, &mut read).await? {
-            Some(limit) => self.longest_of(segment, &read, limit).await?,
-            None => None,
-        };
-        Ok(longest.map_or(refused, Choice::One))
+        Ok(self.longest_of_heirs(segment, &read).await?.map_or(refused, Choice::One))
     }
 
-    fn keys_of(&self, segment: SegmentName, read: &[(u64, SegmentCopy)]) -> Vec<String> {
-        read.iter().map(|(_, copy)| format!("\"{}\"", self.key_of_copy(segment, *copy))).collect()
-    }
-
-    /// The last of these copies, which are sorted by how much is filled, if it holds what the others hold of the first `limit` bytes.
-    async fn longest_of(
-        &self,
-        segment: SegmentName,
-        read: &[(u64, SegmentCopy)],
-        limit: u64,
-    ) -> Result<Option<SegmentCopy>> {
-        let Some(((_, longest), others)) = read.split_last() else { return Ok(None) };
-        for &(filled, copy) in others {
-            let limit = filled.min(limit);
-            let one = self.extent(segment, copy, limit).await?.map(|extent| extent.content());
-            let other = self.extent(segment, *longest, limit).await?.map(|extent| extent.content());
-            if one.is_none() || one != other {
-                return Ok(None);
-            }
-        }
-        Ok(Some(*longest))
-    }
-
-    /// Takes out the copies that differ from what a younger timeline took over of them. Returns how many bytes of the segment may be
-    /// wanted then: none behind the last switch point. `None` if no younger timeline has any of it, or if all copies would be taken out:
+    /// The longest of the copies, which are sorted by how much is filled, that agree with what younger timelines took over of them; of
+    /// these bytes no more may be wanted than up to the last switch point. `None` if no younger timeline has any of it, or if none agrees:
     /// then none is read.
-    async fn agree_with_heirs(
-        &self,
-        segment: SegmentName,
-        read: &mut Vec<(u64, SegmentCopy)>,
-    ) -> Result<Option<u64>> {
-        let (mut agree, mut limit) = (read.clone(), None);
-        for (heir, took) in self.heirs(segment).await? {
+    async fn longest_of_heirs(&self, segment: SegmentName, read: &[&Surveyed]) -> Result<Option<Surveyed>> {
+        let ask = move |archive: Self| async move { archive.heirs(segment).await }.boxed();
+        let (mut agree, mut limit) = (read.to_vec(), None);
+        for (archive, heir, took) in self.ask_all(ask).await?.given.into_iter().flatten() {
             let mut kept = Vec::new();
-            for &(filled, copy) in &agree {
-                let upto = filled.min(took);
-                let theirs = self.extent_of(WalFileName::Segment(heir), upto).await?;
-                let ours = self.extent(segment, copy, upto).await?;
-                if theirs.map(|extent| extent.content()) == ours.map(|extent| extent.content()) {
-                    kept.push((filled, copy));
+            for copy in agree {
+                let upto = copy.filled().min(took);
+                let theirs = archive.extent_of(WalFileName::Segment(heir), upto).await?;
+                if theirs.map(|extent| extent.content()) == Some(copy.content(upto).await?) {
+                    kept.push(copy);
                 }
             }
             (agree, limit) = (kept, limit.max(Some(took)));
         }
-        if limit.is_none() || agree.is_empty() {
-            return Ok(None);
-        }
-        *read = agree;
-        Ok(limit)
+        let Some(limit) = limit else { return Ok(None) };
+        Ok(longest_of(&agree, limit).await?.cloned())
     }
 
-    /// The segments of younger timelines that begin with bytes of this one, and how many.
-    async fn heirs(&self, segment: SegmentName) -> Result<Vec<(SegmentName, u64)>> {
+    /// The segments of younger timelines in this archive that begin with bytes of this one, and how many.
+    async fn heirs(&self, segment: SegmentName) -> Result<Vec<(Self, SegmentName, u64)>> {
         let size = self.lineage().segment_size;
         let Some(number) = segment.number(size) else { return Ok(Vec::new()) };
         let mut heirs = Vec::new();
@@ -307,7 +298,7 @@ impl WalArchive {
                 && let Ok(Some(header)) = self.header(heir).await
                 && !header.damaged
             {
-                heirs.push((heir, left.since(number.start(size))));
+                heirs.push((self.clone(), heir, left.since(number.start(size))));
             }
         }
         Ok(heirs)
@@ -323,24 +314,46 @@ impl WalArchive {
         let Some(reader) = reader else { return Ok(None) };
         Ok(Some(reader.write_to(ZeroTail::new(limit)).await?.0))
     }
+}
 
-    /// How much of an incomplete copy is filled, of its first `limit` bytes.
-    async fn extent(&self, segment: SegmentName, copy: SegmentCopy, limit: u64) -> Result<Option<ZeroTail>> {
-        let Some(reader) = self.read_copy(segment, copy).await? else { return Ok(None) };
-        Ok(Some(reader.write_to(ZeroTail::new(limit)).await?.0))
+/// The last of these copies, which are sorted by how much is filled, if it holds what the others hold of the first `limit` bytes.
+async fn longest_of<'a>(read: &[&'a Surveyed], limit: u64) -> Result<Option<&'a Surveyed>> {
+    let Some((longest, others)) = read.split_last() else { return Ok(None) };
+    for one in others {
+        let upto = one.filled().min(limit);
+        if one.content(upto).await? != longest.content(upto).await? {
+            return Ok(None);
+        }
     }
+    Ok(Some(longest))
+}
+
+/// The objects of copies, for people; with their repositories if those are several.
+fn names(copies: &[&Surveyed]) -> Vec<String> {
+    let several = copies.windows(2).any(|pair| matches!(pair, [one, other] if one.is_elsewhere(other)));
+    let name = |copy: &&Surveyed| match several {
+        true => format!("\"{}\" in repository \"{}\"", copy.key(), copy.repository()),
+        false => format!("\"{}\"", copy.key()),
+    };
+    copies.iter().map(name).collect()
+}
+
+/// Why none of these copies is read.
+pub(crate) fn contradiction(copies: &[String]) -> String {
+    format!(
+        "these copies contradict each other, so two servers wrote this timeline, and which of them the others followed is not known: {}",
+        copies.join(", ")
+    )
 }
 
 /// Why a copy is not believed beside damaged ones; `None` if it is. They may be the copies of the server that is meant, and it
 /// another server's.
-async fn beside_damaged(copy: SegmentCopy, surveyed: &[Surveyed]) -> Result<Option<Choice>> {
-    let Some(read) = surveyed.iter().find(|one| one.copy() == copy) else { return Ok(None) };
-    for other in surveyed.iter().filter(|one| one.fault().is_some() && one.copy() != copy) {
+async fn beside_damaged(read: &Surveyed, surveyed: &[Surveyed]) -> Result<Option<Choice>> {
+    for other in surveyed.iter().filter(|one| one.fault().is_some() && one.copy() != read.copy()) {
         match read.compare(other, u64::MAX).await? {
             PrefixComparison::Same | PrefixComparison::Fits => {}
             PrefixComparison::Different => {
-                let keys = [read.key(), other.key()].map(|key| format!("\"{key}\""));
-                return Ok(Some(Choice::Contradicting(keys.into())));
+                return Ok(Some(Choice::Contradicting(names(&[read, other]))));
             }
             PrefixComparison::Unknown => {
                 return Ok(Some(Choice::Doubtful(format!(

@@ -39,8 +39,9 @@ pub(crate) struct Surveyed {
     archive: WalArchive,
     segment: SegmentName,
     copy: SegmentCopy,
-    /// Where the zeros begin with which it ends, or what can be read of it.
+    /// Where the zeros begin with which it ends, or what can be read of it, and the hash of what is before that.
     filled: u64,
+    content: ContentHash,
     fault: Option<String>,
     sliced: Option<SlicedExtent>,
 }
@@ -105,25 +106,22 @@ impl WalArchive {
             Err(error) => return Err(error),
         };
         let fault = fault.map(|error| error.to_string());
-        Ok(Some(Surveyed {
-            archive: self.clone(),
-            segment,
-            copy,
-            filled: extent.filled,
-            fault,
-            sliced: None,
-        }))
+        let (filled, content) = extent.content();
+        Ok(Some(Surveyed { archive: self.clone(), segment, copy, filled, content, fault, sliced: None }))
     }
 
     async fn look_into_slices(&self, segment: SegmentName) -> Result<Option<Surveyed>> {
         let Some(assembled) = self.assemble(segment).await? else { return Ok(None) };
         let last = assembled.content().iter().rposition(|byte| *byte != 0);
+        let filled = last.map_or(0, |last| last + 1);
+        let content = blake3::hash(assembled.content().get(..filled).unwrap_or_default());
         let hidden = assembled.hidden().to_vec();
         Ok(Some(Surveyed {
             archive: self.clone(),
             segment,
             copy: SegmentCopy::Sliced,
-            filled: last.map_or(0, |last| last as u64 + 1),
+            filled: filled as u64,
+            content: ContentHash(*content.as_bytes()),
             fault: assembled.fault().map(ToString::to_string),
             sliced: Some(SlicedExtent { end: assembled.end(), hidden }),
         }))
@@ -285,7 +283,10 @@ impl Surveyed {
     }
 
     /// What the first `limit` bytes hold: the same for the same bytes.
-    async fn content(&self, limit: u64) -> Result<(u64, ContentHash)> {
+    pub(super) async fn content(&self, limit: u64) -> Result<(u64, ContentHash)> {
+        if limit >= self.filled {
+            return Ok((self.filled, self.content));
+        }
         let extent = match self.archive.read_copy(self.segment, self.copy).await {
             Ok(Some(reader)) if limit > 0 => reader.write_readable(ZeroTail::new(limit)).await?.0,
             Ok(_) | Err(RepoError::Corrupt { .. }) => ZeroTail::new(0),

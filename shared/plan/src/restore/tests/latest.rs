@@ -210,6 +210,24 @@ fn latest_is_refused_where_copies_of_the_last_segment_contradict_each_other() {
     assert!(plan(&RestoreRequest { standby: true, ..on(2, RecoveryTarget::Latest) }).is_ok());
 }
 
+/// A plan that ends in a copy is refused because of what another repository has of that segment: as damage, or as another server's.
+#[test]
+fn an_end_that_another_repository_makes_doubtful_is_refused_as_what_it_is() {
+    let (world, _) = world();
+    let plan = world.plan(&on(2, RecoveryTarget::Latest)).unwrap();
+    let last = SegmentNo::before(plan.until, size()).name(tli(2), size());
+    let refusal = |doubt| {
+        let lineage = InLineage { id: lineage(), created: jiff::Timestamp::UNIX_EPOCH };
+        Unreachable::of_end(&plan, TargetTimeline::Latest, lineage, size(), doubt)
+    };
+    let damaged = refusal(DoubtfulEnd::Damaged("a bit flipped".to_owned()));
+    assert!(matches!(damaged.why, Why::EndsIncomplete { segment, damaged: Some(_), .. } if segment == last));
+    let copies = vec!["one".to_owned(), "other".to_owned()];
+    let contradicting = refusal(DoubtfulEnd::Contradicting(copies.clone()));
+    assert_eq!(contradicting.why, Why::ContradictingCopies { segment: last, copies });
+    assert_eq!(contradicting.hints, [Hint::DecideCopies(last)]);
+}
+
 /// An incomplete copy of the last segment that cannot be read shows that the segment was begun, so recovery could not end before it.
 #[test]
 fn latest_is_refused_where_the_copy_of_the_last_segment_is_damaged() {

@@ -145,6 +145,26 @@ async fn another_repositorys_copy_is_read_where_the_records_of_the_first_one_do_
     assert_eq!((notes.read.len(), gaps(&notes)), (2, vec![(start(4), Some(start(4)), "records")]));
 }
 
+/// The copy that one repository alone has is not read where another one has that and one that contradicts it.
+#[tokio::test]
+async fn incomplete_copies_that_contradict_each_other_are_a_gap() {
+    let (one, other) = (bed().await, bed().await);
+    for (bed, byte) in [(&one, 1), (&other, 1), (&one, 2)] {
+        let mut content = vec![byte; 700];
+        content.resize(usize::try_from(SIZE).unwrap(), 0);
+        bed.archive.put_file(WalFileName::Partial(name(3)), content).await.unwrap();
+    }
+    let files = vec![(name(3), start(4))];
+    let part = IncompletePart { number: SegmentNo(3), timeline: FIRST, files, listed: true, written: None };
+    for (first, second) in [(&one, &other), (&other, &one)] {
+        let joined = first.archive.joined(vec![second.archive.clone()]);
+        let notes = read_parts(&joined, vec![ScanPart::Incomplete(part.clone())]).await;
+        assert_eq!((&notes.read[..], gaps(&notes)), (&[][..], vec![(start(3), None, "damaged")]));
+    }
+    let notes = read_parts(&other.archive, vec![ScanPart::Incomplete(part)]).await;
+    assert_eq!((notes.read.len(), gaps(&notes)), (1, vec![]));
+}
+
 #[tokio::test]
 async fn gaps_begin_where_reading_ended_and_do_not_overlap() {
     let bed = bed().await;

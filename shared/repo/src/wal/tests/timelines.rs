@@ -95,6 +95,70 @@ async fn a_younger_timeline_decides_between_copies_that_contradict_each_other() 
     }
 }
 
+/// Copies of several repositories that contradict each other are believed as little as those of one, also where one of the repositories
+/// has only one of them. The beginning of a longer one does not contradict it, and a younger timeline decides wherever it is.
+#[tokio::test]
+async fn copies_of_several_repositories_that_contradict_each_other_are_not_read() {
+    let [one, other] = <[Bed; 2]>::try_from(beds(1).await).ok().unwrap();
+    let size = one.archive.lineage().segment_size;
+    let name: SegmentName = NAME.parse().unwrap();
+    let (ours, theirs) = (segment(size, 3), segment(size, 4));
+    let put = async |bed: &Bed, content: &[u8], zeros| {
+        let content = WalContent::from(content.to_vec()).with_zeros_from(zeros);
+        bed.archive.put_file(WalFileName::Partial(name), content).await.unwrap();
+    };
+    let orders = [(&one, &other), (&other, &one)].map(|(first, second)| {
+        let joined = first.archive.joined(vec![second.archive.clone()]);
+        (joined, WalCopies::new(first.archive.clone(), [second.archive.clone()]))
+    });
+    let is_read = async |content: &[u8]| {
+        for (joined, copies) in &orders {
+            assert_eq!(joined.contradicting_copies(name).await.unwrap(), [""; 0]);
+            for read in [joined.get_incomplete(name).await, copies.get_incomplete(name).await] {
+                let read = read.unwrap().unwrap().content;
+                assert!(read.starts_with(content) && read[content.len()..].iter().all(|byte| *byte == 0));
+            }
+        }
+    };
+    let is_refused = async |count| {
+        for (joined, copies) in &orders {
+            let named = joined.contradicting_copies(name).await.unwrap();
+            assert!(named.len() == count && named.iter().all(|one| one.contains("in repository \"main\"")));
+            for read in [joined.get_incomplete(name).await, copies.get_incomplete(name).await] {
+                let why = read.unwrap_err();
+                assert!(matches!(&why, RepoError::Corrupt { .. }), "{why}");
+                assert!(named.iter().all(|one| why.to_string().contains(one)), "{why}");
+            }
+            let beyond = joined.damaged_copy_beyond(name, None).await.unwrap();
+            assert!(beyond.is_some_and(|why| why.contains("contradict each other")));
+        }
+    };
+    put(&one, &ours, 5000).await;
+    is_read(&ours[..5000]).await;
+    put(&other, &ours, 3000).await;
+    is_read(&ours[..5000]).await;
+    put(&other, &theirs, 9000).await;
+    is_refused(3).await;
+    for hash in other.archive.partials(name).await.unwrap() {
+        let key = other.archive.paths().partial(name, hash);
+        other.archive.repository().store().delete(&key).await.unwrap();
+    }
+    put(&other, &theirs, 9000).await;
+    is_refused(2).await;
+    put(&one, &theirs, 7000).await;
+    is_refused(3).await;
+
+    let heir = TimelineId::new(name.timeline.get() + 1).unwrap();
+    let left = name.number(size).unwrap().start(size) + 4000;
+    let line = format!("{}\t{left}\tx\n", name.timeline);
+    other.archive.put_file(WalFileName::History(heir), line.into_bytes()).await.unwrap();
+    is_refused(3).await;
+    let heirs = facts_of_size(&SegmentName { timeline: heir, ..name }.to_string(), true, size);
+    let content = [&ours[..4000], &theirs[4000..]].concat();
+    other.archive.put_segment(&heirs, content, WalFlags::default()).await.unwrap();
+    is_read(&ours[..5000]).await;
+}
+
 #[tokio::test]
 async fn a_refused_history_is_kept_beside_and_an_empty_one_has_no_ancestors() {
     for bed in beds(16).await {
