@@ -289,19 +289,22 @@ fn a_page_that_replay_repairs_is_no_damage() {
         file.write_all_at(b"torn", 8000).unwrap();
     };
     damage("torn");
-    bed.archived.backup();
+    let backup = bed.archived.backup();
     let lsn = cluster.psql("update torn set n = 0 where n = 1; select pg_current_wal_lsn()");
     let lsn = lsn.lines().last().unwrap().to_owned();
     bed.archived.settle();
     let skip = ["--json", "--skip", "amcheck"];
-    let paused = [&skip[..], &["--target-lsn", lsn.as_str(), "--check", "select sum(n) = 5049 from torn"]];
-    let report = json(&bed.drill(&paused.concat()).expect_success());
+    // An earlier backup would be chosen, as it has no bad page.
+    let of = |backup: &str| [&skip[..], &["--backup", backup]].concat();
+    let paused = ["--target-lsn", lsn.as_str(), "--check", "select sum(n) = 5049 from torn"];
+    let report = json(&bed.drill(&[&of(&backup)[..], &paused].concat()).expect_success());
+    assert_eq!(report["backup"], backup.as_str());
     assert_eq!(result(&report, "recovery reached")["message"], "paused there", "{report:#}");
     assert_eq!(result(&report, "page checksums")["result"], "passed", "{report:#}");
     damage("lost");
-    bed.archived.backup();
+    let backup = bed.archived.backup();
     bed.archived.settle();
-    let report = json(&bed.drill(&skip).expect_status(3));
+    let report = json(&bed.drill(&of(&backup)).expect_status(3));
     let message = |name: &str| result(&report, name)["message"].as_str().unwrap_or_default().to_owned();
     assert!(message("largest tables").contains("public.lost could not be read"), "{report:#}");
     assert!(message("page checksums").starts_with("1 of "), "{report:#}");
