@@ -293,9 +293,10 @@ fn a_page_that_replay_repairs_is_no_damage() {
     let lsn = cluster.psql("update torn set n = 0 where n = 1; select pg_current_wal_lsn()");
     let lsn = lsn.lines().last().unwrap().to_owned();
     bed.archived.settle();
-    let skip = ["--json", "--skip", "amcheck"];
     // An earlier backup would be chosen, as it has no bad page.
-    let of = |backup: &str| [&skip[..], &["--backup", backup]].concat();
+    fn of(backup: &str) -> [&str; 5] {
+        ["--json", "--skip", "amcheck", "--backup", backup]
+    }
     let paused = ["--target-lsn", lsn.as_str(), "--check", "select sum(n) = 5049 from torn"];
     let report = json(&bed.drill(&[&of(&backup)[..], &paused].concat()).expect_success());
     assert_eq!(report["backup"], backup.as_str());
