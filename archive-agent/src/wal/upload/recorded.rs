@@ -157,8 +157,8 @@ impl Uploader {
         oldest_first(&mut records, &named, Record::id);
         let there: Vec<RepositoryId> =
             own.iter().chain(&open).map(|archive| archive.repository().id()).collect();
-        // What is damaged names nothing until a person lets it be written again.
-        let mut all = records.iter().all(|record| record.damage.is_none());
+        // What is damaged names nothing until a person lets it be written again: while all are, nothing is recorded.
+        let mut all = records.iter().any(|record| record.damage.is_none());
         for record in records.into_iter().filter(|record| record.damage.is_none()) {
             let archive = record.archive;
             let is_own = own.iter().any(|one| one.repository().id() == record.id());

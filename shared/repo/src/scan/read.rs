@@ -210,6 +210,10 @@ async fn incomplete<S: WalSink>(
 ) -> Result<()> {
     let start = part.number.start(size);
     let place = (part.timeline, start);
+    {
+        let mut given = given.lock();
+        given.before = given.reached(start);
+    }
     for &(name, limit) in &part.files {
         let whole = Copies { limit, ..Copies::whole(part.number, name.timeline, size) };
         let mut copy = Copies { incomplete: true, ..whole };
