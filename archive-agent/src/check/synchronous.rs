@@ -68,7 +68,7 @@ fn report_all(report: &mut CheckReport, facts: &Facts) {
     if facts.unlimited {
         report.warning(
             WHAT,
-            "queue_max does not limit the WAL that the replication slot keeps\nDETAIL: With synchronous = true the daemon lets go of no \
+            "queue_max does not limit the WAL that the replication slot keeps\nDETAIL: With synchronous = true the daemon releases no \
              WAL that is not stored, and max_slot_wal_keep_size is not set in PostgreSQL."
                 .to_owned(),
             "Set max_slot_wal_keep_size: beyond it, the server removes WAL that was not streamed.",

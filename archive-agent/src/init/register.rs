@@ -332,7 +332,7 @@ impl<'a> Registration<'a> {
                 );
             }
             let now = self.acknowledging_with(lineage, joined);
-            let (others, here) = on_record::beside(lineage, joined).await;
+            let (others, here) = on_record::beside(lineage, joined).await?;
             let (lost, others, here) = (self.lost, &others[..], &here[..]);
             let superseding = Superseding { there: &there, lost, archives, now: &now, others, here };
             let superseded = superseding.done(report, repository, lineage).await?;

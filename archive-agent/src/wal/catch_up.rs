@@ -181,8 +181,8 @@ async fn compare(
         {
             tracing::warn!(
                 repository = target.name(),
-                "this repository may not record all of those that acknowledge: {error}\nDETAIL: A recovery from it alone waits only for \
-                 those that it records. The daemon tries again whenever it catches the repository up."
+                "this repository may not record all of those that acknowledge, and a recovery from it alone waits only for those that it \
+                 records: {error}"
             );
         }
     }

@@ -179,6 +179,15 @@ impl Bed {
         walpoint_base::durable::replace(&records, b"no directory", 0o600).unwrap();
     }
 
+    /// Lets what stores the record of that number of those that acknowledge hang, until what is returned is dropped: it looks at what has
+    /// the name already.
+    pub(crate) fn hang_record(&self, number: u64) -> Hanging {
+        let record = self.records().join(format!("{number:012}"));
+        let made = std::process::Command::new("mkfifo").arg(&record).status();
+        assert!(made.unwrap().success());
+        Hanging(record)
+    }
+
     /// Damages the record of that number of those that acknowledge.
     pub(crate) fn damage_record(&self, number: u64) {
         let record = self.records().join(format!("{number:012}"));
@@ -203,6 +212,19 @@ fn content(facts: &SegmentFacts, seed: u8) -> Vec<u8> {
     // Where a page says which segment it is of.
     content[8..16].copy_from_slice(&(facts.end.0 - size().bytes()).to_le_bytes());
     content
+}
+
+/// A stored file whose readers wait.
+pub(crate) struct Hanging(PathBuf);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        // Whoever waits reads the end of it, and the next one a file.
+        let held = std::fs::OpenOptions::new().read(true).write(true).open(&self.0);
+        let removed = std::fs::remove_file(&self.0);
+        drop(held);
+        assert!(removed.is_ok());
+    }
 }
 
 /// A stored file that cannot be read.

@@ -216,3 +216,20 @@ fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_in_recovery_was_not_promoted() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(was_promoted(dir.path()));
+        for signal in [Signal::Recovery, Signal::Standby] {
+            let file = dir.path().join(signal.file_name());
+            walpoint_base::durable::create(&file, b"").unwrap();
+            assert!(!was_promoted(dir.path()), "{}", file.display());
+            walpoint_base::durable::remove(&file).unwrap();
+        }
+    }
+}

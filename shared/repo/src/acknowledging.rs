@@ -1,9 +1,12 @@
 //! Which repositories acknowledge a lineage's WAL by now: a repository that was lost and made anew takes the place of the old one.
 //!
 //! A lineage names them when it is created, by their random ids. `clusters/<name>/<lineage>/ack/<n>` is a numbered sequence of
-//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost, and `init` and the
-//! daemon where the configuration has others acknowledge, beside those or instead of them: then absence is only harder to prove.
-//! A damaged one says nothing, and the next one replaces it too. The facts of the lineage stay as they are. A crash leaves the sequence with the next document or without it.
+//! documents that replace that; the last one counts. `init` writes one where a person says that a repository is lost or where the last one
+//! is damaged, and `init` and the daemon where the configuration has others acknowledge, beside those or instead of them: then absence is
+//! only harder to prove. A damaged one says nothing, and the next one replaces it too. The facts of the lineage stay as they are. A crash
+//! leaves the sequence with the next document or without it.
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -84,27 +87,23 @@ impl Acknowledging {
         (next.members != self.members).then_some(next)
     }
 
-    /// What a record says again whose last document is damaged, with what the sound ones of other repositories say (`others`). Those that
-    /// acknowledge are the members of all; those that one of them names as replaced are not. Without a sound one the damaged document may have
-    /// named any of the repositories that are `there`, so each of them counts.
+    /// What a record says again whose last document is damaged, with what other repositories have on record (`others`). Those that
+    /// acknowledge are the members of all, without those that one of them names as replaced. Only a member's record is known to name
+    /// all: where no record of one is sound, the damaged document may have named any of the repositories that are `there`, so each counts.
     #[must_use]
-    pub fn again(&self, others: &[Self], there: &[AckMember]) -> Self {
+    pub fn again(&self, others: &[(RepositoryId, Self)], there: &[AckMember]) -> Self {
         let mut again = self.clone();
-        for id in others.iter().flat_map(|other| &other.replaced) {
-            if !again.replaced.contains(id) {
-                again.replaced.push(*id);
-            }
+        for (_, other) in others {
+            again.members.extend(other.members.iter().cloned());
+            again.replaced.extend(other.replaced.iter().copied());
         }
-        let named: Vec<&AckMember> = match others {
-            [] => there.iter().collect(),
-            _ => others.iter().flat_map(|other| &other.members).collect(),
-        };
-        for member in named {
-            if !is_among(&again.members, member.repository) {
-                again.members.push(member.clone());
-            }
+        if !others.iter().any(|(id, _)| is_among(&again.members, *id)) {
+            again.members.extend(there.iter().cloned());
         }
-        again.members.retain(|member| !again.replaced.contains(&member.repository));
+        let mut seen = BTreeSet::new();
+        again.replaced.retain(|id| seen.insert(*id));
+        // What was replaced is among those that were seen.
+        again.members.retain(|member| seen.insert(member.repository));
         again
     }
 
@@ -253,9 +252,13 @@ mod tests {
         };
         let before = of(&[&a], &[]);
         let here = [a.clone(), b.clone(), c.clone()];
-        assert_eq!(before.again(&[of(&[&a, &b], &[])], &here), of(&[&a, &b], &[]));
-        assert_eq!(before.again(&[of(&[&b], &[&a])], &here), of(&[&b], &[&a]), "another one took its place");
+        let says = |one: &AckMember, known| (one.repository, known);
+        assert_eq!(before.again(&[says(&b, of(&[&a, &b], &[]))], &here), of(&[&a, &b], &[]));
+        let replaced = before.again(&[says(&b, of(&[&b], &[&a]))], &here);
+        assert_eq!(replaced, of(&[&b], &[&a]), "another one took its place");
         assert_eq!(before.again(&[], &here), of(&[&a, &b, &c], &[]), "it may have named any of them");
+        let outside = before.again(&[says(&c, of(&[&a], &[]))], &here);
+        assert_eq!(outside, of(&[&a, &b, &c], &[]), "one that never acknowledged may not name all");
         assert_eq!(before.again(&[], &here[..1]), before);
         let mut left = of(&[&a, &b], &[]);
         left.without(&[a.repository, b.repository, c.repository], &[a.repository]);

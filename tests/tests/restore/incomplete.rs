@@ -291,13 +291,10 @@ fn refused(bed: &Archived, lsn: &str, reasons: &[&str], keys: &[&String]) {
     }
 }
 
-/// Promise 12: two servers that went apart die in the same segment, and what each has of it is in a repository of its own. No plan
-/// reads both, nor does one take the one for the end where the other is damaged.
-#[test]
-fn incomplete_copies_of_two_servers_are_no_plan() {
-    let second = Store::local();
-    let (mut bed, mut ledger) = bed(Some(&second));
-    let mut copy = copy_of(&mut bed);
+/// Two servers that went apart die in the same segment, and what each has of it is in a repository of its own. Where they went apart.
+#[track_caller]
+fn went_apart(bed: &mut Archived, ledger: &mut Ledger, second: &Store) -> String {
+    let mut copy = copy_of(bed);
     let lsn = copy.psql("select pg_current_wal_insert_lsn()");
     let last = ledger.append_as(&bed.cluster, "a2");
     copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
@@ -305,10 +302,20 @@ fn incomplete_copies_of_two_servers_are_no_plan() {
     bed.cluster.crash();
     copy.crash();
     bed.stop_daemon();
-    push_of(&bed, &bed.cluster, &bed.store, "ours", &last.segment);
-    push_of(&bed, &copy, &second, "theirs", &last.segment);
-    let (main, other) = (bed.back_door(), second.back_door());
-    assert_eq!((ended(&main).len(), ended(&other).len()), (1, 1));
+    push_of(bed, &bed.cluster, &bed.store, "ours", &last.segment);
+    push_of(bed, &copy, second, "theirs", &last.segment);
+    assert_eq!((ended(&bed.back_door()).len(), ended(&second.back_door()).len()), (1, 1));
+    lsn
+}
+
+/// Promise 12: what two servers have of one segment is in a repository of each. No plan
+/// reads both, nor does one take the one for the end where the other is damaged.
+#[test]
+fn incomplete_copies_of_two_servers_are_no_plan() {
+    let second = Store::local();
+    let (mut bed, mut ledger) = bed(Some(&second));
+    let lsn = went_apart(&mut bed, &mut ledger, &second);
+    let main = bed.back_door();
     let refuses = |what: &str| {
         for options in [&["plan", "--use-partial"][..], &["plan", "--target-lsn", &lsn]] {
             let plan = bed.agent.restore(options).expect_status(1);
@@ -328,15 +335,7 @@ fn incomplete_copies_of_two_servers_are_no_plan() {
 fn a_repository_without_one_of_two_servers_copies_does_not_decide() {
     let second = Store::local();
     let (mut bed, mut ledger) = bed(Some(&second));
-    let mut copy = copy_of(&mut bed);
-    let lsn = copy.psql("select pg_current_wal_insert_lsn()");
-    let last = ledger.append_as(&bed.cluster, "a2");
-    copy.psql("create table other (n int); insert into other select generate_series(1, 50)");
-    bed.cluster.crash();
-    copy.crash();
-    bed.stop_daemon();
-    push_of(&bed, &bed.cluster, &bed.store, "ours", &last.segment);
-    push_of(&bed, &copy, &second, "theirs", &last.segment);
+    let lsn = went_apart(&mut bed, &mut ledger, &second);
     let (main, other) = (bed.back_door(), second.back_door());
     let (ours, theirs) = (ended(&main)[0].clone(), ended(&other)[0].clone());
     let sound = main.get(&ours).unwrap();

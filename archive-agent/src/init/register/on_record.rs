@@ -3,6 +3,7 @@
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::{Acknowledging, Lineage, Repository, oldest_first};
 use walpoint_storage::RepoError;
+use walpoint_storage::object::RepositoryId;
 
 use super::Joined;
 
@@ -24,17 +25,26 @@ pub(super) async fn members_of_all(found: &[(Lineage, Repository)]) -> Result<Ve
     Ok(all)
 }
 
-/// What the other repositories with a lineage have on record, as far as that can be read; and all repositories with the lineage.
-pub(super) async fn beside(lineage: &Lineage, joined: &[Joined<'_>]) -> (Vec<Acknowledging>, Vec<AckMember>) {
+/// What the other repositories with a lineage have on record, but for what is damaged; and all repositories with the lineage. One that
+/// does not answer is an error: it may name more than the others.
+pub(super) async fn beside(
+    lineage: &Lineage,
+    joined: &[Joined<'_>],
+) -> Result<(Vec<(RepositoryId, Acknowledging)>, Vec<AckMember>), RepoError> {
     let (mut others, mut here) = (Vec::new(), Vec::new());
     for other in joined.iter().filter(|other| lineage.is_same_life(&other.lineage)) {
         let repository = &other.opened.repository;
         here.push(AckMember { name: repository.name().to_owned(), repository: repository.id() });
-        if !std::ptr::eq(&other.lineage, lineage) {
-            others.extend(repository.acknowledging(&other.lineage).await.ok());
+        if std::ptr::eq(&other.lineage, lineage) {
+            continue;
+        }
+        match repository.acknowledging(&other.lineage).await {
+            Ok(known) => others.push((repository.id(), known)),
+            Err(RepoError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
-    (others, here)
+    Ok((others, here))
 }
 
 /// In the order in which they record others: those on record come first.

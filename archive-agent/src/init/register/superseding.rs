@@ -1,8 +1,9 @@
-//! A repository that was lost and made anew takes its place among those that acknowledge a lineage's WAL, and one that was added to the
-//! configuration joins them.
+//! A repository that was lost and made anew takes its place among those that acknowledge a lineage's WAL, one that was added to the
+//! configuration joins them, and a record of them that is damaged is written again.
 //!
-//! The former only where a person says which one is lost, by its id, and both only on the server whose WAL is acknowledged: recovery waits no longer
-//! for the word of what was replaced. A name shows nothing, as each host has names of its own.
+//! The first only where a person says which one is lost, by its id, and all of it only on the server whose WAL is acknowledged: recovery waits
+//! no longer for the word of what was replaced. A name shows nothing, as each host has names of its own. A crash leaves the record before,
+//! or the new one.
 
 use walpoint_base::{ClusterName, TimelineId};
 use walpoint_repo::lineage::AckMember;
@@ -12,11 +13,6 @@ use walpoint_storage::object::RepositoryId;
 use crate::check::report::CheckReport;
 use crate::check::repository::RECORD;
 use crate::wal::claim;
-
-/// Why nothing is recorded about who acknowledges.
-const NOT_SHOWN: &str = "this data directory has no record of archiving there, so nothing shows that its WAL is what was \
-                         acknowledged\nHINT: Run this on the server in production, once it has archived a segment on its \
-                         timeline (select pg_switch_wal() after a transaction).";
 
 /// How a repository that was lost and made anew takes its place among those that acknowledge.
 pub(super) struct Superseding<'a> {
@@ -28,8 +24,8 @@ pub(super) struct Superseding<'a> {
     pub(super) archives: bool,
     /// Those of the configuration that acknowledge.
     pub(super) now: &'a [AckMember],
-    /// What other repositories with the same lineage have on record, as far as that can be read.
-    pub(super) others: &'a [Acknowledging],
+    /// What other repositories with the same lineage have on record, but for what is damaged.
+    pub(super) others: &'a [(RepositoryId, Acknowledging)],
     /// All repositories of the configuration with the same lineage.
     pub(super) here: &'a [AckMember],
 }
@@ -61,12 +57,21 @@ impl Superseding<'_> {
         let mut again = None;
         if damage.is_some() {
             known = known.again(self.others, self.here);
-            known.without(self.lost, self.there);
+            if self.archives {
+                known.without(self.lost, self.there);
+            }
             again = Some(known.clone());
         }
         let superseded = known.superseded_by(self.now, self.there, self.lost);
-        if superseded.is_some() && !self.archives {
-            refused = Some(NOT_SHOWN.to_owned());
+        let is_wanted = superseded.is_some() || damage.is_some() && !self.lost.is_empty();
+        if is_wanted && !self.archives {
+            refused = Some(
+                "this data directory has no record of archiving there, so nothing shows that its WAL \
+                 is what was acknowledged\nHINT: Run this on the server in production, once it has \
+                 archived a segment on its timeline \
+                 (select pg_switch_wal() after a transaction)."
+                    .to_owned(),
+            );
         }
         let extended = superseded.as_ref().unwrap_or(&known).extended_by(self.now, self.there);
         let next = extended.clone().or_else(|| superseded.clone()).or(again).filter(|_| self.archives);
@@ -87,9 +92,8 @@ impl Superseding<'_> {
         }
         let is_whole = damage.is_none() || wrote;
         if let Some(damage) = damage.filter(|_| !wrote) {
-            let advice = if self.archives { "" } else { NOT_SHOWN };
             let damage = walpoint_words::error(&damage);
-            report.warning(format!("repository {}: ack", repository.name()), damage, advice);
+            report.warning(format!("repository {}: ack", repository.name()), damage, "");
         }
         let still = known.members.iter().find(|member| self.lost.contains(&member.repository));
         if let (None, Some(member)) = (&refused, still) {
@@ -224,4 +228,37 @@ pub(super) async fn archives(
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::fixtures::Bed;
+
+    #[tokio::test]
+    async fn a_damaged_record_is_written_again_only_on_the_server_that_archives() {
+        let (bed, lost) = (Bed::new().await, RepositoryId([7; 16]));
+        let (repository, lineage) = (bed.archive.repository(), bed.archive.lineage());
+        let here = [AckMember { name: repository.name().to_owned(), repository: repository.id() }];
+        let known = repository.acknowledging(lineage).await.unwrap();
+        let both = [here[0].clone(), AckMember { name: "far".to_owned(), repository: lost }];
+        let next = known.extended_by(&both, &[]).unwrap();
+        repository.supersede_acknowledging(lineage, &next).await.unwrap();
+        bed.damage_record(0);
+        let there = [repository.id()];
+        let done = async |archives, lost: &[RepositoryId]| {
+            let superseding =
+                Superseding { there: &there, lost, archives, now: &here, others: &[], here: &here };
+            superseding.done(&mut CheckReport::default(), repository, lineage).await.unwrap()
+        };
+        let elsewhere = done(false, &[lost]).await;
+        assert!(elsewhere.refused.is_some_and(|why| why.contains("no record of archiving")));
+        assert!(done(false, &[]).await.refused.is_none(), "nothing was asked for");
+        assert!(repository.acknowledging(lineage).await.is_err(), "nothing was written");
+
+        let again = done(true, &[lost]).await;
+        assert!(again.refused.is_none() && again.is_whole);
+        let recorded = repository.acknowledging(lineage).await.unwrap();
+        assert_eq!((&recorded.members[..], &recorded.replaced[..]), (&here[..], &[lost][..]));
+    }
 }
