@@ -5,6 +5,7 @@
 //! | [`open`] | a session: which server, which slot, from where on |
 //! | [`slot`] | the replication slot that keeps WAL for the stream |
 //! | [`segment`] | what was received of the open segment and is not stored; no IO |
+//! | [`merge`] | which slices are put together, so that a slow segment has few; no IO |
 //! | [`store`] | slices and whole segments in every repository that has to acknowledge |
 //! | [`session`] | one stream, from its start to the end of a timeline or of the connection |
 //!
@@ -12,8 +13,10 @@
 //! `ack`: as whole segments, which the archiver stores as it stores those that PostgreSQL hands over, and behind the last of them as
 //! slices. Slices of a segment are stored only when the segment before it is stored as a whole, so at any time one segment of a timeline
 //! has slices, and recovery needs no others. A crash leaves slices; the next session continues behind them if they are what the server
-//! sends, and stores the bytes once more if they are not there.
+//! sends, and stores the bytes once more if they are not there. Slices are replaced only by one that holds all their bytes, and that was read
+//! back from each repository: a crash in between leaves both.
 
+mod merge;
 mod open;
 mod segment;
 mod session;

@@ -18,7 +18,7 @@ use walpoint_pg::wal_stream::{StreamPlace, StreamStart, WalStream, place};
 use walpoint_runtime::config::{ClusterSettings, StreamSettings};
 use walpoint_runtime::human;
 
-use super::segment::{OpenSegment, StoredBefore};
+use super::segment::OpenSegment;
 use super::session::{Rules, Session};
 use super::slot::{self, Slot};
 use super::store::{Earlier, SliceStore};
@@ -247,26 +247,10 @@ async fn begin(
     let directory = wal.clone();
     let history = disk::look(&wal, move || check::history_in(&directory, timeline)).await?;
     let history = history.map_or(HistoryHash::NONE, |(_, hash)| hash);
-    let mut earlier = Vec::new();
-    for archive in &archives {
-        earlier.push(Earlier::of(archive, name).await?);
-    }
     let empty: Vec<blake3::Hasher> = archives.iter().map(|archive| archive.content_hasher()).collect();
-    let earlier: Vec<Earlier> = earlier.into_iter().flatten().collect();
-    // What one of them lacks is stored in all.
-    let end = earlier.iter().map(Earlier::end).min().filter(|_| earlier.len() == archives.len());
-    let before = end.map(|end| StoredBefore {
-        end,
-        hashes: earlier
-            .iter()
-            .zip(&empty)
-            .map(|(one, hasher)| one.hash_before(end, hasher.clone()))
-            .collect(),
-    });
-    let proven = earlier
-        .into_iter()
-        .map(|one| one.slices.into_iter().filter(|slice| Some(slice.end) <= end).collect());
-    let proven = if before.is_some() { proven.collect() } else { Vec::new() };
+    let earlier = Earlier::of(&archives, name).await?;
+    let (before, proven) = earlier.map(|earlier| (earlier.before, earlier.slices)).unzip();
+    let proven = proven.unwrap_or_default();
     let silence = walsender.sender_timeout().await?.unwrap_or(SILENCE);
     let stream = match WalStream::start(walsender, slot, timeline, from).await {
         Ok(StreamStart::Streaming(stream)) => *stream,

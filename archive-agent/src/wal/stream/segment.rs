@@ -12,7 +12,7 @@ use walpoint_repo::wal::slices::MAX_SLICE;
 use walpoint_storage::object::ContentHash;
 
 /// A range of the segment that is to be stored.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slice {
     pub(super) segment: SegmentName,
     pub(super) start: Lsn,

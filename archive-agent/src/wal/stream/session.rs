@@ -14,8 +14,9 @@ use walpoint_repo::wal::slices::SliceName;
 use walpoint_runtime::human;
 
 use super::NextStart;
+use super::merge::Merging;
 use super::segment::OpenSegment;
-use super::store::{SliceStore, Storing};
+use super::store::{Merges, SliceStore, Storing};
 use crate::wal::{disk, identity, postmaster};
 
 /// Slices that are stored at the same time.
@@ -70,6 +71,9 @@ pub(super) struct Session {
     earlier: Vec<Vec<SliceName>>,
     /// Slices of the open segment. Empty while `wholes` is not.
     slices: Storing,
+    /// Slices of the open segment that become one, and those that are being put in the place of others: one at a time.
+    merging: Merging,
+    merges: Merges,
     wholes: Storing,
     /// Every byte before this is stored.
     durable: Lsn,
@@ -109,6 +113,8 @@ impl Session {
             segment,
             earlier,
             slices: Storing::new(),
+            merging: Merging::default(),
+            merges: Merges::new(),
             wholes: Storing::new(),
             next: None,
             unreadable: false,
@@ -135,6 +141,7 @@ impl Session {
                     }
                 }
                 Some(stored) = self.slices.next(), if !self.slices.is_empty() => self.advance(stored?).await?,
+                Some(merges) = self.merges.next(), if !self.merges.is_empty() => self.merged(merges),
                 Some(stored) = self.wholes.next(), if !self.wholes.is_empty() => self.advance(stored?).await?,
                 _ = flush.tick() => self.flush(),
                 _ = look.tick() => {
@@ -200,8 +207,10 @@ impl Session {
         let (end, timeline) = (self.segment.end, self.segment.name.timeline);
         let next = OpenSegment::at(end, timeline, self.size, self.empty.clone(), None);
         let done = std::mem::replace(&mut self.segment, next);
-        let (slices, earlier) = (std::mem::take(&mut self.slices), std::mem::take(&mut self.earlier));
-        let whole = Arc::clone(&self.store).whole((done.name, end), done.hashes(), slices, earlier);
+        self.merging.clear();
+        let under_way = (std::mem::take(&mut self.slices), std::mem::take(&mut self.merges));
+        let earlier = std::mem::take(&mut self.earlier);
+        let whole = Arc::clone(&self.store).whole((done.name, end), done.hashes(), under_way, earlier);
         self.wholes.push_back(Box::pin(whole));
     }
 
@@ -213,13 +222,32 @@ impl Session {
         while self.slices.len() < SLICES
             && let Some(slice) = self.segment.take()
         {
+            self.merging.begins(&slice);
             self.slices.push_back(Box::pin(Arc::clone(&self.store).slice(slice)));
         }
+    }
+
+    /// Puts one slice in the place of many, if many are stored.
+    fn merge(&mut self) {
+        if self.merges.is_empty()
+            && let Some(merged) = self.merging.is_stored(self.durable)
+        {
+            self.merges.push_back(Box::pin(Arc::clone(&self.store).merge(merged)));
+        }
+    }
+
+    /// Notes that one slice is in the place of many, or that these stay; `merges`: whether others may be replaced.
+    fn merged(&mut self, merges: bool) {
+        if !merges {
+            self.merging.stop();
+        }
+        self.merge();
     }
 
     /// Notes up to where all is stored, and tells the server.
     async fn advance(&mut self, durable: Lsn) -> anyhow::Result<()> {
         self.durable = self.durable.max(durable);
+        self.merge();
         (self.store.reports.working)();
         if self.rules.synchronous || self.segment.has_full() {
             self.flush();

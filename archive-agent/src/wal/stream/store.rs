@@ -1,12 +1,13 @@
 //! Slices and whole segments of a stream in every repository that has to acknowledge. Each is tried until it is stored: a store that is
 //! away for a day costs the stream nothing but time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join};
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Mutex;
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentName, WalFileName};
@@ -15,7 +16,7 @@ use walpoint_repo::wal::slices::{SliceFacts, SliceName};
 use walpoint_runtime::backoff::Backoff;
 use walpoint_storage::object::ContentHash;
 
-use super::segment::Slice;
+use super::segment::{Slice, StoredBefore};
 use super::{EVER, StreamReports};
 use crate::wal::archiver::Archiver;
 use crate::wal::upload::UploadError;
@@ -25,6 +26,10 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// What is being stored, in the order in which it counts: up to where all is durable then.
 pub(super) type Storing = FuturesOrdered<BoxFuture<'static, anyhow::Result<Lsn>>>;
+
+/// Slices that are being put in the place of others, and whether more of that makes sense. Nothing waits for them but the deletion of the
+/// slices of their segment.
+pub(super) type Merges = FuturesOrdered<BoxFuture<'static, bool>>;
 
 /// Where a session stores.
 pub(super) struct SliceStore {
@@ -37,6 +42,8 @@ pub(super) struct SliceStore {
     history: HistoryHash,
     /// The segment whose place was looked at last.
     admitted: Mutex<SegmentName>,
+    /// Slices of that segment that this session began to store, but for those that were replaced since.
+    own: Mutex<BTreeSet<SliceName>>,
 }
 
 impl SliceStore {
@@ -48,19 +55,13 @@ impl SliceStore {
         (admitted, epoch): (SegmentName, u64),
     ) -> Self {
         let (archiver, reports) = (Arc::clone(archiver), Arc::clone(reports));
-        Self { archiver, reports, session: rand::random(), epoch, history, admitted: Mutex::new(admitted) }
+        let (session, own) = (rand::random(), Mutex::default());
+        Self { archiver, reports, session, epoch, history, admitted: Mutex::new(admitted), own }
     }
 
     /// Stores a slice; its end.
     pub(super) async fn slice(self: Arc<Self>, slice: Slice) -> anyhow::Result<Lsn> {
-        let facts = SliceFacts {
-            segment: slice.segment,
-            start: slice.start,
-            before: ContentHash([0; 32]),
-            history: self.history,
-            received: jiff::Timestamp::now(),
-        };
-        let mut backoff = Backoff::new(WAITS.0, WAITS.1, EVER);
+        let (facts, mut backoff) = (self.facts(&slice), Backoff::new(WAITS.0, WAITS.1, EVER));
         loop {
             match self.try_slice(&facts, &slice).await {
                 Ok(()) => break,
@@ -75,14 +76,60 @@ impl SliceStore {
         Ok(slice.end())
     }
 
+    fn facts(&self, slice: &Slice) -> SliceFacts {
+        SliceFacts {
+            segment: slice.segment,
+            start: slice.start,
+            before: ContentHash([0; 32]),
+            history: self.history,
+            received: jiff::Timestamp::now(),
+        }
+    }
+
+    /// Stores a slice in place of those of this session that it holds, and deletes these when it was read back from each repository.
+    /// Whether another attempt with the next ones makes sense: these do as well.
+    pub(super) async fn merge(self: Arc<Self>, slice: Slice) -> bool {
+        match self.try_merge(&slice).await {
+            Ok(()) => true,
+            Err(UploadError { text, permanent }) => {
+                tracing::debug!(file = %slice.segment, "slices of this segment stay as they are: {text}");
+                !permanent
+            }
+        }
+    }
+
+    async fn try_merge(&self, slice: &Slice) -> Result<(), UploadError> {
+        self.try_slice(&self.facts(slice), slice).await?;
+        self.is_current().map_err(UploadError::permanent)?;
+        let merged = self.name_of(slice);
+        let is_replaced =
+            |name: &&SliceName| merged.start <= name.start && name.end <= merged.end && **name != merged;
+        let replaced: Vec<SliceName> = self.own.lock().await.iter().filter(is_replaced).copied().collect();
+        let sent = (slice.before.as_slice(), &slice.content);
+        self.archiver.uploader().replace_slices((slice.segment, merged), sent, &replaced).await?;
+        let mut own = self.own.lock().await;
+        for name in &replaced {
+            own.remove(name);
+        }
+        drop(own);
+        Ok(())
+    }
+
+    fn name_of(&self, slice: &Slice) -> SliceName {
+        SliceName { start: slice.start, end: slice.end(), session: self.session }
+    }
+
     async fn try_slice(&self, facts: &SliceFacts, slice: &Slice) -> Result<(), UploadError> {
         let uploader = self.archiver.uploader();
         let mut admitted = self.admitted.lock().await;
         if *admitted != slice.segment {
             uploader.admit_slices(slice.segment).await?;
             *admitted = slice.segment;
+            self.own.lock().await.clear();
         }
         drop(admitted);
+        // Noted first: of an attempt that fails, it is not known what it stored.
+        self.own.lock().await.insert(self.name_of(slice));
         uploader.put_slice(*facts, &slice.before, self.session, &slice.content).await
     }
 
@@ -92,27 +139,38 @@ impl SliceStore {
         self: Arc<Self>,
         (name, end): (SegmentName, Lsn),
         hashes: Vec<ContentHash>,
-        mut slices: Storing,
+        (slices, merges): (Storing, Merges),
         earlier: Vec<Vec<SliceName>>,
     ) -> anyhow::Result<Lsn> {
+        // What a merge stores after the others were deleted would stay.
+        let merged = merges.for_each(|_| std::future::ready(())).map(Ok);
+        try_join(self.store_whole(name, &hashes, slices), merged).await?;
+        let uploader = self.archiver.uploader();
+        if let Err(error) = uploader.delete_slices(name, self.session, &earlier).await {
+            tracing::warn!(file = %name, "the slices of this segment are left in place: {error}");
+        }
+        Ok(end)
+    }
+
+    async fn store_whole(
+        &self,
+        name: SegmentName,
+        hashes: &[ContentHash],
+        mut slices: Storing,
+    ) -> anyhow::Result<()> {
         while let Some(stored) = slices.next().await {
             stored?;
         }
         let mut backoff = Backoff::new(WAITS.0, WAITS.1, EVER);
         loop {
-            match self.try_whole(name, &hashes).await {
+            match self.try_whole(name, hashes).await {
                 Ok(()) => break,
                 Err(text) => (self.reports.failing)(&format!("{name}: {text}")),
             }
             self.is_current()?;
             backoff.wait().await;
         }
-        self.is_current()?;
-        let uploader = self.archiver.uploader();
-        if let Err(error) = uploader.delete_slices(name, self.session, &earlier).await {
-            tracing::warn!(file = %name, "the slices of this segment are left in place: {error}");
-        }
-        Ok(end)
+        self.is_current()
     }
 
     /// The archiver may have stored it already, or another process the same.
@@ -140,35 +198,40 @@ impl SliceStore {
     }
 }
 
-/// What earlier sessions stored of a segment in an archive: up to where, the hash of that, and which slices.
+/// What earlier sessions stored of a segment in each archive, and the slices that hold it.
 pub(super) struct Earlier {
-    pub(super) content: bytes::Bytes,
-    pub(super) start: Lsn,
-    pub(super) slices: Vec<SliceName>,
+    pub(super) before: StoredBefore,
+    pub(super) slices: Vec<Vec<SliceName>>,
 }
 
 impl Earlier {
-    /// `None` if there is nothing that a session can continue. What is damaged, or contradicts itself, is stored anew.
-    pub(super) async fn of(archive: &WalArchive, name: SegmentName) -> Result<Option<Self>, UploadError> {
-        let Some(assembled) = archive.assemble(name).await? else { return Ok(None) };
-        if let Some(fault) = assembled.fault() {
-            tracing::error!(file = %name, "slices of this segment cannot be continued, and it is stored from its start on: {fault}");
-            return Ok(None);
+    /// `None` if there is nothing that a session can continue. What one of the archives lacks is stored in all, and what is damaged, or
+    /// contradicts itself, from its start on. Read piece by piece: a segment may be 1 GiB.
+    pub(super) async fn of(archives: &[WalArchive], name: SegmentName) -> Result<Option<Self>, UploadError> {
+        let mut stored = Vec::new();
+        for archive in archives {
+            let Some(one) = archive.sliced_beginning(name, Lsn(u64::MAX)).await? else { return Ok(None) };
+            if let Some(fault) = &one.0.fault {
+                tracing::error!(file = %name, "slices of this segment cannot be continued, and it is stored from its start on: {fault}");
+                return Ok(None);
+            }
+            stored.push((archive, one));
         }
-        let (content, end) = (assembled.content().clone(), assembled.end());
-        let start = Lsn(end.0.saturating_sub(content.len() as u64));
-        let slices = archive.slices(name).await?.into_iter().filter(|slice| slice.end <= end).collect();
-        Ok(Some(Self { content, start, slices }))
-    }
-
-    pub(super) fn end(&self) -> Lsn {
-        self.start + self.content.len() as u64
-    }
-
-    /// The hash of what is stored before a position.
-    pub(super) fn hash_before(&self, end: Lsn, mut hasher: blake3::Hasher) -> ContentHash {
-        let length = usize::try_from(end.since(self.start)).unwrap_or(usize::MAX);
-        hasher.update(self.content.get(..length).unwrap_or(&self.content));
-        ContentHash(*hasher.finalize().as_bytes())
+        let Some(end) = stored.iter().map(|(_, (beginning, _))| beginning.end).min() else { return Ok(None) };
+        let (mut hashes, mut slices) = (Vec::new(), Vec::new());
+        for (archive, mut one) in stored {
+            if one.0.end > end {
+                // They may not go so far any more.
+                let Some(shorter) = archive.sliced_beginning(name, end).await? else { return Ok(None) };
+                one = shorter;
+            }
+            let (beginning, hash) = one;
+            if beginning.end != end {
+                return Ok(None);
+            }
+            hashes.push(hash);
+            slices.push(beginning.taken.into_iter().filter(|slice| slice.end <= end).collect());
+        }
+        Ok(Some(Self { before: StoredBefore { end, hashes }, slices }))
     }
 }

@@ -108,6 +108,44 @@ impl Uploader {
         self.delete_held(name, session, earlier).boxed()
     }
 
+    /// Deletes slices in each archive that another one holds as well, which is read back from it first. `before`: the hash of what comes
+    /// before that one, for each archive. An error, and nothing deleted in an archive, if it is not there, or holds other bytes than were
+    /// sent.
+    pub(in crate::wal) fn replace_slices<'a>(
+        &'a self,
+        merged: (SegmentName, SliceName),
+        sent: (&'a [ContentHash], &'a Bytes),
+        replaced: &'a [SliceName],
+    ) -> BoxFuture<'a, Result<(), UploadError>> {
+        self.replace_held(merged, sent, replaced).boxed()
+    }
+
+    async fn replace_held(
+        &self,
+        (segment, merged): (SegmentName, SliceName),
+        (before, content): (&[ContentHash], &Bytes),
+        replaced: &[SliceName],
+    ) -> Result<(), UploadError> {
+        let cluster = self.identity().await?;
+        for (target, before) in self.required().into_iter().zip(before) {
+            let replace = async {
+                target.answers()?;
+                let archive = target.archive_at(&cluster, segment.timeline).await?;
+                target.is_still(archive.repository()).await?;
+                Ok(archive.replace_slices(segment, merged, (before, content), replaced).await?)
+            };
+            let holds = target.or_start_over(replace).await.map_err(|error| upload_error(target, &error))?;
+            if !holds {
+                return Err(UploadError::permanent(format!(
+                    "repository {} does not hold the slice of {segment} that was to replace others, from {} on",
+                    target.name(),
+                    merged.start
+                )));
+            }
+        }
+        Ok(())
+    }
+
     async fn delete_held(
         &self,
         name: SegmentName,

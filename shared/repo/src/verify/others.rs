@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt};
-use walpoint_base::{LineageId, SegmentName, SegmentNo, WalFileName};
+use walpoint_base::{LineageId, Lsn, SegmentName, SegmentNo, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths, Key, WalEntry};
 use walpoint_storage::object::{ObjectHeader, ObjectKind};
@@ -15,7 +15,7 @@ use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Run, Segment};
 use crate::wal::WalArchive;
 use crate::wal::partials::contradiction;
-use crate::wal::slices::{AssembledSegment, SliceName};
+use crate::wal::slices::{SliceName, SlicedBeginning};
 use crate::whole::whole;
 
 /// Objects that are read at the same time.
@@ -120,17 +120,18 @@ impl Run<'_> {
     async fn slices(&mut self, archive: &WalArchive, segment: SegmentName) -> Result<()> {
         // Whole, it needs none of them.
         let whole = archive.repository().store().head(&archive.paths().segment(segment)).await?;
-        let assembled = match whole {
+        let beginning = match whole {
             Some(_) => None,
-            None => archive.assemble(segment).await?,
+            None => archive.sliced_beginning(segment, Lsn(u64::MAX)).await?,
         };
-        let Some(assembled) = assembled.filter(AssembledSegment::is_contradicted) else { return Ok(()) };
+        let beginning = beginning.map(|(beginning, _)| beginning).filter(SlicedBeginning::is_contradicted);
+        let Some(SlicedBeginning { end, fault, .. }) = beginning else { return Ok(()) };
         self.report.finding(VerifyFinding {
             kind: FindingKind::Chain,
             object: archive.paths().sliced(segment).to_string(),
-            what: assembled.fault().map(ToString::to_string).unwrap_or_default(),
+            what: fault.map(|fault| fault.to_string()).unwrap_or_default(),
             backups: Vec::new(),
-            moments: Some(format!("from {} on, on timeline {}", assembled.end(), segment.timeline)),
+            moments: Some(format!("from {end} on, on timeline {}", segment.timeline)),
             remedy: Cure::SplitBrain,
         });
         Ok(())
@@ -337,8 +338,6 @@ fn finding(
 
 #[cfg(test)]
 mod tests {
-    use walpoint_base::Lsn;
-
     use super::*;
 
     #[test]

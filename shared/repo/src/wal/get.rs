@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result, found};
-use walpoint_storage::layout::{Key, NameHash};
+use walpoint_storage::layout::{Key, NameHash, WalEntry};
 use walpoint_storage::object::{
     Codec, ContentHash, MAX_CONTENT, ObjectHeader, ObjectKind, ObjectReader, open_frame,
 };
@@ -52,7 +52,7 @@ enum Rest {
     /// It is in parts.
     Parts { table: PartTable, next: usize, whole: Box<blake3::Hasher> },
     /// It was put together from slices.
-    Sliced(AssembledSegment),
+    Sliced(Box<AssembledSegment>),
 }
 
 /// One object of content.
@@ -142,7 +142,7 @@ impl WalArchive {
             name: WalFileName::Segment(segment),
             header: None,
             length: self.lineage().segment_size.bytes(),
-            rest: Rest::Sliced(assembled),
+            rest: Rest::Sliced(Box::new(assembled)),
         }))
     }
 
@@ -285,10 +285,7 @@ impl WalArchive {
         while let Some(entry) = entries.try_next().await? {
             match self.paths().parse(&entry.key) {
                 // Parts that nothing names are what an upload left that never finished.
-                None
-                | Some(
-                    walpoint_storage::layout::WalEntry::Part(_) | walpoint_storage::layout::WalEntry::Gap(_),
-                ) => {}
+                None | Some(WalEntry::Part(_) | WalEntry::Gap(_)) => {}
                 Some(_) => return Ok(Some(entry.key)),
             }
         }
@@ -339,7 +336,7 @@ impl WalReader {
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<WalHeader>)> {
-        while let Some(piece) = self.next_piece() {
+        while let Some(piece) = self.next_piece().await? {
             writer = write_piece(&self.key, piece, writer).await?;
         }
         while let Some(PartRange { kinds, key, bytes, expected }) = self.next_object().await? {
@@ -385,7 +382,7 @@ impl WalReader {
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<RepoError>)> {
-        while let Some(piece) = self.next_piece() {
+        while let Some(piece) = self.next_piece().await? {
             writer = write_piece(&self.key, piece, writer).await?;
         }
         loop {
@@ -422,7 +419,7 @@ impl WalReader {
     }
 
     async fn append_part(&mut self, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
-        if let Some(piece) = self.next_piece() {
+        if let Some(piece) = self.next_piece().await? {
             buffer.extend_from_slice(&piece);
             return Ok(buffer);
         }
@@ -446,8 +443,8 @@ impl WalReader {
         Ok(buffer)
     }
 
-    fn next_piece(&mut self) -> Option<Bytes> {
-        if let Rest::Sliced(assembled) = &mut self.rest { assembled.next_piece() } else { None }
+    async fn next_piece(&mut self) -> Result<Option<Bytes>> {
+        if let Rest::Sliced(assembled) = &mut self.rest { assembled.next_piece().await } else { Ok(None) }
     }
 
     /// The object that holds what comes next; `None` when all was handed out, and where no single object does.

@@ -4,8 +4,8 @@
 //! Copies of one server's WAL agree as far as both go; behind the end of one there are zeros. A damaged copy still tells something:
 //! its frames up to the damage, each checked by itself; its name, which has the hash of its content, so that a longer copy can be cut
 //! to its length and compared with that; and its header, which says what records are in it. That a longer damaged copy continues a
-//! shorter one is not proven by that: nothing contradicts it. Of slices each one is named: one session stores the same under one name in
-//! all repositories, so a sound slice of another one stands for a damaged one here.
+//! shorter one is not proven by that: nothing contradicts it. Of slices each one is named: one session stores the same bytes in all
+//! repositories, so sound slices of that session in another one stand for a damaged one here, however they are cut there.
 
 use std::io::{self, Write};
 
@@ -18,7 +18,7 @@ use super::WalArchive;
 use super::get::WalReader;
 use super::header::WalHeader;
 use super::seal::SealedName;
-use super::slices::SliceName;
+use super::slices::{SliceName, SlicedBeginning};
 
 /// A copy of a segment in an archive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -49,7 +49,8 @@ pub(crate) struct Surveyed {
 /// How far slices go that were put together.
 #[derive(Clone, Debug)]
 struct SlicedExtent {
-    end: Lsn,
+    /// Those that were read and are sound.
+    taken: Vec<SliceName>,
     /// Those that are damaged, or continue such.
     hidden: Vec<SliceName>,
 }
@@ -111,19 +112,21 @@ impl WalArchive {
     }
 
     async fn look_into_slices(&self, segment: SegmentName) -> Result<Option<Surveyed>> {
-        let Some(assembled) = self.assemble(segment).await? else { return Ok(None) };
-        let last = assembled.content().iter().rposition(|byte| *byte != 0);
-        let filled = last.map_or(0, |last| last + 1);
-        let content = blake3::hash(assembled.content().get(..filled).unwrap_or_default());
-        let hidden = assembled.hidden().to_vec();
+        let all = Lsn(u64::MAX);
+        let Some((extent, beginning)) = self.write_slices(segment, all, || ZeroTail::new(u64::MAX)).await?
+        else {
+            return Ok(None);
+        };
+        let SlicedBeginning { taken, fault, hidden, .. } = beginning;
+        let (filled, content) = extent.content();
         Ok(Some(Surveyed {
             archive: self.clone(),
             segment,
             copy: SegmentCopy::Sliced,
-            filled: filled as u64,
-            content: ContentHash(*content.as_bytes()),
-            fault: assembled.fault().map(ToString::to_string),
-            sliced: Some(SlicedExtent { end: assembled.end(), hidden }),
+            filled,
+            content,
+            fault: fault.map(|fault| fault.to_string()),
+            sliced: Some(SlicedExtent { taken, hidden }),
         }))
     }
 }
@@ -245,7 +248,7 @@ impl Surveyed {
         }
     }
 
-    /// Whether all of its slices that cannot be read are sound in another archive, under the same names.
+    /// Whether the bytes of all its slices that cannot be read are in sound ones of another archive, which the same sessions stored.
     async fn is_streamed_to(&self, other: &Self) -> Result<bool> {
         let Some(there) = other.sliced.as_ref().filter(|_| !self.hidden().is_empty()) else {
             return Ok(false);
@@ -254,10 +257,7 @@ impl Surveyed {
         if self.content(upto).await? != other.content(upto).await? {
             return Ok(false);
         }
-        let names = other.archive.slices(other.segment).await?;
-        let is_sound =
-            |name: &SliceName| names.contains(name) && name.end <= there.end && !there.hidden.contains(name);
-        Ok(self.hidden().iter().all(is_sound))
+        Ok(self.hidden().iter().all(|name| name.is_held_by(&there.taken)))
     }
 
     /// Bytes that count of one that ended early.

@@ -81,7 +81,7 @@ impl Store {
             }
         };
         // What went wrong with a single key is tried again by itself, which also finds out what it means.
-        let again = stream::iter(keys.iter().zip(each)).map(|(key, outcome)| async move {
+        let again = keys.iter().zip(each).map(|(key, outcome)| async move {
             match outcome {
                 Ok(()) => Ok(()),
                 Err(Failure { kind: FailureKind::NotFound, .. }) => Ok(()),
@@ -89,10 +89,13 @@ impl Store {
                 Err(_) => self.delete(key).await,
             }
         });
-        again.buffered(AT_ONCE).collect().await
+        // Collected first: with a closure in it, the compiler cannot prove the stream to be `Send`.
+        let again: Vec<_> = again.collect();
+        stream::iter(again).buffered(AT_ONCE).collect().await
     }
 
     async fn delete_each(&self, keys: &[Key]) -> Vec<Result<()>> {
-        stream::iter(keys).map(|key| self.delete(key)).buffered(AT_ONCE).collect().await
+        let each: Vec<_> = keys.iter().map(|key| self.delete(key)).collect();
+        stream::iter(each).buffered(AT_ONCE).collect().await
     }
 }

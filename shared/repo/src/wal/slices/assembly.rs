@@ -1,8 +1,14 @@
-//! A segment's beginning, put together from slices. No IO.
+//! A segment's beginning, put together from slices, of which only a window is in memory. No IO.
 //!
 //! Always holds: what is assembled is what every slice that was taken was made for, byte for byte and by hash; a slice that differs in
-//! one bit from those before it takes nothing away from them.
+//! one bit from those before it takes nothing away from what comes before that bit. What lies before the start of the slice that was added
+//! last is settled: slices come in order of where they start, so none can contradict it any more. The rest is the window, at most one slice
+//! long. A slice that was put in the place of others while they were read begins where one of these did, before what is settled: it is
+//! taken if it holds that as well, by hash.
 
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
 use walpoint_base::Lsn;
 use walpoint_storage::object::ContentHash;
 
@@ -20,66 +26,111 @@ pub enum Added {
     /// It is another server's: it was made for other bytes than these, or holds others. What lies behind the first byte that differs is not
     /// believed, or behind its start where that is not known.
     Contradicts,
+    /// It begins before what is settled, and is not known to hold the same. Slices in their order, from the first one on, show that.
+    TooEarly,
 }
+
+/// Starts of slices that are remembered: those of more slices than are put together at once.
+const MARKS: usize = 256;
 
 /// Slices of one segment, added in order of where they start.
 #[derive(Debug)]
 pub struct SliceAssembly {
     start: Lsn,
-    content: Vec<u8>,
-    /// Of the first `hashed` bytes: up to where the last slice starts.
+    /// Of the bytes that are settled, and how many that are.
     hasher: blake3::Hasher,
-    hashed: usize,
-    empty: blake3::Hasher,
+    settled: u64,
+    /// What follows them.
+    window: BytesMut,
+    /// How many bytes were settled where the last slices start, and the hasher of these.
+    marks: VecDeque<(u64, blake3::Hasher)>,
 }
 
 impl SliceAssembly {
     /// Of the segment that starts there, with the repository's hasher for contents.
     pub fn new(start: Lsn, hasher: blake3::Hasher) -> Self {
-        Self { start, content: Vec::new(), empty: hasher.clone(), hasher, hashed: 0 }
+        Self { start, hasher, settled: 0, window: BytesMut::new(), marks: VecDeque::new() }
     }
 
     /// The position behind the last byte.
     pub fn end(&self) -> Lsn {
-        self.start + self.content.len() as u64
+        self.settled() + self.window.len() as u64
     }
 
-    /// The bytes so far.
-    pub fn into_content(self) -> Vec<u8> {
-        self.content
+    /// The position behind the last byte that is settled.
+    pub fn settled(&self) -> Lsn {
+        self.start + self.settled
     }
 
-    /// Adds a slice with its content.
-    pub fn add(&mut self, header: &SliceHeader, content: &[u8]) -> Added {
-        let offset = usize::try_from(header.facts.start.since(self.start)).unwrap_or(usize::MAX);
-        let Some(behind) = self.content.get(offset..) else { return Added::Gap };
-        if header.facts.start < self.start {
-            return Added::Contradicts;
+    /// Adds a slice with its content; the bytes that this settles.
+    pub fn add(&mut self, header: &SliceHeader, content: &[u8]) -> (Added, Bytes) {
+        let start = header.facts.start;
+        if start < self.settled() {
+            let rest = self.repeated(start, header.facts.before, content);
+            let same = rest.is_some_and(|rest| self.window.iter().zip(rest).all(|(one, other)| one == other));
+            return match rest.filter(|_| same) {
+                None => (Added::TooEarly, Bytes::new()),
+                Some(rest) => (self.extend(rest), Bytes::new()),
+            };
         }
-        let overlap = behind.len().min(content.len());
-        let same = behind.iter().zip(content).take_while(|(one, other)| one == other).count();
-        let continues = self.hash_before(offset) == header.facts.before;
+        let behind = usize::try_from(start.since(self.settled())).unwrap_or(usize::MAX);
+        if behind > self.window.len() {
+            return (Added::Gap, Bytes::new());
+        }
+        let settled = self.settle(behind);
+        let overlap = self.window.len().min(content.len());
+        let same = self.window.iter().zip(content).take_while(|(one, other)| one == other).count();
+        let continues = self.hash() == header.facts.before;
         if !continues || same < overlap {
-            self.content.truncate(if continues { offset + same } else { offset });
-            return Added::Contradicts;
+            self.window.truncate(if continues { same } else { 0 });
+            return (Added::Contradicts, settled);
         }
-        match content.get(overlap..) {
+        if self.marks.back().is_none_or(|(at, _)| *at < self.settled) {
+            self.marks.push_back((self.settled, self.hasher.clone()));
+            if self.marks.len() > MARKS {
+                self.marks.pop_front();
+            }
+        }
+        (self.extend(content), settled)
+    }
+
+    /// What a slice that begins before what is settled holds behind that, if it holds the same before it.
+    fn repeated<'a>(&self, start: Lsn, before: ContentHash, content: &'a [u8]) -> Option<&'a [u8]> {
+        let at = start.0.checked_sub(self.start.0)?;
+        let (_, hasher) = self.marks.iter().rev().find(|(mark, _)| *mark == at)?;
+        let known = usize::try_from(self.settled - at).ok()?;
+        let (same, rest) = content.split_at_checked(known)?;
+        let hash = |hasher: &blake3::Hasher| ContentHash(*hasher.finalize().as_bytes());
+        let is_same = hash(hasher) == before && hash(hasher.clone().update(same)) == self.hash();
+        is_same.then_some(rest)
+    }
+
+    /// Takes what follows the window of bytes that begin as it does.
+    fn extend(&mut self, content: &[u8]) -> Added {
+        match content.get(self.window.len()..) {
             None | Some([]) => Added::Known,
             Some(new) => {
-                self.content.extend_from_slice(new);
+                self.window.extend_from_slice(new);
                 Added::Continued
             }
         }
     }
 
-    /// The hash of everything before an offset. In order of where slices start, each byte is hashed once.
-    fn hash_before(&mut self, offset: usize) -> ContentHash {
-        if offset < self.hashed {
-            (self.hasher, self.hashed) = (self.empty.clone(), 0);
-        }
-        self.hasher.update(self.content.get(self.hashed..offset).unwrap_or_default());
-        self.hashed = offset;
+    /// Settles all: no slice comes any more.
+    pub fn finish(&mut self) -> Bytes {
+        self.settle(self.window.len())
+    }
+
+    /// The hash of what is settled.
+    pub fn hash(&self) -> ContentHash {
         ContentHash(*self.hasher.finalize().as_bytes())
+    }
+
+    fn settle(&mut self, length: usize) -> Bytes {
+        let bytes = self.window.split_to(length).freeze();
+        self.hasher.update(&bytes);
+        self.settled += bytes.len() as u64;
+        bytes
     }
 }
 
@@ -124,18 +175,29 @@ mod tests {
         let mut assembly = assembly();
         let mut add = |of: &[u8], from, to| {
             let (header, content) = slice(of, from, to);
-            (assembly.add(&header, &content), assembly.end().since(START))
+            let (added, settled) = assembly.add(&header, &content);
+            (added, settled.len(), assembly.end().since(START))
         };
-        assert_eq!(add(&ours, 0, 40), (Added::Continued, 40));
-        assert_eq!(add(&ours, 50, 60), (Added::Gap, 40));
-        assert_eq!(add(&ours, 20, 30), (Added::Known, 40));
-        assert_eq!(add(&ours, 30, 60), (Added::Continued, 60));
-        // Equal bytes, behind others: the hash tells.
-        assert_eq!(add(&theirs, 60, 80), (Added::Contradicts, 60));
-        assert_eq!(add(&ours, 60, 90), (Added::Continued, 90), "what was taken before is not spoilt");
+        assert_eq!(add(&ours, 0, 40), (Added::Continued, 0, 40));
         // One that begins before the difference: both servers have what comes before that.
-        assert_eq!(add(&theirs, 5, 20), (Added::Contradicts, 10));
-        assert_eq!(add(&ours, 5, 20), (Added::Continued, 20));
+        assert_eq!(add(&theirs, 5, 20), (Added::Contradicts, 5, 10));
+        assert_eq!(add(&ours, 5, 40), (Added::Continued, 0, 40));
+        assert_eq!(add(&ours, 20, 30), (Added::Known, 15, 40));
+        assert_eq!(add(&ours, 50, 60), (Added::Gap, 0, 40));
+        assert_eq!(add(&ours, 30, 60), (Added::Continued, 10, 60));
+        // Equal bytes, behind others: the hash tells.
+        assert_eq!(add(&theirs, 60, 80), (Added::Contradicts, 30, 60));
+        assert_eq!(add(&ours, 60, 90), (Added::Continued, 0, 90), "what was taken before is not spoilt");
+        assert_eq!(add(&ours, 5, 20), (Added::TooEarly, 0, 90), "it ends before what is settled");
+        assert_eq!(add(&theirs, 5, 200), (Added::TooEarly, 0, 90));
+        assert_eq!(add(&ours, 7, 200), (Added::TooEarly, 0, 90), "no slice began there");
+        // It takes the place of all from there on.
+        assert_eq!(add(&ours, 5, 80), (Added::Known, 0, 90));
+        assert_eq!(add(&ours, 5, 100), (Added::Continued, 0, 100));
+        assert_eq!(
+            (assembly.finish(), assembly.hash()),
+            (Bytes::copy_from_slice(&ours[60..100]), ContentHash(*blake3::hash(&ours[..100]).as_bytes()))
+        );
     }
 
     proptest! {
@@ -146,7 +208,7 @@ mod tests {
             let mut cuts: Vec<(usize, usize)> =
                 cuts.into_iter().map(|(from, length)| (from, (from + length).min(LENGTH))).collect();
             cuts.sort_unstable();
-            let (mut assembly, mut reached) = (assembly(), 0);
+            let (mut assembly, mut reached, mut settled) = (assembly(), 0, Vec::new());
             for (from, to) in cuts {
                 let (header, content) = slice(&of, from, to);
                 let expected = match (from > reached, to > reached) {
@@ -154,10 +216,14 @@ mod tests {
                     (false, true) => Added::Continued,
                     (false, false) => Added::Known,
                 };
-                prop_assert_eq!(assembly.add(&header, &content), expected);
+                let (added, bytes) = assembly.add(&header, &content);
+                prop_assert_eq!(added, expected);
+                settled.extend_from_slice(&bytes);
+                prop_assert!(reached.max(to) - settled.len() <= 60 || from > reached);
                 if from <= reached { reached = reached.max(to); }
             }
-            prop_assert_eq!(assembly.into_content(), &of[..reached]);
+            settled.extend_from_slice(&assembly.finish());
+            prop_assert_eq!(settled, &of[..reached]);
         }
     }
 }

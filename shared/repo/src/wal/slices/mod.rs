@@ -3,27 +3,30 @@
 //! | module | owns |
 //! |---|---|
 //! | [`header`] | what a slice says about itself |
-//! | [`assembly`] | a segment's beginning, put together from slices |
-//! | [`assembled`] | that beginning, read as a copy of the segment |
+//! | [`assembly`] | a segment's beginning, put together from slices; no IO |
+//! | [`assembled`] | that beginning, put together while it is read as a copy of the segment |
 //!
 //! What always holds: a slice never changes, and names by hash what comes before it in its segment. So slices of several sessions, of
 //! two daemons or of two servers, are told apart by what they continue, and none is put behind bytes that it was not made for. Slices
-//! are a further incomplete copy of their segment (`partials`), and mean nothing once the whole segment is stored.
+//! are a further incomplete copy of their segment (`partials`), and mean nothing once the whole segment is stored. Their writer stores one
+//! slice with the bytes of many, and deletes these only when that one was read back: at any moment what is stored holds all bytes.
 
 pub mod assembled;
 pub mod assembly;
 pub mod header;
 
+use std::io::Write;
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName};
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{Key, WalEntry};
-use walpoint_storage::object::{ObjectError, ObjectKind, ObjectReader, ObjectWriter};
+use walpoint_storage::object::{ContentHash, ObjectError, ObjectKind, ObjectReader, ObjectWriter};
 use walpoint_storage::store::{Creation, ListedObject};
 
-pub use self::assembled::AssembledSegment;
+pub use self::assembled::{AssembledSegment, SlicedBeginning};
 pub use self::assembly::{Added, SliceAssembly};
 pub use self::header::{SLICE_HEADER, SliceFacts, SliceHeader};
 use super::WalArchive;
@@ -35,9 +38,6 @@ use crate::cpu;
 /// Bytes of a slice at most, so that a burst of WAL goes up in parallel.
 pub const MAX_SLICE: usize = 8 << 20;
 
-/// Slices that are fetched at the same time.
-const AT_ONCE: usize = 8;
-
 /// The name of a slice within its segment. In order of where they start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct SliceName {
@@ -47,6 +47,19 @@ pub struct SliceName {
     pub end: Lsn,
     /// Random for each run of a stream, so that two that store the same range do not meet.
     pub session: u32,
+}
+
+impl SliceName {
+    /// Bytes that it holds.
+    pub fn length(&self) -> u64 {
+        self.end.since(self.start)
+    }
+
+    /// Whether slices of its own session, which sent each byte once, hold all of its bytes. In the order of where they start.
+    pub(super) fn is_held_by(&self, slices: &[Self]) -> bool {
+        let own = slices.iter().filter(|slice| slice.session == self.session);
+        own.fold(self.start, |to, slice| if slice.start <= to { to.max(slice.end) } else { to }) >= self.end
+    }
 }
 
 impl WalArchive {
@@ -134,10 +147,13 @@ impl WalArchive {
     /// Up to where a segment's slices, here or beside, are sound and continue each other from its first byte on; `None` if they are not
     /// sound from there. Whether a record ends there is not looked at.
     pub(crate) async fn streamed_until(&self, segment: SegmentName) -> Result<Option<Lsn>> {
-        let assemble = move |archive: Self| async move { archive.assemble(segment).await }.boxed();
-        let assembled = self.ask_all(assemble).await?.given.into_iter().flatten();
-        let begun = assembled.filter(|assembled| !assembled.content().is_empty());
-        Ok(begun.map(|assembled| assembled.end()).max())
+        let all = Lsn(u64::MAX);
+        let read =
+            move |archive: Self| async move { archive.write_slices(segment, all, std::io::sink).await };
+        let ask = move |archive: Self| read(archive).boxed();
+        let beginnings = self.ask_all(ask).await?.given.into_iter().flatten();
+        let begun = beginnings.filter(|(_, beginning)| !beginning.taken.is_empty());
+        Ok(begun.map(|(_, beginning)| beginning.end).max())
     }
 
     /// A slice, checked; `None` if it is gone.
@@ -169,78 +185,86 @@ impl WalArchive {
         opened.await?.map(Some)
     }
 
-    /// The beginning of a segment, put together from its slices up to the first position that none continues; `None` if it has none
-    /// from its first byte on: a slice that nothing continues up to was never acknowledged. Where one contradicts those before it, or is
-    /// damaged, and others do not hold the same, that is the fault of what was assembled, which is sound by itself. One that is gone since
-    /// it was listed was deleted.
-    pub async fn assemble(&self, segment: SegmentName) -> Result<Option<AssembledSegment>> {
+    /// The beginning of a segment, put together from its slices while it is read, up to the first position that none continues; `None` if
+    /// it has none from its first byte on: a slice that nothing continues up to was never acknowledged. Where one contradicts those before
+    /// it, or is damaged, and others do not hold the same, it ends there, and what comes before that is sound.
+    pub(super) async fn assemble(&self, segment: SegmentName) -> Result<Option<AssembledSegment>> {
         let size = self.lineage().segment_size;
         let Some(number) = segment.number(size) else { return Ok(None) };
-        let (start, names) = (number.start(size), self.slices(segment).await?);
-        if names.first().is_none_or(|name| name.start != start) {
-            return Ok(None);
+        let (start, mut names) = (number.start(size), self.slices(segment).await?);
+        let begins = |names: &[SliceName]| names.first().is_some_and(|first| first.start == start);
+        if !names.is_empty() && !begins(&names) {
+            // A listing is no snapshot: the first ones may have been replaced.
+            names = self.slices(segment).await?;
         }
-        let mut assembly = SliceAssembly::new(start, self.sealer().content_hasher());
-        let (mut contradiction, mut damaged): (_, Vec<(SliceName, RepoError)>) = (None, Vec::new());
-        let read = |name: SliceName| async move { (name, self.slice(segment, name).await) };
-        let mut slices = stream::iter(names.clone()).map(read).buffered(AT_ONCE);
-        while let Some((name, slice)) = slices.next().await {
-            let (header, content) = match slice {
-                Ok(Some(slice)) => slice,
-                Ok(None) => continue,
-                Err(error @ RepoError::Corrupt { .. }) => {
-                    damaged.push((name, error));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            match assembly.add(&header, &content) {
-                Added::Continued | Added::Known => {}
-                Added::Gap => break,
-                Added::Contradicts => {
-                    let what = "it contradicts the slices before it, so two servers wrote this segment";
-                    contradiction = Some(RepoError::corrupt(&self.slice_key(segment, name), what));
-                    break;
-                }
-            }
-        }
-        let end = assembly.end();
-        let content = Bytes::from(assembly.into_content());
-        let mut damaged = damaged.into_iter().filter(|(name, _)| name.start <= end && name.end > end);
-        let fault = match (contradiction, damaged.next()) {
-            (Some(contradiction), _) => (Some(contradiction), Vec::new()),
-            (None, Some((_, damage))) => (Some(damage), continuing(&names, end)),
-            (None, None) => (None, Vec::new()),
-        };
-        Ok(Some(AssembledSegment::new(content, (end, size), fault)))
+        Ok(begins(&names).then(|| AssembledSegment::new(self, segment, start, names)))
     }
 
-    /// Deletes slices of a segment, which the whole one is proven to hold.
+    /// What the slices of a segment hold before a position, written out piece by piece; `None` if it has none from its first byte on, also
+    /// if they were deleted meanwhile because it is whole.
+    pub(super) async fn write_slices<W: Write + Send + 'static>(
+        &self,
+        segment: SegmentName,
+        limit: Lsn,
+        writer: impl FnOnce() -> W + Send,
+    ) -> Result<Option<(W, SlicedBeginning)>> {
+        let Some(assembled) = self.assemble(segment).await? else { return Ok(None) };
+        match assembled.write_until(limit, writer()).await {
+            Err(RepoError::Unavailable { .. }) if self.needs_no_slices(segment).await? => Ok(None),
+            written => written.map(Some),
+        }
+    }
+
+    /// Whether a segment is stored as a whole by now, so that its slices are being deleted, or none is left.
+    async fn needs_no_slices(&self, segment: SegmentName) -> Result<bool> {
+        let whole = self.store().head(&self.paths().segment(segment)).await?;
+        Ok(whole.is_some() || self.slices(segment).await?.is_empty())
+    }
+
+    /// What the slices of a segment hold before a position, with its content hash, read piece by piece; `None` as for
+    /// [`Self::write_slices`].
+    pub async fn sliced_beginning(
+        &self,
+        segment: SegmentName,
+        limit: Lsn,
+    ) -> Result<Option<(SlicedBeginning, ContentHash)>> {
+        let written = self.write_slices(segment, limit, || self.content_hasher()).await?;
+        Ok(written.map(|(hasher, beginning)| (beginning, ContentHash(*hasher.finalize().as_bytes()))))
+    }
+
+    /// Deletes slices that another one, `merged`, is to take the place of, if that is there as it was sent: behind what has that hash, with
+    /// that content. Whether it is; nothing was deleted otherwise.
+    pub async fn replace_slices(
+        &self,
+        segment: SegmentName,
+        merged: SliceName,
+        (before, content): (&ContentHash, &Bytes),
+        replaced: &[SliceName],
+    ) -> Result<bool> {
+        let within =
+            |name: &&SliceName| merged.start <= name.start && name.end <= merged.end && **name != merged;
+        let replaced: Vec<SliceName> = replaced.iter().filter(within).copied().collect();
+        let stored = self.slice(segment, merged).await?;
+        let is_there = stored.is_some_and(|(header, stored)| {
+            header.facts.before == *before && stored.as_slice() == content.as_ref()
+        });
+        if is_there {
+            self.delete_slices(segment, &replaced).await?;
+        }
+        Ok(is_there)
+    }
+
+    /// Deletes slices of a segment, which the whole one, or another slice, is proven to hold.
     pub fn delete_slices(&self, segment: SegmentName, names: &[SliceName]) -> BoxFuture<'static, Result<()>> {
         let keys: Vec<Key> = names.iter().map(|name| self.slice_key(segment, *name)).collect();
         let store = self.store().clone();
-        let deletions = stream::iter(keys).map(move |key| {
-            let store = store.clone();
-            async move { store.delete(&key).await }
-        });
-        deletions.buffer_unordered(AT_ONCE).try_collect::<()>().boxed()
+        async move { store.delete_all(&keys).await.into_iter().collect() }.boxed()
     }
 
     /// Hashes the beginning of a segment, as slices name what comes before them, and the whole segment as its header does.
     pub fn content_hasher(&self) -> blake3::Hasher {
         self.sealer().content_hasher()
     }
-}
-
-/// The slices, of those of a segment in their order, that continue a position by their names.
-fn continuing(names: &[SliceName], from: Lsn) -> Vec<SliceName> {
-    let mut end = from;
-    let continues = |name: &&SliceName| {
-        let is_next = name.start <= end && name.end > from;
-        end = if is_next { end.max(name.end) } else { end };
-        is_next
-    };
-    names.iter().filter(continues).copied().collect()
 }
 
 #[cfg(test)]
