@@ -228,7 +228,8 @@ impl Holds {
     }
 
     async fn append(&self, entry: &Entry) -> Result<u64> {
-        let mut next = self.numbers().await?.last().map_or(1, |last| last.saturating_add(1));
+        let numbers = self.numbers().await?;
+        let mut next = numbers.last().map_or(1, |last| last.saturating_add(1));
         for _ in 0..ATTEMPTS {
             let key = self.paths.hold(next);
             let internal = |what: String| RepoError::Internal(format!("{key} cannot be written: {what}"));
@@ -253,6 +254,9 @@ impl Holds {
                             self.paths.hold_given(next)
                         );
                     }
+                    for earlier in numbers {
+                        self.note_again(earlier).await;
+                    }
                     return Ok(next);
                 }
                 NumberClaim::Lost => next = next.saturating_add(1),
@@ -270,6 +274,26 @@ impl Holds {
             ObjectWriter::new(&self.sealer, ObjectKind::Hold, &key).and_then(|writer| writer.finish());
         let sealed = sealed.map_err(|e| RepoError::Internal(format!("{key} cannot be written: {e}")))?;
         self.store.create_once(&sealed).await.map(drop)
+    }
+
+    /// Notes it once more if that is lost. The next entry shows by its number that this one was there, so a failure harms nothing.
+    async fn note_again(&self, number: u64) {
+        let is_lost = matches!(self.store.head(&self.paths.hold_given(number)).await, Ok(None));
+        if is_lost && let Err(error) = self.note_given(number).await {
+            tracing::debug!("{}: {}", self.paths.hold_given(number), error_chain(&error));
+        }
+    }
+
+    /// The objects beside entries that are not there. Without the newest one, nothing would show that its entry is lost.
+    pub async fn lacking_given(&self) -> Result<Vec<Key>> {
+        let mut lacking = Vec::new();
+        for number in self.numbers().await? {
+            let given = self.paths.hold_given(number);
+            if self.store.head(&given).await?.is_none() {
+                lacking.push(given);
+            }
+        }
+        Ok(lacking)
     }
 
     /// The numbers that were given, by the entries and by what stands beside them.

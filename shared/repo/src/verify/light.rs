@@ -18,6 +18,7 @@ use super::{Depth, Run};
 use crate::backup::{AnnouncementReason, ListedBackup, ListedState};
 use crate::catalog::{Catalog, LineageCatalog, wal_of};
 use crate::expire::Outlook;
+use crate::holds::Holds;
 use crate::lineage::{LOST_LINEAGE, Lineage};
 
 /// The segments of a lineage that are needed and there, by timeline.
@@ -62,6 +63,7 @@ impl Run<'_> {
                 remedy: Cure::Announcement(Remedy::VerifyAll),
             });
         }
+        self.given_holds().await?;
         self.key_slots().await?;
         self.manifests(ids).await?;
         self.pack_sizes().await?;
@@ -83,6 +85,21 @@ impl Run<'_> {
             self.acknowledging(lineage).await?;
         }
         Ok(needed)
+    }
+
+    /// Whether every hold has the object that shows that it was placed.
+    async fn given_holds(&mut self) -> Result<()> {
+        for key in Holds::of(self.repository, self.cluster).lacking_given().await? {
+            self.report.finding(VerifyFinding {
+                kind: FindingKind::Missing,
+                object: key.to_string(),
+                what: "the object that shows that a hold was placed or removed is missing".to_owned(),
+                backups: Vec::new(),
+                moments: None,
+                remedy: "Place or remove any hold: that stores the object again. The hold itself is a separate object.".into(),
+            });
+        }
+        Ok(())
     }
 
     /// Whether it can be read which repositories acknowledge: without that a recovery may never end.

@@ -418,6 +418,25 @@ async fn what_says_that_a_hold_was_placed_is_read() {
     assert_eq!(objects.collect::<Vec<_>>(), [given.to_string()]);
 }
 
+/// K4: what says that a hold was placed is missed if it is lost, until the next entry stores it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_says_that_a_hold_was_placed_is_missed() {
+    let (bed, _) = readable_world().await;
+    let (on, at) = (HeldOn::Label("audit".to_owned()), Timestamp::now());
+    let placement = Placement { on, reason: String::new(), who: String::new(), at, until: None };
+    let holds = Holds::of(bed.archive.repository(), &cluster());
+    let number = holds.add(&placement).await.unwrap();
+    let given = ClusterPaths::new(&cluster()).hold_given(number);
+    std::fs::remove_file(path(&bed, given.as_str())).unwrap();
+    for depth in [Depth::Light, Depth::Full] {
+        let objects =
+            run(&bed, depth).await.findings.into_iter().map(|finding| (finding.kind, finding.object));
+        assert_eq!(objects.collect::<Vec<_>>(), [(FindingKind::Missing, given.to_string())]);
+    }
+    holds.add(&placement).await.unwrap();
+    assert_eq!(run(&bed, Depth::Light).await.findings, []);
+}
+
 /// K4: a backup that was finished and has lost its manifest is a finding, and so are packs of which nothing else is there; one that
 /// was killed is none, and what is being deleted is none.
 #[tokio::test(flavor = "multi_thread")]
