@@ -171,7 +171,13 @@ async fn look(repository: &Repository, cluster: &ClusterName, forgotten: &mut Fo
             }
             _ => {}
         }
-        let works = !matches!(object, ClusterObject::Hold(_) | ClusterObject::Announcement(_));
+        let works = !matches!(
+            object,
+            ClusterObject::Hold(_)
+                | ClusterObject::Announcement(_)
+                | ClusterObject::Evidence(_)
+                | ClusterObject::EvidenceHead
+        );
         if works && newest.as_ref().is_none_or(|(at, _)| *at < entry.modified) {
             newest = Some((entry.modified, entry.key));
         }

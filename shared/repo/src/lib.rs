@@ -15,6 +15,7 @@
 //! | [`mod@verify`] | proving that what is kept is what was written |
 //! | [`reach`] | which objects somebody may still need |
 //! | [`holds`] | who forbade to delete what |
+//! | [`evidence`] | what was done and proven, as a chain of records |
 //! | `whole` | whether an object is what was written |
 //! | [`cpu`] | where heavy computing runs |
 
@@ -23,6 +24,7 @@ pub mod agreement;
 pub mod backup;
 pub mod catalog;
 pub mod cpu;
+pub mod evidence;
 pub mod expire;
 pub mod forget;
 pub mod holds;

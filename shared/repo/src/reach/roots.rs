@@ -245,6 +245,7 @@ impl Roots {
             | ClusterObject::Hold(_)
             | ClusterObject::Summaries(_)
             | ClusterObject::Evidence(_)
+            | ClusterObject::EvidenceHead
             | ClusterObject::Lease => return Judgement::Kept,
         };
         if needed { Judgement::Needed(class) } else { Judgement::Unneeded(class) }

@@ -94,6 +94,7 @@ fn objects_are_judged_by_what_they_are() {
         (paths.hold(1), Judgement::Kept),
         (paths.announcement(1), Judgement::Kept),
         (paths.evidence(1), Judgement::Kept),
+        (paths.evidence_head(), Judgement::Kept),
     ] {
         assert_eq!(judge(&roots, key.clone()), expected, "{key}");
     }

@@ -241,7 +241,7 @@ fn kind_of(object: &ClusterObject, needed: &BTreeMap<LineageId, &NeededWal>) -> 
         return match object {
             ClusterObject::Index(..) => Some(ObjectKind::Index),
             ClusterObject::Summaries(_) => Some(ObjectKind::Summaries),
-            ClusterObject::Evidence(_) => Some(ObjectKind::Evidence),
+            ClusterObject::Evidence(_) | ClusterObject::EvidenceHead => Some(ObjectKind::Evidence),
             ClusterObject::Lease => Some(ObjectKind::Lease),
             ClusterObject::Intent(_) => Some(ObjectKind::Intent),
             ClusterObject::Progress(_) => Some(ObjectKind::Progress),
@@ -285,6 +285,10 @@ fn finding(
         }
         ClusterObject::Evidence(_) => {
             "Nothing needs to be done: no restore needs it, although what it proved is lost.".into()
+        }
+        ClusterObject::EvidenceHead => {
+            "Nothing needs to be done: it only repeats where the evidence ends, and the next record writes it again."
+                .into()
         }
         ClusterObject::Lease => Cure::WaitOrForce,
         ClusterObject::Intent(_) | ClusterObject::Progress(_) => {

@@ -164,6 +164,11 @@ impl ClusterPaths {
         format!("{}/leases/{task}/{n:012}", self.root).parse()
     }
 
+    /// `evidence/head`: a copy of where the chain ends, which saves looking for its end.
+    pub fn evidence_head(&self) -> Key {
+        Key::composed(format!("{}/evidence/head", self.root))
+    }
+
     /// A numbered sequence: `announcements`, `holds`, `summaries`, `evidence` or `leases/<task>`.
     pub fn sequence(&self, name: &str) -> Result<Prefix, walpoint_base::ParseError> {
         format!("{}/{name}", self.root).parse()

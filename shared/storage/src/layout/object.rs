@@ -35,6 +35,8 @@ pub enum ClusterObject {
     Summaries(u64),
     /// An entry of the chain of evidence.
     Evidence(u64),
+    /// A copy of where that chain ends.
+    EvidenceHead,
     /// A lease.
     Lease,
 }
@@ -54,6 +56,7 @@ impl ClusterPaths {
                 None => number(self.hold(numbered())).map(ClusterObject::Hold),
             },
             "summaries" => number(self.summaries(numbered())).map(ClusterObject::Summaries),
+            "evidence" if rest == "head" => Some(ClusterObject::EvidenceHead),
             "evidence" => number(self.evidence(numbered())).map(ClusterObject::Evidence),
             "leases" => Some(ClusterObject::Lease),
             "backups" => self.parse_backup(key, rest),
@@ -129,6 +132,7 @@ mod tests {
             (paths.hold(3), ClusterObject::Hold(3)),
             (paths.hold_given(3), ClusterObject::Hold(3)),
             (paths.evidence(4), ClusterObject::Evidence(4)),
+            (paths.evidence_head(), ClusterObject::EvidenceHead),
             (paths.lease("backup", 1).unwrap(), ClusterObject::Lease),
             (
                 wal.segment(segment),
@@ -147,6 +151,8 @@ mod tests {
         for stranger in [
             "clusters/main/notes.txt",
             "clusters/main/holds/1",
+            "clusters/main/evidence/1",
+            "clusters/main/evidence/header",
             "clusters/main/announcements/00000000000x",
             "clusters/main/backups/x/intent",
             "clusters/main/data/20261121T101500Z-00000001-0000000002000028-9f3a0c11/1.pack",

@@ -21,6 +21,7 @@ pub async fn all(store: &Store) {
     reading(store).await;
     creating_once(store).await;
     claiming(store).await;
+    replacing_a_copy(store).await;
     racing_with_other_content(store).await;
     racing_with_the_same_content(store).await;
     listing(store).await;
@@ -100,6 +101,17 @@ pub async fn claiming(store: &Store) {
         NumberClaim::Won,
         "asking again does not lose what was won"
     );
+}
+
+pub async fn replacing_a_copy(store: &Store) {
+    let key = prefix().key("copy").unwrap();
+    let objects = [sealed(&key, b"first"), sealed(&key, b"second, and longer"), sealed(&key, b"3")];
+    for object in &objects {
+        store.replace_copy(object).await.unwrap();
+        assert_eq!(store.get(&key).await.unwrap(), object.to_bytes());
+    }
+    assert_eq!(store.claim(&objects[0]).await.unwrap(), NumberClaim::Lost, "creating replaces nothing");
+    store.delete(&key).await.unwrap();
 }
 
 pub async fn racing_with_other_content(store: &Store) {

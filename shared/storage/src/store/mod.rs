@@ -1,7 +1,8 @@
 //! Stores: where a repository's objects are. Four kinds behind one type: a directory, S3 and what speaks it, Google
 //! Cloud Storage, Azure Blob.
 //!
-//! What always holds: objects are created, never replaced ([`Store::create_once`]); an object is visible as a whole or
+//! What always holds: objects are created, never replaced ([`Store::create_once`]), but for copies on which nothing rests
+//! ([`Store::replace_copy`]); an object is visible as a whole or
 //! not at all; when a create returns, its object survives a power cut. A crash in the middle leaves the object or
 //! nothing.
 //!
@@ -17,6 +18,7 @@
 //! | `open` | from settings to a store |
 //! | `evidence` | whether an answer to a create comes from the store |
 //! | `create` | creating once, whatever the network does |
+//! | `replace` | replacing a copy of what is known otherwise |
 //! | `delete` | deleting one object, or a thousand with one request |
 //! | `directory::local`, `remote` | the two sorts of store |
 //! | `probe` | what a store really does |
@@ -49,6 +51,7 @@ mod open;
 mod probe;
 mod rate;
 mod remote;
+mod replace;
 mod s3;
 pub mod settings;
 mod table;

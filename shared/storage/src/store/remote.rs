@@ -133,6 +133,13 @@ impl Remote {
         Ok(())
     }
 
+    pub(super) async fn replace(&self, name: &str, pieces: &[Bytes]) -> Result<(), Failure> {
+        let options = PutOptions { attributes: self.attributes.clone(), ..PutOptions::default() };
+        let payload = PutPayload::from_iter(pieces.iter().cloned());
+        self.store.put_opts(&self.path(name)?, payload, options).await?;
+        Ok(())
+    }
+
     pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
         let store = self.single.as_ref().unwrap_or(&self.store);
         Ok(store.delete(&self.path(name)?).await?)

@@ -129,6 +129,19 @@ impl Local {
         self.run_writing(bytes, move |root| root.create(&path, &pieces)).await
     }
 
+    /// Stores a file in the place of one that may be there: a reader sees all of the old one or all of the new one.
+    pub(in crate::store) async fn replace(&self, name: &str, pieces: &[Bytes]) -> Result<(), Failure> {
+        let (path, pieces) = (self.0.path.join(name), pieces.to_vec());
+        let bytes = pieces.iter().map(Bytes::len).sum();
+        self.run_writing(bytes, move |root| {
+            root.make_directory(path.parent().unwrap_or(&root.path))?;
+            let temporary = write_temporary(&path, &pieces, root.owner)?;
+            durable::rename(&temporary, &path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+            Ok(())
+        })
+        .await
+    }
+
     /// What time it is by the filesystem's clock: an empty file is created and removed. A crash leaves a temporary file.
     pub(in crate::store) async fn time(&self) -> Result<jiff::Timestamp, Failure> {
         self.run(|root| {
