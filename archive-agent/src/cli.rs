@@ -10,6 +10,7 @@ use walpoint_runtime::pages::{ManualPage, Shell};
 use crate::backup::BackupArgs;
 use crate::check::CheckArgs;
 use crate::config::ConfigCommand;
+use crate::evidence::EvidenceCommand;
 use crate::expire::ExpireArgs;
 use crate::forget::ForgetArgs;
 use crate::hold::HoldCommand;
@@ -146,6 +147,12 @@ pub(crate) enum Command {
     /// A hold prevents the deletion of a backup, whatever the retention policy.
     #[command(subcommand)]
     Hold(HoldCommand),
+    /// List, verify, add and export the records of what was done and proven.
+    ///
+    /// Backups, verifications, expiries, holds and changes of keys are recorded by the commands themselves. The records of a cluster
+    /// form a chain in each of its repositories: each holds the hash of the one before it.
+    #[command(subcommand)]
+    Evidence(EvidenceCommand),
     /// Settle the disputed and abandoned timelines of a lineage.
     Lineage {
         /// What to do.
@@ -207,6 +214,7 @@ mod tests {
             &["hold", "add", "--until=never", "--label=l", "--reason", "*"],
             &["hold", "add", "--until=never", "--label=l", "--reason=r", "--who", "*"],
             &["hold", "remove", "1", "--who", "*"],
+            &["evidence", "record", "--kind=other", "--outcome=success", "--note", "*"],
             &["key", "add", "--key-file=/k", "--comment", "*"],
             &["lineage", "settle", "--timeline=2", "--reason", "*"],
         ] {

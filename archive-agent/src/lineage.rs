@@ -23,7 +23,7 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
 use crate::foreign::{self, LocalCluster};
-use crate::hold::user;
+use crate::operator::user;
 use crate::selection::as_owner;
 use crate::wal::contradiction;
 

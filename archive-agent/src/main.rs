@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod config;
 mod daemon;
+mod evidence;
 mod expire;
 mod foreign;
 mod forget;
@@ -16,6 +17,7 @@ mod init;
 mod key;
 mod lineage;
 mod newer;
+mod operator;
 mod restore_point;
 mod same_place;
 mod selection;
@@ -105,6 +107,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Expire(args) => expire::run(&cli.common, args).await,
         Command::Forget(args) => forget::run(&cli.common, args).await,
         Command::Verify(args) => verify::run(&cli.common, args).await,
+        Command::Evidence(command) => evidence::run(&cli.common, command).await,
         Command::Hold(command) => hold::run(&cli.common, command).await,
         Command::Lineage { command } => lineage::run(&cli.common, command).await,
         Command::Status => status::run(&cli.common).await,

@@ -13,6 +13,7 @@
 //! | [`own_wal`] | whether that is the WAL of the server which was copied |
 //! | [`database_copies`] | whether replay would copy a database otherwise than the server did |
 //! | [`report`] | what is reported at the end |
+//! | [`recorded`] | what is put on record as evidence |
 //!
 //! What always holds: the manifest is created last, after every segment of WAL that the backup needs was found in the
 //! repository. Whatever ends the command before, there is no backup: an intent stays behind, which says what the next
@@ -31,6 +32,7 @@ mod needed_wal;
 mod own_wal;
 mod preflight;
 mod publish;
+mod recorded;
 mod replica;
 mod report;
 mod request;
@@ -48,6 +50,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, output, shutdown};
 use walpoint_storage::store::{Rate, StoreSettings};
 
+use self::report::BackupReport;
 use self::request::{BackupRequest, INTERRUPTED};
 use crate::check::remote::why_remote;
 
@@ -122,20 +125,13 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         stop: &stop,
         show_progress: common.show_progress(),
     };
-    let mut report = match why_remote(args.remote, &selection) {
-        None => {
-            let proof = preflight::prove(&selection, &mut chosen, args.full);
-            let examined = unless_stopped(&stop, proof).await?;
-            attempt::make(&request, examined, &chosen).await?
-        }
-        Some(why) => {
-            tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
-            let proof = preflight::prove_remote(&selection, &mut chosen, args.full);
-            let examined = unless_stopped(&stop, proof).await?;
-            attempt::make(&request, examined, &chosen).await?
-        }
-    };
+    let made = make(&request, &mut chosen, args.remote).await;
+    if let Err(failure) = &made {
+        recorded::failed(&selection, &chosen.names, failure, began.elapsed()).await;
+    }
+    let mut report = made?;
     report.seconds = began.elapsed().as_secs_f64();
+    recorded::made(&selection, &chosen.names, &report).await;
     if common.json {
         output::json(&report)?;
     } else {
@@ -146,6 +142,28 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
         false => {
             let what = format!("backup {} is not in every repository", report.backup);
             Err(Diagnostic::gather(&what, &report.failed).into())
+        }
+    }
+}
+
+/// Proves that it can succeed, and makes the backup.
+async fn make(
+    request: &BackupRequest<'_>,
+    chosen: &mut preflight::Chosen,
+    remote: bool,
+) -> Result<BackupReport, Failure> {
+    let BackupRequest { selection, stop, full, .. } = *request;
+    match why_remote(remote, selection) {
+        None => {
+            let proof = preflight::prove(selection, chosen, full);
+            let examined = unless_stopped(stop, proof).await?;
+            Ok(attempt::make(request, examined, chosen).await?)
+        }
+        Some(why) => {
+            tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
+            let proof = preflight::prove_remote(selection, chosen, full);
+            let examined = unless_stopped(stop, proof).await?;
+            Ok(attempt::make(request, examined, chosen).await?)
         }
     }
 }

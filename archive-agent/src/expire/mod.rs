@@ -3,6 +3,7 @@
 //! The work is done by [`walpoint_repo::expire`]; here are the policy from the configuration and what is told. A repository
 //! that fails does not keep the others from being expired; the command fails then.
 
+mod recorded;
 mod text;
 
 use clap::Args;
@@ -137,7 +138,9 @@ async fn one(
 ) -> anyhow::Result<Expired> {
     let repository = Repository::open(name, settings).await?;
     foreign::refuse(&repository, cluster, own).await?;
-    let mut expired = expire(&repository, cluster, options).await?;
+    let expired = expire(&repository, cluster, options).await.map_err(anyhow::Error::from);
+    recorded::ended(&repository, cluster, &expired, options).await;
+    let mut expired = expired?;
     let remarks: Vec<String> =
         expired.remarks.drain(..).map(|remark| walpoint_words::remark(&remark).into()).collect();
     expired.notes.splice(0..0, remarks);
@@ -147,7 +150,7 @@ async fn one(
 fn options(selection: &Selection<StoreSettings>, args: &ExpireArgs) -> ExpireOptions {
     let named = args.backup.map(|backup| NamedBackup {
         backup,
-        who: crate::hold::user(),
+        who: crate::operator::user(),
         even_if_held: args.even_if_held,
         even_if_last: args.even_if_last,
         abort_unfinished: args.abort_unfinished,

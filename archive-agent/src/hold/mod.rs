@@ -5,13 +5,13 @@
 //! same command again places it in the others too, twice at worst, which does no harm.
 
 mod document;
+mod recorded;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
 use futures_util::{StreamExt, stream};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
-use walpoint_base::diagnostic::shown;
 use walpoint_base::target::{self, TimeError};
 use walpoint_base::{BackupId, ClusterName, Diagnostic};
 use walpoint_repo::Repository;
@@ -28,6 +28,7 @@ use walpoint_words::format_chain;
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
 use crate::foreign::{self, LocalCluster};
+use crate::operator::user;
 use crate::selection::as_owner;
 
 /// Manifests that are read at once.
@@ -177,6 +178,7 @@ async fn place(
         }
     }
     let number = Holds::of(&repository, cluster).add(placement).await?;
+    recorded::placed(&repository, cluster, number, placement).await;
     if let HeldOn::Backup(id) = placement.on {
         look_again(&Backups::of(&repository, cluster), name, &[id], number).await?;
     }
@@ -310,15 +312,17 @@ async fn remove(
         if damaged {
             // What it held, and whether it is in other repositories, nobody knows.
             holds.remove(args.number, &who, at).await?;
+            recorded::removed(&repository, &selection.cluster, args.number, &who, None).await;
             tracing::warn!(
                 "hold {} of repository {name} could not be read\nDETAIL: It counts as removed.",
                 args.number
             );
             return print(common, &document);
         }
-        all.push((name, holds, known.holds));
+        all.push((repository, holds, known.holds));
     }
-    for (name, holds, placed) in all {
+    for (repository, holds, placed) in all {
+        let name = repository.name();
         let same = |hold: &&Hold| match &meant {
             None => hold.number == args.number,
             Some(placement) => hold.placed == *placement,
@@ -337,6 +341,7 @@ async fn remove(
         let mut hold = hold.clone();
         if hold.removed.is_none() {
             holds.remove(hold.number, &who, at).await?;
+            recorded::removed(&repository, &selection.cluster, hold.number, &who, Some(&hold.placed)).await;
             hold.removed = Some((who.clone(), at));
         }
         document.add(name, vec![HoldDocument::of(&hold, at)]);
@@ -400,14 +405,6 @@ fn end_by_store(
         );
     }
     Ok(())
-}
-
-/// Who runs this: the user's name, behind `sudo` too, and the machine's.
-pub(crate) fn user() -> String {
-    let name = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-    let name = name.filter(|name| !name.is_empty());
-    let name = name.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    shown(&format!("{name}@{}", rustix::system::uname().nodename().to_string_lossy()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::KeySlots;
 
-use super::{KeyDocument, New, Open, tell};
+use super::{KeyDocument, New, Open, recorded, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
@@ -22,5 +22,6 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
         removed_slot: None,
         proven_slot: Some(opened.slot),
     };
+    recorded::changed(common, &Ok(open.repository), &changed).await;
     tell(common, &changed)
 }

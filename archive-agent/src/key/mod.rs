@@ -6,6 +6,7 @@
 //! | [`list`] | what slots there are, and which open |
 //! | [`add`], [`rotate`] | making slots |
 //! | [`remove`] | removing one, never the last by accident |
+//! | [`recorded`] | what is put on record as evidence |
 //!
 //! No data is read or written. Each command does one thing to one slot and can be run again; a crash while two things are done
 //! (`rotate`) leaves both the old and the new slot.
@@ -13,6 +14,7 @@
 mod add;
 pub(crate) mod args;
 mod list;
+mod recorded;
 mod remove;
 mod rotate;
 
@@ -159,6 +161,7 @@ fn the_repository(common: &CommonArgs) -> Result<(String, StoreSettings), Failur
 /// A repository that the configured secret opened.
 struct Open {
     name: String,
+    repository: Repository,
     slots: KeySlots,
     /// What opened it.
     source: KeySource,
@@ -169,7 +172,10 @@ impl Open {
         let (name, settings) = the_repository(common)?;
         let repository = Repository::open(&name, &settings).await?;
         match repository.opened_by() {
-            Some((source, _)) => Ok(Self { source: source.clone(), slots: repository.key_slots(), name }),
+            Some((source, _)) => {
+                let (source, slots) = (source.clone(), repository.key_slots());
+                Ok(Self { name, repository, slots, source })
+            }
             None => Err(not_encrypted(&name)),
         }
     }

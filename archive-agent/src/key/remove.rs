@@ -3,11 +3,12 @@
 use std::io::{self, BufRead};
 
 use anyhow::{Context, anyhow, bail};
+use walpoint_repo::Repository;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::{KeySlots, KeySource, Removal};
 
-use super::{KeyDocument, Remove, tell};
+use super::{KeyDocument, Remove, recorded, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failure> {
@@ -44,6 +45,8 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         Some(source) => only_opens(&slots, args.slot, source).await?,
         None => None,
     };
+    // For the record of it: afterwards the configured secret may open nothing.
+    let repository = Repository::open(&name, &settings).await;
     match slots.remove(args.slot, remaining).await? {
         Removal::Removed => {}
         Removal::PutBack => {
@@ -70,6 +73,7 @@ pub(super) async fn run(common: &CommonArgs, args: &Remove) -> Result<(), Failur
         removed_slot: Some(args.slot),
         proven_slot: remaining,
     };
+    recorded::changed(common, &repository, &changed).await;
     tell(common, &changed)
 }
 

@@ -8,7 +8,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::keys::Removal;
 
-use super::{KeyDocument, New, Open, tell};
+use super::{KeyDocument, New, Open, recorded, tell};
 
 /// Runs the command.
 pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
@@ -44,5 +44,6 @@ pub(super) async fn run(common: &CommonArgs, new: &New) -> Result<(), Failure> {
         removed_slot: removed,
         proven_slot: Some(added),
     };
+    recorded::changed(common, &Ok(open.repository), &changed).await;
     tell(common, &changed)
 }

@@ -4,6 +4,7 @@
 
 mod content;
 mod document;
+mod recorded;
 mod text;
 
 use std::sync::Arc;
@@ -125,7 +126,9 @@ async fn one(
     let repository = Repository::open(name, settings).await?;
     let policy = crate::expire::policy(selection.settings.retention.as_ref());
     let outlook = outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await?;
-    Ok(verify(&repository, &selection.cluster, &outlook, Arc::new(PgContent), options).await?)
+    let verified = verify(&repository, &selection.cluster, &outlook, Arc::new(PgContent), options).await?;
+    recorded::verified(&repository, &outlook, options, &verified).await;
+    Ok(verified)
 }
 
 /// `10%` or `0.1`.
