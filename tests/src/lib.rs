@@ -60,6 +60,7 @@ pub mod archived;
 pub mod builder;
 pub mod clock;
 pub mod cluster;
+pub mod commands;
 pub mod compose;
 pub mod containers;
 pub mod dir;

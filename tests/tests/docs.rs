@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use walpoint_tests::commands::AGENTS;
 use walpoint_tests::dir::TestDir;
 use walpoint_tests::{process, schema, testbed, user};
 
@@ -284,10 +285,9 @@ fn every_command_line_in_the_pages_is_one() {
             let plain =
                 |word: &&String| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
             let mut command: Vec<String> = words.take_while(plain).cloned().collect();
-            if command
-                .first()
-                .is_none_or(|command| !["config", "hold", "key", "lineage"].contains(&command.as_str()))
-            {
+            if command.first().is_none_or(|command| {
+                !["config", "evidence", "hold", "key", "lineage"].contains(&command.as_str())
+            }) {
                 command.truncate(1);
             }
             // A message may begin with the name of a program.
@@ -477,7 +477,7 @@ fn every_promise_names_tests_that_exist() {
     let mut sources = Vec::new();
     files(&top(), ".rs", &mut sources);
     let mut wanted: BTreeSet<String> = (1..=12).map(|n| n.to_string()).collect();
-    for (letter, last) in [('A', 13), ('F', 7), ('B', 8), ('R', 11), ('K', 6)] {
+    for (letter, last) in [('A', 13), ('F', 7), ('B', 8), ('R', 11), ('K', 6), ('E', 1)] {
         wanted.extend((1..=last).map(|n| format!("{letter}{n}")));
     }
     for line in page.lines().filter(|line| line.starts_with("| ")) {
@@ -502,42 +502,6 @@ fn every_promise_names_tests_that_exist() {
     }
     assert!(wanted.is_empty(), "docs/promises.md has no row for {wanted:?}");
 }
-
-const AGENTS: [(&str, &str, &[&str]); 2] = [
-    (
-        "archive-agent",
-        "archive-push",
-        &[
-            "run",
-            "init",
-            "backup",
-            "restore-point",
-            "check",
-            "config",
-            "config-check",
-            "status",
-            "health",
-            "install-clients",
-            "push",
-            "key",
-            "key-list",
-            "key-add",
-            "key-rotate",
-            "key-remove",
-            "expire",
-            "forget",
-            "verify",
-            "hold",
-            "hold-add",
-            "hold-list",
-            "hold-remove",
-            "lineage",
-            "lineage-settle",
-        ],
-    ),
-    ("restore-agent", "restore-fetch", RESTORING),
-];
-const RESTORING: &[&str] = &["list", "events", "plan", "restore", "rollback", "drill", "fetch", "prefetch"];
 
 fn agent(program: &str, arguments: &[&str]) -> process::Output {
     let mut command = Command::new(testbed::under_test(program));

@@ -145,6 +145,9 @@ fn the_command_lines_of_the_pages_work() {
     type_page(&bed, &shell(&places), "docs/drill.md");
     type_page(&bed, &shell(&places), "docs/verify.md");
     type_page(&bed, &shell(&places), "docs/retention.md");
+    fs::write(place("report.pdf"), "a report").expect("a report");
+    places.extend([("/mnt/audit", place("audit")), ("report.pdf", place("report.pdf"))]);
+    type_page(&bed, &shell(&places), "docs/evidence.md");
 }
 
 /// Keys, on a repository that is encrypted.
