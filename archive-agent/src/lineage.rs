@@ -16,6 +16,7 @@ use walpoint_repo::lineage::DamagedLineage;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::args::{self, CommonArgs};
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::operator::user;
 use walpoint_runtime::{help, output};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
@@ -23,7 +24,6 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
 use crate::foreign::{self, LocalCluster};
-use crate::operator::user;
 use crate::selection::as_owner;
 use crate::wal::contradiction;
 

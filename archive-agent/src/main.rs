@@ -17,7 +17,6 @@ mod init;
 mod key;
 mod lineage;
 mod newer;
-mod operator;
 mod restore_point;
 mod same_place;
 mod selection;

@@ -40,5 +40,9 @@ pub const AGENTS: [(&str, &str, &[&str]); 2] = [
             "evidence-export",
         ],
     ),
-    ("restore-agent", "restore-fetch", &["list", "events", "plan", "restore", "rollback", "drill", "fetch", "prefetch"]),
+    (
+        "restore-agent",
+        "restore-fetch",
+        &["list", "events", "plan", "restore", "rollback", "drill", "fetch", "prefetch"],
+    ),
 ];

@@ -127,11 +127,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &BackupArgs) -> Result<(), Fa
     };
     let made = make(&request, &mut chosen, args.remote).await;
     if let Err(failure) = &made {
-        recorded::failed(&selection, &chosen.names, failure, began.elapsed()).await;
+        recorded::failed(&selection, &chosen, failure, began.elapsed()).await;
     }
     let mut report = made?;
     report.seconds = began.elapsed().as_secs_f64();
-    recorded::made(&selection, &chosen.names, &report).await;
+    recorded::made(&selection, &chosen, &report).await;
     if common.json {
         output::json(&report)?;
     } else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use walpoint_base::{SegmentName, WalFileName};
 use walpoint_pg::server::{Server, ServerIdentity};
+use walpoint_repo::Repository;
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::duration;
 use walpoint_runtime::exit::Failure;
@@ -28,6 +29,8 @@ pub(crate) struct Chosen {
     named: bool,
     /// Those that should get one and cannot be used, with the reason.
     pub(crate) left_out: Vec<(String, String)>,
+    /// Those that were opened, once it is known that a backup can be made.
+    pub(crate) opened: Vec<Repository>,
 }
 
 impl Chosen {
@@ -50,7 +53,7 @@ impl Chosen {
 pub(crate) fn choose(selection: &mut Selection<StoreSettings>, names: Vec<String>, named: bool) -> Chosen {
     let ack = selection.settings.ack_set().to_vec();
     selection.repositories.retain(|(name, _)| names.contains(name) || ack.contains(name));
-    Chosen { names, named, left_out: Vec::new() }
+    Chosen { names, named, left_out: Vec::new(), opened: Vec::new() }
 }
 
 /// Looks at everything; an error names all that stands in the way. `full`: the backup stores everything.
@@ -109,8 +112,9 @@ fn usable<T>(
 }
 
 /// Keeps only the repositories that were not left out.
-fn drop_left_out(destinations: &mut Vec<Destination>, chosen: &Chosen) {
+fn drop_left_out(destinations: &mut Vec<Destination>, chosen: &mut Chosen) {
     destinations.retain(|found| chosen.left_out.iter().all(|(name, _)| name != found.name()));
+    chosen.opened = destinations.iter().map(|found| found.repository.clone()).collect();
     debug_assert!(chosen.names.iter().all(|name| destinations.iter().any(|found| found.name() == name)));
 }
 

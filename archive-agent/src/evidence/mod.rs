@@ -2,16 +2,14 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`automatic`] | what other commands record |
 //! | [`record`] | what a person records |
 //! | [`list`], [`head`], [`verify`] | the records, the end of the chain, whether the chain is what was written |
 //! | [`summary`], [`tally`] | counts, objectives met, which backups were proven |
 //! | [`export`], [`page`] | the audit pack, and the page in it |
 //! | [`period`] | the options that say from when to when |
 //!
-//! The chain itself is [`walpoint_repo::evidence`]. Each repository of a cluster has a chain of its own.
+//! The chain itself is [`walpoint_repo::evidence`], and what other commands record is in their `recorded.rs`. Each repository of a cluster has a chain of its own.
 
-pub(crate) mod automatic;
 mod export;
 mod head;
 mod list;
@@ -24,10 +22,10 @@ mod verify;
 
 use clap::Subcommand;
 use walpoint_repo::Repository;
-use walpoint_repo::evidence::Evidence;
+use walpoint_repo::evidence::{Draft, Evidence, Kind, Outcome};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::help;
+use walpoint_runtime::{help, operator};
 use walpoint_storage::store::StoreSettings;
 
 use self::export::ExportArgs;
@@ -78,6 +76,16 @@ pub(crate) async fn run(common: &CommonArgs, command: &EvidenceCommand) -> Resul
         EvidenceCommand::Head => head::run(common, &selection).await,
         EvidenceCommand::Export(args) => export::run(common, &selection, args).await,
     }
+}
+
+/// A record of this program and the person that runs it.
+pub(crate) fn draft(kind: Kind, outcome: Outcome) -> Draft {
+    Draft::new(
+        kind,
+        outcome,
+        operator::user(),
+        concat!("archive-agent ", env!("WALPOINT_VERSION")).to_owned(),
+    )
 }
 
 /// The evidence of the selected cluster in one of its repositories.

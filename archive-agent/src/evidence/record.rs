@@ -21,7 +21,7 @@ use walpoint_runtime::{help, output};
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::format_chain;
 
-use super::automatic::draft;
+use super::draft;
 use super::list::kinds;
 use crate::foreign::{self, LocalCluster};
 

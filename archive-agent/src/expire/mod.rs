@@ -88,7 +88,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExpireArgs) -> Result<(), Fa
     for (name, settings) in &selection.repositories {
         let waiting =
             ByteProgress::waiting(&format!("expiring in repository {name}"), common.show_progress());
-        let expired = one(&selection.cluster, &own, (name, settings), &options).await;
+        let expired = one(&selection, &own, (name, settings), &options).await;
         waiting.end();
         match expired {
             Ok(expired) => document.repositories.push(expired),
@@ -131,15 +131,15 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 /// Expires the cluster in one repository, unless that has another one under this name than the data directory of this machine is of
 /// (`own`): the retention is not that one's.
 async fn one(
-    cluster: &ClusterName,
+    selection: &Selection<StoreSettings>,
     own: &LocalCluster,
     (name, settings): (&str, &StoreSettings),
     options: &ExpireOptions,
 ) -> anyhow::Result<Expired> {
-    let repository = Repository::open(name, settings).await?;
+    let (repository, cluster) = (Repository::open(name, settings).await?, &selection.cluster);
     foreign::refuse(&repository, cluster, own).await?;
     let expired = expire(&repository, cluster, options).await.map_err(anyhow::Error::from);
-    recorded::ended(&repository, cluster, &expired, options).await;
+    recorded::ended(&repository, selection, &expired, options).await;
     let mut expired = expired?;
     let remarks: Vec<String> =
         expired.remarks.drain(..).map(|remark| walpoint_words::remark(&remark).into()).collect();
@@ -150,7 +150,7 @@ async fn one(
 fn options(selection: &Selection<StoreSettings>, args: &ExpireArgs) -> ExpireOptions {
     let named = args.backup.map(|backup| NamedBackup {
         backup,
-        who: crate::operator::user(),
+        who: walpoint_runtime::operator::user(),
         even_if_held: args.even_if_held,
         even_if_last: args.even_if_last,
         abort_unfinished: args.abort_unfinished,

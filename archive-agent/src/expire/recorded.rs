@@ -1,19 +1,20 @@
 //! What an expiry puts on record as evidence.
 
-use walpoint_base::ClusterName;
 use walpoint_repo::Repository;
 use walpoint_repo::evidence::{Draft, Kind, Outcome};
 use walpoint_repo::expire::{BackupDecision, ExpireOptions, Expired, NamedBackup};
+use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
-use walpoint_words::format_chain;
+use walpoint_storage::store::StoreSettings;
+use walpoint_words::{format_chain, recording};
 
 use super::is_refusal;
-use crate::evidence::automatic::{append, draft};
+use crate::evidence::draft;
 
 /// Records what was marked and deleted, or that the run did not finish; nothing of one that was refused or changed nothing.
 pub(super) async fn ended(
     repository: &Repository,
-    cluster: &ClusterName,
+    selection: &Selection<StoreSettings>,
     expired: &anyhow::Result<Expired>,
     options: &ExpireOptions,
 ) {
@@ -24,7 +25,7 @@ pub(super) async fn ended(
         Err(error) => Some(draft(Kind::Expiry, Outcome::Failed).with_issues([format_chain(error)])),
     };
     if let Some(said) = said {
-        append(repository, cluster, &said).await;
+        recording::append(repository, selection, &said).await;
     }
 }
 

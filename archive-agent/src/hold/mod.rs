@@ -20,6 +20,7 @@ use walpoint_repo::expire::{clock_ahead, clocks_apart};
 use walpoint_repo::holds::{HeldOn, Hold, Holdings, Holds, Placement};
 use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
+use walpoint_runtime::operator::user;
 use walpoint_runtime::{help, output};
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
@@ -28,7 +29,6 @@ use walpoint_words::format_chain;
 pub(crate) use self::document::HoldDocument;
 use self::document::HoldsDocument;
 use crate::foreign::{self, LocalCluster};
-use crate::operator::user;
 use crate::selection::as_owner;
 
 /// Manifests that are read at once.
@@ -140,7 +140,7 @@ async fn add(
     let mut document = HoldsDocument::new(&selection.cluster);
     let (mut failed, own) = (Vec::new(), LocalCluster::of(selection).await.if_known());
     for (name, settings) in &selection.repositories {
-        match place((&selection.cluster, &own), (name, settings), &placement, &args.until).await {
+        match place((selection, &own), (name, settings), &placement, &args.until).await {
             Ok(hold) => document.add(name, vec![HoldDocument::of(&hold, at)]),
             Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
         }
@@ -154,12 +154,12 @@ async fn add(
 
 /// Places a hold in one repository. `wanted` is its end as it was given.
 async fn place(
-    (cluster, own): (&ClusterName, &LocalCluster),
+    (selection, own): (&Selection<StoreSettings>, &LocalCluster),
     (name, settings): (&str, &StoreSettings),
     placement: &Placement,
     wanted: &str,
 ) -> anyhow::Result<Hold> {
-    let repository = Repository::open(name, settings).await?;
+    let (repository, cluster) = (Repository::open(name, settings).await?, &selection.cluster);
     // It would keep another cluster's backups, and not those that are meant.
     foreign::refuse(&repository, cluster, own).await?;
     if let Some(until) = placement.until
@@ -178,22 +178,34 @@ async fn place(
         }
     }
     let number = Holds::of(&repository, cluster).add(placement).await?;
-    recorded::placed(&repository, cluster, number, placement).await;
-    if let HeldOn::Backup(id) = placement.on {
-        look_again(&Backups::of(&repository, cluster), name, &[id], number).await?;
-    }
-    if let HeldOn::Label(label) = &placement.on {
-        match labelled(&repository, cluster, label).await {
-            Ok(ids) if ids.is_empty() => tracing::warn!(
-                "no finished backup of cluster {cluster} in repository {name} has the label {label:?}: the hold keeps those \
-                 still to come"
-            ),
-            Ok(ids) => look_again(&Backups::of(&repository, cluster), name, &ids, number).await?,
-            // The hold is placed.
-            Err(error) => tracing::debug!("cannot determine whether a backup has the label: {error}"),
-        }
-    }
+    let held = look_at_held(&repository, cluster, &placement.on, number).await;
+    recorded::placed(&repository, selection, number, placement).await;
+    held?;
     Ok(Hold { number, placed: placement.clone(), removed: None })
+}
+
+/// What became of the backups that a new hold is meant for, see [`look_again`]; warns if there are none.
+async fn look_at_held(
+    repository: &Repository,
+    cluster: &ClusterName,
+    on: &HeldOn,
+    number: u64,
+) -> anyhow::Result<()> {
+    let (backups, name) = (Backups::of(repository, cluster), repository.name());
+    let label = match on {
+        HeldOn::Backup(id) => return look_again(&backups, name, &[*id], number).await,
+        HeldOn::Label(label) => label,
+    };
+    match labelled(repository, cluster, label).await {
+        Ok(ids) if ids.is_empty() => tracing::warn!(
+            "no finished backup of cluster {cluster} in repository {name} has the label {label:?}: the hold keeps those still to \
+             come"
+        ),
+        Ok(ids) => look_again(&backups, name, &ids, number).await?,
+        // The hold is placed.
+        Err(error) => tracing::debug!("cannot determine whether a backup has the label: {error}"),
+    }
+    Ok(())
 }
 
 /// An `expire` that read the holds before this one was placed does not know it: fails if it has deleted one of the backups, and warns
@@ -312,7 +324,7 @@ async fn remove(
         if damaged {
             // What it held, and whether it is in other repositories, nobody knows.
             holds.remove(args.number, &who, at).await?;
-            recorded::removed(&repository, &selection.cluster, args.number, &who, None).await;
+            recorded::removed(&repository, selection, args.number, &who, None).await;
             tracing::warn!(
                 "hold {} of repository {name} could not be read\nDETAIL: It counts as removed.",
                 args.number
@@ -341,7 +353,7 @@ async fn remove(
         let mut hold = hold.clone();
         if hold.removed.is_none() {
             holds.remove(hold.number, &who, at).await?;
-            recorded::removed(&repository, &selection.cluster, hold.number, &who, Some(&hold.placed)).await;
+            recorded::removed(&repository, selection, hold.number, &who, Some(&hold.placed)).await;
             hold.removed = Some((who.clone(), at));
         }
         document.add(name, vec![HoldDocument::of(&hold, at)]);

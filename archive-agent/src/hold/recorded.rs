@@ -1,29 +1,31 @@
 //! What placing and removing holds puts on record as evidence.
 
-use walpoint_base::ClusterName;
 use walpoint_repo::Repository;
-use walpoint_repo::evidence::{Draft, Kind, Outcome};
+use walpoint_repo::evidence::{Kind, Outcome};
 use walpoint_repo::holds::{HeldOn, Placement};
+use walpoint_runtime::args::Selection;
+use walpoint_storage::store::StoreSettings;
+use walpoint_words::recording;
 
-use crate::evidence::automatic::{append, draft};
+use crate::evidence::draft;
 
 /// Records that a hold was placed.
 pub(super) async fn placed(
     repository: &Repository,
-    cluster: &ClusterName,
+    selection: &Selection<StoreSettings>,
     number: u64,
     placement: &Placement,
 ) {
     let until = placement.until.map_or("until it is removed".to_owned(), |until| format!("until {until}"));
     let note = format!("{}, {until}: {}", on(placement), placement.reason);
-    record(repository, cluster, (format!("hold {number} placed"), note), &placement.who, Some(placement))
+    record(repository, selection, (format!("hold {number} placed"), note), &placement.who, Some(placement))
         .await;
 }
 
 /// Records that a hold was removed; without `placement`, one that could not be read.
 pub(super) async fn removed(
     repository: &Repository,
-    cluster: &ClusterName,
+    selection: &Selection<StoreSettings>,
     number: u64,
     who: &str,
     placement: Option<&Placement>,
@@ -31,7 +33,7 @@ pub(super) async fn removed(
     let note = placement.map_or("it could not be read".to_owned(), |placement| {
         format!("{}, placed by {}: {}", on(placement), placement.who, placement.reason)
     });
-    record(repository, cluster, (format!("hold {number} removed"), note), who, placement).await;
+    record(repository, selection, (format!("hold {number} removed"), note), who, placement).await;
 }
 
 fn on(placement: &Placement) -> String {
@@ -43,7 +45,7 @@ fn on(placement: &Placement) -> String {
 
 async fn record(
     repository: &Repository,
-    cluster: &ClusterName,
+    selection: &Selection<StoreSettings>,
     (scenario, note): (String, String),
     who: &str,
     placement: Option<&Placement>,
@@ -52,11 +54,7 @@ async fn record(
         HeldOn::Backup(id) => Some(id),
         HeldOn::Label(_) => None,
     });
-    let said = Draft {
-        recorded_by: who.to_owned(),
-        scenario: Some(scenario),
-        note: Some(note),
-        ..draft(Kind::Hold, Outcome::Success).about(backup)
-    };
-    append(repository, cluster, &said).await;
+    let said = draft(Kind::Hold, Outcome::Success).by(who).about(backup);
+    let said = said.with_scenario(&scenario).with_note(&note);
+    recording::append(repository, selection, &said).await;
 }

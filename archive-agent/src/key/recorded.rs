@@ -5,9 +5,10 @@ use walpoint_repo::evidence::{Draft, Kind, Outcome};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
+use walpoint_words::recording;
 
 use super::KeyDocument;
-use crate::evidence::automatic::{append, draft, warn};
+use crate::evidence::draft;
 
 /// Records what was changed, in the chain of the selected cluster. The repository was opened before: afterwards the configured secret
 /// may open it no more.
@@ -23,7 +24,8 @@ pub(super) async fn changed(
     // It was selected a moment ago.
     let Ok(selection) = common.select::<StoreSettings>() else { return };
     match repository {
-        Ok(repository) => append(repository, &selection.cluster, &said).await,
-        Err(error) => warn(&changed.repository, &said, error),
+        Ok(repository) => recording::append(repository, &selection, &said).await,
+        Err(error) if selection.settings.evidence => recording::warn(&changed.repository, &said, error),
+        Err(_) => {}
     }
 }

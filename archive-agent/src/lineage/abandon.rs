@@ -16,7 +16,6 @@ use walpoint_storage::layout::AbandonedUntil;
 use walpoint_storage::store::StoreSettings;
 
 use super::{SettleArgs, Settlement};
-use crate::operator::user;
 
 /// The lineage in one repository.
 struct Known {

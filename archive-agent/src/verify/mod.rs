@@ -127,7 +127,7 @@ async fn one(
     let policy = crate::expire::policy(selection.settings.retention.as_ref());
     let outlook = outlook(&repository, &selection.cluster, &policy, Timestamp::now()).await?;
     let verified = verify(&repository, &selection.cluster, &outlook, Arc::new(PgContent), options).await?;
-    recorded::verified(&repository, &outlook, options, &verified).await;
+    recorded::verified(&repository, selection, &outlook, options, &verified).await;
     Ok(verified)
 }
 

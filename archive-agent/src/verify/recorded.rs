@@ -7,20 +7,24 @@ use walpoint_repo::Repository;
 use walpoint_repo::evidence::{Draft, Kind, Outcome};
 use walpoint_repo::expire::Outlook;
 use walpoint_repo::verify::{Depth, Verified, VerifyOptions};
+use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
+use walpoint_storage::store::StoreSettings;
+use walpoint_words::recording;
 
-use crate::evidence::automatic::{append, draft};
+use crate::evidence::draft;
 
 /// Records what was found.
 pub(super) async fn verified(
     repository: &Repository,
+    selection: &Selection<StoreSettings>,
     outlook: &Outlook,
     options: &VerifyOptions,
     verified: &Verified,
 ) {
     let candidates = outlook.decisions.iter().map(|decision| (decision.backup.id, decision.stays()));
     let said = said(proven(candidates, options, verified), options, verified);
-    append(repository, &verified.cluster, &said).await;
+    recording::append(repository, selection, &said).await;
 }
 
 /// The backups of which every byte was read and found sound, and so was their WAL. Where not all findings are known, none.

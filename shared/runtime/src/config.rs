@@ -158,6 +158,9 @@ pub struct ClusterSettings {
     /// Where a drill makes its scratch directory; `$TMPDIR` if unset, or else `/var/tmp`.
     #[serde(default)]
     pub scratch_directory: Option<PathBuf>,
+    /// Whether commands record what they did as evidence in the repositories.
+    #[serde(default = "defaults::evidence")]
+    pub evidence: bool,
     /// How long a backup waits for the WAL it needs to arrive in the repository.
     #[serde(default = "defaults::backup_wal_timeout", deserialize_with = "span::deserialize")]
     pub backup_wal_timeout: SignedDuration,
@@ -212,6 +215,10 @@ mod defaults {
         SignedDuration::from_mins(1)
     }
 
+    pub(super) fn evidence() -> bool {
+        true
+    }
+
     pub(super) fn backup_wal_timeout() -> SignedDuration {
         SignedDuration::from_hours(1)
     }
@@ -243,6 +250,7 @@ impl ClusterSettings {
             prefetch_idle_timeout: defaults::prefetch_idle_timeout(),
             spool: None,
             scratch_directory: None,
+            evidence: defaults::evidence(),
             backup_wal_timeout: defaults::backup_wal_timeout(),
             retention: None,
             stream: None,

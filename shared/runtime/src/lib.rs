@@ -11,6 +11,7 @@
 //! | [`help`] | headings, examples and width of the help of every command |
 //! | [`human`] | sizes, spans, counts and moments for people |
 //! | [`logs`] | tracing to standard error, as text or JSON |
+//! | [`operator`] | the person that runs a command |
 //! | [`output`] | what commands print |
 //! | [`memory`] | memory that is given back |
 //! | [`owner`] | running as PostgreSQL's user |
@@ -31,6 +32,7 @@ pub mod help;
 pub mod human;
 pub mod logs;
 pub mod memory;
+pub mod operator;
 pub mod output;
 pub mod owner;
 pub mod pages;

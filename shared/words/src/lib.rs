@@ -1,7 +1,9 @@
 //! What both agents say about errors of a repository. The libraries return what failed, and what could be done about it as a value;
-//! here are the commands and options that do it. [`lineage`]: what both show of what a repository holds.
+//! here are the commands and options that do it. [`lineage`]: what both show of what a repository holds. [`recording`]: what both put
+//! on record as evidence.
 
 pub mod lineage;
+pub mod recording;
 
 use std::error::Error;
 

@@ -19,7 +19,7 @@ pub const MAX_RECORD: usize = 64 << 10;
 const MAX_LISTED: usize = 200;
 
 /// How many characters of a text that a program writes are kept.
-const MAX_TEXT: usize = 2000;
+const MAX_TEXT: usize = 1000;
 
 /// The version of the content.
 pub(super) const FORMAT: u32 = 1;
@@ -257,6 +257,11 @@ where
     texts.into_iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
 }
 
+/// As much of a text as a record has room for.
+fn beginning(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
 impl Draft {
     /// A record of now that says only what was done, how it ended, and by whom.
     pub fn new(kind: Kind, outcome: Outcome, recorded_by: String, program: String) -> Self {
@@ -288,12 +293,27 @@ impl Draft {
         self
     }
 
+    /// Names the person that did it; of a long name the beginning.
+    pub fn by(self, who: &str) -> Self {
+        Self { recorded_by: beginning(who), ..self }
+    }
+
+    /// Adds what else is worth knowing; of a long text the beginning.
+    pub fn with_note(self, note: &str) -> Self {
+        Self { note: Some(beginning(note)), ..self }
+    }
+
+    /// Says what was done, or rehearsed; of a long text the beginning.
+    pub fn with_scenario(self, scenario: &str) -> Self {
+        Self { scenario: Some(beginning(scenario)), ..self }
+    }
+
     /// Lists what was wrong; of long lists and long texts the beginning.
     pub fn with_issues(mut self, issues: impl IntoIterator<Item = String>) -> Self {
         let mut room = MAX_RECORD / 4;
         let mut issues = issues.into_iter();
         for issue in issues.by_ref().take(MAX_LISTED) {
-            let issue: String = issue.chars().take(MAX_TEXT).collect();
+            let issue = beginning(&issue);
             // As JSON has it: a control character takes six bytes.
             let length = serde_json::to_string(&issue).map_or(usize::MAX, |json| json.len());
             let Some(left) = room.checked_sub(length) else { break };
@@ -333,7 +353,10 @@ mod tests {
         let newest: BackupId = "20261122T101500Z-00000001-0000000002000028-9f3a0c11".parse().unwrap();
         let draft = Draft::new(Kind::Verification, Outcome::Partial, "a@b".to_owned(), "p".to_owned())
             .about(std::iter::repeat_n(id, 5000).chain([newest]))
-            .with_issues(std::iter::repeat_n("ü\u{1}".repeat(5000), 5000));
+            .with_issues(std::iter::repeat_n("ü\u{1}".repeat(5000), 5000))
+            .by(&"\u{1}".repeat(70_000))
+            .with_scenario(&"\u{1}".repeat(70_000))
+            .with_note(&"\u{1}".repeat(70_000));
         assert_eq!((draft.backups.len(), draft.backups.last()), (200, Some(&newest)));
         assert!(serde_json::to_vec(&draft).unwrap().len() < MAX_RECORD);
     }
