@@ -22,8 +22,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use walpoint_repo::evidence::{Draft, Kind, Outcome};
 use walpoint_runtime::logs::{self, Process};
-use walpoint_runtime::{exit, memory, pages, sibling, threads};
+use walpoint_runtime::{exit, memory, operator, pages, sibling, threads};
 use walpoint_words::advised;
 
 use cli::{Cli, Command};
@@ -49,6 +50,7 @@ const ARCHIVING: &[&str] = &[
     "forget",
     "hold",
     "lineage",
+    "evidence",
     "push",
 ];
 
@@ -117,6 +119,16 @@ fn run(arguments: &[OsString]) -> ExitCode {
     // What still runs in the background was given up and must not delay the answer.
     runtime.shutdown_background();
     status
+}
+
+/// A record of this program and the person that runs it.
+fn evidence(kind: Kind, outcome: Outcome) -> Draft {
+    Draft::new(
+        kind,
+        outcome,
+        operator::user(),
+        concat!("restore-agent ", env!("WALPOINT_VERSION")).to_owned(),
+    )
 }
 
 /// Tells how the command line is wrong, or prints the help that was asked for.

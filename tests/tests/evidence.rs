@@ -9,7 +9,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::Cluster;
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{testbed, user, wait};
 
 #[track_caller]
 fn json(output: &Output) -> Value {
@@ -173,9 +173,58 @@ fn without_a_record_a_backup_is_a_backup() {
     std::fs::write(&directory, "in the way").unwrap();
     let before = bed.backups().len();
     let output = bed.agent.run(&["backup"]).expect_success();
-    assert!(output.stderr.contains("repository main: no evidence was recorded (backup): "), "{output:#?}");
+    assert!(
+        output.stderr.contains("repository main: could not record this backup as evidence: "),
+        "{output:#?}"
+    );
     assert_eq!(bed.backups().len(), before + 1);
     std::fs::remove_file(&directory).unwrap();
     bed.backup();
     assert_eq!(records(&bed).len(), 1);
+}
+
+/// E1: restores and drills are on record with what they measured, and nothing where records are turned off.
+#[test]
+fn restores_and_drills_are_on_record_unless_that_is_turned_off() {
+    let bed = bed();
+    let backup = bed.backup();
+    bed.settle();
+    bed.restore("back", &[]);
+    // What is refused before anything is written is no restore.
+    bed.try_restore("back", &[]).expect_status(1);
+    let bindir = testbed::pg_program(bed.cluster.major(), "postgres").parent().unwrap().display().to_string();
+    let scratch = bed.place("scratch").display().to_string();
+    let drill =
+        ["drill", "--pg-bindir", &bindir, "--directory", &scratch, "--skip", "amcheck", "--skip", "tables"];
+    bed.agent.restore(&[&drill[..], &["--rto", "1ms"]].concat()).expect_status(3);
+    bed.agent.restore(&[&drill[..], &["--check", "select false"]].concat()).expect_status(3);
+
+    let ids = vec![backup.clone()];
+    let expected = [("backup", "success"), ("restore", "success"), ("drill", "partial"), ("drill", "failed")];
+    let expected = expected.map(|(kind, outcome)| (kind.to_owned(), outcome.to_owned(), ids.clone()));
+    assert_eq!(records(&bed), expected);
+    let listed = json(&bed.agent.run(&["evidence", "list", "--json"]).expect_success());
+    let records_of = &listed["repositories"][0]["records"];
+    assert_eq!(records_of[1]["note"].as_str().unwrap().split(',').next(), bed.place("back").to_str());
+    let missed = &records_of[2];
+    assert_eq!(
+        (&missed["rto"]["target_seconds"], &missed["rto"]["met"]),
+        (&0.001.into(), &false.into()),
+        "{missed:#}"
+    );
+    assert!(missed["rpo"]["measured_seconds"].is_number() && missed["target"].is_string(), "{missed:#}");
+    let failed = &records_of[3];
+    assert!(
+        failed["issues"][0].as_str().unwrap().starts_with("select false: ") && failed["rto"].is_null(),
+        "{failed:#}"
+    );
+
+    let without = bed.agent.place().join("without.toml");
+    let text = std::fs::read_to_string(bed.agent.write()).unwrap();
+    std::fs::write(&without, text.replace("[cluster.main]\n", "[cluster.main]\nevidence = false\n")).unwrap();
+    user::give(&without);
+    let without = ["--config", without.to_str().unwrap()];
+    bed.agent.run(&[&["verify"], &without[..]].concat()).expect_success();
+    bed.agent.restore(&[&drill[..], &without[..]].concat()).expect_success();
+    assert_eq!(records(&bed).len(), 4);
 }

@@ -8,10 +8,11 @@
 //! | [`tables`] | the largest tables and their rows |
 //! | [`measure`] | recovery time and recovery point against their targets |
 //! | [`document`], [`text`], [`html`] | what was found, as JSON, for a person, and as a page |
+//! | [`recorded`] | what is put on record as evidence |
 //!
 //! The copy itself is a scratch instance ([`crate::scratch`]). What always holds: it is stopped and removed whatever comes of the
-//! drill, unless a person asked to keep it. A kill leaves it to the next drill in the same place. Nothing is written to a repository. A page
-//! of an earlier drill does not outlive one that could not be made.
+//! drill, unless a person asked to keep it. A kill leaves it to the next drill in the same place. To a repository, nothing
+//! is written but the record. A page of an earlier drill does not outlive one that could not be made.
 
 mod amcheck;
 mod check_file;
@@ -21,6 +22,7 @@ mod html;
 mod measure;
 mod outcome;
 mod pages;
+mod recorded;
 mod run_check;
 mod tables;
 mod text;
@@ -207,6 +209,7 @@ async fn prepare_and_run(
         Ok(planned) => planned,
         Err(no_plan) => return Err(plan::refused(common, no_plan)),
     };
+    let mut subject = planned.clone();
     let drilled = tokio::select! {
         drilled = drill.carry_out(&mut scratch, planned) => drilled,
         () = interrupted.cancelled() => Err(stopped()),
@@ -215,17 +218,25 @@ async fn prepare_and_run(
     if let Err(left) = &closed {
         tracing::warn!("{}", walpoint_words::format_chain(left));
     }
+    // It may be another backup than the planned one, if that is damaged.
+    if let Some(restored) = scratch.restored() {
+        subject = restored.planned.clone();
+    }
     match drilled {
         Ok(mut report) => {
             if let Ok(Some(kept)) = &closed {
                 report.keep(kept);
             }
             let printed = drill.print(&report);
+            recorded::drilled(common, &subject, &report).await;
             Ok(Drilled { closed: closed.map(drop), result: verdict(&report, printed) })
         }
         Err(failure) => {
             if let Ok(Some(kept)) = &closed {
                 tracing::warn!("\"{}\" was kept", kept.directory.display());
+            }
+            if !interrupted.is_cancelled() {
+                recorded::failed(common, &subject, &failure, began.elapsed()).await;
             }
             Err(failure)
         }

@@ -33,6 +33,7 @@
 //! | [`behind`] | what of them recovery would leave out |
 //! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
 //! | [`report`] | what is printed at the end |
+//! | [`recorded`] | what is put on record as evidence |
 //! | [`failure`] | what a restore that failed leaves, and what to do about it |
 //! | [`stand_in`] | what stands in for a backup that turns out to be damaged |
 //!
@@ -74,6 +75,7 @@ mod prepare;
 mod previous;
 mod prune;
 mod reach;
+mod recorded;
 mod refusal;
 mod report;
 mod required;
@@ -297,9 +299,14 @@ async fn restore(
     decided: Decided,
     pre_command: &mut Option<&str>,
 ) -> Result<(), Failure> {
-    let restore = Restore::prepare(common, args, planned, pgdata, decided).await?;
-    let report = restore.execute(common, args, pre_command).await?;
-    report::print(common, &report)
+    let restore = Restore::prepare(common, args, planned.clone(), pgdata, decided).await?;
+    let restored = restore.execute(common, args, pre_command).await;
+    let printed = restored.as_ref().map(|report| report::print(common, report));
+    recorded::ended(common, args, &planned, &restored).await;
+    match printed {
+        Ok(printed) => printed,
+        Err(_) => Ok(restored.map(drop)?),
+    }
 }
 
 /// Prints the plan and what lies where replay creates tablespaces; fails if the restore would refuse.

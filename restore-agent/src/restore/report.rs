@@ -91,6 +91,17 @@ pub(super) struct RestoreReport {
 }
 
 impl RestoreReport {
+    /// How long it took.
+    pub(super) fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// Where it is, and how much was written.
+    pub(super) fn place(&self) -> String {
+        let (files, size) = (human::count(self.file_count, "file"), human::size(self.written_bytes));
+        format!("{}, {files} in {size}", self.pgdata)
+    }
+
     /// The number of files that were written, and their size.
     pub(super) fn written(&self) -> (u64, u64) {
         (self.file_count, self.written_bytes)

@@ -1,0 +1,67 @@
+//! What a drill puts on record as evidence, in the repository from which the files came.
+
+use std::time::Duration;
+
+use walpoint_repo::evidence::{Draft, Kind, Objective, Outcome};
+use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
+use walpoint_runtime::human;
+use walpoint_storage::store::StoreSettings;
+use walpoint_words::{format_chain, recording};
+
+use super::document::{CheckOutcome, DrillReport};
+use crate::plan::Planned;
+
+/// What was rehearsed.
+const SCENARIO: &str = "restore, recovery and checks in a scratch directory";
+
+/// Records what was found.
+pub(super) async fn drilled(common: &CommonArgs, planned: &Planned, report: &DrillReport) {
+    record(common, planned, said(report)).await;
+}
+
+/// Records that it could not be finished.
+pub(super) async fn failed(common: &CommonArgs, planned: &Planned, failure: &Failure, after: Duration) {
+    let said = crate::evidence(Kind::Drill, Outcome::Failed).with_issues([format_chain(&failure.error)]);
+    record(common, planned, Draft { seconds: Some(after.as_secs_f64()), ..said }).await;
+}
+
+async fn record(common: &CommonArgs, planned: &Planned, said: Draft) {
+    let said = Draft {
+        lineage: Some(planned.lineage.id),
+        target: Some(planned.plan.target.to_string()),
+        ..said.about([planned.plan.backup.id]).with_scenario(SCENARIO)
+    };
+    // It was selected a moment ago.
+    let Ok(selection) = common.select_to_read::<StoreSettings>() else { return };
+    recording::append(&planned.files_from, &selection, &said).await;
+}
+
+/// What the report says. Only missed targets leave a part: the copy was sound.
+fn said(report: &DrillReport) -> Draft {
+    let outcome = match (report.failed(), report.missed.is_empty()) {
+        (0, true) => Outcome::Success,
+        (0, false) => Outcome::Partial,
+        _ => Outcome::Failed,
+    };
+    let of = |result| report.checks.iter().filter(move |check| check.result == result);
+    let failed = of(CheckOutcome::Failed)
+        .map(|check| format!("{}: {}", check.name, check.message.as_deref().unwrap_or("failed")));
+    let objective = |target, measured: Option<f64>| measured.map(|measured| Objective::of(target, measured));
+    let took = report.end_time.duration_since(report.start_time).as_secs_f64();
+    let said = Draft {
+        seconds: Some(took.max(0.0)),
+        rto: objective(report.rto_target_seconds, report.rto_seconds),
+        rpo: objective(report.rpo_target_seconds, report.rpo_seconds),
+        ..crate::evidence(Kind::Drill, outcome)
+    };
+    let note = format!(
+        "{} passed, {} failed, {} skipped; replayed to {} by PostgreSQL {}",
+        human::count(of(CheckOutcome::Passed).count() as u64, "check"),
+        report.failed(),
+        of(CheckOutcome::Skipped).count(),
+        report.replayed_lsn,
+        report.server_version
+    );
+    said.with_note(&note).with_issues(failed.chain(report.missed.iter().cloned()))
+}
