@@ -301,12 +301,10 @@ async fn restore(
 ) -> Result<(), Failure> {
     let restore = Restore::prepare(common, args, planned.clone(), pgdata, decided).await?;
     let restored = restore.execute(common, args, pre_command).await;
-    let printed = restored.as_ref().map(|report| report::print(common, report));
+    let printed = restored.as_ref().map_or(Ok(()), |report| report::print(common, report));
     recorded::ended(common, args, &planned, &restored).await;
-    match printed {
-        Ok(printed) => printed,
-        Err(_) => Ok(restored.map(drop)?),
-    }
+    restored?;
+    printed
 }
 
 /// Prints the plan and what lies where replay creates tablespaces; fails if the restore would refuse.

@@ -15,7 +15,7 @@ use walpoint_storage::store::StoreSettings;
 use crate::error;
 
 /// How long a record is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Records in a repository that is open, if the cluster's commands are to be recorded.
 pub async fn append(repository: &Repository, selection: &Selection<StoreSettings>, draft: &Draft) {
@@ -23,22 +23,6 @@ pub async fn append(repository: &Repository, selection: &Selection<StoreSettings
         let written = write(repository, selection, draft);
         finish(repository.name(), draft, tokio::time::timeout(PATIENCE, written).await);
     }
-}
-
-/// The same in a repository that has to be opened.
-pub async fn append_opening(
-    (name, settings): (&str, &StoreSettings),
-    selection: &Selection<StoreSettings>,
-    draft: &Draft,
-) {
-    if !selection.settings.evidence {
-        return;
-    }
-    let written = async {
-        let repository = Repository::open(name, &settings.impatient()).await?;
-        write(&repository, selection, draft).await
-    };
-    finish(name, draft, tokio::time::timeout(PATIENCE, written).await);
 }
 
 /// Writes it, if the repository knows the cluster: a command line may have named a wrong one, and a record would leave that one behind.
