@@ -12,6 +12,7 @@ use walpoint_repo::catalog::{Catalog, LineageCatalog};
 use walpoint_repo::wal::{TimelineOrigin, WalArchive};
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
+use walpoint_runtime::operator::user;
 use walpoint_storage::layout::AbandonedUntil;
 use walpoint_storage::store::StoreSettings;
 
