@@ -341,7 +341,7 @@ impl Drill<'_> {
                     "--keep leaves the copy paused at the target, and a server in recovery does not write all pages"
                         .to_owned(),
                 ),
-                _ => page_checksums(scratch).await?,
+                _ => pages::outcome(scratch.pgdata().context("nothing was restored")?).await?,
             };
             checks.push(CheckResult {
                 kind: CheckKind::PageChecksums,
@@ -465,24 +465,6 @@ impl Drill<'_> {
         }
         Ok(written?)
     }
-}
-
-/// Verifies the checksums of all pages, with the server stopped.
-async fn page_checksums(scratch: &ScratchRestore<'_>) -> anyhow::Result<Outcome> {
-    let pgdata = scratch.pgdata().context("nothing was restored")?;
-    let verified = tokio::task::spawn_blocking(move || pages::verify(&pgdata)).await?;
-    Ok(match verified {
-        Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
-        Ok(None) => Outcome::Skipped("the cluster has no data checksums".to_owned()),
-        Ok(Some(pages)) if pages.bad > 0 => Outcome::Failed(format!(
-            "{} of {} pages are damaged: {}{}",
-            pages.bad,
-            pages.verified,
-            pages.named.join(", "),
-            if pages.bad > u64::try_from(pages.named.len()).unwrap_or(0) { ", …" } else { "" }
-        )),
-        Ok(Some(pages)) => Outcome::Passed(Some(format!("{} pages", pages.verified))),
-    })
 }
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use walpoint_base::Lsn;
 use walpoint_pg::checksum::{PageState, verify_page};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::files;
+
+use super::outcome::Outcome;
 
 /// Bad pages that are named.
 const NAMED: usize = 5;
@@ -22,17 +24,34 @@ const DEEPEST: usize = 4;
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(super) struct Pages {
+struct Pages {
     /// Pages whose checksum was verified.
-    pub(super) verified: u64,
+    verified: u64,
     /// Pages whose checksum is wrong.
-    pub(super) bad: u64,
+    bad: u64,
     /// The first of these.
-    pub(super) named: Vec<String>,
+    named: Vec<String>,
+}
+
+/// Verifies the checksums of all pages of a data directory whose server is stopped.
+pub(super) async fn outcome(pgdata: PathBuf) -> anyhow::Result<Outcome> {
+    let verified = tokio::task::spawn_blocking(move || verify(&pgdata)).await?;
+    Ok(match verified {
+        Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
+        Ok(None) => Outcome::Skipped("the cluster has no data checksums".to_owned()),
+        Ok(Some(pages)) if pages.bad > 0 => Outcome::Failed(format!(
+            "{} of {} pages are damaged: {}{}",
+            pages.bad,
+            pages.verified,
+            pages.named.join(", "),
+            if pages.bad > u64::try_from(pages.named.len()).unwrap_or(0) { ", …" } else { "" }
+        )),
+        Ok(Some(pages)) => Outcome::Passed(Some(format!("{} pages", pages.verified))),
+    })
 }
 
 /// Verifies the pages of a data directory whose server is stopped; `None` if it has no checksums.
-pub(super) fn verify(pgdata: &Path) -> anyhow::Result<Option<Pages>> {
+fn verify(pgdata: &Path) -> anyhow::Result<Option<Pages>> {
     let path = pgdata.join(CONTROL_FILE);
     let context = || format!("could not read \"{}\"", path.display());
     let control = ControlFile::parse(&fs::read(&path).with_context(context)?).with_context(context)?;
