@@ -46,18 +46,13 @@ use self::outcome::{CheckKind, CheckResult, Outcome};
 use self::tables::Table;
 use crate::list;
 use crate::plan::{self, CommandLine, Planned};
-use crate::scratch::{Instance, OpenMoment, Reached, ScratchRequest, ScratchRestore};
+use crate::scratch::{Instance, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore};
 use crate::target::TargetArgs;
 
-/// The heading of the options about the copy.
-const SCRATCH: &str = "Scratch instance";
 /// The heading of the options about what is checked.
 const CHECKS: &str = "Checks";
 /// No heading.
 const NONE: Option<&str> = None;
-
-/// How long recovery may take unless the command line says otherwise.
-const RECOVERY: &str = "12h";
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Test that everything in the archive can be recovered", "restore-agent drill"),
@@ -78,23 +73,11 @@ const EXAMPLES: &[(&str, &str)] = &[
 pub(crate) struct DrillArgs {
     #[command(flatten)]
     target: TargetArgs,
-    /// Restore into this directory, which must be new or empty [default: a new one in scratch_directory of the configuration, or in
-    /// $TMPDIR, or in /var/tmp].
-    #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
-    directory: Option<PathBuf>,
-    /// Run PostgreSQL's programs in this directory [default: those of the right version in PATH, or where packages put them].
-    #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
-    pg_bindir: Option<PathBuf>,
+    #[command(flatten)]
+    scratch: ScratchArgs,
     /// Run --check and --checks with the rights of this role [default: the superuser's].
     #[arg(long, value_name = "ROLE", help_heading = SCRATCH)]
     role: Option<String>,
-    /// Load this library of shared_preload_libraries, although it may run jobs. Can be repeated [default: only libraries that are
-    /// known to run none].
-    #[arg(long, value_name = "LIBRARY", value_parser = args::line, help_heading = SCRATCH)]
-    preload: Vec<String>,
-    /// Fail if recovery takes longer than this.
-    #[arg(long, value_name = "SPAN", value_parser = args::span, default_value = RECOVERY, help_heading = SCRATCH)]
-    recovery_timeout: Duration,
     /// Keep the scratch directory, with its server stopped, and print how to start it.
     #[arg(long, help_heading = SCRATCH)]
     keep: bool,
@@ -188,16 +171,8 @@ async fn prepare_and_run(
         checks.extend(check_file::read(file).map_err(Failure::usage)?);
     }
     let drill = Drill { common, args, checks, began, started };
-    let request = ScratchRequest {
-        target: args.target.clone(),
-        request: args.target.request(None, false, started, None)?,
-        directory: args.directory.clone(),
-        bindir: args.pg_bindir.clone(),
-        preload: args.preload.clone(),
-        role: args.role.clone(),
-        recovery_timeout: args.recovery_timeout,
-        keep: args.keep,
-    };
+    let request = args.scratch.request(&args.target, started)?;
+    let request = ScratchRequest { role: args.role.clone(), keep: args.keep, ..request };
     let interrupted = shutdown::on_signal()?;
     let mut scratch = ScratchRestore::new(common, request);
     let stopped = || Failure::from(anyhow!("the drill was interrupted"));

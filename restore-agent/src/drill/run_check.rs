@@ -8,7 +8,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use walpoint_pg::connect::{Connection, Error};
@@ -16,7 +15,7 @@ use walpoint_runtime::human;
 
 use super::check_file::{Check, Subject};
 use super::expectation::{Answer, quoted};
-use crate::scratch::{Instance, ServerUser};
+use crate::scratch::{Instance, ProcessGroup, ServerUser};
 
 /// Longer than the server waits itself: its own answer says more.
 const GRACE: Duration = Duration::from_secs(10);
@@ -116,17 +115,6 @@ impl CommandOutput {
     }
 }
 
-/// The process group of a command that runs. It is killed when it is dropped: after the limit, and when the drill is interrupted.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.0.map(|group| kill_process_group(group, Signal::KILL)) {
-            tracing::debug!("a command was not ended: {error}");
-        }
-    }
-}
-
 /// Runs a command to its end and keeps the beginning of what it prints. After the limit it is killed, with what it started; so it is if
 /// this is dropped.
 pub(super) async fn output(
@@ -136,7 +124,7 @@ pub(super) async fn output(
     let mut command = Command::from(command);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
     // It has a process group of its own.
-    let mut group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw));
+    let mut group = ProcessGroup::of(&child);
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let ended = async {
         let (stdout, stderr) = tokio::join!(beginning(stdout), beginning(stderr));
@@ -150,8 +138,7 @@ pub(super) async fn output(
         bail!("no answer within {}", human::span(limit.unwrap_or_default()));
     };
     let (status, stdout, stderr) = result?;
-    // Its number may be another's by now.
-    group.0 = None;
+    group.has_ended();
     Ok(CommandOutput { success: status.success(), status: status.to_string(), stdout, stderr })
 }
 

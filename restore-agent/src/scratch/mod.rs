@@ -8,6 +8,8 @@
 //! | [`programs`], [`libraries`] | PostgreSQL's programs of the right version; which preloaded libraries are loaded |
 //! | [`configuration`] | the settings of the private server |
 //! | [`process`], [`server`] | starting and stopping it, as PostgreSQL's user |
+//! | [`group`] | ending what runs beside it |
+//! | [`options`] | what a command line says of it |
 //! | [`recovery`] | waiting until it has reached the target, and whether it has |
 //!
 //! What always holds: the server listens only on a Unix socket in a directory that PostgreSQL's user alone can enter; it takes no
@@ -17,9 +19,11 @@
 
 mod configuration;
 mod directory;
+mod group;
 mod instance;
 mod leftover;
 mod libraries;
+mod options;
 mod process;
 mod programs;
 mod recovery;
@@ -39,8 +43,10 @@ use walpoint_storage::store::StoreSettings;
 
 use self::configuration::ScratchSettings;
 use self::directory::ScratchDirectory;
+pub(crate) use self::group::ProcessGroup;
 pub(crate) use self::instance::Instance;
 use self::libraries::Preloaded;
+pub(crate) use self::options::{SCRATCH, ScratchArgs};
 pub(crate) use self::process::ServerUser;
 pub(crate) use self::programs::Programs;
 pub(crate) use self::recovery::Reached;
@@ -177,6 +183,16 @@ impl<'a> ScratchRestore<'a> {
         &self.notes
     }
 
+    /// Finds PostgreSQL's programs of a plan's version: before anything is restored. Found once.
+    pub(crate) async fn find_programs(&mut self, planned: &Planned) -> anyhow::Result<Programs> {
+        if let Some(programs) = &self.programs {
+            return Ok(programs.clone());
+        }
+        self.user = self.user_for(planned).await;
+        let programs = Programs::find(self.request.bindir.as_deref(), planned.lineage.major, &self.user)?;
+        Ok(self.programs.insert(programs).clone())
+    }
+
     /// Makes the scratch directory, after removing what killed runs left in the same place.
     async fn make_directory(&self, selection: &Selection<StoreSettings>) -> anyhow::Result<ScratchDirectory> {
         let configured = selection.settings.scratch_directory.clone();
@@ -259,9 +275,7 @@ impl<'a> ScratchRestore<'a> {
 impl OpenMoment for ScratchRestore<'_> {
     async fn open(&mut self, planned: Planned) -> Result<Instance, Failure> {
         let selection: Selection<StoreSettings> = self.common.select_to_read()?;
-        self.user = self.user_for(&planned).await;
-        let programs = Programs::find(self.request.bindir.as_deref(), planned.lineage.major, &self.user)?;
-        self.programs = Some(programs.clone());
+        let programs = self.find_programs(&planned).await?;
         self.look_at_libraries(&planned, &programs).await?;
         self.directory = Some(self.make_directory(&selection).await?);
         self.restore(planned, &programs).await?;

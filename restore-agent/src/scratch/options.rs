@@ -1,0 +1,53 @@
+//! The options about the scratch instance, for every command that opens one.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use walpoint_runtime::args;
+use walpoint_runtime::exit::Failure;
+
+use super::ScratchRequest;
+use crate::target::TargetArgs;
+
+/// The heading of these options.
+pub(crate) const SCRATCH: &str = "Scratch instance";
+
+/// How long recovery may take unless the command line says otherwise.
+const RECOVERY: &str = "12h";
+
+/// Where the instance is made, and with what.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ScratchArgs {
+    /// Restore into this directory, which must be new or empty [default: a new one in scratch_directory of the configuration, or in
+    /// $TMPDIR, or in /var/tmp].
+    #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
+    directory: Option<PathBuf>,
+    /// Run PostgreSQL's programs in this directory [default: those of the right version in PATH, or where packages put them].
+    #[arg(long, value_name = "DIR", help_heading = SCRATCH)]
+    pg_bindir: Option<PathBuf>,
+    /// Load this library of shared_preload_libraries, although it may run jobs. Can be repeated [default: only libraries that are
+    /// known to run none].
+    #[arg(long, value_name = "LIBRARY", value_parser = args::line, help_heading = SCRATCH)]
+    preload: Vec<String>,
+    /// Fail if recovery takes longer than this.
+    #[arg(long, value_name = "SPAN", value_parser = args::span, default_value = RECOVERY, help_heading = SCRATCH)]
+    recovery_timeout: Duration,
+}
+
+impl ScratchArgs {
+    /// What they ask for: an instance that is not kept, and sessions with the superuser's rights. `now`: what relative times are from.
+    pub(crate) fn request(&self, target: &TargetArgs, now: Timestamp) -> Result<ScratchRequest, Failure> {
+        Ok(ScratchRequest {
+            target: target.clone(),
+            request: target.request(None, false, now, None)?,
+            directory: self.directory.clone(),
+            bindir: self.pg_bindir.clone(),
+            preload: self.preload.clone(),
+            role: None,
+            recovery_timeout: self.recovery_timeout,
+            keep: false,
+        })
+    }
+}
