@@ -39,7 +39,8 @@ use walpoint_runtime::{memory, output, pages, sibling, threads, umask};
 use cli::{Cli, Command};
 
 /// The commands of the other program.
-const RESTORING: &[&str] = &["list", "events", "plan", "restore", "rollback", "drill", "fetch", "prefetch"];
+const RESTORING: &[&str] =
+    &["list", "events", "plan", "restore", "rollback", "drill", "extract", "fetch", "prefetch"];
 
 fn main() -> ExitCode {
     umask::leave_the_owner_all();

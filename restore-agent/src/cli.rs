@@ -11,6 +11,7 @@ use walpoint_runtime::pages::{ManualPage, Shell};
 
 use crate::drill::DrillArgs;
 use crate::events::EventsArgs;
+use crate::extract::ExtractArgs;
 use crate::list::ListArgs;
 use crate::plan::{PlanArgs, ProbeArgs};
 use crate::restore::RestoreArgs;
@@ -60,6 +61,11 @@ pub(crate) enum Command {
     /// Starts a private server that listens on no network and archives nothing. Exit status: 0 every check passed, 3 a check failed or
     /// a target was missed, 1 the drill could not run.
     Drill(DrillArgs),
+    /// Extract a table, a schema, a database or the rows of a query, as they were at the target.
+    ///
+    /// Restores the whole cluster into a scratch directory, recovers it with a private server, and dumps from there. Exit status: 0 the
+    /// output is complete, 1 anything else.
+    Extract(ExtractArgs),
     /// Fetch one WAL file, as restore-fetch does when no prefetcher answers.
     ///
     /// Exit status: 0 the file was written, verified; 1 the archive provably does not have it; 255 anything else.

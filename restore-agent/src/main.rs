@@ -6,6 +6,7 @@ mod cli;
 mod decoder;
 mod drill;
 mod events;
+mod extract;
 mod list;
 mod plan;
 mod restore;
@@ -73,7 +74,10 @@ fn run(arguments: &[OsString]) -> ExitCode {
     };
     let daemon = matches!(cli.command, Command::Prefetch(_));
     logs::start(&cli.common, if daemon { Process::Daemon } else { Process::Command });
-    let is_long = matches!(cli.command, Command::Restore(_) | Command::Drill(_) | Command::Events(_));
+    let is_long = matches!(
+        cli.command,
+        Command::Restore(_) | Command::Drill(_) | Command::Extract(_) | Command::Events(_)
+    );
     if daemon || is_long {
         memory::give_back();
     }
@@ -111,6 +115,7 @@ fn run(arguments: &[OsString]) -> ExitCode {
             Command::Plan(args) => exit::report(advised(plan::run(&cli.common, args).await)),
             Command::Restore(args) => exit::report(advised(restore::run(&cli.common, args).await)),
             Command::Drill(args) => exit::report(advised(drill::run(&cli.common, args).await)),
+            Command::Extract(args) => exit::report(advised(extract::run(&cli.common, args).await)),
             Command::Rollback(args) => exit::report(advised(restore::rollback::run(&cli.common, args))),
             Command::Probe(args) => exit::report(advised(plan::probe(&cli.common, args).await)),
             Command::Prefetch(args) => exit::report(advised(wal::session::run(&cli.common, args).await)),

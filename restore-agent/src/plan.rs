@@ -318,13 +318,22 @@ pub(crate) fn print(
 
 /// Tells why there is no plan, what is missing, and what can be reached.
 pub(crate) fn refused(common: &CommonArgs, no_plan: NoPlan) -> Failure {
+    refused_to(common, no_plan, output::text)
+}
+
+/// The same, with the text printed elsewhere: where standard output is for something else.
+pub(crate) fn refused_to(
+    common: &CommonArgs,
+    no_plan: NoPlan,
+    print: impl FnOnce(&str) -> Result<(), Failure>,
+) -> Failure {
     match no_plan {
         NoPlan::Failed(failure) => failure,
         NoPlan::Unreachable(unreachable) => {
             let given = CommandLine::given();
             let printed = match common.json {
                 true => output::json(&PlanReport::refusal(&unreachable, &given)),
-                false => output::text(&text::unreachable(&unreachable, &given)),
+                false => print(&text::unreachable(&unreachable, &given)),
             };
             let error = Diagnostic::new(refusal(&unreachable)).detail("Nothing was touched.").into();
             printed.err().unwrap_or(Failure { status: FAILED, error })

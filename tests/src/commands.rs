@@ -43,6 +43,6 @@ pub const AGENTS: [(&str, &str, &[&str]); 2] = [
     (
         "restore-agent",
         "restore-fetch",
-        &["list", "events", "plan", "restore", "rollback", "drill", "fetch", "prefetch"],
+        &["list", "events", "plan", "restore", "rollback", "drill", "extract", "fetch", "prefetch"],
     ),
 ];

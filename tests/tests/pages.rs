@@ -143,6 +143,9 @@ fn the_command_lines_of_the_pages_work() {
     id_of(&bed);
     id_of(&bed);
     type_page(&bed, &shell(&places), "docs/drill.md");
+    bed.cluster.psql_in("shop", "drop table accounts");
+    type_page(&bed, &shell(&places), "docs/extract.md");
+    assert_eq!(bed.cluster.psql_in("shop", "select count(*) from accounts"), "1000");
     type_page(&bed, &shell(&places), "docs/verify.md");
     type_page(&bed, &shell(&places), "docs/retention.md");
     fs::write(place("report.pdf"), "a report").expect("a report");

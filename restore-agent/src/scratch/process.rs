@@ -1,6 +1,7 @@
 //! Programs run as the user who owns the data directory: as root PostgreSQL refuses to run.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -59,6 +60,11 @@ impl ServerUser {
         }
         command.process_group(0).stdin(Stdio::null());
         command
+    }
+
+    /// Gives that user a file or a directory, durably; nothing where it is this process's own user.
+    pub(crate) fn give(&self, path: &Path) -> io::Result<()> {
+        self.owner.map_or(Ok(()), |owner| owner.give(path))
     }
 
     /// Proves that the server can be run by that user, and that he reaches the scratch directory.

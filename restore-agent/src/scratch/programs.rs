@@ -61,6 +61,35 @@ impl Programs {
         Some(self.bindir.join(name)).filter(|path| path.is_file())
     }
 
+    /// A client program that can work with a server of this version: in the directory that a person names, or beside the server. It is run
+    /// for its version, as the server's user.
+    pub(crate) fn client(
+        &self,
+        name: &str,
+        given: Option<&Path>,
+        major: PgMajor,
+        user: &ServerUser,
+    ) -> anyhow::Result<PathBuf> {
+        let directory = given.map_or_else(|| Ok(self.bindir.clone()), std::path::absolute)?;
+        let program = directory.join(name);
+        if !program.is_file() {
+            bail!(
+                "\"{}\" has no {name}\nHINT: Install the client programs of PostgreSQL {major}, or name a directory that has those of \
+                 this or a newer version with --client-bindir.",
+                directory.display()
+            );
+        }
+        let (version, of) = version_of(&program, user)?;
+        if of < major.get() {
+            bail!(
+                "\"{}\" is of PostgreSQL {version}, and the backup is of PostgreSQL {major}\nHINT: Name a directory that has programs \
+                 of this or a newer version with --client-bindir.",
+                program.display()
+            );
+        }
+        Ok(program)
+    }
+
     /// The directory of the programs.
     pub(crate) fn bindir(&self) -> &Path {
         &self.bindir
@@ -103,7 +132,11 @@ fn places(path: Option<&OsStr>, major: PgMajor) -> Vec<PathBuf> {
 
 /// The version of the server in a directory: what it prints, and the major version in it.
 fn version_in(bindir: &Path, user: &ServerUser) -> anyhow::Result<(String, u8)> {
-    let program = bindir.join(SERVER);
+    version_of(&bindir.join(SERVER), user)
+}
+
+/// The version of a program: what it prints, and the major version in it.
+fn version_of(program: &Path, user: &ServerUser) -> anyhow::Result<(String, u8)> {
     let output = user.command(program.as_os_str()).arg("--version").current_dir("/").output();
     let output = output.with_context(|| format!("could not run \"{}\"", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -162,6 +195,21 @@ mod tests {
         let error = find(dir.path(), 17).unwrap_err().to_string();
         assert!(error.contains("has PostgreSQL 16, and the backup is of PostgreSQL 17"), "{error}");
         assert!(find(&dir.path().join("none"), 17).is_err());
+    }
+
+    #[test]
+    fn a_client_program_is_of_the_servers_version_or_a_newer_one() {
+        let dir = installation("echo 'postgres (PostgreSQL) 16.4'");
+        let (user, major) = (ServerUser::default(), PgMajor::new(16).unwrap());
+        let programs = Programs::find(Some(dir.path()), major, &user).unwrap();
+        let missing = programs.client("pg_dump", None, major, &user).unwrap_err().to_string();
+        assert!(missing.contains("has no pg_dump") && missing.contains("--client-bindir"), "{missing}");
+        for (version, is_right) in [("15.9", false), ("16.1", true), ("19rc1", true)] {
+            let other = installation(&format!("echo 'pg_dump (PostgreSQL) {version}'"));
+            std::fs::hard_link(other.path().join("postgres"), other.path().join("pg_dump")).unwrap();
+            let found = programs.client("pg_dump", Some(other.path()), major, &user);
+            assert_eq!(found.is_ok(), is_right, "{version}: {found:?}");
+        }
     }
 
     #[test]

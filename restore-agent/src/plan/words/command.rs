@@ -29,7 +29,10 @@ impl CommandLine {
     pub(in crate::plan) fn with_target(&self, target: &[String]) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         let mut place = None;
-        let mut given = self.0.iter();
+        // Behind two dashes are another program's options.
+        let end = self.0.iter().position(|word| word == "--").unwrap_or(self.0.len());
+        let (own, passed_on) = self.0.split_at(end);
+        let mut given = own.iter();
         while let Some(word) = given.next() {
             let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
             if !(TARGETS.contains(&name) || PLAIN.contains(&name)) {
@@ -43,6 +46,7 @@ impl CommandLine {
         }
         let place = place.unwrap_or(words.len());
         words.splice(place..place, target.iter().cloned());
+        words.extend(passed_on.iter().cloned());
         words
     }
 }
@@ -105,6 +109,16 @@ mod tests {
         ] {
             assert_eq!(with(given.into()), expected);
         }
+    }
+
+    #[test]
+    fn options_of_another_program_stay_behind_the_targets() {
+        let line =
+            CommandLine::from(["restore-agent", "extract", "--database=d", "--", "-n", "--target-lsn=1"]);
+        assert_eq!(
+            with(line),
+            "restore-agent extract --database=d --target-xid 7 --target-exclusive -- -n --target-lsn=1"
+        );
     }
 
     #[test]
