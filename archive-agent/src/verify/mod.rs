@@ -28,6 +28,9 @@ use self::content::PgContent;
 use self::document::VerifyDocument;
 use crate::selection::{as_owner, is_wrong_settings};
 
+/// Uploads of neighbours end within seconds of each other; a gap that stays is reported so much later.
+const OVERTAKEN: Duration = Duration::from_secs(10);
+
 /// The heading of options about how much is read.
 const READ: &str = "How much to read [default: every byte]";
 
@@ -77,6 +80,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &VerifyArgs) -> Result<(), Fa
             (_, _, Some(span)) => Depth::Budget(span),
             _ => Depth::Full,
         },
+        overtaken: OVERTAKEN,
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         agent: env!("CARGO_PKG_VERSION").to_owned(),
     };

@@ -1,8 +1,10 @@
 //! Whether the store itself has the segments that a plan needs, whatever the index says.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use walpoint_base::{SegmentNo, TimelineId};
 use walpoint_plan::restore::{Consistency, SegmentRange, missing_of};
 use walpoint_storage::error::{RepoError, Result};
@@ -168,6 +170,21 @@ impl LineageCatalog {
             self.find(timeline, number, stored);
         }
         Ok(())
+    }
+
+    /// Whether any of these, which are missing, may be on its way: the segment behind it was stored no longer ago than `within`.
+    pub async fn were_overtaken(&self, missing: &[SegmentRange], within: Duration) -> Result<bool> {
+        let (archive, size) = (self.archive(), self.facts().segment_size);
+        for range in missing {
+            let behind = archive.paths().segment(range.last.next().name(range.timeline, size));
+            let stored = archive.repository().store().head(&behind).await?;
+            if stored
+                .is_some_and(|meta| Timestamp::now().duration_since(meta.modified).unsigned_abs() <= within)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes out of what is looked for what a listing of the ancestors shows.

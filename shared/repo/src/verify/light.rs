@@ -2,6 +2,7 @@
 //! the rest is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -26,6 +27,9 @@ pub(super) struct NeededWal {
     pub(super) lineage: Lineage,
     pub(super) timelines: BTreeMap<TimelineId, Runs>,
 }
+
+/// Between two looks for a segment that was overtaken.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Manifests that are read at the same time, listings of packs, and packs that are looked at.
 const AT_ONCE: usize = 8;
@@ -351,12 +355,20 @@ impl Run<'_> {
             }
             let gaps = |facts: &Facts| windows::gaps(facts, timeline);
             let seen = catalog.ask(None, gaps).await?;
-            // Segments arrive side by side: one may be listed a moment before the one that comes before it.
-            let seen: Vec<SegmentRange> =
-                seen.into_iter().filter(|gap| need.needs_any(gap.timeline, gap.first, gap.last)).collect();
-            if !seen.is_empty() {
+            let needed = |gap: &SegmentRange| need.needs_any(gap.timeline, gap.first, gap.last);
+            let mut seen: Vec<SegmentRange> = seen.into_iter().filter(needed).collect();
+            let mut waited = Duration::ZERO;
+            while !seen.is_empty() {
                 catalog.look_again(&seen).await?;
                 wanted = super::needed::wanted(catalog, &need, timeline).await?;
+                seen = catalog.ask(None, gaps).await?.into_iter().filter(needed).collect();
+                if waited >= self.options.overtaken
+                    || !catalog.were_overtaken(&seen, self.options.overtaken).await?
+                {
+                    break;
+                }
+                tokio::time::sleep(AGAIN).await;
+                waited += AGAIN;
             }
             for gap in catalog.ask(None, gaps).await? {
                 if let Some(Needed { onward, .. }) = self.lost(&lineage, &gap, &need).await? {

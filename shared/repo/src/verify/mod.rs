@@ -69,6 +69,8 @@ pub struct VerifyOptions {
     pub backup: Option<BackupId>,
     /// How much is read.
     pub depth: Depth,
+    /// How long a segment is waited for that one behind it has overtaken: they are archived side by side.
+    pub overtaken: Duration,
     /// On which machine this runs, for what is announced.
     pub host: String,
     /// The version of Walpoint.

@@ -1,9 +1,12 @@
 //! WAL that is missing where one timeline leaves another.
 
+use jiff::Timestamp;
 use walpoint_base::{SegmentNo, TimelineId, WalFileName};
+use walpoint_plan::retention::Policy;
 
 use super::{Anything, path, run, run_with};
 use crate::catalog::Catalog;
+use crate::expire::outlook;
 use crate::expire::tests::{backup, cluster, world};
 use crate::index::tests::{Bed, header};
 use crate::verify::*;
@@ -93,4 +96,35 @@ async fn a_backup_that_a_promotion_ended_has_its_wal() {
     let report = run(&bed, Depth::Light).await;
     assert!(report.findings.iter().any(|found| found.backups == [id.to_string()]), "{report:#?}");
     assert_eq!(damage().await.as_deref(), Some("1 damaged or missing WAL segments"));
+}
+
+/// K4: of two segments that are archived at the same time the second one is stored first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_one_behind_it_has_overtaken_is_waited_for() {
+    let (bed, _) = world().await;
+    bed.store(101..102).await;
+    let verified = |overtaken| {
+        let bed = &bed;
+        async move {
+            let options = VerifyOptions {
+                backup: None,
+                depth: Depth::Light,
+                overtaken,
+                host: String::new(),
+                agent: String::new(),
+            };
+            let repository = bed.archive.repository();
+            let outlook =
+                outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
+            verify(repository, &cluster(), &outlook, Arc::new(Anything), &options).await.unwrap()
+        }
+    };
+    assert_eq!(gaps(&verified(Duration::from_secs(1)).await).len(), 1, "it never came");
+    let arrives = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        bed.store(100..101).await;
+    };
+    let (report, ()) = tokio::join!(verified(Duration::from_secs(60)), arrives);
+    assert_eq!(gaps(&report), Vec::<&VerifyFinding>::new());
+    assert_eq!(report.findings, Vec::new(), "{report:#?}");
 }
