@@ -100,7 +100,7 @@ pub(crate) struct BackupArgs {
     /// max_rate of the configuration].
     ///
     /// This is an average: single seconds may exceed it.
-    #[arg(long, value_name = "SIZE", help_heading = STORED)]
+    #[arg(long, value_name = "SIZE", value_parser = args::rate, help_heading = STORED)]
     max_rate: Option<ByteSize>,
     /// Start even if another backup of the cluster holds the lease. If that backup is still running, both continue. Do not start a
     /// third one before it has ended, because the third one may abort it.

@@ -103,7 +103,7 @@ use jiff::Timestamp;
 use walpoint_base::{PgTimestamp, RecoveryTarget};
 use walpoint_plan::restore::RequiredSettings;
 use walpoint_repo::backup::{BackupReader, Backups};
-use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::args::{self, CommonArgs};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::help;
 use walpoint_storage::store::StoreSettings;
@@ -218,7 +218,7 @@ pub(crate) struct RestoreArgs {
     /// configuration].
     ///
     /// This is an average: single seconds may exceed it. WAL is never slowed down.
-    #[arg(long, value_name = "SIZE", help_heading = NONE)]
+    #[arg(long, value_name = "SIZE", value_parser = args::rate, help_heading = NONE)]
     max_rate: Option<ByteSize>,
     /// Write nothing; show the plan, and what the restore would refuse.
     #[arg(long, help_heading = NONE)]

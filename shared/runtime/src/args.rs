@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -86,6 +87,24 @@ pub fn span(text: &str) -> Result<Duration, String> {
     match Duration::try_from(walpoint_base::span::parse(text)?) {
         Ok(span) if !span.is_zero() => Ok(span),
         _ => Err("a span above zero is needed".to_owned()),
+    }
+}
+
+/// The lowest rate in bytes per second, that of `pg_basebackup --max-rate`.
+const LOWEST_RATE: u64 = 32 << 10;
+
+/// A rate in bytes per second, or 0 for no limit.
+pub fn rate(text: &str) -> Result<ByteSize, String> {
+    no_crawl(text.parse()?)
+}
+
+/// The rate, if a backup could end at it: a number without a unit is mostly a forgotten one.
+pub(crate) fn no_crawl(rate: ByteSize) -> Result<ByteSize, String> {
+    match rate.as_u64() {
+        bytes @ 1..LOWEST_RATE => Err(format!(
+            "{bytes} bytes per second are less than 32 KiB per second\nHINT: Give the rate with its unit, as in \"20MiB\"."
+        )),
+        _ => Ok(rate),
     }
 }
 

@@ -22,6 +22,7 @@ use walpoint_base::{ClusterName, span};
 pub use self::problem::{Problem, Problems};
 pub use self::sockets::unusable_push_socket;
 pub use self::stream::StreamSettings;
+use crate::args;
 use crate::retention::RetentionSettings;
 
 /// Where the configuration is looked for when neither `--config` nor `$WALPOINT_CONFIG` says.
@@ -384,6 +385,9 @@ impl ClusterSettings {
                     ),
                 );
             }
+        }
+        if let Some(Err(why)) = self.max_rate.map(args::no_crawl) {
+            refuse("max_rate", format!("is refused: {why}"));
         }
         let same_socket = |(other, c): &(&ClusterName, &Self)| {
             *other != name && c.push_socket(other) == self.push_socket(name)

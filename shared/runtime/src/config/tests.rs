@@ -82,6 +82,7 @@ fn contradictions_are_refused() {
         ("transfers = 4000000000000000000", "at most 1024"),
         ("queue_max = 50", "with its unit"),
         ("prefetch_max = 256", "with its unit"),
+        ("max_rate = 20", "with its unit"),
         ("pgdata = \"data\"", "absolute"),
         ("spool = \"spool\"", "absolute"),
         ("push_socket = \"s\"", "line 5, [cluster.prod]: \"push_socket\" must be an absolute path"),
