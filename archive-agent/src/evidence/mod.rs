@@ -52,7 +52,7 @@ pub(crate) enum EvidenceCommand {
     /// Records that were removed at the end show only against --head, or where evidence/head in the repository still names them.
     Verify(VerifyEvidenceArgs),
     /// Record an activity, such as a drill, an erasure or a change outside Walpoint.
-    Record(RecordArgs),
+    Record(Box<RecordArgs>),
     /// Print the hash and the number of the last record.
     ///
     /// They stand for all records up to it. Keep them where the repository's writers cannot change them, for verify --head.

@@ -157,7 +157,7 @@ mod tests {
             there.insert(slice.start, slice.end());
             assert!(merging.is_stored(Lsn(slice.end().0 - 1)).is_none(), "it is not stored yet");
             if let Some(merged) = merging.is_stored(slice.end()) {
-                let offset = (merged.start.0 - START) as usize;
+                let offset = usize::try_from(merged.start.0 - START).unwrap();
                 assert_eq!(merged.before, [hash(offset.to_le_bytes().as_slice())]);
                 assert!(merged.content.len() <= MAX_SLICE);
                 assert!(merged.content == content[offset..offset + merged.content.len()]);

@@ -221,8 +221,8 @@ impl WalArchive {
         Ok(whole.is_some() || self.slices(segment).await?.is_empty())
     }
 
-    /// What the slices of a segment hold before a position, with its content hash, read piece by piece; `None` as for
-    /// [`Self::write_slices`].
+    /// What the slices of a segment hold before a position, with its content hash, read piece by piece; `None` if it has none from its
+    /// first byte on, also if they were deleted meanwhile because it is whole.
     pub async fn sliced_beginning(
         &self,
         segment: SegmentName,
