@@ -183,9 +183,9 @@ fn without_a_record_a_backup_is_a_backup() {
     assert_eq!(records(&bed).len(), 1);
 }
 
-/// E1: restores and drills are on record with what they measured, and nothing where records are turned off.
+/// E1: restores, drills and extractions are on record with what they measured, and nothing where records are turned off.
 #[test]
-fn restores_and_drills_are_on_record_unless_that_is_turned_off() {
+fn restores_drills_and_extractions_are_on_record_unless_that_is_turned_off() {
     let bed = bed();
     let backup = bed.backup();
     bed.settle();
@@ -199,8 +199,19 @@ fn restores_and_drills_are_on_record_unless_that_is_turned_off() {
     bed.agent.restore(&[&drill[..], &["--rto", "1ms"]].concat()).expect_status(3);
     bed.agent.restore(&[&drill[..], &["--check", "select false"]].concat()).expect_status(3);
 
+    let rows = bed.place("rows.csv").display().to_string();
+    let extract = ["extract", "--pg-bindir", &bindir, "--directory", &scratch, "--database", "postgres"];
+    bed.agent.restore(&[&extract[..], &["--query", "select 1", "--output", &rows]].concat()).expect_success();
+    bed.agent.restore(&[&extract[..], &["--list"]].concat()).expect_success();
+
     let ids = vec![backup.clone()];
-    let expected = [("backup", "success"), ("restore", "success"), ("drill", "partial"), ("drill", "failed")];
+    let expected = [
+        ("backup", "success"),
+        ("restore", "success"),
+        ("drill", "partial"),
+        ("drill", "failed"),
+        ("extract", "success"),
+    ];
     let expected = expected.map(|(kind, outcome)| (kind.to_owned(), outcome.to_owned(), ids.clone()));
     assert_eq!(records(&bed), expected);
     let listed = json(&bed.agent.run(&["evidence", "list", "--json"]).expect_success());
@@ -219,6 +230,9 @@ fn restores_and_drills_are_on_record_unless_that_is_turned_off() {
         "{failed:#}"
     );
 
+    let extracted = &records_of[4];
+    assert_eq!(extracted["note"].as_str(), Some(&*format!("database postgres, to {rows}")), "{extracted:#}");
+
     let without = bed.agent.place().join("without.toml");
     let text = std::fs::read_to_string(bed.agent.write()).unwrap();
     std::fs::write(&without, text.replace("[cluster.main]\n", "[cluster.main]\nevidence = false\n")).unwrap();
@@ -226,5 +240,5 @@ fn restores_and_drills_are_on_record_unless_that_is_turned_off() {
     let without = ["--config", without.to_str().unwrap()];
     bed.agent.run(&[&["verify"], &without[..]].concat()).expect_success();
     bed.agent.restore(&[&drill[..], &without[..]].concat()).expect_success();
-    assert_eq!(records(&bed).len(), 4);
+    assert_eq!(records(&bed).len(), 5);
 }

@@ -7,6 +7,7 @@
 //! | [`client`], [`pg_dump`], [`query`] | running PostgreSQL's client programs on the instance |
 //! | [`contents`], [`similar`] | what a moment holds, and what a pattern that matches nothing may have meant |
 //! | [`document`], [`text`] | what was done, as JSON, and what a moment holds, for a person |
+//! | [`recorded`] | what was done, as evidence |
 //!
 //! The cluster is restored into a scratch instance ([`crate::scratch`]), which is removed whatever comes of it; a kill leaves it to the next
 //! run in the same place. What can be refused is refused before that. Standard output has nothing but what was asked for. Where recovery is
@@ -20,6 +21,7 @@ mod document;
 mod passed_on;
 mod pg_dump;
 mod query;
+mod recorded;
 mod similar;
 mod text;
 
@@ -161,6 +163,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
         extracted = extraction.carry_out(&mut scratch, planned, destination) => extracted,
         () = interrupted.cancelled() => Err(stopped()),
     };
+    if let Some(restored) = scratch.restored().filter(|_| !args.list) {
+        recorded::ended(common, args, &restored.planned, &extracted, began.elapsed()).await;
+    }
     let closed = scratch.close().await;
     match (extracted, closed) {
         (Ok(()), closed) => {
