@@ -16,6 +16,7 @@ use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 
 use super::comparison::{self, Comparison};
+use super::damaged_copy;
 use super::disk;
 use super::target::WalTarget;
 use super::upload::Uploader;
@@ -165,7 +166,7 @@ async fn not_archived(
 }
 
 /// Whether an archive has this server's segment of a name: as this process knows, as the directory remembers, or as the file in
-/// it shows.
+/// it shows, damaged or not. Where nothing shows that the timeline is this server's, a damaged one shows nothing.
 pub(super) async fn has_own(
     target: &WalTarget,
     archive: &WalArchive,
@@ -173,7 +174,8 @@ pub(super) async fn has_own(
     name: SegmentName,
 ) -> bool {
     let Ok(Some(header)) = archive.header(name).await else { return false };
-    if target.known(archive.lineage().id, |known| known.vouches_for(name)) {
+    let lineage = archive.lineage().id;
+    if target.known(lineage, |known| known.has_stored(name)) {
         return true;
     }
     let (directory, of) = (wal.to_owned(), archive.clone());
@@ -183,7 +185,14 @@ pub(super) async fn has_own(
         Some(claim) if claim.segment == name => claim.hash == header.hash,
         // What it stored behind this one continues what is stored.
         Some(claim) if claim.segment > name => true,
-        _ => comparison::content(archive, cluster, wal, name, header.hash).await == Comparison::Same,
+        _ => match comparison::content(archive, cluster, wal, name, header.hash).await {
+            Comparison::Same => true,
+            Comparison::Other(_) => false,
+            Comparison::Unknown => {
+                target.known(lineage, |known| known.has_claimed(name.timeline))
+                    && damaged_copy::is_damaged_copy(archive, wal, name).await
+            }
+        },
     }
 }
 

@@ -98,8 +98,12 @@ impl Known {
 
     /// Whether a segment is known to be this server's: this process stored it, or is about to on a timeline that is known to be.
     pub(super) fn vouches_for(&self, name: SegmentName) -> bool {
+        self.has_stored(name) || (self.claimed.contains(&name.timeline) && self.under_way.contains(&name))
+    }
+
+    /// Whether this process stored a segment, or found it there and read it: one that it is about to store may be there, damaged.
+    pub(super) fn has_stored(&self, name: SegmentName) -> bool {
         self.stored.contains(&name)
-            || (self.claimed.contains(&name.timeline) && self.under_way.contains(&name))
     }
 
     /// Whether a segment of the timeline is known to be this server's.
@@ -231,6 +235,7 @@ mod tests {
         known.add(segment(2, 6), true, INCARNATION);
         assert!(known.begin(segment(2, 7), Some(segment(2, 6))), "the timeline is ours");
         assert!(known.begin(segment(2, 8), Some(segment(2, 7))) && known.vouches_for(segment(2, 8)));
+        assert!(!known.has_stored(segment(2, 8)), "what is there under that name was not read yet");
     }
 
     #[test]

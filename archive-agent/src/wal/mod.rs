@@ -13,6 +13,7 @@
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`comparison`] | how a segment compares with the stored one |
+//! | [`damaged_copy`] | whether a damaged segment is the stored one all the same |
 //! | [`contradiction`] | histories that descend from another server's timeline than the stored one |
 //! | [`split_brain`] | what is said of another server's WAL, and looking for it |
 //! | [`unwritten`] | whether it holds what this server has not written yet |
@@ -63,6 +64,7 @@ pub(crate) mod comparison;
 mod complete;
 pub(crate) mod contradiction;
 pub(crate) mod control;
+mod damaged_copy;
 pub(crate) mod disk;
 pub(crate) mod dropped;
 mod elsewhere;

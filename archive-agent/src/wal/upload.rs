@@ -9,6 +9,7 @@ mod contract;
 mod damaged;
 mod error;
 mod recorded;
+mod remember;
 mod share;
 mod slices;
 mod source;
@@ -35,7 +36,7 @@ use walpoint_storage::store::StoreSettings;
 
 pub(super) use self::beside::{REST, TIME_LIMIT};
 use super::check::{self, CheckError};
-use super::claim::{self, SegmentClaim};
+use super::claim::SegmentClaim;
 use super::control::{read_control, writes, written};
 use super::disk;
 use super::memory::{self, Purpose, SizeEstimate, WalMemory};
@@ -49,6 +50,7 @@ use damaged::{Sound, is_readable};
 pub(crate) use error::UploadError;
 use error::together;
 pub(super) use error::upload_error;
+use remember::{remember, remember_sound};
 use share::Share;
 pub(super) use source::UploadSource;
 
@@ -329,6 +331,7 @@ impl Uploader {
                         sound => self.is_sound(file, sound).await?,
                     };
                     let identity = sound.ok_or_else(|| UploadError::from(error))?;
+                    remember_sound(file, group.iter().chain(&rest)).await?;
                     return Ok(Kept { identity, as_it_is: false });
                 }
                 prepared => prepared?,
@@ -338,6 +341,7 @@ impl Uploader {
                 let sound = self.sound(file, group.iter().chain(&rest)).await?;
                 as_it_is = matches!(sound, Sound::Nowhere);
                 if let Some(identity) = self.is_sound(file, sound).await? {
+                    remember_sound(file, group.iter().chain(&rest)).await?;
                     return Ok(Kept { identity, as_it_is: false });
                 }
             }
@@ -400,7 +404,13 @@ impl Uploader {
                     store_segment(file, target, &admitted, name, (sealed, content), (chain, &self.targets))
                         .await
                 }
-                (name, _) => target.store_other(&admitted.archive, name, content).await,
+                (name, _) => {
+                    let stored = target.store_other(&admitted.archive, name, content).await?;
+                    if stored == Stored::Same && file.in_wal {
+                        is_readable(target, &admitted.archive, name).await?;
+                    }
+                    Ok(stored)
+                }
             }
         });
         let mut errors = Vec::new();
@@ -439,10 +449,10 @@ async fn store_segment(
     around: Neighborhood<'_>,
 ) -> Result<Stored, TargetError> {
     let (archive, hash) = (&admitted.archive, sealed.hash());
-    let stored_here = target.known(archive.lineage().id, |known| known.vouches_for(name));
+    let stored_here = target.known(archive.lineage().id, |known| known.has_stored(name));
     let stored = target.store_segment(archive, name, sealed, content).await?;
-    if stored == Stored::Same && file.writes && !stored_here {
-        is_readable(target, archive, name).await?;
+    if stored == Stored::Same && file.in_wal && !stored_here {
+        is_readable(target, archive, WalFileName::Segment(name)).await?;
     }
     if matches!(stored, Stored::New | Stored::Same) {
         if let Some(newcomer) = newcomer(file, target, admitted, around) {
@@ -450,21 +460,7 @@ async fn store_segment(
         }
         // What was copied here does not show whose the rest is.
         let anew = stored == Stored::New && file.in_wal;
-        target.known(archive.lineage().id, |known| {
-            if target.presence.is(archive.repository().id()) {
-                known.add(name, anew, file.incarnation);
-            }
-        });
-        if file.answers {
-            let claim = SegmentClaim { segment: name, hash };
-            let (wal, noting) = (file.path.parent().unwrap_or(&file.path).to_owned(), archive.clone());
-            let directory = wal.clone();
-            let noted = disk::run(&directory, move || claim::note(&wal, &noting, claim)).await;
-            if let Ok(Err(error)) = noted {
-                tracing::debug!(file = %name, "archive-push has to remember it in pg_wal: {error}");
-                target.remember_later(name, claim::line(archive, claim));
-            }
-        }
+        remember(file, target, archive, SegmentClaim { segment: name, hash }, anew).await;
     }
     Ok(stored)
 }

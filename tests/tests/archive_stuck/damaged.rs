@@ -298,6 +298,21 @@ fn what_is_stored_damaged_is_not_acknowledged() {
         bed.cluster.set("archive_command", &command);
         bed.cluster.reload();
         refused_at(&bed, &names[0], "damaged");
+        if with_daemon {
+            // What is stored ahead shows that the timeline is this server's, and nothing of what is damaged.
+            let later = bed.cluster.switch_wal();
+            wait::until_true(SOON, "a later segment is stored", || {
+                door.list("clusters").iter().any(|key| key.ends_with(&later))
+            });
+            let refused =
+                || bed.cluster.log().matches(&format!("could not archive \"{}\"", names[0])).count();
+            let before = refused();
+            wait::until_true(SOON, "PostgreSQL offers it again", || {
+                bed.cluster.switch_wal();
+                refused() > before + 1
+            });
+            assert!(bed.ready().contains(&names[0]));
+        }
         door.delete(key);
         bed.cluster.wait_done(&names[1]);
         let sound = std::fs::read(bed.cluster.wal_dir().join(&names[0])).ok();

@@ -143,7 +143,7 @@ async fn beside_own(
                     || archive.same_segment(own, name).await? == Some(true) =>
             {
                 if goes_to || lacks.is_empty() {
-                    is_readable(target, &archive, name)
+                    is_readable(target, &archive, WalFileName::Segment(name))
                         .await
                         .map_err(|error| upload_error(target, &error))?;
                 }
@@ -261,13 +261,12 @@ impl Uploader {
     }
 }
 
-/// Reads a segment that was there already when its server offered it: the file here may be the only sound copy.
+/// Reads a file that was there already when its server offered it: the file here may be the only sound copy.
 pub(super) async fn is_readable(
     target: &WalTarget,
     archive: &WalArchive,
-    name: SegmentName,
+    file: WalFileName,
 ) -> Result<(), TargetError> {
-    let file = WalFileName::Segment(name);
     let Some(reader) = archive.read(file).await? else { return Ok(()) };
     match reader.write_to(std::io::sink()).await {
         Ok(_) => Ok(()),

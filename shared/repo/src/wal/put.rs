@@ -238,13 +238,16 @@ impl WalArchive {
             if there.contains(&part) && self.store().holds(&sealer, &part, hash).await? {
                 continue;
             }
+            let opener = sealer.clone();
             let sealed =
                 cpu::run(move || seal(&sealer, ObjectKind::Part, &part, &content, range, &[])).await??;
             if sealed.content() != hash {
                 let what = "the file changed while it was read".to_owned();
                 return Err(RepoError::Refused { key: key.clone(), what });
             }
-            self.store().create_once(&sealed).await?;
+            if self.store().create_once(&sealed).await? == Creation::Same {
+                self.store().holds(&opener, &sealed.key, hash).await?;
+            }
         }
         let sealed = self.seal_table(kind, key, meta, table).map_err(|e| failed(key, e))?;
         let sealed = sealed.kept_with(content.keeper());

@@ -4,8 +4,13 @@
 //! nothing landed. So a refusal or an unanswered create says nothing by itself, and neither does a success that a proxy
 //! may have answered (`evidence`): the object is read, and the content hash in its header decides. Absent: the create is
 //! repeated. Equal: it is stored, by this create or another. Different: a conflict, and nothing is changed.
+//!
+//! A header says what an object should hold, not that it does: a store that fails in the middle of a create may have kept other bytes.
+//! So what an unanswered create of this process left is compared with what was sent, to the last byte.
 
-use bytes::Bytes;
+use std::ops::Range;
+
+use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -15,7 +20,15 @@ use super::{Backend, Store, counts};
 use crate::document::{MAX_DOCUMENT, SealedDocument, written_check};
 use crate::error::{RepoError, Result};
 use crate::layout::Key;
-use crate::object::{ContentHash, OBJECT_HEADER, ObjectHeader, Salt, SealedObject, Sealer};
+use crate::object::{
+    ContentHash, OBJECT_HEADER, ObjectError, ObjectHeader, ObjectReader, Salt, SealedObject, Sealer,
+};
+
+/// Bytes of an object that are read back at once.
+const READ_BACK: u64 = 1 << 20;
+
+/// What is wrong with an object that stands where one was to be created, and what to do.
+const IN_THE_WAY: &str = "\nDETAIL: It prevents storing an object under that name.\nHINT: Move that object away. The next attempt then stores it.";
 
 /// What creating an object did, if it did not fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,10 +53,13 @@ struct StoredContent {
     content: ContentHash,
     /// The salt tells our own bytes from equal ones. Documents have none.
     salt: Option<Salt>,
+    /// All of it, of a document.
+    document: Option<Bytes>,
 }
 
 impl Store {
-    /// Stores an object unless there is one of that name. Different content there is a [`RepoError::Conflict`].
+    /// Stores an object unless there is one of that name. Different content there is a [`RepoError::Conflict`]. Of an object that was there
+    /// only the header is read: that its content is sound is known to who stored it.
     pub async fn create_once(&self, object: &SealedObject) -> Result<Creation> {
         let ours = object.content();
         if let Some(rate) = &self.inner.rate {
@@ -54,17 +70,29 @@ impl Store {
             Some(found) if found.content != ours => {
                 Err(RepoError::Conflict { key: object.key.clone(), ours, theirs: found.content })
             }
-            Some(found) if found.salt == Some(object.header.salt) => Ok(Creation::New),
+            Some(found) if found.salt == Some(object.header.salt) => {
+                self.compare(&object.key, &object.pieces).await?;
+                Ok(Creation::New)
+            }
             Some(_) => Ok(Creation::Same),
         }
     }
 
-    /// Whether an object of that content is there, and stays: for what is too long to be sent only to find out.
+    /// Whether an object of that content is there, sound, and stays: for what is too long to be sent only to find out.
     pub async fn holds(&self, sealer: &Sealer, key: &Key, content: ContentHash) -> Result<bool> {
         if let Backend::Local(local) = &self.inner.backend {
             local.sync(key.as_str()).await.map_err(|failure| failure.about(key, self.name()))?;
         }
-        Ok(self.look_at(sealer, key).await?.is_some_and(|found| found.content == content))
+        if self.look_at(sealer, key).await?.is_none_or(|found| found.content != content) {
+            return Ok(false);
+        }
+        let bytes = self.get(key).await?;
+        let (opener, name) = (sealer.clone(), key.clone());
+        let opened = tokio::task::spawn_blocking(move || open_all(&opener, &name, bytes)).await;
+        match opened {
+            Ok(opened) => opened.map(|()| true).map_err(|error| in_the_way(key, &error.to_string())),
+            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+        }
     }
 
     /// Stores an object that claims its name, as the next number of a sequence: equal content by somebody else is a loss
@@ -72,7 +100,8 @@ impl Store {
     pub async fn claim(&self, object: &SealedObject) -> Result<NumberClaim> {
         match self.create_and_look(&object.key, &object.pieces, || self.look(object).boxed()).await? {
             Some(found) if found.salt != Some(object.header.salt) => Ok(NumberClaim::Lost),
-            _ => Ok(NumberClaim::Won),
+            Some(_) => self.compare(&object.key, &object.pieces).await.map(|()| NumberClaim::Won),
+            None => Ok(NumberClaim::Won),
         }
     }
 
@@ -82,11 +111,31 @@ impl Store {
         let look = || self.look_at_document(key).boxed();
         match self.create_and_look(key, std::slice::from_ref(&document.bytes), look).await? {
             None => Ok(Creation::New),
-            Some(found) if found.content == document.check => Ok(Creation::Same),
+            Some(found) if found.document.as_ref() == Some(&document.bytes) => Ok(Creation::Same),
+            Some(found) if found.content == document.check => {
+                Err(in_the_way(key, "it does not hold what its check says"))
+            }
             Some(found) => {
                 Err(RepoError::Conflict { key: key.clone(), ours: document.check, theirs: found.content })
             }
         }
+    }
+
+    /// Compares an object, which an unanswered create of this process left, with what was sent.
+    async fn compare(&self, key: &Key, sent: &[Bytes]) -> Result<()> {
+        let mut sent = sent.to_vec();
+        sent.reverse();
+        let length: u64 = sent.iter().map(|piece| piece.len() as u64).sum();
+        let mut from = 0;
+        while from < length {
+            let range: Range<u64> = from..length.min(from + READ_BACK);
+            let mut found = self.get_range(key, range.clone()).await?.bytes;
+            if found.len() as u64 != range.end - range.start || !begin_with(&mut sent, &mut found) {
+                return Err(in_the_way(key, "the store has kept other bytes than were sent"));
+            }
+            from = range.end;
+        }
+        Ok(())
     }
 
     /// One create, without looking: what `init` and `check` find out about a store with. `false`: refused, because
@@ -171,7 +220,7 @@ impl Store {
         };
         let theirs = std::str::from_utf8(&found.bytes).ok().and_then(written_check);
         let content = theirs.ok_or_else(|| RepoError::corrupt(key, "it does not end with a check"))?;
-        Ok(Some(StoredContent { content, salt: None }))
+        Ok(Some(StoredContent { content, salt: None, document: Some(found.bytes) }))
     }
 
     async fn look(&self, object: &SealedObject) -> Result<Option<StoredContent>> {
@@ -182,17 +231,42 @@ impl Store {
         let Some(found) = crate::found(self.get_range(key, 0..OBJECT_HEADER as u64).await)? else {
             return Ok(None);
         };
-        let corrupt = |what: String| {
-            RepoError::corrupt(key, format!("{what}\nDETAIL: It prevents storing an object under that name."))
-        };
-        let (header, _) =
-            ObjectHeader::parse(sealer, key, &found.bytes).map_err(|error| corrupt(error.to_string()))?;
+        let (header, _) = ObjectHeader::parse(sealer, key, &found.bytes)
+            .map_err(|error| in_the_way(key, &error.to_string()))?;
         if header.object_len != found.size {
-            return Err(corrupt(format!(
-                "it has {} bytes, its header says {}",
-                found.size, header.object_len
-            )));
+            let what = format!("it has {} bytes, its header says {}", found.size, header.object_len);
+            return Err(in_the_way(key, &what));
         }
-        Ok(Some(StoredContent { content: header.content, salt: Some(header.salt) }))
+        Ok(Some(StoredContent { content: header.content, salt: Some(header.salt), document: None }))
     }
+}
+
+fn in_the_way(key: &Key, what: &str) -> RepoError {
+    RepoError::corrupt(key, format!("{what}{IN_THE_WAY}"))
+}
+
+/// Whether `found` is what comes next of pieces, the last of which comes first; takes both.
+fn begin_with(sent: &mut Vec<Bytes>, found: &mut Bytes) -> bool {
+    while found.has_remaining() {
+        let Some(piece) = sent.last_mut() else { return false };
+        let length = piece.len().min(found.len());
+        if piece.split_to(length) != found.split_to(length) {
+            return false;
+        }
+        if piece.is_empty() {
+            sent.pop();
+        }
+    }
+    true
+}
+
+/// Opens each frame of an object, and checks the whole.
+fn open_all(sealer: &Sealer, key: &Key, bytes: Bytes) -> std::result::Result<(), ObjectError> {
+    let (header, _) = ObjectHeader::parse(sealer, key, &bytes)?;
+    let mut reader = ObjectReader::open(sealer, &[header.kind], key, bytes)?;
+    let mut frame = Vec::new();
+    while reader.next_frame(&mut frame)?.is_some() {
+        frame.clear();
+    }
+    reader.finish().map(drop)
 }

@@ -176,6 +176,8 @@ async fn a_damaged_object_is_in_the_way_and_named() {
 enum StoreFault {
     /// Stores it, then the answer is lost.
     LandsUnanswered,
+    /// Stores it with a byte that is another one, then the answer is lost.
+    LandsDamaged,
     /// Does not store it, and answers 503.
     Unavailable,
     /// Does not store it, and answers 409.
@@ -219,10 +221,16 @@ impl ObjectStore for FaultyStore {
     ) -> object_store::Result<PutResult> {
         let fault = self.creates.lock().unwrap().pop_front();
         if matches!(fault, None | Some(StoreFault::LandsUnanswered | StoreFault::LandsAndHangs)) {
-            let result = self.inner.put_opts(at, payload.clone(), opts).await;
+            let result = self.inner.put_opts(at, payload.clone(), opts.clone()).await;
             if fault.is_none() {
                 return result;
             }
+        }
+        if fault == Some(StoreFault::LandsDamaged) {
+            let mut bytes: Vec<u8> = payload.into_iter().flatten().collect();
+            *bytes.last_mut().unwrap() ^= 1;
+            self.inner.put_opts(at, bytes.into(), opts).await?;
+            return Err(unavailable());
         }
         let source = "Server returned non-2xx status code: 409 Conflict".into();
         match fault {
@@ -352,6 +360,29 @@ async fn whatever_the_network_does_it_is_stored_once_and_known_to_be() {
         assert_eq!(store.get(&object.key).await.unwrap(), object.to_bytes());
     });
     futures_util::future::join_all(runs).await;
+}
+
+/// Promise 1: a create that failed is no success because a header that was sent with it is there.
+#[tokio::test]
+async fn what_a_store_damaged_while_it_failed_is_not_stored() {
+    let sealer = Sealer::plain(RepositoryId([3; 16]));
+    let mut writer = ObjectWriter::new(&sealer, ObjectKind::Probe, &"a/one".parse().unwrap()).unwrap();
+    let frame: Vec<u8> = (0_u32..15_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    (0..40).for_each(|_| writer.frame(&frame).unwrap());
+    let object = writer.finish().unwrap();
+    assert!(object.len() > 2 << 20, "it is read back in pieces");
+    let store = faulty(&[StoreFault::LandsDamaged], &[]);
+    for _ in 0..2 {
+        let error = store.create_once(&object).await.unwrap_err();
+        assert!(matches!(&error, RepoError::Corrupt { key, .. } if *key == object.key), "{error}");
+        assert!(error.to_string().contains("Move that object away"), "{error}");
+    }
+    assert!(matches!(store.claim(&object).await, Err(RepoError::Corrupt { .. })));
+    let held = store.holds(object.sealer(), &object.key, object.content()).await;
+    assert!(matches!(held, Err(RepoError::Corrupt { .. })), "{held:?}");
+    store.delete(&object.key).await.unwrap();
+    assert_eq!(store.create_once(&object).await.unwrap(), Creation::New);
+    assert!(store.holds(object.sealer(), &object.key, object.content()).await.unwrap());
 }
 
 #[tokio::test]
