@@ -171,7 +171,16 @@ impl World {
         let mut b = twins.pop().expect("two");
         let mut a = twins.pop().expect("two");
         let branch = self.left(&mut a, parent, count, false)?;
-        self.left(&mut b, parent, count, false)?;
+        let other = self.left(&mut b, parent, count, false)?;
+        if other.timeline != branch.timeline {
+            // The second one saw the first one's history in time, so each has a timeline of its own: the newer one goes on.
+            let (mut older, newer, its) =
+                if other.timeline > branch.timeline { (a, b, other) } else { (b, a, branch) };
+            older.stop();
+            self.enthrone(newer, its);
+            self.load(4);
+            return self.drain();
+        }
         let taken = self.owners.get(&branch.timeline).copied();
         if taken.is_some() {
             // Both took a number that the archive has for another: neither may archive, and the history ends here.
