@@ -16,6 +16,7 @@ use walpoint_base::durable::{self, Created, TEMPORARY_PREFIX};
 use walpoint_base::user;
 
 use super::passed_on::Shape;
+use crate::restore;
 use crate::scratch::ServerUser;
 
 /// Where the output goes.
@@ -91,7 +92,7 @@ impl Destination {
 
 impl Pending {
     fn make(output: &Path, shape: Shape, force: bool) -> anyhow::Result<Self> {
-        let path = std::path::absolute(output)?;
+        let path = restore::spelled("--output", output)?;
         if path.file_name().is_none() {
             bail!("--output {}: this names no file", output.display());
         }
@@ -289,6 +290,8 @@ mod tests {
         }
         assert!(Destination::prepare(Some(&output), Shape::Directory, true).is_err());
         assert!(written(&dir.path().join("none/rows.sql"), false, "").is_err());
+        let why = written(&dir.path().join("none/../rows.sql"), true, "").unwrap_err().to_string();
+        assert!(why.starts_with("--output ") && why.contains("HINT: Give a path without"), "{why}");
         // What was not placed leaves nothing.
         drop(Destination::prepare(Some(&dir.path().join("other")), Shape::Directory, false).unwrap());
         assert_eq!(names(dir.path()), ["directory", "link", "rows.sql"]);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use walpoint_base::durable;
 
-pub(crate) use self::links::resolve;
+pub(crate) use self::links::{given, resolve, spelled};
 use self::marker::read_marker;
 pub(crate) use self::marker::{
     MARKER, Marker, RelativeTime, announce, belongs_to, claim, claim_other, claimed, disown, is_claimed,
@@ -77,6 +77,19 @@ pub(crate) enum DirectoryError {
     /// It is a file, or lies below one.
     #[error("{0} is not a directory: nothing was changed\nHINT: Give a new or an empty directory.")]
     NoDirectory(PathBuf),
+    /// Its path has `..` behind something that does not exist.
+    #[error(
+        "{}\"{path}\" leads through a directory that does not exist: nothing was changed\nDETAIL: \"{missing}\" does not exist, \
+         and \"..\" follows it.\nHINT: Give a path without \"..\".",
+        option.map(|option| format!("{option} ")).unwrap_or_default()
+    )]
+    Nowhere {
+        /// The option that has the path, if one has.
+        option: Option<&'static str>,
+        path: PathBuf,
+        /// The first part of the path that does not exist.
+        missing: PathBuf,
+    },
     /// Another restore writes to it.
     #[error("{0}: another restore into it is running; nothing was changed")]
     Busy(PathBuf),
@@ -87,6 +100,18 @@ pub(crate) enum DirectoryError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl DirectoryError {
+    /// The same about the path that an option has.
+    fn of(self, option: &'static str, given: &Path) -> Self {
+        match self {
+            Self::Nowhere { missing, .. } => {
+                Self::Nowhere { option: Some(option), path: given.to_owned(), missing }
+            }
+            other => other,
+        }
+    }
 }
 
 pub(super) fn error_at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError + '_ {

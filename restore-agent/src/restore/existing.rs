@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use walpoint_base::{SystemId, WalFileName};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 
+use super::directory::DirectoryError;
 use super::identity::{self, Identity};
 use super::owners::Owner;
 use super::tablespaces::{self, TablespaceTarget};
@@ -115,7 +116,11 @@ fn link(path: &Path) -> io::Result<Option<PathBuf>> {
     }
     // Relative to where the link lies.
     let target = path.parent().unwrap_or(Path::new("/")).join(target);
-    directory::resolve(&target).map(Some).map_err(io::Error::other)
+    match directory::resolve(&target) {
+        // It leads nowhere. Only where something is to be written there does that matter.
+        Err(DirectoryError::Nowhere { .. }) => Ok(Some(target)),
+        resolved => resolved.map(Some).map_err(io::Error::other),
+    }
 }
 
 /// Files that wait in a data directory's `pg_wal` to be archived and that recovery may need, in order: all but those about backups.

@@ -115,10 +115,11 @@ use confined::Confine;
 use copy::WrittenFiles;
 use created::{Created, FoundLocations, LocationStates};
 use decided::{Decided, DecidedOutside};
+pub(crate) use directory::spelled;
 use directory::{Contents, Marker};
 use kept::Kept;
 use layout::Layout;
-use named::Named;
+use named::{Named, OutsideOptions};
 use owners::{Owner, Owners};
 use prepare::{lay_out, owner_of_root};
 use previous::Record;
@@ -243,7 +244,8 @@ impl RestoreArgs {
 pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), Failure> {
     // What is wrong with the options is said before the directory is looked at.
     args.target.request(args.target_action, args.standby, Timestamp::now(), None)?;
-    let pgdata = directory::resolve(&args.pgdata)?;
+    let pgdata = directory::given("--pgdata", &args.pgdata)?;
+    OutsideOptions::of(args)?;
     if args.if_empty
         && let Some(found) = if_empty::present(&pgdata)?
     {

@@ -4,7 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
+use super::directory::{self, DirectoryError};
+use super::tablespaces::Mapping;
 use super::{RestoreArgs, decided, reach};
+
+const TABLESPACE_DIR: &str = "--tablespace-dir";
+const WAL_DIR: &str = "--wal-dir";
+const EXTRA_DIR: &str = "--extra-dir";
 
 /// What the command line names.
 #[derive(Debug, Default)]
@@ -19,14 +25,18 @@ pub(crate) struct Named {
 impl Named {
     /// Takes them from the options. What goes beside the data directory is named with it.
     pub(crate) fn by(args: &RestoreArgs, pgdata: &Path) -> Self {
-        let plain = |path: &PathBuf| std::path::absolute(path).is_ok_and(|path| reach::is_plain(&path));
-        let mut directories: Vec<PathBuf> =
-            args.tablespaces.iter().map(|m| m.new_place().to_owned()).collect();
-        directories.extend([&args.wal_dir, &args.extra_dir].into_iter().flatten().cloned());
-        let mut directories: Vec<PathBuf> = directories.iter().filter(|d| plain(d)).map(absolute).collect();
+        // Of the way that the command line gives: without its links it would be anybody's own.
+        let plain = |path: &Path| std::path::absolute(path).is_ok_and(|path| reach::is_plain(&path));
+        let named = |option, path: &Option<PathBuf>| {
+            let path = path.as_deref().filter(|path| plain(path))?;
+            directory::spelled(option, path).ok()
+        };
+        let spaces = args.tablespaces.iter().map(Mapping::new_place).filter(|path| plain(path));
+        let mut directories: Vec<PathBuf> = spaces.map(Path::to_owned).collect();
+        directories.extend(named(WAL_DIR, &args.wal_dir));
+        directories.extend(named(EXTRA_DIR, &args.extra_dir));
         directories.push(decided::default_extra(pgdata));
-        let spaces = args.tablespace_dir.as_ref().filter(|d| plain(d)).map(absolute);
-        Self { directories, spaces, pgdata: plain(&args.pgdata) }
+        Self { directories, spaces: named(TABLESPACE_DIR, &args.tablespace_dir), pgdata: plain(&args.pgdata) }
     }
 
     /// Whether it is one of them.
@@ -36,7 +46,25 @@ impl Named {
     }
 }
 
-/// As the layout has it.
-pub(crate) fn absolute(path: &PathBuf) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.clone())
+/// The options that name directories outside PGDATA, with their paths as the layout has them. Links in these are seen through when they
+/// are opened.
+#[derive(Debug)]
+pub(crate) struct OutsideOptions {
+    pub(crate) tablespaces: Option<PathBuf>,
+    pub(crate) wal: Option<PathBuf>,
+    pub(crate) extra: Option<PathBuf>,
+}
+
+impl OutsideOptions {
+    /// Takes them from the options; refuses a path that leads nowhere. `--tablespace` takes none with `..`.
+    pub(crate) fn of(args: &RestoreArgs) -> Result<Self, DirectoryError> {
+        let spelled = |option, path: &Option<PathBuf>| {
+            path.as_deref().map(|path| directory::spelled(option, path)).transpose()
+        };
+        Ok(Self {
+            tablespaces: spelled(TABLESPACE_DIR, &args.tablespace_dir)?,
+            wal: spelled(WAL_DIR, &args.wal_dir)?,
+            extra: spelled(EXTRA_DIR, &args.extra_dir)?,
+        })
+    }
 }

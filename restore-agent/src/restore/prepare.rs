@@ -18,7 +18,7 @@ use super::directory::{Marker, RelativeTime};
 use super::existing::Existing;
 use super::finished::RequestedRecovery;
 use super::layout::Layout;
-use super::named::{self, Named};
+use super::named::{Named, OutsideOptions};
 use super::owners::{self, Owner, Owners};
 use super::refusal::OutsideRefusal;
 use super::steps::{self, RestoreMode, Step};
@@ -288,18 +288,17 @@ pub(super) fn lay_out(
         .iter()
         .map(|t| RestoredTablespace { oid: t.oid, location: path(&t.path.0) })
         .collect();
-    // Links in them are seen through when they are opened.
-    let absolute = |dir: &Option<PathBuf>| dir.as_ref().map(named::absolute);
+    let options = OutsideOptions::of(args)?;
     let wishes = Wishes {
         mappings: args.tablespaces.clone(),
-        all: absolute(&args.tablespace_dir),
+        all: options.tablespaces,
         flatten: args.flatten_tablespaces,
         existing: existing.map(|existing| existing.tablespaces.clone()).unwrap_or_default(),
     };
     let places = tablespaces::place(&known, &wishes, &pgdata).map_err(|e| anyhow!(e))?;
-    let extra = absolute(&args.extra_dir).unwrap_or_else(|| decided::default_extra(&pgdata));
+    let extra = options.extra.unwrap_or_else(|| decided::default_extra(&pgdata));
     let extra_paths = facts.extra_paths.iter().map(|p| path(&p.0)).collect();
-    let wal = absolute(&args.wal_dir).or_else(|| existing?.wal.clone());
+    let wal = options.wal.or_else(|| existing?.wal.clone());
     Ok(Layout::new(pgdata, places, wal, extra, extra_paths))
 }
 

@@ -68,7 +68,7 @@ walpoint_runtime::document!(RollbackDocument, "restore-agent rollback");
 
 /// Runs the command.
 pub(crate) fn run(common: &CommonArgs, args: &RollbackArgs) -> Result<(), Failure> {
-    let pgdata = directory::resolve(&args.pgdata)?;
+    let pgdata = directory::given("--pgdata", &args.pgdata)?;
     let report = roll_back(&pgdata, args.server_is_down)?;
     if common.json {
         return output::json(&report);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::{ClusterName, durable, user};
 
 use super::leftover;
-use crate::restore::owners::Owner;
+use crate::restore::{self, owners::Owner};
 
 /// The mark.
 pub(super) const MARK: &str = "walpoint-scratch.json";
@@ -282,8 +282,9 @@ pub(super) fn made(
     cluster: &ClusterName,
     kept: bool,
 ) -> anyhow::Result<ScratchDirectory> {
+    let given = given.map(|path| restore::spelled("--directory", &path)).transpose()?;
     let place = match &given {
-        Some(path) => std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default(),
+        Some(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
         None => place.to_owned(),
     };
     // What is not there has nothing that could be removed.
@@ -299,5 +300,20 @@ pub(super) fn made(
             leftover::remove_all(&place);
             ScratchDirectory::fresh(&place, cluster, kept)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_above_one_that_does_not_exist_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("other")).unwrap();
+        let path = dir.path().join("missing/../other");
+        let error = made(Some(path), dir.path(), &"main".parse().unwrap(), false).unwrap_err().to_string();
+        assert!(error.starts_with("--directory ") && error.contains("does not exist"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the other one");
     }
 }

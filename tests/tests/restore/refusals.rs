@@ -228,6 +228,44 @@ fn nothing_is_written_where_something_lives() {
     assert!(again.stderr.contains("not empty"), "{again:#?}");
 }
 
+/// R4: a path whose `..` follows a directory that does not exist would lead to a cluster, or to others' files, as soon as that is made.
+/// It is refused, and nothing is made.
+#[test]
+fn a_path_that_leads_nowhere_yet_is_refused() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    bed.backup();
+    bed.settle();
+    let pid = bed.cluster.pid();
+    let occupied = bed.cluster.dir().mkdir("occupied");
+    bed.cluster.dir().write("occupied/important", "data");
+    let before = snapshot(&occupied);
+    let place = bed.place("nope/../occupied").display().to_string();
+    for (pgdata, options) in [
+        ("nope/../data", &[][..]),
+        ("nope/../data", &["--if-empty"]),
+        ("nope/../occupied", &["--dry-run"]),
+        ("new", &["--wal-dir", &place]),
+        ("new", &["--extra-dir", &place]),
+        ("new", &["--tablespace-dir", &place]),
+    ] {
+        let output = bed.try_restore(pgdata, options).expect_status(1);
+        let named = output.stderr.contains(if pgdata == "new" { options[0] } else { "--pgdata" });
+        assert!(
+            named && output.stderr.contains("leads through a directory that"),
+            "{options:?}: {output:#?}"
+        );
+        assert!(!bed.place("nope").exists() && !bed.place("new").exists(), "{options:?}");
+    }
+    assert_eq!((snapshot(&occupied), bed.cluster.pid()), (before, pid));
+    assert_eq!(bed.cluster.psql("select 1"), "1");
+    // What exists is left by `..` as the kernel does it.
+    bed.cluster.dir().mkdir("deep");
+    let wal = bed.place("deep/../elsewhere").display().to_string();
+    let pgdata = bed.restore("deep/../new", &["--wal-dir", &wal]);
+    let linked = std::fs::read_link(pgdata.join("pg_wal")).unwrap();
+    assert_eq!(linked, bed.place("elsewhere").canonicalize().unwrap());
+}
+
 /// R4: neither a repository nor another cluster's data directory gets a cluster, a tablespace or a pg_wal inside.
 #[test]
 fn nothing_is_restored_into_a_repository_or_a_data_directory() {

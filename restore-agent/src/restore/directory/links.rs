@@ -1,8 +1,12 @@
 //! Paths without links, also where they lead to what does not exist.
+//!
+//! A `..` behind something that does not exist leads nowhere, and leads somewhere as soon as that is made: what was judged under such a
+//! path would not be what is written to. So no such path is resolved, and every path that a person gave an option is ([`given`],
+//! [`spelled`]).
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -10,6 +14,24 @@ use super::{DirectoryError, error_at};
 
 /// So many links to what does not exist are followed, as by the kernel.
 const LINKS: u32 = 40;
+
+/// Where a path leads that a person gave an option: that path without links, as far as it exists.
+pub(crate) fn given(option: &'static str, path: &Path) -> Result<PathBuf, DirectoryError> {
+    resolve(path).map_err(|error| error.of(option, path))
+}
+
+/// The same with the person's own spelling of what follows the last `..`: a link there is to keep its name.
+pub(crate) fn spelled(option: &'static str, path: &Path) -> Result<PathBuf, DirectoryError> {
+    let absolute = std::path::absolute(path).map_err(error_at(path))?;
+    let Some(above) = absolute.ancestors().find(|ancestor| ancestor.ends_with("..")) else {
+        return Ok(absolute);
+    };
+    let real = resolve(above).map_err(|error| error.of(option, path))?;
+    Ok(match absolute.strip_prefix(above) {
+        Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+        _ => real,
+    })
+}
 
 /// `path` without links, as far as it exists. A link to something that does not exist leads there all the same.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, DirectoryError> {
@@ -47,6 +69,11 @@ fn follow(path: &Path) -> Result<Followed, DirectoryError> {
                 if !rest.as_os_str().is_empty() && !real.is_dir() {
                     return Err(DirectoryError::NoDirectory(ancestor.to_owned()));
                 }
+                if rest.components().any(|component| component == Component::ParentDir) {
+                    let missing =
+                        rest.components().next().map_or_else(|| real.clone(), |name| real.join(name));
+                    return Err(DirectoryError::Nowhere { option: None, path: path.to_owned(), missing });
+                }
                 return Ok(Followed::Real(with_rest(real)));
             }
         }
@@ -71,5 +98,63 @@ mod tests {
         assert_eq!(resolve(&dir.path().join("link/new")).unwrap(), real.join("new"));
         std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
         assert!(resolve(&dir.path().join("loop/new")).is_err());
+    }
+
+    #[test]
+    fn nothing_is_above_what_does_not_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("outer/real")).unwrap();
+        std::os::unix::fs::symlink("outer/real", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("missing/../outer", root.join("dangling")).unwrap();
+        // As the kernel does it, and not by the text.
+        for (path, leads) in [
+            ("link/..", "outer"),
+            ("link/../new/data", "outer/new/data"),
+            ("outer/../link/./new", "outer/real/new"),
+            ("missing/./new", "missing/new"),
+        ] {
+            assert_eq!(resolve(&root.join(path)).unwrap(), root.join(leads), "{path}");
+        }
+        for (path, missing) in [
+            ("missing/../outer", "missing"),
+            ("missing/deep/../../outer", "missing"),
+            ("outer/missing/..", "outer/missing"),
+            ("link/missing/../new", "outer/real/missing"),
+            ("dangling", "missing"),
+        ] {
+            let path = root.join(path);
+            let DirectoryError::Nowhere { missing: found, .. } = resolve(&path).unwrap_err() else {
+                panic!("{}", path.display());
+            };
+            assert_eq!(found, root.join(missing), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn an_option_names_what_is_above_only_where_that_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("outer/real")).unwrap();
+        std::os::unix::fs::symlink("outer/real", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("outer/alias")).unwrap();
+        for (path, is_spelled, leads) in [
+            ("link/new", "link/new", "outer/real/new"),
+            ("link/../alias/new", "outer/alias/new", "outer/real/new"),
+            ("link/..", "outer", "outer"),
+        ] {
+            let path = root.join(path);
+            assert_eq!(spelled("--wal-dir", &path).unwrap(), root.join(is_spelled));
+            assert_eq!(given("--pgdata", &path).unwrap(), root.join(leads));
+        }
+        let path = root.join("missing/../outer");
+        for error in [given("--pgdata", &path).unwrap_err(), spelled("--pgdata", &path).unwrap_err()] {
+            let expected = format!(
+                "--pgdata \"{0}/missing/../outer\" leads through a directory that does not exist: nothing was changed\nDETAIL: \
+                 \"{0}/missing\" does not exist, and \"..\" follows it.\nHINT: Give a path without \"..\".",
+                root.display()
+            );
+            assert_eq!(error.to_string(), expected);
+        }
     }
 }
