@@ -5,7 +5,7 @@
 //! refuses links (`openat2`); where it cannot, each component is opened by itself. Owners and modes are set on what is
 //! open. Nothing here outlives the process.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::directory::MARKER;
+use super::identity::Identity;
 use super::owners::Owner;
 
 /// A directory is opened to be entered, synced, and given away.
@@ -151,18 +152,39 @@ impl Anchor {
         self.directory
     }
 
-    /// Removes all that is in the directory but some names. Links are removed, not followed.
-    pub(crate) fn clear(&self, but: &[&str]) -> io::Result<()> {
+    /// Which directory is open, whatever its name leads to by now.
+    pub(crate) fn identity(&self) -> io::Result<Identity> {
+        self.directory.metadata().map(|meta| Identity::from(&meta))
+    }
+
+    /// The names in the directory.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         // The entries have an offset of their own.
         let listing = rustix::fs::openat(&self.directory, ".", DIRECTORY, Mode::empty())?;
+        let mut names = Vec::new();
         for entry in Dir::read_from(&listing)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name != "." && name != ".." && !but.iter().any(|kept| name == *kept) {
-                remove_at(self.directory.as_fd(), name)?;
+            if name != "." && name != ".." {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes all that is in the directory but some names. Links are removed, not followed.
+    pub(crate) fn clear(&self, but: &[&str]) -> io::Result<()> {
+        for name in self.names()? {
+            if !but.iter().any(|kept| name == *kept) {
+                remove_at(self.directory.as_fd(), &name)?;
             }
         }
         self.directory.sync_all()
+    }
+
+    /// What a person calls it.
+    pub(crate) fn shown(&self) -> &Path {
+        &self.shown
     }
 
     /// Its name.

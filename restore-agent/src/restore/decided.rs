@@ -14,10 +14,11 @@ use walpoint_base::WalFileName;
 use super::directory::Contents;
 use super::elsewhere;
 use super::existing::Existing;
-use super::identity::Position;
+use super::identity::{Identity, Position};
 use super::kept::Kept;
 use super::layout::Layout;
 use super::named::Named;
+use super::opened::{self, Judged};
 use super::outside::{self, DirectoryStep, OfData, OutsideDirectory};
 use super::outside_state::OutsideState;
 use super::owners::Owner;
@@ -48,6 +49,8 @@ pub(super) struct Decided {
     pub(super) vouched: bool,
     steps: Vec<Step>,
     pub(super) contents: Contents,
+    /// Which directory it is, if one is there.
+    identity: Option<Identity>,
     /// The data directory whose links are followed.
     pub(super) existing: Option<Existing>,
     /// The data directory that was moved aside last, if that could be found out.
@@ -68,6 +71,7 @@ pub(super) struct Decided {
 impl Decided {
     /// Looks at a directory and decides. `vouched`: the person who restores says that no server runs there.
     pub(super) fn look(pgdata: &Path, mode: RestoreMode, vouched: bool) -> anyhow::Result<Self> {
+        let identity = Identity::of(pgdata);
         let state = TargetState::probe(pgdata, vouched)?;
         let steps = match steps::decide(&state, mode) {
             Ok(steps) => steps,
@@ -93,6 +97,7 @@ impl Decided {
             vouched,
             steps,
             contents,
+            identity,
             existing,
             previous,
             waiting,
@@ -132,15 +137,26 @@ impl Decided {
     /// Looks again, later, and refuses a directory that is not what it was. This is the one second look at what was probed: planning
     /// takes a while, `--pre-command` may do anything, mount a filesystem say, and what is there now is what will be moved or overwritten.
     pub(super) fn prove_unchanged(&self, pgdata: &Path) -> anyhow::Result<()> {
+        opened::prove_path(pgdata)?;
         let now = Self::look(pgdata, self.mode, self.vouched)?;
         let is_as_moved = match (&now.previous, &self.previous) {
             (Some(now), Some(before)) => now.is_as(before),
             (now, before) => now.is_none() && before.is_none(),
         };
-        if now.contents != self.contents || self.does(&Step::FinishMovingAside) && !is_as_moved {
+        // An empty one may be another one by now, on a filesystem that was mounted.
+        let is_same = self.contents == Contents::Empty || now.identity == self.identity;
+        if now.contents != self.contents || !is_same || self.does(&Step::FinishMovingAside) && !is_as_moved {
             bail!("{} is not what it was when the restore began; nothing was changed", pgdata.display());
         }
         Ok(())
+    }
+
+    /// What has to be opened to write the data directory there.
+    pub(super) fn judged(&self) -> Judged {
+        match self.contents == Contents::Empty || self.does(&Step::MoveAside) {
+            true => Judged::Vacant,
+            false => Judged::This(self.identity),
+        }
     }
 
     /// Logs whose word was taken for it that the server is down.
@@ -256,6 +272,8 @@ impl Decided {
 #[derive(Debug)]
 pub(super) struct DecidedOutside {
     directories: Vec<OutsideDirectory>,
+    /// What each of them has to be when it is opened.
+    pub(super) judged: Vec<Judged>,
     /// The nearest directories that are there, above all places that are written to.
     pub(super) parents: Vec<PathBuf>,
 }
@@ -277,7 +295,11 @@ impl DecidedOutside {
             Err(refusal) => Err(refusal.explain_from(state)),
             Ok(directories) => {
                 let parents = outside::positions(&state).filter_map(Position::nearest_above);
-                Ok(Self { directories, parents: parents.map(Path::to_owned).collect() })
+                // The last position is the data directory's.
+                let judged = directories.iter().zip(outside::positions(&state));
+                let judged = judged.map(|(directory, found)| Judged::by(&directory.step, found)).collect();
+                let parents = parents.map(Path::to_owned).collect();
+                Ok(Self { directories, judged, parents })
             }
         }
     }

@@ -28,6 +28,7 @@ pub(crate) use self::marker::{
     release,
 };
 use super::beneath::Anchor;
+use super::identity::Identity;
 use super::running::{self, LockFile, Reason, RunningServer};
 
 /// What a directory is before a restore.
@@ -149,9 +150,23 @@ fn counts(name: &OsStr) -> bool {
     name != "lost+found" && !name.to_string_lossy().starts_with(&half_made)
 }
 
+/// Something in an open directory, if it holds anything that counts.
+pub(crate) fn example(directory: &Anchor) -> io::Result<Option<String>> {
+    let names = directory.names()?;
+    let example = names.iter().filter(|name| counts(name)).min();
+    Ok(example.map(|name| name.to_string_lossy().into_owned()))
+}
+
 /// Keeps other restores out of the directory for as long as it is held.
 #[derive(Debug)]
-pub(crate) struct DirectoryLock(#[expect(dead_code, reason = "its lock is what counts")] File);
+pub(crate) struct DirectoryLock(File);
+
+impl DirectoryLock {
+    /// Which directory is held.
+    pub(crate) fn identity(&self) -> io::Result<Identity> {
+        self.0.metadata().map(|meta| Identity::from(&meta))
+    }
+}
 
 /// Locks the directory, which exists.
 pub(crate) fn hold(pgdata: &Path) -> Result<DirectoryLock, DirectoryError> {

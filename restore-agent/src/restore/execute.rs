@@ -21,6 +21,7 @@ use super::decided::DecidedOutside;
 use super::directory::{self, Contents, DirectoryLock};
 use super::finish::{Finish, UNFINISHED_CONTROL};
 use super::kept::{Apart, Kept, Whose};
+use super::opened::{self, Judged};
 use super::owners::Owner;
 use super::prune::{self, Removed};
 use super::report::RestoreReport;
@@ -38,6 +39,14 @@ use crate::wal::spool;
 /// How often it is looked whether what a failed attempt had begun is at rest.
 const AT_REST: Duration = Duration::from_millis(5);
 
+/// The place that a restore has taken.
+struct TakenPlace {
+    /// The data directory: the one that was judged.
+    own: Anchor,
+    outside: DecidedOutside,
+    _held: DirectoryLock,
+}
+
 impl Restore {
     /// Writes the cluster. `pre_command`: what is run first, taken so that another attempt does not run it
     /// again.
@@ -51,7 +60,7 @@ impl Restore {
         let pgdata = self.layout.pgdata().to_owned();
         let built = built(common, &self.planned).await?;
         hook("--pre-command", pre_command.take(), &pgdata)?;
-        let _held = self.take_place(&pgdata)?;
+        let taken = self.take_place(&pgdata)?;
         let kept = if self.decided.does(&Step::Keep) {
             let now = Timestamp::now();
             let lineage = self.planned.lineage.id.to_string();
@@ -62,7 +71,7 @@ impl Restore {
         } else {
             None
         };
-        let roots = Arc::new(self.claim(&pgdata)?);
+        let roots = Arc::new(self.claim(&pgdata, &taken)?);
         kept.iter().try_for_each(|kept| kept.rename(self.owner))?;
         let (removed, written) = self.write_files(common, &pgdata, &roots).await?;
         if let Some(extra) = self.layout.extra() {
@@ -132,7 +141,7 @@ impl Restore {
     }
 
     /// Makes the directory that is written to what it has to be: there, ours, and empty unless it is repaired.
-    fn take_place(&self, pgdata: &Path) -> anyhow::Result<DirectoryLock> {
+    fn take_place(&self, pgdata: &Path) -> anyhow::Result<TakenPlace> {
         // What is there is held too until it is out of the way.
         let old = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
         // The deliberate second look: it says there why.
@@ -151,19 +160,22 @@ impl Restore {
             record.go()?;
             tracing::info!("what was in {} lies in {}", pgdata.display(), record.aside.display());
         }
-        self.open_data(pgdata)?;
+        let own = self.open_data(pgdata)?;
         let held = match old {
             Some(held) if self.replacement.is_none() => held,
             _ => directory::hold(pgdata)?,
         };
+        // Nothing is removed there either before it is known to be the one that was judged.
+        self.decided.judged().prove(&own, |_| false)?;
+        Judged::This(Some(held.identity()?)).prove(&own, |_| false)?;
         for step in self.decided.steps() {
             match step {
                 Step::Resume(claimed) => self.resume(pgdata, claimed)?,
-                Step::StartOver(claimed) => self.start_over(pgdata, claimed)?,
+                Step::StartOver(claimed) => self.start_over(&own, claimed)?,
                 _ => {}
             }
         }
-        Ok(held)
+        Ok(TakenPlace { own, outside, _held: held })
     }
 
     /// Continues what an interrupted restore left. Directories that this one does not write to are no longer its own.
@@ -177,32 +189,37 @@ impl Restore {
     }
 
     /// Empties what an interrupted restore wrote.
-    fn start_over(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
+    fn start_over(&self, own: &Anchor, claimed: &[PathBuf]) -> anyhow::Result<()> {
+        let pgdata = self.layout.pgdata();
         tracing::info!("an earlier restore into {} was interrupted: starting over", pgdata.display());
         for anchor in claimed.iter().filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
             directory::clear(&anchor)?;
             directory::disown(&anchor)?;
         }
-        let own = Anchor::open(pgdata).with_context(|| pgdata.display().to_string())?;
         own.require_ours(self.owner).with_context(|| pgdata.display().to_string())?;
-        Ok(directory::clear(&own)?)
+        Ok(directory::clear(own)?)
     }
 
     /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the
     /// data directory and `pg_wal` are taken from their owner until the end, so that no other process changes what lies directly in them.
-    fn claim(&self, pgdata: &Path) -> anyhow::Result<OpenRoots> {
+    fn claim(&self, pgdata: &Path, taken: &TakenPlace) -> anyhow::Result<OpenRoots> {
         let shown = |path: &Path| path.display().to_string();
-        let own = self.open_data(pgdata)?;
+        let own = &taken.own;
         own.require_ours(self.owner).with_context(|| shown(pgdata))?;
         let mut open = vec![(pgdata.to_owned(), own.directory().try_clone()?.into())];
-        for other in &self.marker.directories {
+        let is_claimed = |a: &Anchor| directory::is_claimed(a, pgdata, self.owner).is_ok_and(|ours| ours);
+        for (other, judged) in self.marker.directories.iter().zip(&taken.outside.judged) {
             let ours = |directory: &File| {
                 let anchor = directory.try_clone().map(|directory| Anchor::of(directory, other));
-                anchor.is_ok_and(|a| directory::is_claimed(&a, pgdata, self.owner).is_ok_and(|ours| ours))
+                anchor.is_ok_and(|anchor| is_claimed(&anchor))
             };
             let made = reach::make(other, self.named.has(other), self.owner, ours);
-            open.push((other.clone(), made.with_context(|| shown(other))?));
+            let made = Anchor::of(made.with_context(|| shown(other))?.into(), other);
+            judged.prove(&made, is_claimed)?;
+            open.push((other.clone(), made.into_directory().into()));
         }
+        // Here the first file is written, and not only root writes it by the name.
+        opened::prove_name(own)?;
         let roots = OpenRoots::of(open);
         if self.owner.is_some() {
             own.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(pgdata))?;
@@ -222,10 +239,13 @@ impl Restore {
 
     /// Opens the data directory, and makes it if it is missing.
     fn open_data(&self, pgdata: &Path) -> anyhow::Result<Anchor> {
+        opened::prove_path(pgdata)?;
         // One that an interrupted restore took from its owner is root's.
         let ours = |_: &File| matches!(self.decided.contents, Contents::Unfinished(_));
         let open = reach::make(pgdata, self.named.pgdata, self.owner, ours);
-        Ok(Anchor::of(open.with_context(|| pgdata.display().to_string())?.into(), pgdata))
+        let own = Anchor::of(open.with_context(|| pgdata.display().to_string())?.into(), pgdata);
+        opened::prove_name(&own)?;
+        Ok(own)
     }
 
     /// The version that will run.

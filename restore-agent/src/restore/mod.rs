@@ -17,6 +17,7 @@
 //! | [`layout`], [`places`] | where every path of the backup leads; that the places lie apart |
 //! | [`owners`] | who gets the files |
 //! | [`reach`], [`named`] | what root may write to for another user, and what the command line names |
+//! | [`opened`] | that what was opened is what was looked at |
 //! | [`beneath`] | reaching everything below the places without following a link |
 //! | [`copy`], [`sync`] | the files, and that they are durable |
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
@@ -65,6 +66,7 @@ mod if_empty;
 mod kept;
 mod layout;
 mod named;
+mod opened;
 mod origin;
 mod originals;
 mod outside;
