@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use walpoint_base::{RecoveryTarget, TargetTimeline, TimelineHistory};
-use walpoint_plan::restore::{Hint, RestorePlan, Unreachable, Why};
+use walpoint_plan::restore::{Hint, Note, RestorePlan, Unreachable, Why};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::Catalog;
 
@@ -27,6 +27,10 @@ pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
     // Recovery asks every repository, so what keeps it from reading ahead into a gap of one of them counts for all.
     let ahead = |planned: &Planned| planned.plan.settings.iter().find(|s| s.name == LOOK_AHEAD).cloned();
     let without_look_ahead = plans.iter().find_map(ahead);
+    // One that does not know a lineage says nothing of what that has, too.
+    let is_shared = |note: &&Note| matches!(note, Note::AlsoInLineages { .. });
+    let shared = plans.iter().flat_map(|planned| planned.plan.notes.iter().filter(is_shared).cloned());
+    let shared: Vec<Note> = shared.collect();
     let mut plans = plans.into_iter();
     let mut best = plans.next()?;
     for other in plans {
@@ -36,6 +40,12 @@ pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
     }
     if let Some(setting) = without_look_ahead.filter(|_| ahead(&best).is_none()) {
         best.plan.settings.insert(0, setting);
+    }
+    for note in shared {
+        let is_its = matches!(&note, Note::AlsoInLineages { lineage, .. } if *lineage == best.plan.lineage);
+        if is_its && !best.plan.notes.contains(&note) {
+            best.plan.notes.push(note);
+        }
     }
     Some(best)
 }
@@ -101,6 +111,7 @@ pub(crate) fn ambiguous(refusals: &mut Vec<Refused>) -> Option<Unreachable> {
     let count = |refused: &Refused| match &refused.refusal.why {
         Why::SeveralPoints(points) | Why::NameNotUtf8(points) => points.len(),
         Why::SeveralLineages(lineages) => lineages.len(),
+        Why::SharedByLineages(lineages) => lineages.len(),
         _ => 0,
     };
     let (at, most) = refusals.iter().map(count).enumerate().max_by_key(|(_, count)| *count)?;

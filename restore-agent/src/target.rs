@@ -125,6 +125,7 @@ impl TargetArgs {
             action,
             standby,
             use_partial: self.use_partial,
+            archives: false,
             unreadable: std::collections::BTreeSet::new(),
         })
     }

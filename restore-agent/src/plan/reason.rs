@@ -13,7 +13,7 @@ pub(crate) enum Reason {
     NoCluster,
     /// The cluster has no lineage of that id.
     UnknownLineage,
-    /// Several lineages have the target, with different content.
+    /// Several lineages have the target, with different content, or the restored server would archive into one of them.
     AmbiguousLineage,
     /// The newest lineage has WAL and no usable backup.
     NewestWithoutBackup,
@@ -75,7 +75,7 @@ impl From<&Why> for Reason {
             Why::NoCluster(_) => Self::NoCluster,
             Why::LostLineages { .. } => Self::LostLineages,
             Why::UnknownLineage(_) => Self::UnknownLineage,
-            Why::SeveralLineages(_) => Self::AmbiguousLineage,
+            Why::SeveralLineages(_) | Why::SharedByLineages(_) => Self::AmbiguousLineage,
             Why::NewestWithoutBackup { .. } => Self::NewestWithoutBackup,
             Why::DamagedLineage { .. } => Self::DamagedLineage,
             Why::NoBackup => Self::NoBackup,

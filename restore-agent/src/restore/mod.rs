@@ -23,6 +23,7 @@
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
 //! | [`forks`] | what recovery reads at a fork without asking for it |
 //! | [`crate::settings`], [`command`] | the recovery settings |
+//! | [`bound`] | the lineage that the data directory is bound to |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`confined`] | a restore whose server is kept apart from the original |
@@ -44,6 +45,7 @@
 mod apart;
 mod behind;
 mod beneath;
+mod bound;
 mod command;
 mod compare;
 pub(crate) mod confined;
@@ -105,7 +107,7 @@ use jiff::Timestamp;
 use walpoint_base::{PgTimestamp, RecoveryTarget};
 use walpoint_plan::restore::RequiredSettings;
 use walpoint_repo::backup::{BackupReader, Backups};
-use walpoint_runtime::args::{self, CommonArgs};
+use walpoint_runtime::args::{self, CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::help;
 use walpoint_storage::store::StoreSettings;
@@ -113,6 +115,7 @@ use walpoint_storage::store::StoreSettings;
 use crate::plan::{self, Planned};
 use crate::target::{TargetActionArgument, TargetArgs};
 use crate::wal::origin::RecoveryOrigin;
+use bound::BoundLineage;
 use confined::Confine;
 use copy::WrittenFiles;
 use created::{Created, FoundLocations, LocationStates};
@@ -264,17 +267,28 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     let mut decided = look()?.beside(originals::of(&pgdata, &configured));
     decided.log_crashed(&pgdata);
     let resolved = resolved_before(&args.target, &decided.contents);
-    let request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
+    let mut request = args.target.request(args.target_action, args.standby, Timestamp::now(), resolved)?;
+    request.archives = args.resume_archiving;
     if let ([Step::EndFinished(marker)], false) = (decided.steps(), args.dry_run) {
         return finished::end(common, args, &request.target, &pgdata, marker);
     }
+    let bound = bound(common, args, &decided, &pgdata)?;
+    bound.iter().for_each(|bound| bound.ask(&mut request));
     let mut planned = match plan::make(common, &request).await {
         Ok(planned) => planned,
-        Err(no_plan) => return Err(plan::refused(common, no_plan)),
+        Err(no_plan) => {
+            let no_plan = match &bound {
+                Some(bound) => bound.explain(no_plan),
+                None => no_plan,
+            };
+            return Err(plan::refused(common, no_plan));
+        }
     };
     let mut stand_ins = StandIns::default();
     let mut pre_command = args.pre_command.as_deref();
     loop {
+        let note = bound.as_ref().and_then(BoundLineage::note);
+        planned.remarks.extend(note.filter(|note| !planned.remarks.contains(note)));
         let attempt = if args.dry_run {
             dry_run(common, args, planned.clone(), pgdata.clone(), decided).await
         } else {
@@ -285,6 +299,17 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         // The next attempt starts over what this one left, as the same command would.
         decided = look()?.beside(originals::of(&pgdata, &configured));
     }
+}
+
+/// The lineage that the data directory is bound to, if it is.
+fn bound(
+    common: &CommonArgs,
+    args: &RestoreArgs,
+    decided: &Decided,
+    pgdata: &Path,
+) -> Result<Option<BoundLineage>, Failure> {
+    let selection: Selection<StoreSettings> = common.select_to_read()?;
+    Ok(BoundLineage::of(decided, &selection.cluster, pgdata, args.target.lineage)?)
 }
 
 /// The data directories that the configuration names. One that cannot be read is told of where it is needed.

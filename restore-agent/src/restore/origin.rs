@@ -1,13 +1,15 @@
 //! What the recovery will begin with, left for `restore-fetch`: the repositories by their random ids, and how far they reach.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use walpoint_base::{LineageId, RECOVERY_ORIGIN, SegmentName, durable};
+use walpoint_plan::restore::{Note, RestorePlan};
 use walpoint_repo::Lineage;
-use walpoint_repo::lineage::{AckMember, BINDING, binding, bound_lineages};
+use walpoint_repo::lineage::{AckMember, BINDING, binding, bound_lineages, rebound};
 use walpoint_repo::repository::Repository;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_storage::RepoError;
@@ -129,7 +131,8 @@ async fn other(
 }
 
 /// Binds a data directory to the lineage that it is restored in, where the cluster has more than one: its backup may be from
-/// before the fork, and what it archives, should it ever, belongs to the lineage that was chosen.
+/// before the fork, and what it archives, should it ever, belongs to the lineage that was chosen. Where several servers have the target in
+/// common and none was chosen, it is bound to none: its daemon stores nothing before it is known which server it is.
 pub(crate) async fn bind(
     origin: &RecoveryOrigin,
     planned: &Planned,
@@ -144,6 +147,9 @@ pub(crate) async fn bind(
         return Ok(());
     }
     let path = pgdata.join(BINDING);
+    if is_anyones(&planned.plan) {
+        return unbind(&path, planned, owner);
+    }
     let known = origin.repositories.iter().filter(|known| known.lineage.is_some());
     let mut lineages: BTreeMap<RepositoryId, LineageId> = known.map(|known| (known.id, lineage.id)).collect();
     // One that is away now has the server under the number that the backup's data directory was bound to.
@@ -159,6 +165,27 @@ pub(crate) async fn bind(
         .with_context(|| format!("{} cannot be written", path.display()))?;
     if let Some(owner) = owner {
         owner.give(&path)?;
+    }
+    Ok(())
+}
+
+/// Whether several servers have the target of a plan in common, and none of them was chosen.
+pub(super) fn is_anyones(plan: &RestorePlan) -> bool {
+    plan.notes.iter().any(|note| matches!(note, Note::AlsoInLineages { .. }))
+}
+
+/// Takes out of a binding that came with the backup what it says of the cluster.
+fn unbind(path: &Path, planned: &Planned, owner: Option<Owner>) -> anyhow::Result<()> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        text => text.with_context(|| format!("{} cannot be read", path.display()))?,
+    };
+    // One that cannot be parsed binds to nothing that is known.
+    let rest = rebound(&text, &planned.cluster, &[], true).unwrap_or_default();
+    durable::replace(path, rest.as_bytes(), 0o644)
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+    if let Some(owner) = owner {
+        owner.give(path)?;
     }
     Ok(())
 }

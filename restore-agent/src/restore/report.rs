@@ -9,8 +9,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{
-    BackupId, ClusterName, Diagnostic, RecoveryTarget, SecretSource, SegmentName, TimelineId,
+    BackupId, ClusterName, Diagnostic, LineageId, RecoveryTarget, SecretSource, SegmentName, TimelineId,
 };
+use walpoint_repo::lineage::BINDING;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
@@ -20,7 +21,7 @@ use walpoint_storage::store::StoreSettings;
 use super::if_empty::PresentCluster;
 use super::start::{self, ConfigurationFiles};
 use super::steps::RestoreMode;
-use super::{Done, Restore, RestoreArgs, required};
+use super::{Done, Restore, RestoreArgs, origin, required};
 use crate::plan::{self, CommandLine, PlanReport};
 use crate::{settings, shell};
 
@@ -49,6 +50,8 @@ pub(super) struct RestoreReport {
     pgdata: String,
     /// The cluster.
     cluster: ClusterName,
+    /// The lineage that recovery is in, and that the copy archives into if it archives.
+    lineage: LineageId,
     /// The backup that was restored.
     backup: BackupId,
     /// The target, in words.
@@ -163,8 +166,7 @@ impl Restore {
             ));
             notes.extend(self.unarchived.aside(&record.aside.join("pg_wal")));
         }
-        notes.extend(not_archiving(args).map(str::to_owned).or_else(|| self.archives_elsewhere(common)));
-        notes.extend(not_known_in_use(args, plan.backup.id, &plan.target));
+        notes.extend(self.of_archiving(common, args));
         if let Some((KeySource::Key(from) | KeySource::Passphrase(from), _)) =
             self.planned.repository.opened_by()
             && matches!(from, SecretSource::Environment(_))
@@ -180,6 +182,7 @@ impl Restore {
             result: RestoreResult::Restored,
             pgdata: self.layout.pgdata().display().to_string(),
             cluster: self.planned.cluster.clone(),
+            lineage: plan.lineage,
             backup: plan.backup.id,
             target: plan.target.to_string(),
             timeline: plan.timeline,
@@ -258,6 +261,16 @@ fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
     }
 }
 
+/// What to know of a copy that may be any of several servers.
+fn unbound(pgdata: &Path) -> String {
+    format!(
+        "the data directory is bound to none of these lineages: if this server is switched to archiving, nothing of it is stored until \
+         {} names one\nHINT: To let it replace one of the servers, restore with --lineage. To let it archive by itself, run \
+         \"archive-agent init --new-lineage\" on it.",
+        pgdata.join(BINDING).display()
+    )
+}
+
 /// What to know of `expire` before a server is promoted behind a target: the backup and the WAL lead to a timeline that is in no
 /// repository yet.
 fn not_known_in_use(args: &RestoreArgs, backup: BackupId, target: &RecoveryTarget) -> Option<String> {
@@ -297,6 +310,14 @@ impl Restore {
         );
         notes.extend(lead_out(start::links_out(pgdata), pgdata == self.original()));
         (notes, is_asked_to_pause && !shuts_down)
+    }
+
+    /// What to know of what this server archives, and where.
+    fn of_archiving(&self, common: &CommonArgs, args: &RestoreArgs) -> Vec<String> {
+        let plan = &self.planned.plan;
+        let unbound = origin::is_anyones(plan).then(|| unbound(self.layout.pgdata()));
+        let notes = not_archiving(args).map(str::to_owned).or_else(|| self.archives_elsewhere(common));
+        notes.into_iter().chain(unbound).chain(not_known_in_use(args, plan.backup.id, &plan.target)).collect()
     }
 
     /// What to do so that this directory is archived, where the configuration names another one.
@@ -359,6 +380,9 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
         ));
     }
     text.push_str(&format!("recovery target: {}\n", report.recovery_end));
+    if report.archiving {
+        text.push_str(&format!("archives into: lineage {}\n", report.lineage));
+    }
     for note in &report.notes {
         text.push_str(&format!("{}\n", human::hanging("note: ", note)));
     }

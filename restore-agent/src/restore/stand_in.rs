@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use walpoint_base::BackupId;
-use walpoint_plan::restore::{RestorePlan, RestoreRequest};
+use walpoint_plan::restore::{Note, RestorePlan, RestoreRequest};
 use walpoint_repo::Repository;
 use walpoint_repo::backup::{Backups, ListedState};
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -93,7 +93,13 @@ impl StandIns {
         // Another lineage's backup leads to another server's rows.
         let request = RestoreRequest { unreadable, lineage: Some(planned.plan.lineage), ..request.clone() };
         match plan::make(common, &request).await {
-            Ok(other) if ends_alike(&other.plan, &planned.plan) => Some(other),
+            Ok(mut other) if ends_alike(&other.plan, &planned.plan) => {
+                // The lineage was not chosen by a person here either.
+                let also =
+                    planned.plan.notes.iter().filter(|note| matches!(note, Note::AlsoInLineages { .. }));
+                other.plan.notes.extend(also.cloned());
+                Some(other)
+            }
             Ok(other) => {
                 tracing::warn!(
                     "backup {} cannot replace it: recovery from there would end at {} on timeline {}, not \

@@ -99,6 +99,37 @@ fn restore_fetch_reads_the_lineage_that_the_data_directory_is_bound_to() {
     assert!(got.success(), "what lies before the fork is in the parent: {got:?}");
 }
 
+/// A copy that is recovered in place to a moment before the fork, which production has too, stays in its own lineage. Where no directory
+/// shows which of the two servers is restored, a person says so before it archives.
+#[test]
+fn a_copy_that_is_recovered_to_before_the_fork_stays_in_its_own_lineage() {
+    let mut two = Two::start();
+    let (one, own) = (two.lineage(1), two.lineage(2));
+    let of_production = |two: &Two| {
+        let keys = two.bed.store.back_door().list("clusters/main").into_iter();
+        keys.filter(|key| key.contains(&format!("/{one}/wal/"))).collect::<Vec<String>>()
+    };
+    let before = of_production(&two);
+    two.copy.stop(Shutdown::Fast);
+    let target = ["--target-lsn", &two.common, "--target-action", "promote", "--resume-archiving"];
+    let pgdata = two.copy.pgdata().to_str().unwrap().to_owned();
+    let elsewhere = two.bed.cluster.dir().join("elsewhere").to_str().unwrap().to_owned();
+    let refused = two.copy_agent.restore(&[&["restore", "--pgdata", &elsewhere], &target[..]].concat());
+    let text = refused.expect_status(1).stdout;
+    assert!(text.contains(&one) && text.contains(&own) && text.contains("--lineage"), "{text}");
+
+    let replace = ["restore", "--json", "--replace", "--pgdata", &pgdata];
+    let report = json(&two.copy_agent.restore(&[&replace[..], &target[..]].concat()).expect_success());
+    assert_eq!(report["lineage"], own.as_str(), "{report:#}");
+    let binding = std::fs::read_to_string(two.copy.pgdata().join("walpoint.lineage")).unwrap();
+    assert!(binding.trim_end().ends_with(&own), "{binding}");
+    two.copy.set("archive_command", two.copy_agent.archive_command());
+    two.copy.start();
+    two.copy.wait_promoted();
+    archived(&two.copy, &segment(&two.copy, "again"));
+    assert_eq!(of_production(&two), before, "nothing of the copy in production's lineage");
+}
+
 /// A standby that has read one lineage goes on in the one that it is bound to later, as it holds nothing behind the fork.
 #[test]
 fn a_standby_follows_the_lineage_that_it_is_bound_to_later() {

@@ -18,6 +18,9 @@ const BACKUP_AFTER_MINIMAL: &str = "With wal_level = minimal, the server does no
 
 const ARCHIVE_WHOLE: &str = "If the server, a standby or another repository has the whole segment, archive it with \"archive-agent push\".";
 
+const CHOOSE_SERVER: &str = "With --lineage, name the lineage of the server that you restore; \"archive-agent status\" shows where each \
+     one was split off.";
+
 /// What helps where the only copy of the last segment cannot be read.
 const ARCHIVE_ANOTHER_COPY: &str = "Or archive another copy of the incomplete segment, as a .partial file, from the dead server's \
      pg_wal. To recover what is before the segment, give a target: without one, PostgreSQL would request \
@@ -109,6 +112,12 @@ pub(in crate::plan) fn hint(hint: &Hint, given: &CommandLine) -> String {
             format!("You may also mean lineage {lineage}: {}.", brief(&why(reason)))
         }
         Hint::ChooseLineage => CHOOSE_LINEAGE.to_owned(),
+        Hint::ChooseServer => CHOOSE_SERVER.to_owned(),
+        Hint::BoundLineage { by, lineage } => {
+            format!(
+                "{by} binds the data directory to lineage {lineage}. To recover in another one, name it with --lineage."
+            )
+        }
         Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
         Hint::DamagedLineage { lineage, what } => damaged_lineage(*lineage, what),
         Hint::BesideDamaged { lineage, damaged } => {

@@ -58,6 +58,7 @@ pub(crate) fn note(note: &Note, given: &CommandLine) -> String {
         Note::WentOn(one) => went_on(one),
         Note::NewerWithoutBackup { newest, older } => newer_without_backup(newest, *older),
         Note::OlderInUse { older, lineage, why } => older_in_use(*older, *lineage, why),
+        Note::AlsoInLineages { lineage, others } => also_in_lineages(*lineage, others),
         Note::DamagedLineage { lineage, what } => damaged_lineage(*lineage, what),
         Note::SplitOff { lineage, parent } => {
             format!("Lineage {lineage} was split off from lineage {parent}, which does not have the target.")
@@ -205,6 +206,16 @@ fn newer_without_backup(newest: &LineageMoment, older: LineageId) -> String {
          {older}.",
         newest.lineage,
         lineage_moment(newest)
+    )
+}
+
+fn also_in_lineages(lineage: LineageId, others: &[LineageId]) -> String {
+    let others: Vec<String> = others.iter().map(|other| other.to_string()).collect();
+    let (have, they) = if others.len() > 1 { ("have", "they were") } else { ("has", "it was") };
+    format!(
+        "Lineage {} {have} the target too, from before {they} split off. This plan recovers in lineage {lineage}.\nHINT: If you restore \
+         another one of these servers, name its lineage with --lineage.",
+        others.join(" and ")
     )
 }
 

@@ -3,7 +3,7 @@
 use walpoint_base::chain::ChainFault;
 use walpoint_base::target::FullXid;
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, SegmentName, TimelineId};
-use walpoint_plan::restore::{Doubt, LineageMoment, Unreachable, Unusable, Why};
+use walpoint_plan::restore::{Doubt, LineageMoment, SharingLineage, Unreachable, Unusable, Why};
 
 use super::{brief, lineage_moment};
 
@@ -11,6 +11,7 @@ use super::{brief, lineage_moment};
 pub(crate) fn refusal(refusal: &Unreachable) -> String {
     let verdict = match refusal.why {
         Why::SeveralPoints(_) | Why::SeveralLineages(_) => "means several moments",
+        Why::SharedByLineages(_) => "is in several lineages",
         _ => "cannot be reached",
     };
     format!("{} (timeline {}) {verdict}: {}", refusal.target, refusal.timeline, why(&refusal.why))
@@ -23,6 +24,7 @@ pub(crate) fn why(why: &Why) -> String {
         Why::NoCluster(name) => format!("the repository has no cluster {name}"),
         Why::UnknownLineage(id) => format!("the cluster has no lineage {id}"),
         Why::SeveralLineages(all) => several_lineages(all),
+        Why::SharedByLineages(all) => shared_by_lineages(all),
         Why::NewestWithoutBackup { newest, .. } => {
             format!("the newest lineage has WAL and no complete backup: {}", lineage_moment(newest))
         }
@@ -97,6 +99,24 @@ fn lost_lineages(cluster: &str, stored: &[LineageId]) -> String {
 fn several_lineages(all: &[LineageMoment]) -> String {
     let all: Vec<String> = all.iter().map(lineage_moment).collect();
     format!("several lineages of the cluster have it: {}", all.join("; "))
+}
+
+fn shared_by_lineages(all: &[SharingLineage]) -> String {
+    let one = |sharing: &SharingLineage| {
+        let SharingLineage { lineage, parent, created, newest } = sharing;
+        let parent = parent.map(|parent| format!(" (split off from {parent})")).unwrap_or_default();
+        let newest = newest.as_ref().map_or("no WAL".to_owned(), |newest| {
+            let time = newest.time.map(|time| format!(", {time}")).unwrap_or_default();
+            format!("WAL up to {} on timeline {}{time}", newest.until, newest.timeline)
+        });
+        format!("{lineage}{parent}, created {created:.0}, {newest}")
+    };
+    let all: Vec<String> = all.iter().map(one).collect();
+    format!(
+        "they have it in common, the restored server would archive into one of them, and the data directory does not show \
+         which: {}",
+        all.join("; ")
+    )
 }
 
 fn damaged_lineage(lineage: LineageId, what: &str, instead: LineageId) -> String {

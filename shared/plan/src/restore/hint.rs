@@ -131,6 +131,15 @@ pub enum Hint {
     },
     /// Which lineage is meant has to be said.
     ChooseLineage,
+    /// Which server the restored one is has to be said, by its lineage.
+    ChooseServer,
+    /// The lineage is the one that a data directory is bound to; another one has to be named.
+    BoundLineage {
+        /// The file that says so.
+        by: String,
+        /// The lineage.
+        lineage: LineageId,
+    },
     /// An older lineage can be restored, which has nothing of the newer one.
     OlderLineage {
         /// The older one.

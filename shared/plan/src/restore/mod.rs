@@ -83,7 +83,7 @@ pub use stop::{
     DatabaseDrop, HeldLock, PreparedTransaction, SearchState, SegmentDecoder, Stop, StopRule, StopSearch,
 };
 pub use unreachable::{
-    DoubtfulEnd, InLineage, LineageMoment, Moment, MomentTarget, Unreachable, Why, Youngest,
+    DoubtfulEnd, InLineage, LineageMoment, Moment, MomentTarget, SharingLineage, Unreachable, Why, Youngest,
 };
 pub use walpoint_base::CreatedTablespace;
 pub use windows::Window;

@@ -135,6 +135,13 @@ pub enum Note {
         /// The other one.
         parent: LineageId,
     },
+    /// Lineages that were split off behind the target have the same there.
+    AlsoInLineages {
+        /// The plan's.
+        lineage: LineageId,
+        /// The others.
+        others: Vec<LineageId>,
+    },
     /// The facts of another lineage are damaged, and it is unknown whether it has the target.
     DamagedLineage {
         /// The other one.

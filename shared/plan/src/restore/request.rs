@@ -27,6 +27,9 @@ pub struct RestoreRequest {
     /// Recover to the end of a timeline also where its last segment has to be built from a `.partial` or a later timeline's
     /// first segment. Recovery to a target before the fork needs no leave for that.
     pub use_partial: bool,
+    /// The restored server archives, so it has to be known which server it is: a lineage is not taken for another one that has the same at
+    /// the target.
+    pub archives: bool,
 }
 
 impl Default for RestoreRequest {
@@ -42,6 +45,7 @@ impl Default for RestoreRequest {
             action: TargetAction::Promote,
             standby: false,
             use_partial: false,
+            archives: false,
         }
     }
 }

@@ -115,6 +115,8 @@ pub enum Why {
     UnknownLineage(LineageId),
     /// Several servers went on from one lineage, and each of them has what was asked for: another content for each.
     SeveralLineages(Vec<LineageMoment>),
+    /// The restored server archives, and several servers have the target in common: nothing says into whose lineage.
+    SharedByLineages(Vec<SharingLineage>),
     /// The newest lineage has WAL and no usable backup, so only an older one could be restored.
     NewestWithoutBackup {
         /// Where the WAL of the newest one ends.
@@ -261,6 +263,19 @@ pub struct LineageMoment {
     pub until: Lsn,
     /// The time of the record that would end recovery, if one would.
     pub time: Option<PgTimestamp>,
+}
+
+/// One of several lineages that have a target in common.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SharingLineage {
+    /// The lineage.
+    pub lineage: LineageId,
+    /// The one that it was split off from, if it was.
+    pub parent: Option<LineageId>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Where its WAL ends, if it has any.
+    pub newest: Option<LineageMoment>,
 }
 
 /// A moment that can be reached.

@@ -6,6 +6,7 @@
 //! | `older` | when an older lineage may be restored than the newest |
 //! | `created`, `required` | the tablespaces that replay creates; the settings that it needs |
 //! | `marked` | records that the index knows of by marks |
+//! | `shared` | a target that several lineages have in common |
 //! | `last_record` | where recovery to the end of the archive ends |
 
 mod created;
@@ -14,6 +15,7 @@ mod last_record;
 mod marked;
 mod older;
 mod required;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -88,7 +90,8 @@ pub async fn prove_from(
 /// Plans with a catalog that is loaded.
 ///
 /// Lineages that were split off from one another are a family: several servers went on from what they have in common. Which
-/// of them is meant only a person knows, so where two members have the target with different content the plan is refused.
+/// of them is meant only a person knows, so where two members have the target with different content the plan is refused. Where it is the
+/// same in both, it is planned in the one that the other was split off from, unless the restored server archives: that is one of the two.
 /// The newest family is tried first; an older one only for what the newest cannot have: a moment before it began, a backup
 /// of the older one. Where an older one went on after the newest was registered, the plan is refused as well.
 ///
@@ -159,7 +162,8 @@ async fn unless_older_is_in_use(
         let named = older::has_name(catalog, other, &request.target).await?;
         let Some(lineage) = in_use.or(named) else { continue };
         let means_it = |why: &Why| {
-            may_be_meant(why, request) || matches!(why, Why::SeveralPoints(_) | Why::NameNotUtf8(_))
+            may_be_meant(why, request)
+                || matches!(why, Why::SeveralPoints(_) | Why::NameNotUtf8(_) | Why::SharedByLineages(_))
         };
         match plan_in_family(catalog, other, request, decoder, now).await? {
             Some(Ok(other)) => {
@@ -190,7 +194,7 @@ async fn plan_in_family(
     now: Timestamp,
 ) -> Result<Option<Verdict>> {
     let (mut plans, mut refused): (Vec<RestorePlan>, Option<Box<Unreachable>>) = (Vec::new(), None);
-    let mut held_back: Vec<Hint> = Vec::new();
+    let (mut held_back, mut same): (Vec<Hint>, Vec<RestorePlan>) = (Vec::new(), Vec::new());
     let named = family.len() > 1 || request.lineage.is_some();
     let others = catalog.lineages().len() > 1 && request.lineage.is_none();
     for &at in family {
@@ -201,7 +205,7 @@ async fn plan_in_family(
         }
         match verdict {
             // Before the fork it is what the one has that it was split off from.
-            Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => {}
+            Ok(plan) if !plans.is_empty() && has_nothing_own(lineage, &plan) => same.push(plan),
             Ok(plan) => plans.push(plan),
             Err(mut unreachable) => {
                 if request.lineage.is_none() && may_be_meant(&unreachable.why, request) {
@@ -217,12 +221,21 @@ async fn plan_in_family(
         }
     }
     if plans.len() + held_back.len() > 1 && !plans.is_empty() {
+        // Each of them is a server that the restored one may be.
+        if request.archives {
+            plans.append(&mut same);
+        }
         let mut several = several_lineages(catalog, request, &plans);
         several.hints.extend(held_back);
         return Ok(Some(Err(Box::new(several))));
     }
     if let Some(mut plan) = plans.pop() {
+        let others: Vec<LineageId> = same.iter().map(|other| other.lineage).collect();
+        if request.archives && !others.is_empty() {
+            return shared::which_server(catalog, request, plan.lineage, others).await.map(Some);
+        }
         plan.notes.extend(split_off_note(catalog, family, &plan));
+        plan.notes.extend(shared::note(plan.lineage, others));
         return Ok(Some(Ok(plan)));
     }
     Ok(refused.map(Err))
@@ -407,6 +420,7 @@ fn may_be_older(why: &Why) -> bool {
         | Why::NewestUnreadable { .. }
         | Why::UnknownLineage(_)
         | Why::SeveralLineages(_)
+        | Why::SharedByLineages(_)
         | Why::NewestWithoutBackup { .. }
         | Why::DamagedLineage { .. }
         | Why::LostLineages { .. }

@@ -132,7 +132,10 @@ async fn last_point(lineage: &LineageCatalog) -> Result<Option<PgTimestamp>> {
 }
 
 /// Where the WAL of a lineage ends: on the timeline that is asked for, or on the newest one that has any.
-async fn last_wal(lineage: &mut LineageCatalog, timeline: TargetTimeline) -> Result<Option<LineageMoment>> {
+pub(super) async fn last_wal(
+    lineage: &mut LineageCatalog,
+    timeline: TargetTimeline,
+) -> Result<Option<LineageMoment>> {
     let last = lineage.ask(None, |facts| last_in(facts, timeline)).await?;
     let parent = lineage.lineage().parent.map(|parent| parent.lineage);
     Ok(last.map(|(timeline, until, time)| LineageMoment {
