@@ -1,15 +1,17 @@
-//! Two repositories of a configuration that are one, reached in two ways: through a link, or under two names of one host.
+//! Two repositories of a configuration that are one, reached in two ways: through a link, or under two names of one host. Or one is a
+//! copy of the other one.
 //!
-//! What "both" hold is one copy, so nothing may count them as two. Only the random ID shows it.
+//! What "both" hold of one place is one copy, so nothing may count them as two. Only the random ID shows it, and a copy has that, too.
 
 use walpoint_storage::object::RepositoryId;
 
 /// Two repositories of the configuration are one.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "repositories {first} and {second} of the configuration are the same repository, with the ID {id}\nDETAIL: What both hold \
-     is one copy, which is lost with that one place.\nHINT: Set url of one of them to another place, or remove it from \
-     the cluster's repositories."
+    "repositories {first} and {second} of the configuration are the same repository, with the ID {id}\nDETAIL: Either both lead to \
+     one place, with which all is lost that they hold, or one is a copy of the other. A copy of a repository has its ID, and cannot be \
+     used beside it.\nHINT: Set url of one of them to an empty place and run \"archive-agent init\", which creates a repository with \
+     an ID of its own there, or remove it from the cluster's repositories."
 )]
 pub(crate) struct SamePlace {
     /// One of them.
@@ -49,5 +51,6 @@ mod tests {
             refused.starts_with("repositories near and again of the configuration are the same"),
             "{refused}"
         );
+        assert!(refused.contains("A copy of a repository has its ID"), "{refused}");
     }
 }
