@@ -447,6 +447,7 @@ async fn unbound(
         Err(error) => match error.downcast_ref::<TargetError>() {
             Some(
                 TargetError::UnknownLineage { .. }
+                | TargetError::OthersLineage { .. }
                 | TargetError::DamagedLineage(_)
                 | TargetError::SplitBrain(_),
             ) => {

@@ -52,6 +52,11 @@ struct Candidate {
 }
 
 impl Candidate {
+    /// What shows that it is another server's, if it is this lineage.
+    fn others(&self, id: LineageId) -> Option<&(TimelineId, String)> {
+        self.other.as_ref().filter(|_| self.lineage.id == id)
+    }
+
     fn seen(&self, size: SegmentSize) -> SeenLineage {
         SeenLineage {
             id: self.lineage.id,
@@ -138,6 +143,17 @@ pub(crate) async fn choose(
     }
     if candidates.iter().all(|candidate| candidate.other.is_some()) {
         return of_no_candidate(&candidates).map_or(Ok(None), Err);
+    }
+    // What the directory is bound to elsewhere is another server's here: no line would be right.
+    if let Some(elsewhere) = elsewhere
+        && let Some((_, what)) = candidates.iter().find_map(|one| one.others(elsewhere))
+    {
+        return Err(TargetError::OthersLineage {
+            repository: repository.name().to_owned(),
+            lineage: elsewhere,
+            what: what.clone(),
+            binding: pgdata.join(BINDING),
+        });
     }
     let possible = possible.filter(|one| elsewhere.is_none_or(|elsewhere| one.lineage.id == elsewhere));
     Err(TargetError::UnknownLineage {
@@ -362,6 +378,9 @@ async fn segments(
 mod tests {
     use walpoint_base::PgMajor;
 
+    use walpoint_repo::lineage::ParentLineage;
+    use walpoint_repo::repository::NewLineage;
+
     use super::super::fixtures::{Bed, size, switch_in};
     use super::*;
 
@@ -387,5 +406,54 @@ mod tests {
             refuse_histories(&candidates, &repository, &cluster, &bed.pgdata().join("pg_wal")).await.unwrap();
             assert_eq!(bed.archive.all_histories().await.unwrap().refused.len(), kept);
         }
+    }
+
+    /// In one repository a number is the directory's own lineage, in the other one a lineage that another server split off there.
+    #[tokio::test]
+    async fn a_number_that_is_another_servers_lineage_is_named_with_the_way_out() {
+        let bed = Bed::new().await;
+        let (repository, first) = (bed.archive.repository(), bed.archive.lineage());
+        let new = NewLineage {
+            system_id: first.system_id(),
+            major: first.major,
+            segment_size: first.segment_size,
+            wal_block_size: first.wal_block_size,
+            block_size: first.block_size,
+            relation_segment_blocks: first.relation_segment_blocks,
+            ack: vec![],
+        };
+        let parent = ParentLineage { lineage: first.id, fork: None, began: None, life: None };
+        let others = repository.split_lineage(&first.cluster, new, Some(parent), 0).await.unwrap();
+        let (timeline, history) =
+            (TimelineId::new(2).unwrap(), |name: &str| switch_in(&format!("0000000100000000{name}"), 0x800));
+        let name = WalFileName::History(timeline);
+        repository.wal(&others).put_file(name, history("00000002")).await.unwrap();
+        let path = bed.pgdata().join("pg_wal").join(name.to_string());
+        std::fs::write(path, history("00000003")).unwrap();
+        let identity = WalIdentity {
+            system_id: first.system_id(),
+            major: first.major,
+            segment_size: first.segment_size,
+        };
+        let incarnation = Incarnation::of(&bed.pgdata());
+        let moment = ServerMoment { incarnation, written: Some(timeline), newest: timeline };
+        let pgdata = bed.pgdata();
+        let of = async |elsewhere| {
+            let place = (pgdata.as_path(), elsewhere);
+            let chosen = choose(repository, &first.cluster, &identity, place, (&moment, true), None).await;
+            chosen.map(drop).unwrap_err().to_string()
+        };
+        let text = of(Some(others.id)).await;
+        assert!(
+            text.starts_with(&format!("lineage {} in repository main is another server's", others.id)),
+            "{text}"
+        );
+        assert!(
+            text.contains("init --new-lineage --even-if-bound") && !text.contains("is missing"),
+            "{text}"
+        );
+        // A directory that is bound nowhere may still be the first one's.
+        let text = of(None).await;
+        assert!(text.contains("is missing") && text.contains(&format!("main {}", first.id)), "{text}");
     }
 }

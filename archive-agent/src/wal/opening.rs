@@ -130,6 +130,7 @@ impl WalTarget {
             Ok(None)
             | Err(
                 TargetError::UnknownLineage { .. }
+                | TargetError::OthersLineage { .. }
                 | TargetError::DamagedLineage(_)
                 | TargetError::SplitBrain(_),
             ) => Ok(()),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use walpoint_base::timeline::HistoryError;
-use walpoint_base::{ClusterName, WalFileName};
+use walpoint_base::{ClusterName, LineageId, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_storage::RepoError;
 
@@ -100,6 +100,23 @@ pub(crate) enum TargetError {
         binding: PathBuf,
         /// What it could hold.
         lines: Vec<String>,
+    },
+    /// The number of the server's lineage in other repositories is another server's lineage in this one.
+    #[error(
+        "lineage {lineage} in repository {repository} is another server's, so nothing of this server is stored there: {what}\n\
+         DETAIL: In another repository, lineage {lineage} is this server's, by {}.\nHINT: To begin a lineage that is this server's \
+         in all repositories, run \"archive-agent init --new-lineage --even-if-bound\" on it.",
+        .binding.display()
+    )]
+    OthersLineage {
+        /// The repository's name.
+        repository: String,
+        /// The lineage.
+        lineage: LineageId,
+        /// What shows it.
+        what: String,
+        /// The file that binds the data directory in the other repository.
+        binding: PathBuf,
     },
     /// Nothing shows that this server's WAL does not belong to a lineage whose facts are damaged.
     #[error("{0}")]
