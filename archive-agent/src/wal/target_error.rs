@@ -22,8 +22,9 @@ pub(crate) enum TargetError {
     Repository(#[from] RepoError),
     /// The repository does not know this cluster.
     #[error(
-        "repository {repository} does not know cluster {cluster} with system identifier {}\nHINT: Register it with \
-         \"archive-agent init\" (with --new-lineage for a copy that archives separately).", .identity.system_id
+        "repository {repository} does not know cluster {cluster} with system identifier {}\nHINT: If the cluster is new there, \
+         register it with \"archive-agent init\". After pg_upgrade or a rebuild with initdb, and for a copy that archives \
+         separately, run \"archive-agent init --new-lineage\".", .identity.system_id
     )]
     Unregistered {
         /// The repository's name.
@@ -190,5 +191,25 @@ impl TargetError {
             Self::Hangs => true,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::{PgMajor, SegmentSize, SystemId};
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_system_identifier_is_registered_by_what_made_it() {
+        let identity = WalIdentity {
+            system_id: SystemId(7),
+            major: PgMajor::new(17).unwrap(),
+            segment_size: SegmentSize::DEFAULT,
+        };
+        let (repository, cluster) = ("near".to_owned(), "main".parse().unwrap());
+        let text = TargetError::Unregistered { repository, cluster, identity }.to_string();
+        let way_out = "After pg_upgrade or a rebuild with initdb";
+        assert!(text.contains(way_out) && text.contains("init --new-lineage\"."), "{text}");
     }
 }

@@ -46,7 +46,7 @@ fn a_copy_never_archives_into_productions_lineage_of_a_repository_that_was_away(
     });
     assert_eq!(stored(), before, "production's lineage is another server's");
     let checked = bed.agent.run(&["check", "--no-switch"]);
-    assert!(checked.stdout.contains("Register it with \"archive-agent init\""), "{checked:#?}");
+    assert!(checked.stdout.contains("register it with \"archive-agent init\""), "{checked:#?}");
     bed.agent.init(&[]).expect_success();
     wait::until_true(SOON, "it is copied into its own lineage", || stored() >= before + 3);
     assert_eq!(daemon.stop(), 0);
