@@ -210,7 +210,7 @@ fn newer_without_backup(newest: &LineageMoment, older: LineageId) -> String {
 }
 
 fn also_in_lineages(lineage: LineageId, others: &[LineageId]) -> String {
-    let others: Vec<String> = others.iter().map(|other| other.to_string()).collect();
+    let others: Vec<String> = others.iter().map(ToString::to_string).collect();
     let (have, they) = if others.len() > 1 { ("have", "they were") } else { ("has", "it was") };
     format!(
         "Lineage {} {have} the target too, from before {they} split off. This plan recovers in lineage {lineage}.\nHINT: If you restore \

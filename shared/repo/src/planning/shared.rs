@@ -25,7 +25,7 @@ pub(super) async fn which_server(
     others: Vec<LineageId>,
 ) -> Result<Verdict> {
     let (mut sharing, mut segment_size) = (Vec::new(), SegmentSize::DEFAULT);
-    for id in [first].into_iter().chain(others) {
+    for id in std::iter::once(first).chain(others) {
         let lineage = catalog.lineages_mut().iter_mut().find(|lineage| lineage.id() == id);
         let Some(lineage) = lineage else { continue };
         let newest = older::last_wal(lineage, TargetTimeline::Latest).await?;
