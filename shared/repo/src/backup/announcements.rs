@@ -176,6 +176,13 @@ pub struct NumberedAnnouncement {
     pub announcement: Announcement,
 }
 
+/// The backups that announcements name to be deleted. One of them that has no manifest any more is no unfinished one: what is left of it
+/// waits for the next `expire`, or is under lock.
+pub fn backups_to_delete(announced: &[NumberedAnnouncement]) -> BTreeSet<BackupId> {
+    let expired = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Expired);
+    expired.flat_map(|one| one.announcement.backups.iter().copied()).collect()
+}
+
 /// What was found damaged of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FoundDamage {

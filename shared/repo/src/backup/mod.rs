@@ -119,7 +119,7 @@ mod write;
 pub(crate) use self::announcements::list_announcements;
 pub use self::announcements::{
     AnnouncedPacks, AnnouncedRequest, AnnouncedSet, AnnouncedWal, Announcement, AnnouncementReason,
-    Announcements, DamagedAnnouncement, FoundDamage, NumberedAnnouncement,
+    Announcements, DamagedAnnouncement, FoundDamage, NumberedAnnouncement, backups_to_delete,
 };
 pub use self::blocks::{BlockList, BlockLocation, BlockRun};
 pub use self::catalog::{BackupStage, Backups, ListedBackup, ListedState, ManifestState};

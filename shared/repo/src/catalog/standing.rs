@@ -9,7 +9,7 @@ use walpoint_storage::error::{RepoError, Result, error_chain};
 use super::lineage::LineageCatalog;
 use crate::backup::{
     AnnouncementReason, Announcements, BackupSummary, ListedBackup, ListedState, ManifestState,
-    NumberedAnnouncement,
+    NumberedAnnouncement, backups_to_delete,
 };
 use crate::wal::WalArchive;
 
@@ -67,17 +67,16 @@ impl LineageCatalog {
         self.leave_out_what_was_stored_anew().await;
     }
 
-    /// A backup that is being deleted looks as if it had lost its manifest.
+    /// A backup that is being deleted looks as if it had lost its manifest, or were unfinished.
     fn leave_out_what_is_being_deleted(&mut self) {
-        let lost = Ok(&BackupState::Unusable(Unusable::LostManifest));
-        let announced = self.announcements().unwrap_or_default().iter().map(|one| &one.announcement);
-        let expired = announced.filter(|one| one.reason == AnnouncementReason::Expired);
-        let going: Vec<_> = expired
-            .flat_map(|one| &one.backups)
-            .filter(|id| self.facts.backup(**id) == lost)
-            .copied()
-            .collect();
-        for id in going {
+        for id in backups_to_delete(self.announcements().unwrap_or_default()) {
+            let without_manifest = matches!(
+                self.facts.backup(id),
+                Ok(BackupState::Unusable(Unusable::LostManifest | Unusable::Unfinished))
+            );
+            if !without_manifest {
+                continue;
+            }
             let deleted = BackupState::Unusable(Unusable::Deleted);
             self.facts.answer(Question::Backup(id), Answer::Backup(deleted));
         }

@@ -18,6 +18,7 @@ use super::points::Newest;
 use super::{BrokenChain, Catalog, LineageCatalog};
 use crate::backup::{
     AnnouncementReason, BackupStage, BackupSummary, Backups, ListedBackup, ListedState, ManifestState,
+    NumberedAnnouncement, backups_to_delete,
 };
 use crate::lineage::DamagedLineage;
 
@@ -48,7 +49,8 @@ impl Catalog {
             lineages.push(lineage.status(newest).await?);
         }
         let mut backups: Vec<BackupStatus> = self.backups().iter().map(BackupStatus::of).collect();
-        let (mut details, damaged) = self.details(newest).await?;
+        let announced = Backups::of(self.repository(), self.cluster()).announcements().await?.read;
+        let (mut details, damaged) = self.details(newest, &announced).await?;
         for (backup, listed) in backups.iter_mut().zip(self.backups()) {
             backup.details = details.remove(&listed.id);
             backup.manifest_damage = match listed.lost_its_manifest() {
@@ -62,6 +64,8 @@ impl Catalog {
             }
             backup.damaged_page_count = backup.details.as_ref().map(|details| details.damaged_pages);
         }
+        let going = backups_to_delete(&announced);
+        backups.retain(|one| one.state != BackupStage::Unfinished || !going.contains(&one.id));
         Ok(ClusterStatus {
             cluster: self.cluster().clone(),
             repository: self.repository().name().to_owned(),
@@ -84,6 +88,7 @@ impl Catalog {
     async fn details(
         &mut self,
         newest: Newest,
+        announced: &[NumberedAnnouncement],
     ) -> Result<(BTreeMap<BackupId, BackupDetails>, BTreeSet<BackupId>)> {
         let reader = Backups::of(self.repository(), self.cluster());
         let finished = self.backups().iter().filter(|one| matches!(one.state, ListedState::Finished(_)));
@@ -99,12 +104,11 @@ impl Catalog {
                 Err(error) => return Err(error),
             }
         }
-        let announced = reader.announcements().await?;
-        let found = announced.read.iter().map(|one| &one.announcement);
+        let found = announced.iter().map(|one| &one.announcement);
         let found = found.filter(|one| one.reason == AnnouncementReason::Damaged);
         damaged.extend(found.flat_map(|one| one.backups.iter().copied()));
         let uses = summaries.iter().map(|(id, summary)| (*id, summary.parents.clone())).collect();
-        let found = reader.found_damaged(&uses, &announced.read).await?;
+        let found = reader.found_damaged(&uses, announced).await?;
         let mut details = BTreeMap::new();
         for (id, summary) in summaries {
             let facts = &summary.facts;
@@ -117,7 +121,7 @@ impl Catalog {
             let lineage = self.lineages_mut().iter_mut().find(|lineage| lineage.id() == facts.lineage);
             if let Some(lineage) = lineage {
                 lineage.know_announcements().await;
-                let announced = lineage.announcements().unwrap_or(&announced.read).to_vec();
+                let announced = lineage.announcements().unwrap_or(announced).to_vec();
                 let lacking = lineage.lacks(wal, &announced).await?;
                 (damage.segments, damage.history) = (lacking.segments, lacking.history);
             }

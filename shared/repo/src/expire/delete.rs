@@ -62,7 +62,7 @@ impl<'a> Deleter<'a> {
             self.sweep(prefix, |object| !matches!(object, ClusterObject::Manifest(_))).await?;
         }
         for prefix in &backups {
-            self.sweep(prefix, |_| true).await?;
+            self.sweep(prefix, |object| matches!(object, ClusterObject::Manifest(_))).await?;
         }
         let held = self.locked.iter().filter_map(|(object, _)| match object {
             ClusterObject::Manifest(id) => Some(*id),

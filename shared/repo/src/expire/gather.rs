@@ -18,7 +18,7 @@ use super::soundness::{Pack, PackLengths, Proven, prove};
 use crate::Repository;
 use crate::backup::{
     AnnouncedSet, AnnouncementReason, Announcements, BackupSummary, Backups, DamagedAnnouncement, Intent,
-    ListedBackup, ListedState, ManifestState, NumberedAnnouncement,
+    ListedBackup, ListedState, ManifestState, NumberedAnnouncement, backups_to_delete,
 };
 use crate::catalog::{Catalog, LineageCatalog, newer_than, stored_histories, wal_of};
 use crate::holds::{DamagedHold, Holdings, Holds};
@@ -209,15 +209,17 @@ impl Gathered {
         listed: &[ListedBackup],
         announced: &[NumberedAnnouncement],
     ) -> Result<BTreeMap<BackupId, Timestamp>> {
-        let mut stored = BTreeMap::new();
+        let (mut stored, going) = (BTreeMap::new(), backups_to_delete(announced));
         for one in listed {
             match (one.state, one.begun) {
                 (ListedState::Finished(at), _) => {
                     stored.insert(one.id, at);
                 }
                 (ListedState::Aborted(at), _) => self.aborted.push((one.id, at)),
+                // It is being deleted, and no process will finish it.
+                (ListedState::Unfinished, _) if going.contains(&one.id) => {}
                 // What it needs is as little known as of one whose manifest is damaged.
-                (ListedState::Unfinished, _) if one.lost_its_manifest() && !is_going(announced, one.id) => {
+                (ListedState::Unfinished, _) if one.lost_its_manifest() => {
                     let id = one.id;
                     let lost = format!("the manifest of backup {id} is lost");
                     self.cannot_read(
@@ -227,8 +229,6 @@ impl Gathered {
                         ),
                     );
                 }
-                // It is being deleted, and no process will finish it.
-                (ListedState::Unfinished, _) if one.lost_its_manifest() => {}
                 (ListedState::Unfinished, Some(begun)) => {
                     let intent = self.intent(backups, one.id).await?;
                     let seen = last_sign(backups, one.id, begun).await?;
@@ -443,12 +443,6 @@ impl Gathered {
             first_backup: backups.map(|backup| backup.ended).min(),
         }
     }
-}
-
-/// Whether a backup is being deleted: its manifest goes after what else it has, and that may be under lock.
-fn is_going(announced: &[NumberedAnnouncement], id: BackupId) -> bool {
-    let expired = announced.iter().filter(|one| one.announcement.reason == AnnouncementReason::Expired);
-    expired.flat_map(|one| &one.announcement.backups).any(|going| *going == id)
 }
 
 /// What was announced as damaged.

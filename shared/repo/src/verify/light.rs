@@ -16,7 +16,7 @@ use walpoint_storage::layout::{ClusterObject, ClusterPaths};
 use super::needed::{Needed, wanted};
 use super::report::{Cure, FindingKind, VerifyFinding};
 use super::{Depth, Run};
-use crate::backup::{AnnouncementReason, ListedBackup, ListedState};
+use crate::backup::{AnnouncementReason, ListedBackup, ListedState, backups_to_delete};
 use crate::catalog::{Catalog, LineageCatalog, wal_of};
 use crate::expire::Outlook;
 use crate::holds::Holds;
@@ -220,7 +220,11 @@ impl Run<'_> {
         if self.options.backup.is_none() && finished.count() == self.ids.len() {
             lost.extend(self.without_a_name(listed).await?);
         }
-        if !lost.is_empty() {
+        let is_old = |begun: &Timestamp| Timestamp::now().duration_since(*begun) > LONG;
+        let unfinished = listed.iter().filter(|one| one.state == ListedState::Unfinished);
+        let mut old: Vec<_> =
+            unfinished.filter_map(|one| Some((one.id, one.begun.filter(is_old)?))).collect();
+        if !(lost.is_empty() && old.is_empty()) {
             // What is deleted is announced first.
             let announced = self.backups.announcements().await?.read;
             let goes = |id: &BackupId| {
@@ -230,6 +234,8 @@ impl Run<'_> {
                 })
             };
             lost.retain(|id| !goes(id));
+            let going = backups_to_delete(&announced);
+            old.retain(|(id, _)| !lost.contains(id) && !going.contains(id));
         }
         for id in &lost {
             self.report.finding(VerifyFinding {
@@ -241,15 +247,10 @@ impl Run<'_> {
                 remedy: Cure::PutBackOrExpire(*id),
             });
         }
-        for one in listed.iter().filter(|one| one.state == ListedState::Unfinished && !lost.contains(&one.id))
-        {
-            let Some(begun) = one.begun.filter(|begun| Timestamp::now().duration_since(*begun) > LONG) else {
-                continue;
-            };
+        for (id, begun) in old {
             self.report.notes.push(format!(
-                "backup {} was begun on {begun:.0} and has no manifest: it was never finished, or its manifest is \
-                 lost\nDETAIL: The next backup reuses what it stored, and expire aborts it.",
-                one.id
+                "backup {id} was begun on {begun:.0} and has no manifest: it was never finished, or its manifest is \
+                 lost\nDETAIL: The next backup reuses what it stored, and expire aborts it."
             ));
         }
         Ok(())

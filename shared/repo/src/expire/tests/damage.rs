@@ -312,6 +312,34 @@ async fn a_backup_under_lock_stays_whole() {
     assert_eq!(segments(&bed).await.first(), Some(&45));
 }
 
+/// K3: a backup of which the store keeps nothing but the intent is deleted and no unfinished one: it keeps none of its parents, and every
+/// run tries to delete what is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intent_under_lock_is_no_unfinished_backup() {
+    let (bed, ids) = world().await;
+    let child = Intent { parents: vec![ids[3]], ..intent(&bed, id(8, 9 * DAY + 12), ago(9 * DAY + 12)) };
+    let writer = begin(&bed, child).await;
+    let child = finish(&bed, writer, 8, 9 * DAY + 12).await;
+    let store = CrashingStore::new(bed.dir.path(), u32::MAX);
+    let repository = Repository::over("main", store.store(), None).await.unwrap();
+    let intent = ClusterPaths::new(&cluster()).intent(child);
+    store.lock(Some(intent.as_str()));
+    for (count, expected) in [(2, &ids[3..]), (2, &ids[3..]), (1, &ids[4..])] {
+        let report = expire(&repository, &cluster(), &at_once(count)).await.unwrap();
+        assert_eq!((report.denied_count, &report.denied_objects[..]), (1, &[intent.to_string()][..]));
+        assert_eq!(finished(&bed).await, expected);
+        let mut catalog = Catalog::load(bed.archive.repository(), &cluster()).await.unwrap();
+        let status = catalog.status().await.unwrap();
+        assert_eq!(status.backups.iter().map(|backup| backup.id).collect::<Vec<_>>(), expected);
+        let of_child = keys(&bed).await.into_iter().filter(|key| key.contains(&child.to_string()));
+        assert_eq!(of_child.collect::<Vec<_>>(), [intent.to_string()]);
+    }
+    store.lock(None);
+    expire(&repository, &cluster(), &at_once(1)).await.unwrap();
+    assert!(!keys(&bed).await.contains(intent.as_str()));
+    assert_eq!(finished(&bed).await, [ids[4]]);
+}
+
 /// K3: the tombstone of an unfinished backup stands where a manifest would and needs nothing: under a lock it keeps nothing else
 /// from being deleted.
 #[tokio::test(flavor = "multi_thread")]
