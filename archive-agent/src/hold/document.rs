@@ -106,6 +106,11 @@ impl HoldDocument {
 
     /// For a person, in one line.
     pub(crate) fn line(&self) -> String {
+        format!("{:>4}  {}", self.number, self.description())
+    }
+
+    /// The same without its number.
+    pub(super) fn description(&self) -> String {
         let on = match (&self.backup, &self.label) {
             (Some(id), _) => format!("backup {id}"),
             (None, label) => format!("label \"{}\"", shown(label.as_deref().unwrap_or_default())),
@@ -117,7 +122,7 @@ impl HoldDocument {
             _ => String::new(),
         };
         let (who, reason) = (shown(&self.placed_by), shown(&self.reason));
-        format!("{:>4}  {on}, {until}, by {who}: {reason}{state}", self.number)
+        format!("{on}, {until}, by {who}: {reason}{state}")
     }
 }
 

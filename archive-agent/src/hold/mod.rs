@@ -5,6 +5,7 @@
 //! same command again places it in the others too, twice at worst, which does no harm.
 
 mod document;
+mod numbered;
 mod recorded;
 
 use anyhow::{Context, anyhow, bail};
@@ -97,8 +98,8 @@ pub(crate) struct AddArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = help::examples(REMOVE))]
 pub(crate) struct RemoveArgs {
-    /// Remove the hold that has this number in the first repository, as hold list shows it, and the same hold in the others. With --repo
-    /// NAME, the number is the one in that repository, and the hold is removed only there.
+    /// Remove the hold that has this number, as hold list shows it, from every repository that has it, under whatever number. Where the
+    /// number belongs to different holds in several repositories, add --repo NAME: the hold is then removed only there.
     number: u64,
     /// Record who removed the hold [default: the user that runs the command].
     #[arg(long, value_name = "NAME", value_parser = args::line)]
@@ -303,7 +304,6 @@ async fn remove(
     let at = Timestamp::now();
     let who = args.who.clone().unwrap_or_else(user);
     let mut document = HoldsDocument::new(&selection.cluster);
-    let mut meant: Option<Placement> = None;
     let (mut all, own) = (Vec::new(), LocalCluster::of(selection).await);
     for (name, settings) in &selection.repositories {
         let repository = Repository::open(name, settings).await?;
@@ -333,24 +333,12 @@ async fn remove(
         }
         all.push((repository, holds, known.holds));
     }
+    let known: Vec<(&str, &[Hold])> =
+        all.iter().map(|(repository, _, placed)| (repository.name(), placed.as_slice())).collect();
+    let meant = numbered::placement(args.number, &known, at)?;
     for (repository, holds, placed) in all {
         let name = repository.name();
-        let same = |hold: &&Hold| match &meant {
-            None => hold.number == args.number,
-            Some(placement) => hold.placed == *placement,
-        };
-        let Some(hold) = placed.iter().find(same) else {
-            if meant.is_some() {
-                continue;
-            }
-            return Err(anyhow!(
-                "repository {name} has no hold {}\nHINT: \"archive-agent hold list\" shows the holds.",
-                args.number
-            )
-            .into());
-        };
-        meant.get_or_insert_with(|| hold.placed.clone());
-        let mut hold = hold.clone();
+        let Some(mut hold) = placed.into_iter().find(|hold| hold.placed == meant) else { continue };
         if hold.removed.is_none() {
             holds.remove(hold.number, &who, at).await?;
             recorded::removed(&repository, selection, hold.number, &who, Some(&hold.placed)).await;
