@@ -4,8 +4,9 @@ use walpoint_base::Lsn;
 use walpoint_storage::layout::ClusterPaths;
 
 use super::{Anything, found_now, of_noise, of_packs, path, replace, run, run_with};
-use crate::backup::{Attributes, BlockSize, Intent, WriteOptions};
+use crate::backup::{Attributes, BlockSize, Intent, PageFault, WriteOptions};
 use crate::expire::tests::{ago, cluster, id, intent, keys, publish, world};
+use crate::index::tests::Bed;
 use crate::verify::*;
 
 /// A page check that finds the second block of every file wrong.
@@ -170,6 +171,27 @@ impl ContentCheck for NewerThan {
     }
 }
 
+/// A backup of one file of four equal blocks, one of which it records as damaged.
+async fn four_blocks(bed: &Bed, intent: Intent, hours: i64, recorded: Option<u64>) -> BackupId {
+    let backups = Backups::of(bed.archive.repository(), &cluster());
+    let options = WriteOptions::default();
+    let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &options).await.unwrap();
+    let mut stream = writer.stream();
+    tokio::task::spawn_blocking(move || {
+        let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: hours };
+        stream.directory(TablePath::data("").unwrap(), attributes).unwrap();
+        let mut file = stream.file(TablePath::data("file").unwrap());
+        file.write(&[7; 4 * 8192]).unwrap();
+        let fault = PageFault::Checksum { stored: 1, computed: 2 };
+        recorded.into_iter().for_each(|block| file.bad_page(block, fault));
+        file.finish(attributes).unwrap();
+        stream.finish().unwrap();
+    })
+    .await
+    .unwrap();
+    publish(bed, writer, hours).await
+}
+
 /// A shared block is nothing wrong in the backup that it is newer than, and damage in one that began later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
@@ -177,27 +199,27 @@ async fn a_page_left_to_replay_by_one_backup_is_judged_again_with_the_next() {
     let mut made = Vec::new();
     for (segment, hours) in [(60, 3), (70, 2)] {
         let intent = Intent { parents: made.clone(), ..intent(&bed, id(segment, hours), ago(hours)) };
-        let backups = Backups::of(bed.archive.repository(), &cluster());
-        let options = WriteOptions::default();
-        let writer = backups.begin(intent, BlockSize::new(8192).unwrap(), &options).await.unwrap();
-        let mut stream = writer.stream();
-        tokio::task::spawn_blocking(move || {
-            let attributes = Attributes { mode: 0o700, uid: 26, gid: 26, mtime: hours };
-            stream.directory(TablePath::data("").unwrap(), attributes).unwrap();
-            let mut file = stream.file(TablePath::data("file").unwrap());
-            file.write(&[7; 4 * 8192]).unwrap();
-            file.finish(attributes).unwrap();
-            stream.finish().unwrap();
-        })
-        .await
-        .unwrap();
-        made.push(publish(&bed, writer, hours).await);
+        made.push(four_blocks(&bed, intent, hours, None).await);
     }
     let newer = Arc::new(NewerThan(made[0].start()));
     let report = run_with(&bed, Depth::Full, None, newer).await;
     let pages: Vec<_> = report.findings.iter().filter(|finding| finding.kind == FindingKind::Page).collect();
     assert_eq!(pages.len(), 1, "{report:#?}");
     assert_eq!(pages[0].backups, [made[1].to_string()]);
+}
+
+/// A page that its backup records as damaged counts as that, also where its LSN makes it look newer than the backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_page_counts_whatever_its_lsn_is() {
+    let (bed, _) = world().await;
+    let (first, second) = (intent(&bed, id(60, 3), ago(3)), intent(&bed, id(70, 2), ago(2)));
+    let recorded = four_blocks(&bed, first, 3, Some(1)).await;
+    let second = Intent { parents: vec![recorded], ..second };
+    let later = four_blocks(&bed, second, 2, None).await;
+    let newer_than_both = Arc::new(NewerThan(later.start() + 1));
+    let report = run_with(&bed, Depth::Full, None, newer_than_both).await;
+    assert_eq!(report.known_damaged_page_count, 1, "{report:#?}");
+    assert!(report.findings.iter().all(|finding| finding.kind != FindingKind::Page), "{report:#?}");
 }
 
 /// K4: the end of a pack is read like the rest of it, and costs no backup its place.
