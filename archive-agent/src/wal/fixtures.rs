@@ -144,11 +144,16 @@ impl Bed {
     /// Lets every read of a stored file fail as an I/O error does, which the store's answers about other objects do not show: a file of
     /// the kernel is shorter than it says. It is listed all the same.
     pub(crate) fn make_unreadable(&self, name: &str) -> Unreadable {
-        let path = find(&self.dir.path().join("repository"), name).unwrap();
+        let path = self.stored(name);
         let aside = self.dir.path().join(name);
         rename(&path, &aside);
         std::os::unix::fs::symlink("/sys/devices/system/cpu/online", &path).unwrap();
         Unreadable { path, aside }
+    }
+
+    /// The file in which the repository has what is stored under that name.
+    pub(super) fn stored(&self, name: &str) -> PathBuf {
+        find(&self.dir.path().join("repository"), name).unwrap()
     }
 
     /// Puts a copy of the repository in its place, as on another disk.

@@ -27,6 +27,7 @@ use super::points;
 use super::presence::Presence;
 use super::split_brain::SplitBrain;
 pub(crate) use super::target_error::TargetError;
+pub(super) use super::target_error::in_the_way;
 use super::unfinished::Unfinished;
 use super::writes::Writes;
 
@@ -266,7 +267,7 @@ impl WalTarget {
     ) -> BoxFuture<'a, Result<Stored, TargetError>> {
         let store = async move {
             let (entry, lineage) = (sealed.entry(), archive.lineage().id);
-            let sealed = points::store(archive, sealed, content).await?;
+            let sealed = points::store(archive, sealed, content).await.map_err(in_the_way)?;
             let stored = match archive.put_sealed(sealed, content).await {
                 Ok(stored) => stored,
                 Err(conflict @ RepoError::Conflict { .. }) if accepted(archive, name).await => {
@@ -281,7 +282,7 @@ impl WalTarget {
                 Err(error @ RepoError::Conflict { .. }) => {
                     return Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into());
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(in_the_way(error).into()),
             };
             match stored {
                 Stored::New => self.note(Noted { lineage, name, entry }),
@@ -313,7 +314,7 @@ impl WalTarget {
                     );
                     Ok(Stored::Same)
                 }
-                stored => Ok(stored?),
+                stored => Ok(stored.map_err(in_the_way)?),
             }
         };
         Box::pin(self.or_start_over(store))
@@ -386,4 +387,36 @@ fn opening_may_cure(error: &RepoError) -> bool {
 /// Whether an archive is known to hold a segment as it was accepted although damaged.
 async fn accepted(archive: &WalArchive, name: SegmentName) -> bool {
     matches!(archive.header(name).await, Ok(Some(header)) if header.damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::fixtures::{Bed, switch_in};
+
+    /// A3: whatever is left of a stored object that is damaged, the refusal of its file says how to continue.
+    #[tokio::test]
+    async fn what_a_damaged_object_is_in_the_way_of_says_how_to_continue() {
+        let (bed, name) = (Bed::new().await, "00000002.history".parse::<WalFileName>().unwrap());
+        let (target, content) =
+            (bed.target(true), WalContent::from(switch_in("000000020000000000000001", 64)));
+        let store = async || target.store_other(&bed.archive, name, &content).await;
+        assert_eq!(store().await.unwrap(), Stored::New);
+        let object = bed.stored("00000002.history");
+        let whole = std::fs::read(&object).unwrap();
+        for length in [0, 10, whole.len() - 1] {
+            walpoint_base::durable::replace(&object, &whole[..length], 0o600).unwrap();
+            let refused = store().await.unwrap_err().to_string();
+            assert!(
+                refused.contains("\nDETAIL: It prevents storing an object under that name."),
+                "{refused}"
+            );
+            assert!(
+                refused.ends_with("\nHINT: Move that object away. The next attempt then stores the file."),
+                "{refused}"
+            );
+        }
+        std::fs::remove_file(&object).unwrap();
+        assert_eq!(store().await.unwrap(), Stored::New);
+    }
 }

@@ -10,6 +10,7 @@ use walpoint_base::timeline::HistoryError;
 use walpoint_base::{ClusterName, LineageId, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_storage::RepoError;
+use walpoint_storage::error::Remedy;
 
 use super::split_brain::SplitBrain;
 use crate::same_place::SamePlace;
@@ -180,6 +181,16 @@ impl StoredHistory {
 impl From<SplitBrain> for TargetError {
     fn from(split: SplitBrain) -> Self {
         Self::SplitBrain(Box::new(split))
+    }
+}
+
+/// What goes wrong where a file is stored. A damaged object under its name does not become another one: it has to be moved away.
+pub(super) fn in_the_way(error: RepoError) -> RepoError {
+    match error {
+        RepoError::Corrupt { key, what, remedy: None } => {
+            RepoError::Corrupt { key, what, remedy: Some(Remedy::MoveAway) }
+        }
+        other => other,
     }
 }
 

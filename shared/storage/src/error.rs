@@ -194,6 +194,8 @@ pub enum Remedy {
     VerifyBackups,
     /// Delete a backup that cannot be read.
     ExpireBackup(BackupId),
+    /// Move a damaged object away that is in the way of a file, which is then stored.
+    MoveAway,
     /// Say that a timeline was abandoned, if nothing of it is needed.
     AbandonTimeline(TimelineId),
 }

@@ -74,6 +74,9 @@ pub fn hint(remedy: &Remedy) -> String {
              repository that was lost and replaced (\"archive-agent init\" shows it), or without --lost-repo if none was. That records \
              again which repositories acknowledge."
             .to_owned(),
+        Remedy::MoveAway => {
+            "Move that object away. The next attempt then stores the file.".to_owned()
+        }
         Remedy::AbandonTimeline(timeline) => format!(
             "If nothing of timeline {timeline} is needed, run \"archive-agent lineage settle --timeline {timeline} --abandoned --reason \
              TEXT\"."

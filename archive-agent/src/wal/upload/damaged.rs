@@ -8,11 +8,12 @@ use walpoint_base::socket::FileIdentity;
 use walpoint_base::{SegmentName, WalFileName};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
+use walpoint_storage::error::Remedy;
 
 use super::admission::CandidateRepository;
 use super::{UploadError, UploadSource, Uploader, upload_error};
 use crate::wal::dropped::has_own;
-use crate::wal::target::{TargetError, WalTarget};
+use crate::wal::target::{TargetError, WalTarget, in_the_way};
 
 /// How long a repository may take to say what it has of a segment, if it is not to be stored there.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -275,9 +276,10 @@ pub(super) async fn is_readable(
                 %file,
                 repository = target.name(),
                 "the stored object is damaged, and the file in pg_wal cannot be stored in its \
-                 place\nHINT: Move that object away. PostgreSQL's next attempt then stores the file."
+                 place\nHINT: {}",
+                walpoint_words::hint(&Remedy::MoveAway)
             );
-            Err(error.into())
+            Err(in_the_way(error).into())
         }
         Err(error) => Err(error.into()),
     }
