@@ -18,6 +18,10 @@ use crate::wal::target::TargetError;
 /// The waits between restarts grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
+/// The longest wait while WAL is on record that a backup makes up for: whoever took one looks soon whether that is settled. A look costs each
+/// repository that acknowledges a listing of its backups, and a request for each dropped file, for 200 at most.
+const GAP_WAIT: Duration = Duration::from_secs(10);
+
 /// A task that ran this long was well: the next wait is a short one again.
 const WELL: Duration = Duration::from_secs(60);
 
@@ -33,22 +37,26 @@ where
         let mut task = JoinSet::new();
         task.spawn(start());
         let Some(ended) = task.join_next().await else { return };
-        let (kind, problem) = match ended {
+        let (kind, problem, longest) = match ended {
             Ok(Ok(())) if stop.is_cancelled() => return,
-            Ok(Ok(())) => (ProblemKind::Other, "it ended by itself".to_owned()),
-            Ok(Err(error)) => (kind_of(&error), format_chain(&error)),
-            Err(join) => (ProblemKind::Other, format!("internal error: {join}")),
+            Ok(Ok(())) => (ProblemKind::Other, "it ended by itself".to_owned(), WAITS.1),
+            Ok(Err(error)) => (kind_of(&error), format_chain(&error), longest_wait(&error)),
+            Err(join) => (ProblemKind::Other, format!("internal error: {join}"), WAITS.1),
         };
         health.failing(kind, &problem);
         if begun.elapsed() > WELL {
             wait = WAITS.0;
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(wait.min(longest)) => {}
             () = stop.cancelled() => {}
         }
         wait = (wait * 2).min(WAITS.1);
     }
+}
+
+fn longest_wait(error: &anyhow::Error) -> Duration {
+    if error.chain().any(|cause| cause.is::<Gap>()) { GAP_WAIT } else { WAITS.1 }
 }
 
 /// What those who ask after a task's health tell apart.
@@ -140,6 +148,35 @@ mod tests {
         let (failing, held) = told.recv().unwrap();
         assert_eq!(failing, ["tasks"]);
         assert_eq!(held, 2, "the tasks from before have ended: one is held here, one by what runs now");
+    }
+
+    /// A12: a gap that a backup ended stays reported for seconds, however long it was there.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_backup_ends_is_looked_at_soon() {
+        let cases: [(fn() -> anyhow::Error, Duration); 2] =
+            [(|| Gap::example().into(), GAP_WAIT), (|| anyhow::anyhow!("no network"), WAITS.1)];
+        for (error, longest) in cases {
+            let (board, stop) = (Board::default(), CancellationToken::new());
+            let health = board.add(&"main".parse().unwrap(), "queue".to_owned());
+            let starts = Arc::new(std::sync::Mutex::new(Vec::new()));
+            keep_running(&health, &stop, || {
+                let (starts, stop) = (Arc::clone(&starts), stop.clone());
+                async move {
+                    let mut starts = starts.lock().unwrap();
+                    starts.push(tokio::time::Instant::now());
+                    if starts.len() == 20 {
+                        stop.cancel();
+                        return Ok(());
+                    }
+                    Err(error())
+                }
+            })
+            .await;
+            let starts = starts.lock().unwrap();
+            let waits = starts.windows(2).map(|two| two[1] - two[0]);
+            let most = waits.max().unwrap();
+            assert!(most >= longest && most < longest + Duration::from_secs(1), "{most:?}");
+        }
     }
 
     #[test]

@@ -78,6 +78,13 @@ impl fmt::Display for Gap {
 impl std::error::Error for Gap {}
 
 impl Gap {
+    /// One of one file.
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        let name = "000000010000000000000005".parse().unwrap();
+        Self::of(&[Dropped { name, at: 7, reason: DropReason::QueueMax }]).unwrap()
+    }
+
     fn of(dropped: &[Dropped]) -> Option<Self> {
         let (first, last) = (dropped.first()?, dropped.last()?);
         let since = Timestamp::from_second(first.at).unwrap_or(Timestamp::UNIX_EPOCH);
