@@ -240,14 +240,15 @@ fn a_path_that_leads_nowhere_yet_is_refused() {
     bed.cluster.dir().write("occupied/important", "data");
     let before = snapshot(&occupied);
     let place = bed.place("nope/../occupied").display().to_string();
-    for (pgdata, options) in [
-        ("nope/../data", &[][..]),
+    let refused: [(&str, &[&str]); 6] = [
+        ("nope/../data", &[]),
         ("nope/../data", &["--if-empty"]),
         ("nope/../occupied", &["--dry-run"]),
         ("new", &["--wal-dir", &place]),
         ("new", &["--extra-dir", &place]),
         ("new", &["--tablespace-dir", &place]),
-    ] {
+    ];
+    for (pgdata, options) in refused {
         let output = bed.try_restore(pgdata, options).expect_status(1);
         let named = output.stderr.contains(if pgdata == "new" { options[0] } else { "--pgdata" });
         assert!(
