@@ -230,7 +230,9 @@ async fn plan_in_family(
         return Ok(Some(Err(Box::new(several))));
     }
     if let Some(mut plan) = plans.pop() {
-        let others: Vec<LineageId> = same.iter().map(|other| other.lineage).collect();
+        // The end of a server that has archived nothing behind the fork is not the end of this one.
+        let has_target = request.target != RecoveryTarget::Latest;
+        let others: Vec<LineageId> = same.iter().filter(|_| has_target).map(|other| other.lineage).collect();
         if request.archives && !others.is_empty() {
             return shared::which_server(catalog, request, plan.lineage, others).await.map(Some);
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use walpoint_base::{LineageId, SegmentNo, TimelineId};
+use walpoint_base::{LineageId, RecoveryTarget, SegmentNo, TimelineId};
 use walpoint_plan::restore::{Note, RestorePlan, RestoreRequest, SegmentDecoder, Verdict, Why};
 
 use super::decoder::Decoder;
@@ -23,8 +23,17 @@ async fn split_off(repository: &Repository, from: &Lineage, at: u64) -> Lineage 
 }
 
 async fn planned(repository: &Repository, lineage: Option<LineageId>, archives: bool) -> Verdict {
+    planned_to(RecoveryTarget::Latest, repository, lineage, archives).await
+}
+
+async fn planned_to(
+    target: RecoveryTarget,
+    repository: &Repository,
+    lineage: Option<LineageId>,
+    archives: bool,
+) -> Verdict {
     let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
-    let request = RestoreRequest { lineage, archives, ..RestoreRequest::default() };
+    let request = RestoreRequest { target, lineage, archives, ..RestoreRequest::default() };
     plan(repository, &cluster(), &request, &decoder, Timestamp::now()).await.unwrap()
 }
 
@@ -47,16 +56,22 @@ async fn of_servers_that_have_a_target_in_common_a_person_chooses_the_one_that_a
     let again = split_off(repository, &copy, 28).await;
     let all = [own.id, copy.id, again.id];
 
-    let plan = planned(repository, None, false).await.unwrap();
+    let is_shared = |note: &Note| matches!(note, Note::AlsoInLineages { .. });
+    let common =
+        async |lineage, archives| planned_to(RecoveryTarget::Immediate, repository, lineage, archives).await;
+    let plan = common(None, false).await.unwrap();
     assert_eq!(plan.lineage, own.id);
     let note = Note::AlsoInLineages { lineage: own.id, others: vec![copy.id, again.id] };
     assert!(plan.notes.contains(&note), "{:?}", plan.notes);
-    assert_eq!(asked(planned(repository, None, true).await), all);
+    assert_eq!(asked(common(None, true).await), all);
     for id in all {
-        let plan = planned(repository, Some(id), true).await.unwrap();
+        let plan = common(Some(id), true).await.unwrap();
         assert_eq!(plan.lineage, id);
-        assert!(!plan.notes.iter().any(|note| matches!(note, Note::AlsoInLineages { .. })), "{plan:?}");
+        assert!(!plan.notes.iter().any(is_shared), "{plan:?}");
     }
+    // The others have archived nothing of their own: the end of the archive is the first one's.
+    let plan = planned(repository, None, true).await.unwrap();
+    assert!(plan.lineage == own.id && !plan.notes.iter().any(is_shared), "{plan:?}");
 
     // The copy goes on, and the one that was split off from it has what lies before its own fork.
     let copys = Bed { archive: repository.wal(&copy), dir: tempfile::tempdir().unwrap() };
