@@ -429,7 +429,7 @@ mod tests {
         let name = WalFileName::History(timeline);
         repository.wal(&others).put_file(name, history("00000002")).await.unwrap();
         let path = bed.pgdata().join("pg_wal").join(name.to_string());
-        std::fs::write(path, history("00000003")).unwrap();
+        walpoint_base::durable::replace(&path, &history("00000003"), 0o600).unwrap();
         let identity = WalIdentity {
             system_id: first.system_id(),
             major: first.major,

@@ -129,25 +129,28 @@ fn usable(
 
 #[cfg(test)]
 mod tests {
+    use walpoint_base::durable;
+
     use super::*;
 
     #[test]
     fn the_binding_of_the_directorys_own_server_counts() {
         let dir = tempfile::tempdir().unwrap();
         let (path, cluster) = (dir.path().join(BINDING), "main".parse().unwrap());
+        let write = |text: &str| durable::replace(&path, text.as_bytes(), 0o600).unwrap();
         let lineage = |system_id, n| LineageId { system_id: SystemId(system_id), n };
         let of = |system_id| Existing { system_id, ..Existing::default() };
         let own = |system_id: Option<u64>| read(&path, &cluster, Some(&of(system_id.map(SystemId)))).unwrap();
         assert_eq!(own(Some(7)), None, "there is no file");
         let [near, far] = [1, 2].map(|n| RepositoryId([n; 16]));
         // The repository that was not there when the second lineage began has the number of the directory's original.
-        std::fs::write(&path, format!("{near} main 7-1\n{far} main 7-2\n{near} copy 7-9\n")).unwrap();
+        write(&format!("{near} main 7-1\n{far} main 7-2\n{near} copy 7-9\n"));
         assert_eq!(own(Some(7)), Some(lineage(7, 2)));
         assert_eq!(own(None), Some(lineage(7, 2)), "pg_control cannot be read");
         assert_eq!(own(Some(8)), None, "another cluster's");
-        std::fs::write(&path, format!("{near} main 7-1\n{far} main 8-2\n")).unwrap();
+        write(&format!("{near} main 7-1\n{far} main 8-2\n"));
         assert_eq!((own(Some(8)), own(None)), (Some(lineage(8, 2)), None));
-        std::fs::write(&path, "what is this\n").unwrap();
+        write("what is this\n");
         let found = || read(&path, &cluster, None);
         let refused = usable(found(), None).unwrap_err().to_string();
         assert!(refused.contains("HINT: Name the lineage"), "{refused}");

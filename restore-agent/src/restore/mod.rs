@@ -23,7 +23,7 @@
 //! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
 //! | [`forks`] | what recovery reads at a fork without asking for it |
 //! | [`crate::settings`], [`command`] | the recovery settings |
-//! | [`bound`] | the lineage that the data directory is bound to |
+//! | [`mod@bound`] | the lineage that the data directory is bound to |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`confined`] | a restore whose server is kept apart from the original |

@@ -18,7 +18,7 @@ use super::failure::{Failure, FailureKind};
 use super::limits::Limits;
 use super::{Backend, Store, counts};
 use crate::document::{MAX_DOCUMENT, SealedDocument, written_check};
-use crate::error::{RepoError, Result};
+use crate::error::{Remedy, RepoError, Result};
 use crate::layout::Key;
 use crate::object::{
     ContentHash, OBJECT_HEADER, ObjectError, ObjectHeader, ObjectReader, Salt, SealedObject, Sealer,
@@ -26,9 +26,6 @@ use crate::object::{
 
 /// Bytes of an object that are read back at once.
 const READ_BACK: u64 = 1 << 20;
-
-/// What is wrong with an object that stands where one was to be created, and what to do.
-const IN_THE_WAY: &str = "\nDETAIL: It prevents storing an object under that name.\nHINT: Move that object away. The next attempt then stores it.";
 
 /// What creating an object did, if it did not fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -241,8 +238,10 @@ impl Store {
     }
 }
 
+/// Of an object that stands, damaged, where one was to be created.
 fn in_the_way(key: &Key, what: &str) -> RepoError {
-    RepoError::corrupt(key, format!("{what}{IN_THE_WAY}"))
+    let what = format!("{what}\nDETAIL: It prevents storing an object under that name.");
+    RepoError::Corrupt { key: key.clone(), what, remedy: Some(Remedy::MoveAway) }
 }
 
 /// Whether `found` is what comes next of pieces, the last of which comes first; takes both.
