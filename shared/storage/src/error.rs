@@ -274,6 +274,12 @@ impl RepoError {
         Self::Corrupt { key: key.clone(), what: what.to_string(), remedy: None }
     }
 
+    /// A damaged object stands where one was to be created.
+    pub fn in_the_way(key: &Key, what: impl fmt::Display) -> Self {
+        let what = format!("{what}\nDETAIL: It prevents storing an object under that name.");
+        Self::Corrupt { key: key.clone(), what, remedy: Some(Remedy::MoveAway) }
+    }
+
     /// The cryptographic library failed.
     pub fn sealing(error: crate::object::SealError) -> Self {
         Self::Internal(error.to_string())

@@ -8,7 +8,8 @@ use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, TimelineId, WalFi
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::layout::{Key, NameHash};
 use walpoint_storage::object::{
-    ContentHash, MAX_CONTENT, ObjectKind, ObjectWriter, SealError, SealedObject, Sealer, pack,
+    ContentHash, MAX_CONTENT, ObjectError, ObjectHeader, ObjectKind, ObjectReader, ObjectWriter, SealError,
+    SealedObject, Sealer, pack,
 };
 use walpoint_storage::store::Creation;
 
@@ -236,9 +237,9 @@ impl WalArchive {
             let range = offset..offset + u64::from(length);
             offset = range.end;
             if there.contains(&part) && self.store().holds(&sealer, &part, hash).await? {
+                self.read_part(&part).await?;
                 continue;
             }
-            let opener = sealer.clone();
             let sealed =
                 cpu::run(move || seal(&sealer, ObjectKind::Part, &part, &content, range, &[])).await??;
             if sealed.content() != hash {
@@ -246,7 +247,7 @@ impl WalArchive {
                 return Err(RepoError::Refused { key: key.clone(), what });
             }
             if self.store().create_once(&sealed).await? == Creation::Same {
-                self.store().holds(&opener, &sealed.key, hash).await?;
+                self.read_part(&sealed.key).await?;
             }
         }
         let sealed = self.seal_table(kind, key, meta, table).map_err(|e| failed(key, e))?;
@@ -259,6 +260,20 @@ impl WalArchive {
             }
             created => created,
         }
+    }
+
+    /// Reads a part that is there already: its header says what it should hold, not that it does.
+    async fn read_part(&self, key: &Key) -> Result<()> {
+        let (sealer, part, bytes) = (self.sealer().clone(), key.clone(), self.store().get(key).await?);
+        let read = move || -> std::result::Result<ObjectHeader, ObjectError> {
+            let mut reader = ObjectReader::open(&sealer, &[ObjectKind::Part], &part, bytes)?;
+            let mut frame = Vec::new();
+            while reader.next_frame(&mut frame)?.is_some() {
+                frame.clear();
+            }
+            reader.finish()
+        };
+        cpu::run(read).await?.map(drop).map_err(|error| RepoError::in_the_way(key, error))
     }
 
     fn seal_table(

@@ -286,6 +286,31 @@ async fn a_large_segment_is_kept_in_parts() {
     }
 }
 
+/// Promise 1: what an interrupted upload left is read before it counts as a part of a segment.
+#[tokio::test]
+async fn parts_of_an_earlier_attempt_are_read() {
+    for Bed { archive, dir } in beds(64).await {
+        let size = archive.lineage().segment_size;
+        let (facts, content) = (facts_of_size(NAME, true, size), WalContent::from(segment(size, 1)));
+        let put = async || archive.put_segment(&facts, content.clone(), WalFlags::default()).await;
+        assert_eq!(put().await.unwrap(), Stored::New);
+        // The object that names the parts is stored last.
+        archive.store().delete(&archive.paths().segment(facts.name)).await.unwrap();
+        let entries: Vec<_> = archive.list(TimelineId::FIRST, None).try_collect().await.unwrap();
+        let (_, part) = entries.iter().find(|(e, _)| matches!(e, WalEntry::Part(_))).unwrap();
+        let path = dir.path().join(part.key.to_string());
+        let sound = std::fs::read(&path).unwrap();
+        let mut damaged = sound.clone();
+        damaged[sound.len() / 2] ^= 1;
+        walpoint_base::durable::replace(&path, &damaged, 0o600).unwrap();
+        let error = put().await.unwrap_err();
+        let named = matches!(&error, RepoError::Corrupt { key, remedy: Some(Remedy::MoveAway), .. } if *key == part.key);
+        assert!(named, "{error}");
+        walpoint_base::durable::replace(&path, &sound, 0o600).unwrap();
+        assert_eq!(put().await.unwrap(), Stored::New);
+    }
+}
+
 #[tokio::test]
 async fn one_reading_seals_for_several_archives() {
     for mib in [1, 64] {

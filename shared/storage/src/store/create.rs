@@ -18,11 +18,9 @@ use super::failure::{Failure, FailureKind};
 use super::limits::Limits;
 use super::{Backend, Store, counts};
 use crate::document::{MAX_DOCUMENT, SealedDocument, written_check};
-use crate::error::{Remedy, RepoError, Result};
+use crate::error::{RepoError, Result};
 use crate::layout::Key;
-use crate::object::{
-    ContentHash, OBJECT_HEADER, ObjectError, ObjectHeader, ObjectReader, Salt, SealedObject, Sealer,
-};
+use crate::object::{ContentHash, OBJECT_HEADER, ObjectHeader, Salt, SealedObject, Sealer};
 
 /// Bytes of an object that are read back at once.
 const READ_BACK: u64 = 1 << 20;
@@ -75,21 +73,12 @@ impl Store {
         }
     }
 
-    /// Whether an object of that content is there, sound, and stays: for what is too long to be sent only to find out.
+    /// Whether an object of that content is there by its header, and stays: for what is too long to be sent only to find out.
     pub async fn holds(&self, sealer: &Sealer, key: &Key, content: ContentHash) -> Result<bool> {
         if let Backend::Local(local) = &self.inner.backend {
             local.sync(key.as_str()).await.map_err(|failure| failure.about(key, self.name()))?;
         }
-        if self.look_at(sealer, key).await?.is_none_or(|found| found.content != content) {
-            return Ok(false);
-        }
-        let bytes = self.get(key).await?;
-        let (opener, name) = (sealer.clone(), key.clone());
-        let opened = tokio::task::spawn_blocking(move || open_all(&opener, &name, bytes)).await;
-        match opened {
-            Ok(opened) => opened.map(|()| true).map_err(|error| in_the_way(key, &error.to_string())),
-            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
-        }
+        Ok(self.look_at(sealer, key).await?.is_some_and(|found| found.content == content))
     }
 
     /// Stores an object that claims its name, as the next number of a sequence: equal content by somebody else is a loss
@@ -110,7 +99,7 @@ impl Store {
             None => Ok(Creation::New),
             Some(found) if found.document.as_ref() == Some(&document.bytes) => Ok(Creation::Same),
             Some(found) if found.content == document.check => {
-                Err(in_the_way(key, "it does not hold what its check says"))
+                Err(RepoError::in_the_way(key, "it does not hold what its check says"))
             }
             Some(found) => {
                 Err(RepoError::Conflict { key: key.clone(), ours: document.check, theirs: found.content })
@@ -128,7 +117,7 @@ impl Store {
             let range: Range<u64> = from..length.min(from + READ_BACK);
             let mut found = self.get_range(key, range.clone()).await?.bytes;
             if found.len() as u64 != range.end - range.start || !begin_with(&mut sent, &mut found) {
-                return Err(in_the_way(key, "the store has kept other bytes than were sent"));
+                return Err(RepoError::in_the_way(key, "the store has kept other bytes than were sent"));
             }
             from = range.end;
         }
@@ -229,19 +218,13 @@ impl Store {
             return Ok(None);
         };
         let (header, _) = ObjectHeader::parse(sealer, key, &found.bytes)
-            .map_err(|error| in_the_way(key, &error.to_string()))?;
+            .map_err(|error| RepoError::in_the_way(key, error))?;
         if header.object_len != found.size {
             let what = format!("it has {} bytes, its header says {}", found.size, header.object_len);
-            return Err(in_the_way(key, &what));
+            return Err(RepoError::in_the_way(key, what));
         }
         Ok(Some(StoredContent { content: header.content, salt: Some(header.salt), document: None }))
     }
-}
-
-/// Of an object that stands, damaged, where one was to be created.
-fn in_the_way(key: &Key, what: &str) -> RepoError {
-    let what = format!("{what}\nDETAIL: It prevents storing an object under that name.");
-    RepoError::Corrupt { key: key.clone(), what, remedy: Some(Remedy::MoveAway) }
 }
 
 /// Whether `found` is what comes next of pieces, the last of which comes first; takes both.
@@ -257,15 +240,4 @@ fn begin_with(sent: &mut Vec<Bytes>, found: &mut Bytes) -> bool {
         }
     }
     true
-}
-
-/// Opens each frame of an object, and checks the whole.
-fn open_all(sealer: &Sealer, key: &Key, bytes: Bytes) -> std::result::Result<(), ObjectError> {
-    let (header, _) = ObjectHeader::parse(sealer, key, &bytes)?;
-    let mut reader = ObjectReader::open(sealer, &[header.kind], key, bytes)?;
-    let mut frame = Vec::new();
-    while reader.next_frame(&mut frame)?.is_some() {
-        frame.clear();
-    }
-    reader.finish().map(drop)
 }
