@@ -121,7 +121,7 @@ mod tests {
 
     fn options(depth: Depth, backup: Option<&str>) -> VerifyOptions {
         let backup = backup.map(|id| id.parse().unwrap());
-        VerifyOptions { backup, depth, overtaken: Duration::ZERO, host: String::new(), agent: String::new() }
+        VerifyOptions { backup, depth, ..VerifyOptions::default() }
     }
 
     fn record(options: &VerifyOptions, verified: &Verified) -> (Outcome, Vec<String>) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use walpoint_base::{SegmentNo, TimelineId};
@@ -172,19 +173,18 @@ impl LineageCatalog {
         Ok(())
     }
 
-    /// Whether any of these, which are missing, may be on its way: the segment behind it was stored no longer ago than `within`.
-    pub async fn were_overtaken(&self, missing: &[SegmentRange], within: Duration) -> Result<bool> {
+    /// Those of these, which are missing, that may be on their way: the segment behind was stored no longer ago than `within`. Only the
+    /// newest are looked at: older ones have none behind them that is so young.
+    pub async fn overtaken(&self, missing: &[SegmentRange], within: Duration) -> Result<Vec<SegmentRange>> {
         let (archive, size) = (self.archive(), self.facts().segment_size);
-        for range in missing {
+        let newest = missing.get(missing.len().saturating_sub(AT_ONCE)..).unwrap_or_default();
+        let looks = newest.iter().map(|range| async move {
             let behind = archive.paths().segment(range.last.next().name(range.timeline, size));
             let stored = archive.repository().store().head(&behind).await?;
-            if stored
-                .is_some_and(|meta| Timestamp::now().duration_since(meta.modified).unsigned_abs() <= within)
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+            let age = |at| Timestamp::now().duration_since(at).unsigned_abs();
+            Ok::<_, RepoError>(stored.filter(|meta| age(meta.modified) <= within).map(|_| *range))
+        });
+        Ok(try_join_all(looks).await?.into_iter().flatten().collect())
     }
 
     /// Takes out of what is looked for what a listing of the ancestors shows.

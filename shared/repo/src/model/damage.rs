@@ -134,13 +134,7 @@ impl World {
             .boxed_local()
             .await
             .unwrap();
-        let options = VerifyOptions {
-            backup: None,
-            depth,
-            overtaken: std::time::Duration::ZERO,
-            host: String::new(),
-            agent: String::new(),
-        };
+        let options = VerifyOptions { depth, ..VerifyOptions::default() };
         let check = Arc::new(Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).boxed_local().await.unwrap();
         self.journal.note(format!("verify {depth:?}: {} findings", report.finding_count));

@@ -69,8 +69,7 @@ mod tests {
         for damaged in [false, true] {
             for depth in [Depth::Light, Depth::Sample(1.0), Depth::Full] {
                 let (host, agent) = (String::new(), String::new());
-                let options =
-                    VerifyOptions { backup: None, depth, overtaken: std::time::Duration::ZERO, host, agent };
+                let options = VerifyOptions { depth, host, agent, ..VerifyOptions::default() };
                 let (policy, now) = (Policy::default(), Timestamp::now());
                 let outlook = outlook(&repository, &cluster(), &policy, now).await.unwrap();
                 let report =

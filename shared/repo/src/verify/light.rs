@@ -356,20 +356,21 @@ impl Run<'_> {
             }
             let gaps = |facts: &Facts| windows::gaps(facts, timeline);
             let seen = catalog.ask(None, gaps).await?;
-            let needed = |gap: &SegmentRange| need.needs_any(gap.timeline, gap.first, gap.last);
-            let mut seen: Vec<SegmentRange> = seen.into_iter().filter(needed).collect();
+            let mut seen: Vec<SegmentRange> =
+                seen.into_iter().filter(|gap| need.needs_any(gap.timeline, gap.first, gap.last)).collect();
             let mut waited = Duration::ZERO;
             while !seen.is_empty() {
                 catalog.look_again(&seen).await?;
                 wanted = super::needed::wanted(catalog, &need, timeline).await?;
-                seen = catalog.ask(None, gaps).await?.into_iter().filter(needed).collect();
-                if waited >= self.options.overtaken
-                    || !catalog.were_overtaken(&seen, self.options.overtaken).await?
-                {
+                if waited >= self.options.overtaken {
                     break;
                 }
-                tokio::time::sleep(AGAIN).await;
-                waited += AGAIN;
+                let left = catalog.ask(None, gaps).await?;
+                seen = catalog.overtaken(&left, self.options.overtaken).await?;
+                if !seen.is_empty() {
+                    tokio::time::sleep(AGAIN).await;
+                    waited += AGAIN;
+                }
             }
             for gap in catalog.ask(None, gaps).await? {
                 if let Some(Needed { onward, .. }) = self.lost(&lineage, &gap, &need).await? {

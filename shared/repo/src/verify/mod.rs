@@ -50,11 +50,12 @@ use crate::backup::{AnnouncementReason, BackupDescription, Backups, NumberedAnno
 use crate::expire::Outlook;
 
 /// How much is read.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub enum Depth {
     /// Only what exists, and how long it is.
     Light,
     /// Every byte.
+    #[default]
     Full,
     /// That share of all objects, 0 to 1.
     Sample(f64),
@@ -63,7 +64,7 @@ pub enum Depth {
 }
 
 /// What is asked of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct VerifyOptions {
     /// Only this backup, and the WAL that makes it consistent.
     pub backup: Option<BackupId>,

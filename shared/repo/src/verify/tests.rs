@@ -88,8 +88,7 @@ pub(crate) async fn run_with(
     backup: Option<BackupId>,
     check: Arc<dyn ContentCheck>,
 ) -> Verified {
-    let options =
-        VerifyOptions { backup, depth, overtaken: Duration::ZERO, host: String::new(), agent: String::new() };
+    let options = VerifyOptions { backup, depth, ..VerifyOptions::default() };
     let repository = bed.archive.repository();
     let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     verify(repository, &cluster(), &outlook, check, &options).await.unwrap()
@@ -305,13 +304,7 @@ async fn samples_go_on_though_nothing_can_be_deleted() {
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let outlook = outlook(&repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     let depth = Depth::Sample(0.4);
-    let options = VerifyOptions {
-        backup: None,
-        depth,
-        overtaken: Duration::ZERO,
-        host: String::new(),
-        agent: String::new(),
-    };
+    let options = VerifyOptions { depth, ..VerifyOptions::default() };
     for runs in 1..=3 {
         let check = Arc::new(Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).await.unwrap();
@@ -329,13 +322,7 @@ async fn a_place_that_was_stored_is_the_next_beginning_though_the_old_one_stays(
     let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     let depth = Depth::Sample(0.01);
     run(&bed, depth).await;
-    let options = VerifyOptions {
-        backup: None,
-        depth,
-        overtaken: Duration::ZERO,
-        host: String::new(),
-        agent: String::new(),
-    };
+    let options = VerifyOptions { depth, ..VerifyOptions::default() };
     let newest = async || keys(&bed).await.into_iter().filter(|key| key.contains("/leases/verify/")).max();
     let mut notes = Vec::new();
     for life in 1.. {

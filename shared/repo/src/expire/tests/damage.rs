@@ -127,13 +127,7 @@ async fn a_segment_that_was_announced_as_damaged_counts_while_a_backup_needs_it(
 
 /// What a light verification finds to be damaged.
 async fn damage_found(bed: &Bed) -> Vec<String> {
-    let options = VerifyOptions {
-        backup: None,
-        depth: Depth::Light,
-        overtaken: Duration::ZERO,
-        host: String::new(),
-        agent: String::new(),
-    };
+    let options = VerifyOptions { depth: Depth::Light, ..VerifyOptions::default() };
     let repository = bed.archive.repository();
     let outlook = outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     let report = verify(repository, &cluster(), &outlook, Arc::new(Anything), &options).await.unwrap();

@@ -222,7 +222,7 @@ async fn rounds(bed: &Bed) -> [f64; 3] {
     let outlook = outlook(&repository, &cluster, &policy, Timestamp::now()).await.unwrap();
     let decided = since(begun);
     let (host, agent) = (String::new(), String::new());
-    let options = VerifyOptions { backup: None, depth: Depth::Light, overtaken: Duration::ZERO, host, agent };
+    let options = VerifyOptions { depth: Depth::Light, host, agent, ..VerifyOptions::default() };
     let begun = Instant::now();
     let report = verify(&repository, &cluster, &outlook, Arc::new(Anything), &options).await.unwrap();
     assert_eq!(report.findings, []);

@@ -196,13 +196,7 @@ async fn findings_are_told_where_nothing_can_be_written() {
     let repository = Repository::over("main", store.store(), None).await.unwrap();
     let outlook = outlook(&repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
     for depth in [Depth::Full, Depth::Sample(1.0)] {
-        let options = VerifyOptions {
-            backup: None,
-            depth,
-            overtaken: Duration::ZERO,
-            host: String::new(),
-            agent: String::new(),
-        };
+        let options = VerifyOptions { depth, ..VerifyOptions::default() };
         let check = Arc::new(super::Anything);
         let report = verify(&repository, &cluster(), &outlook, check, &options).await.unwrap();
         assert_eq!(report.findings[0].object, segment_key(&bed, 20), "{report:#?}");
@@ -225,13 +219,7 @@ async fn what_a_deleted_backup_shared_is_read_with_the_others() {
     let new = super::of_noise(&bed, 15, 10, &[old]).await;
     let (repository, cluster) = (bed.archive.repository(), cluster());
     let outlook = outlook(repository, &cluster, &Policy::default(), Timestamp::now()).await.unwrap();
-    let options = VerifyOptions {
-        backup: None,
-        depth: Depth::Full,
-        overtaken: Duration::ZERO,
-        host: String::new(),
-        agent: String::new(),
-    };
+    let options = VerifyOptions::default();
     let mut run = Run::new(repository, &cluster, &outlook, Arc::new(super::Anything), &options);
     run.light(&outlook).await.unwrap();
     let paths = ClusterPaths::new(&cluster);

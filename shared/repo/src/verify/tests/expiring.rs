@@ -13,13 +13,7 @@ async fn what_expires_beside_a_run_is_no_finding() {
     let (bed, ids) = readable_world().await;
     let (repository, cluster) = (bed.archive.repository(), cluster());
     let outlook = outlook(repository, &cluster, &Policy::default(), Timestamp::now()).await.unwrap();
-    let options = VerifyOptions {
-        backup: None,
-        depth: Depth::Full,
-        overtaken: Duration::ZERO,
-        host: String::new(),
-        agent: String::new(),
-    };
+    let options = VerifyOptions::default();
     let mut run = Run::new(repository, &cluster, &outlook, Arc::new(Anything), &options);
     let needed = run.light(&outlook).await.unwrap();
     // As expire does: announced, then the intent, the manifest, the packs, the WAL.
@@ -53,13 +47,7 @@ async fn what_expires_beside_a_run_is_no_finding() {
 }
 
 fn options(depth: Depth) -> VerifyOptions {
-    VerifyOptions {
-        backup: None,
-        depth,
-        overtaken: Duration::ZERO,
-        host: String::new(),
-        agent: String::new(),
-    }
+    VerifyOptions { depth, ..VerifyOptions::default() }
 }
 
 async fn outlook_with(bed: &Bed, rule: Rule) -> Outlook {

@@ -106,13 +106,7 @@ async fn a_segment_that_one_behind_it_has_overtaken_is_waited_for() {
     let verified = |overtaken| {
         let bed = &bed;
         async move {
-            let options = VerifyOptions {
-                backup: None,
-                depth: Depth::Light,
-                overtaken,
-                host: String::new(),
-                agent: String::new(),
-            };
+            let options = VerifyOptions { depth: Depth::Light, overtaken, ..VerifyOptions::default() };
             let repository = bed.archive.repository();
             let outlook =
                 outlook(repository, &cluster(), &Policy::default(), Timestamp::now()).await.unwrap();
