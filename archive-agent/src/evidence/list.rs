@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use futures_util::StreamExt;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -14,11 +13,10 @@ use walpoint_repo::evidence::{Kind, ReadRecord, Record};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, human, output};
-use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::format_chain;
 
 use super::period::{Period, PeriodArgs};
+use super::read::{self, LeftOut};
 
 const EXAMPLES: &[(&str, &str)] = &[
     ("Show all records", "archive-agent evidence list"),
@@ -90,11 +88,11 @@ pub(super) async fn run(
         period.has(record.said.time) && (kinds.is_empty() || kinds.contains(&record.said.kind))
     };
     let mut document = EvidenceListDocument { cluster: selection.cluster.clone(), repositories: Vec::new() };
-    let mut failed = Vec::new();
+    let mut left_out = LeftOut::default();
     for (name, settings) in &selection.repositories {
-        match read(selection, (name, settings), &wanted).await {
+        match records(selection, (name, settings), &wanted).await {
             Ok(records) => document.repositories.push(records),
-            Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
+            Err(error) => left_out.repository(name, &error),
         }
     }
     if common.json {
@@ -102,35 +100,22 @@ pub(super) async fn run(
     } else {
         output::text(&document.text(period))?;
     }
-    failed.extend(document.repositories.iter().flat_map(|one| {
-        one.unreadable.iter().map(move |what| format!("repository {}: {what}", one.repository))
-    }));
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(Diagnostic::gather("not all records could be read", failed).into()),
-    }
+    document.repositories.iter().for_each(|one| left_out.records(&one.repository, &one.unreadable));
+    left_out.end()
 }
 
-async fn read(
+async fn records(
     selection: &Selection<StoreSettings>,
     (name, settings): (&str, &StoreSettings),
     wanted: &impl Fn(&Record) -> bool,
 ) -> anyhow::Result<RepositoryRecords> {
-    let evidence = super::open(selection, (name, settings)).await?;
-    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
-    let mut reading = Box::pin(evidence.records().await?);
-    while let Some((_, read)) = reading.next().await {
-        match read {
-            Ok(ReadRecord { record, hash, .. }) if wanted(&record) => {
-                records.push(ListedRecord { hash: hash.to_string(), record });
-            }
-            Ok(_) => {}
-            Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
-                unreadable.push(walpoint_words::error(&error).to_string());
-            }
-            Err(error) => return Err(error.into()),
+    let mut records = Vec::new();
+    let take = |ReadRecord { record, hash, .. }: ReadRecord| {
+        if wanted(&record) {
+            records.push(ListedRecord { hash: hash.to_string(), record });
         }
-    }
+    };
+    let unreadable = read::records(selection, (name, settings), take).await?;
     Ok(RepositoryRecords { repository: name.to_owned(), records, unreadable })
 }
 

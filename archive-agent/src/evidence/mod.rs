@@ -6,6 +6,7 @@
 //! | [`list`], [`head`], [`verify`] | the records, the end of the chain, whether the chain is what was written |
 //! | [`summary`], [`tally`] | counts, objectives met, which backups were proven |
 //! | [`export`], [`page`] | the audit pack, and the page in it |
+//! | [`read`] | reading the records for a report, and what cannot be read |
 //! | [`period`] | the options that say from when to when |
 //!
 //! The chain itself is [`walpoint_repo::evidence`], and what other commands record is in their `recorded.rs`. Each repository of a cluster has a chain of its own.
@@ -15,6 +16,7 @@ mod head;
 mod list;
 mod page;
 mod period;
+mod read;
 mod record;
 mod summary;
 mod tally;

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use futures_util::StreamExt;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -11,11 +10,10 @@ use walpoint_base::{ClusterName, Diagnostic};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, human, output};
-use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
-use walpoint_words::format_chain;
 
 use super::period::{Period, PeriodArgs};
+use super::read::{self, LeftOut};
 use super::tally::{EvidenceSummary, ObjectiveCounts, Tally};
 
 const EXAMPLES: &[(&str, &str)] = &[
@@ -77,11 +75,11 @@ pub(super) async fn run(
         to_time: period.to,
         repositories: Vec::new(),
     };
-    let mut failed = Vec::new();
+    let mut left_out = LeftOut::default();
     for (name, settings) in &selection.repositories {
-        match read(selection, (name, settings), period).await {
+        match summary(selection, (name, settings), period).await {
             Ok(summary) => document.repositories.push(summary),
-            Err(error) => failed.push(format!("repository {name}: {}", format_chain(&error))),
+            Err(error) => left_out.repository(name, &error),
         }
     }
     if common.json {
@@ -93,32 +91,17 @@ pub(super) async fn run(
         });
         output::text(&texts.collect::<String>())?;
     }
-    failed.extend(document.repositories.iter().flat_map(|one| {
-        one.unreadable.iter().map(move |what| format!("repository {}: {what}", one.repository))
-    }));
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(Diagnostic::gather("not all records could be read", failed).into()),
-    }
+    document.repositories.iter().for_each(|one| left_out.records(&one.repository, &one.unreadable));
+    left_out.end()
 }
 
-async fn read(
+async fn summary(
     selection: &Selection<StoreSettings>,
     (name, settings): (&str, &StoreSettings),
     period: Period,
 ) -> anyhow::Result<RepositorySummary> {
-    let evidence = super::open(selection, (name, settings)).await?;
-    let (mut tally, mut unreadable) = (Tally::of(period), Vec::new());
-    let mut reading = Box::pin(evidence.records().await?);
-    while let Some((_, read)) = reading.next().await {
-        match read {
-            Ok(read) => tally.add(&read.record),
-            Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
-                unreadable.push(walpoint_words::error(&error).to_string());
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let mut tally = Tally::of(period);
+    let unreadable = read::records(selection, (name, settings), |read| tally.add(&read.record)).await?;
     Ok(RepositorySummary { repository: name.to_owned(), summary: tally.summary(), unreadable })
 }
 
