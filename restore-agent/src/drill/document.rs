@@ -5,12 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId, Lsn, PgMajor, TimelineId};
+use walpoint_base::Diagnostic;
 
 use super::outcome::{CheckKind, CheckResult, Outcome};
 use super::tables::Table;
 use crate::plan::PlanReport;
-use crate::scratch::Kept;
+use crate::scratch::{Kept, Moment};
 
 /// What `restore-agent drill --json` prints.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -31,28 +31,15 @@ walpoint_runtime::document!(DrillDocument<'_>, "restore-agent drill");
 pub(super) struct DrillReport {
     /// The outcome.
     pub(super) result: DrillResult,
-    /// The cluster.
-    pub(super) cluster: ClusterName,
-    /// The lineage.
-    pub(super) lineage: LineageId,
-    /// The repository that was read.
-    pub(super) repository: String,
-    /// The backup that was restored.
-    pub(super) backup: BackupId,
-    /// The target, in words.
-    pub(super) target: String,
-    /// The timeline that recovery followed.
-    pub(super) timeline: TimelineId,
-    /// PostgreSQL's major version.
-    pub(super) postgresql_major: PgMajor,
+    /// From what it was restored, and where it ended.
+    #[serde(flatten)]
+    pub(super) moment: Moment,
     /// The version of the server that recovered.
     pub(super) server_version: String,
     /// When the drill started.
     pub(super) start_time: Timestamp,
     /// When its last check ended.
     pub(super) end_time: Timestamp,
-    /// The end of the last record that was replayed.
-    pub(super) replayed_lsn: Lsn,
     /// The number of files that were restored.
     pub(super) file_count: u64,
     /// The size of what was restored.

@@ -22,7 +22,7 @@ pub(super) fn page(report: &DrillReport) -> String {
         DrillResult::Passed => ("passed", "Passed"),
         DrillResult::Failed => ("failed", "Failed"),
     };
-    let mut page = begin(Some(&report.cluster), verdict, report.start_time);
+    let mut page = begin(Some(&report.moment.cluster), verdict, report.start_time);
     facts(&mut page, report);
     checks(&mut page, report);
     tables(&mut page, report);
@@ -72,11 +72,11 @@ fn facts(page: &mut String, report: &DrillReport) {
         ("Recovery time", measured(report.rto_seconds, report.rto_target_seconds)),
         ("Recovery point", measured(report.rpo_seconds, report.rpo_target_seconds)),
         ("Newest recoverable commit", newest),
-        ("Target", format!("{} on timeline {}", report.target, report.timeline)),
-        ("Recovered to", report.replayed_lsn.to_string()),
-        ("Backup", report.backup.to_string()),
-        ("Repository", report.repository.clone()),
-        ("Lineage", report.lineage.to_string()),
+        ("Target", format!("{} on timeline {}", report.moment.target, report.moment.timeline)),
+        ("Recovered to", report.moment.replayed_lsn.to_string()),
+        ("Backup", report.moment.backup.to_string()),
+        ("Repository", report.moment.repository.clone()),
+        ("Lineage", report.moment.lineage.to_string()),
         ("PostgreSQL", report.server_version.clone()),
         (
             "Restored",

@@ -46,7 +46,9 @@ use self::outcome::{CheckKind, CheckResult, Outcome};
 use self::tables::Table;
 use crate::list;
 use crate::plan::{self, CommandLine, Planned};
-use crate::scratch::{Instance, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore};
+use crate::scratch::{
+    Instance, Moment, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore,
+};
 use crate::target::TargetArgs;
 
 /// The heading of the options about what is checked.
@@ -399,17 +401,10 @@ impl Drill<'_> {
         notes.extend(findings.notes);
         Ok(DrillReport {
             result: if has_failed || !missed.is_empty() { DrillResult::Failed } else { DrillResult::Passed },
-            cluster: planned.cluster.clone(),
-            lineage: planned.lineage.id,
-            repository: planned.files_from.name().to_owned(),
-            backup: planned.plan.backup.id,
-            target: planned.plan.target.to_string(),
-            timeline: planned.plan.timeline,
-            postgresql_major: instance.major(),
+            moment: Moment::of(planned, instance),
             server_version: scratch.programs().map(|programs| programs.version.clone()).unwrap_or_default(),
             start_time: self.started,
             end_time: Timestamp::now(),
-            replayed_lsn: instance.position.lsn,
             file_count: restored.file_count,
             restored_bytes: restored.written_bytes,
             plan_seconds: before.as_secs_f64(),

@@ -60,7 +60,7 @@ fn said(report: &DrillReport) -> Draft {
         human::count(of(CheckOutcome::Passed).count() as u64, "check"),
         report.failed(),
         of(CheckOutcome::Skipped).count(),
-        report.replayed_lsn,
+        report.moment.replayed_lsn,
         report.server_version
     );
     said.with_note(&note).with_issues(failed.chain(report.missed.iter().cloned()))

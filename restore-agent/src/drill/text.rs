@@ -12,21 +12,21 @@ const TABLES: usize = 10;
 pub(super) fn report(report: &DrillReport) -> String {
     let mut text = format!(
         "drill of cluster {} {}: backup {}, recovered to {} on timeline {}\n",
-        report.cluster,
+        report.moment.cluster,
         match report.result {
             DrillResult::Passed => "passed",
             DrillResult::Failed => "FAILED",
         },
-        report.backup,
-        report.target,
-        report.timeline,
+        report.moment.backup,
+        report.moment.target,
+        report.moment.timeline,
     );
     text.push_str(&format!(
         "restored {} in {} into PostgreSQL {}, recovered to {} in {}\n",
         human::size(report.restored_bytes),
         human::span(span(report.restore_seconds)),
         report.server_version,
-        report.replayed_lsn,
+        report.moment.replayed_lsn,
         human::span(span(report.recovery_seconds)),
     ));
     text.push_str(&measured("recovery time", report.rto_seconds, report.rto_target_seconds));

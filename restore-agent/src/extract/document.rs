@@ -1,15 +1,12 @@
 //! What was extracted or listed, as a document.
 
-use std::fmt;
-
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::{BackupId, ClusterName, Diagnostic, LineageId, Lsn, PgMajor, TimelineId};
+use walpoint_base::Diagnostic;
 
 use super::contents::{Database, Table};
-use crate::plan::{PlanReport, Planned};
-use crate::scratch::Instance;
+use crate::plan::PlanReport;
+use crate::scratch::Moment;
 
 /// What `restore-agent extract --json` prints.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -93,55 +90,4 @@ pub(super) enum Extracted {
 pub(super) enum Listed {
     /// The list is complete.
     Listed,
-}
-
-/// The moment that was reached.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(super) struct Moment {
-    /// The cluster.
-    pub(super) cluster: ClusterName,
-    /// The lineage.
-    pub(super) lineage: LineageId,
-    /// The repository that was read.
-    pub(super) repository: String,
-    /// The backup that was restored.
-    pub(super) backup: BackupId,
-    /// The target, in words.
-    pub(super) target: String,
-    /// The timeline that recovery followed.
-    pub(super) timeline: TimelineId,
-    /// PostgreSQL's major version.
-    pub(super) postgresql_major: PgMajor,
-    /// The end of the last record that was replayed.
-    pub(super) replayed_lsn: Lsn,
-    /// The time of the last transaction that was replayed. Absent if none was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) last_commit_time: Option<Timestamp>,
-}
-
-impl Moment {
-    /// The one that an instance is at.
-    pub(super) fn of(planned: &Planned, instance: &Instance) -> Self {
-        Self {
-            cluster: planned.cluster.clone(),
-            lineage: planned.lineage.id,
-            repository: planned.files_from.name().to_owned(),
-            backup: planned.plan.backup.id,
-            target: planned.plan.target.to_string(),
-            timeline: planned.plan.timeline,
-            postgresql_major: instance.major(),
-            replayed_lsn: instance.position.lsn,
-            last_commit_time: instance.position.last_commit,
-        }
-    }
-}
-
-impl fmt::Display for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cluster {} at {} on timeline {}", self.cluster, self.replayed_lsn, self.timeline)?;
-        match self.last_commit_time {
-            Some(time) => write!(f, ", last transaction at {time}"),
-            None => write!(f, ", with the transactions of backup {}", self.backup),
-        }
-    }
 }

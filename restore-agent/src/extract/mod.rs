@@ -40,12 +40,14 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, human, output, shutdown};
 
 use self::destination::Destination;
-use self::document::{ExtractDocument, ExtractReport, Extracted, ListReport, Listed, Moment};
+use self::document::{ExtractDocument, ExtractReport, Extracted, ListReport, Listed};
 use self::passed_on::Shape;
 use self::pg_dump::Dump;
 use self::query::{CopyFormat, Query};
 use crate::plan::{self, CommandLine, Planned};
-use crate::scratch::{Instance, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore};
+use crate::scratch::{
+    Instance, Moment, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore,
+};
 use crate::target::TargetArgs;
 
 /// The heading of what is extracted.
@@ -163,10 +165,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
         extracted = extraction.carry_out(&mut scratch, planned, destination) => extracted,
         () = interrupted.cancelled() => Err(stopped()),
     };
-    if let Some(restored) = scratch.restored().filter(|_| !args.list) {
-        recorded::ended(common, args, &restored.planned, &extracted, began.elapsed()).await;
-    }
+    let took = began.elapsed();
     let closed = scratch.close().await;
+    if let Some(restored) = scratch.restored().filter(|_| !args.list && !interrupted.is_cancelled()) {
+        recorded::ended(common, args, &restored.planned, &extracted, took).await;
+    }
     match (extracted, closed) {
         (Ok(()), closed) => {
             closed.context("everything was extracted, and the scratch instance could not be removed")?;

@@ -10,6 +10,7 @@
 //! | [`process`], [`server`] | starting and stopping it, as PostgreSQL's user |
 //! | [`group`] | ending what runs beside it |
 //! | [`options`] | what a command line says of it |
+//! | [`moment`] | the moment that it has reached, as documents have it |
 //! | [`recovery`] | waiting until it has reached the target, and whether it has |
 //!
 //! What always holds: the server listens only on a Unix socket in a directory that PostgreSQL's user alone can enter; it takes no
@@ -23,6 +24,7 @@ mod group;
 mod instance;
 mod leftover;
 mod libraries;
+mod moment;
 mod options;
 mod process;
 mod programs;
@@ -46,6 +48,7 @@ use self::directory::ScratchDirectory;
 pub(crate) use self::group::ProcessGroup;
 pub(crate) use self::instance::Instance;
 use self::libraries::Preloaded;
+pub(crate) use self::moment::Moment;
 pub(crate) use self::options::{SCRATCH, ScratchArgs};
 pub(crate) use self::process::ServerUser;
 pub(crate) use self::programs::Programs;
