@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use walpoint_tests::agent::Agent;
-use walpoint_tests::cluster::Shutdown;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::store::Store;
-use walpoint_tests::wait;
+use walpoint_tests::{user, wait};
 
 use super::{SOON, refused_at, stuck, waiting};
-use crate::archive_bed::{Archive, Bed};
+use crate::archive_bed::{Archive, Bed, register};
 
 /// A3: what was accepted though damaged is archived for PostgreSQL, too, by the daemon and without one.
 #[test]
@@ -172,6 +172,56 @@ fn what_was_stored_before_it_was_damaged_is_acknowledged() {
         assert!(daemon.log().contains("what is stored is sound"), "{}", daemon.log());
         bed.agent.run(&["check", "--no-switch"]).expect_success();
     }
+}
+
+/// A3: a standby that archives into a repository of its own is given the sound copy of a segment that is damaged there, and goes on.
+#[test]
+fn a_standby_goes_on_behind_the_sound_copy_of_a_damaged_segment() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let _archives = bed.agent.daemon();
+    bed.cluster.psql("create table t (n int)");
+    let (mut standby, own) = (bed.cluster.standby(), Store::local());
+    register(&own, standby.pgdata(), standby.major());
+    let agent = Agent::with(&standby, &own).cluster_line("look_ahead = 0");
+    agent.archive_from(&standby);
+    standby.set("archive_mode", "always");
+    standby.start();
+    let daemon = agent.daemon();
+    let switch = || {
+        bed.cluster.psql("insert into t select generate_series(1, 5000)");
+        bed.cluster.switch_wal()
+    };
+    // One that is new there shows whose the timeline is.
+    standby.wait_done(&switch());
+    let command = standby.psql("show archive_command");
+    standby.set("archive_command", "");
+    standby.reload();
+    let (damaged, behind) = (switch(), switch());
+    let mark = |name: &str, mark: &str| {
+        standby.wal_dir().join("archive_status").join(format!("{name}.{mark}")).exists()
+    };
+    wait::until_true(SOON, "the standby has both", || mark(&behind, "ready"));
+    let path = standby.wal_dir().join(&damaged);
+    let sound = std::fs::read(&path).unwrap();
+    let mut zeroed = sound.clone();
+    zeroed[20 * 8192..23 * 8192].fill(0);
+    std::fs::write(&path, zeroed).unwrap();
+    standby.set("archive_command", &command);
+    standby.reload();
+    let refused = format!("could not archive \"{damaged}\"");
+    wait::until_true(SOON, "it is refused", || standby.log().contains(&refused));
+    let copy = bed.cluster.dir().mkdir("sound").join(&damaged);
+    std::fs::write(&copy, &sound).unwrap();
+    user::give(&copy);
+    agent.run(&["push", copy.to_str().unwrap()]).expect_success();
+    // PostgreSQL asks again when another one is ready.
+    let last = switch();
+    standby.wait_done(&last);
+    assert!(mark(&damaged, "done") && mark(&behind, "done"), "{}", standby.log());
+    assert!(Archive::of(&own, standby.pgdata()).get(&damaged).unwrap() == sound);
+    assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
+    assert!(daemon.log().contains("what is stored is sound"), "{}", daemon.log());
 }
 
 /// Promise 1: what one repository stored before the file was damaged acknowledges nothing for another that is away, or whose copy is
