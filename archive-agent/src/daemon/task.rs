@@ -18,7 +18,7 @@ use crate::wal::target::TargetError;
 /// The waits between restarts grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// The longest wait while WAL is on record that a backup makes up for: whoever took one looks soon whether that is settled. A look costs each
+/// The longest wait while WAL is on record that a backup makes up for: a person who took one soon looks whether that is settled. A look costs each
 /// repository that acknowledges a listing of its backups, and a request for each dropped file, for 200 at most.
 const GAP_WAIT: Duration = Duration::from_secs(10);
 

@@ -224,7 +224,7 @@ pub(crate) struct Hanging(PathBuf);
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // Whoever waits reads the end of it, and the next one a file.
+        // A reader that waits reads the end of it, and the next one a file.
         let held = std::fs::OpenOptions::new().read(true).write(true).open(&self.0);
         let removed = std::fs::remove_file(&self.0);
         drop(held);

@@ -75,7 +75,7 @@ impl BoundLineage {
         }
     }
 
-    /// A refusal, with a hint where nobody named the lineage of which it is said.
+    /// A refusal, with a hint where the command line does not name the lineage.
     pub(super) fn explain(&self, mut no_plan: NoPlan) -> NoPlan {
         if let (NoPlan::Unreachable(refusal), Some(by), None) = (&mut no_plan, &self.by, self.named) {
             let by = by.display().to_string();
