@@ -11,7 +11,7 @@
 //! | [`relations`] | clusters of very many files, and of the same bytes in few |
 //! | [`damage`] | spoiled blocks |
 //! | [`finding`], [`table`] | bounds, and how they are written down |
-//! | `uniform`, `idle`, `puts`, `many`, `deep`, `delta`, `verify`, `encryption` | a row each |
+//! | `uniform`, `idle`, `puts`, `many`, `deep`, `delta`, `verify`, `encryption`, `drill`, `events`, `evidence` | a row each |
 //!
 //! Variants that are compared are measured in turn in each round, another one first each time; a ratio is that of one
 //! round. What a row leaves, in whatever way it ends, goes with the working directory's `run`.
@@ -28,7 +28,10 @@ pub mod table;
 
 mod deep;
 mod delta;
+mod drill;
 mod encryption;
+mod events;
+mod evidence;
 mod idle;
 mod many;
 mod puts;
@@ -54,7 +57,7 @@ pub struct KeepingRow {
 }
 
 /// All rows, in the order in which they are measured: last those that leave very many files to be removed.
-pub const ROWS: [KeepingRow; 8] = [
+pub const ROWS: [KeepingRow; 11] = [
     KeepingRow {
         name: "incremental-uniform",
         title: "Incremental backup after uniform updates of a twentieth of the blocks",
@@ -73,6 +76,9 @@ pub const ROWS: [KeepingRow; 8] = [
         title: "Archiving, backup and restore with encryption against without",
         measure: encryption::measure,
     },
+    KeepingRow { name: "drill", title: "A restore drill", measure: drill::measure },
+    KeepingRow { name: "events", title: "What happened, from archived WAL", measure: events::measure },
+    KeepingRow { name: "evidence", title: "A chain of 100,000 records", measure: evidence::measure },
     KeepingRow {
         name: "many-files",
         title: "Backup and restore of 200,000 relations of 8 to 64 KiB",

@@ -1,7 +1,7 @@
 //! A repository of ours, and what is done with it. The commands are those of `tools.toml`, with options.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use walpoint_tests::cluster::Cluster;
@@ -135,6 +135,23 @@ impl OurRepository {
         let command = format!("{{bin}}/archive-agent {arguments} --quiet --json > {PRINTED}");
         let at = scene.work.dir("run");
         self.measure(scene, Load::Once, (&command, &at), &format!("round {round}: {what}"), round)
+    }
+
+    /// Runs a command of a shell, with the placeholders of `tools.toml`.
+    pub fn shell(
+        &self,
+        scene: &mut KeepingBed<'_>,
+        command: &str,
+        what: &str,
+        round: u32,
+    ) -> Result<Seen, String> {
+        let at = scene.work.dir("run");
+        self.measure(scene, Load::Once, (command, &at), &format!("round {round}: {what}"), round)
+    }
+
+    /// The directory of a repository that is one.
+    pub fn directory(&self) -> Result<PathBuf, String> {
+        self.bed.fill("{repo}").map(PathBuf::from)
     }
 
     fn measure(
