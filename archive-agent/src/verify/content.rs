@@ -12,7 +12,7 @@ use walpoint_repo::verify::{ContentCheck, WalCheck};
 pub(super) struct PgContent;
 
 impl ContentCheck for PgContent {
-    /// As the backup did: a page that was written after it began may be torn, replay repairs it.
+    /// As the backup did: a page that was written while it ran may be torn, and replay repairs it.
     fn pages(
         &self,
         facts: &BackupDescription,
@@ -28,7 +28,9 @@ impl ContentCheck for PgContent {
             let number = u32::try_from(block).ok();
             let number = number.and_then(|n| relation.block_in_relation(n, facts.relation_segment_blocks));
             let Some(number) = number else { continue };
-            if let PageState::Bad { stored, computed } = verify_page(page, number, facts.start_lsn) {
+            if let PageState::Bad { stored, computed } =
+                verify_page(page, number, Some(facts.start_lsn..=facts.stop_lsn))
+            {
                 bad(block, stored, computed);
             }
         }

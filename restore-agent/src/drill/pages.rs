@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use walpoint_base::Lsn;
 use walpoint_pg::checksum::{PageState, verify_page};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::files;
@@ -103,9 +102,9 @@ fn file(pgdata: &Path, path: &Path, control: &ControlFile, found: &mut Pages) ->
         for page in buffer.get(..read).unwrap_or_default().chunks(size) {
             // A page that is cut short is one that replay would have completed.
             let number = relation.block_in_relation(block, control.relation_segment_blocks);
-            let state = number.map(|number| verify_page(page, number, Lsn(u64::MAX)));
+            let state = number.map(|number| verify_page(page, number, None));
             let is_whole = page.len() == size;
-            if !is_whole || matches!(state, Some(PageState::Bad { .. } | PageState::NewerThanBackup)) {
+            if !is_whole || matches!(state, Some(PageState::Bad { .. })) {
                 found.bad += 1;
                 if found.named.len() < NAMED {
                     found.named.push(format!("{} block {block}", path.display()));

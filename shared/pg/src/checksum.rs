@@ -3,6 +3,8 @@
 //! Source: `src/include/storage/checksum_impl.h`, `src/include/storage/bufpage.h`. The page is read as rows of 32
 //! little-endian words; each column is hashed by an FNV-1a-like step, so that the compiler can do all columns at once.
 
+use std::ops::RangeInclusive;
+
 use walpoint_base::Lsn;
 
 use crate::bytes;
@@ -81,7 +83,7 @@ pub enum PageState {
     New,
     /// The checksum is right.
     Ok,
-    /// Written after the backup started: it may be torn, and replay repairs it.
+    /// Written while the backup ran: it may be torn, and replay repairs it.
     NewerThanBackup,
     /// The checksum is wrong.
     Bad {
@@ -127,11 +129,11 @@ pub fn page_lsn(page: &[u8]) -> Option<Lsn> {
     Some(Lsn(u64::from(upper) << 32 | u64::from(lower)))
 }
 
-/// Verifies a page as the server does when it reads one, for a backup that started at `backup_start`
-/// (`Lsn(u64::MAX)`: every page counts). A page that is shorter than its header is bad.
+/// Verifies a page as the server does when it reads one. `replayed` are the positions of the WAL that will be replayed over it, and
+/// repairs a page that a backup read while it was written; `None` if nothing will. A page that is shorter than its header is bad.
 ///
 /// `pg_checksums` takes any page without `pd_upper` for new; the server refuses it unless it is all zero, and so does this.
-pub fn verify_page(page: &[u8], block_no: u32, backup_start: Lsn) -> PageState {
+pub fn verify_page(page: &[u8], block_no: u32, replayed: Option<RangeInclusive<Lsn>>) -> PageState {
     let stored = bytes::u16(page, CHECKSUM_AT).unwrap_or(0);
     if bytes::u16(page, UPPER_AT) == Some(0) && bytes::len_before_zeros(page) == 0 {
         return PageState::New;
@@ -139,7 +141,7 @@ pub fn verify_page(page: &[u8], block_no: u32, backup_start: Lsn) -> PageState {
     let computed = page_checksum(page, block_no);
     if computed == stored {
         PageState::Ok
-    } else if page_lsn(page).is_some_and(|lsn| lsn >= backup_start) {
+    } else if page_lsn(page).zip(replayed).is_some_and(|(lsn, replayed)| replayed.contains(&lsn)) {
         PageState::NewerThanBackup
     } else {
         PageState::Bad { stored, computed }
@@ -163,18 +165,36 @@ mod tests {
 
     #[test]
     fn a_page_is_verified_at_its_place_only() {
-        let start = Lsn(0x2_0000_0028);
+        let while_it_ran = Some(Lsn(0x2_0000_0028)..=Lsn(0x2_0000_4000));
+        let verify_page = |page: &[u8], block| verify_page(page, block, while_it_ran.clone());
         let good = page(0x1_FFFF_FFFF);
         assert_eq!(page_lsn(&good), Some(Lsn(0x1_FFFF_FFFF)));
-        assert_eq!(verify_page(&good, 70_000, start), PageState::Ok);
-        assert!(matches!(verify_page(&good, 70_001, start), PageState::Bad { .. }));
+        assert_eq!(verify_page(&good, 70_000), PageState::Ok);
+        assert!(matches!(verify_page(&good, 70_001), PageState::Bad { .. }));
         let mut bad = good.clone();
         bad[5000] ^= 4;
-        assert!(matches!(verify_page(&bad, 70_000, start), PageState::Bad { .. }));
-        bad = page(0x2_0000_0028);
-        bad[5000] ^= 4;
-        assert_eq!(verify_page(&bad, 70_000, start), PageState::NewerThanBackup);
-        assert!(matches!(verify_page(&bad, 70_000, Lsn(u64::MAX)), PageState::Bad { .. }));
+        assert!(matches!(verify_page(&bad, 70_000), PageState::Bad { .. }));
+        for (lsn, may_be_torn) in [
+            (0x2_0000_0027, false),
+            (0x2_0000_0028, true),
+            (0x2_0000_4000, true),
+            (0x2_0000_4001, false),
+            (u64::MAX, false),
+        ] {
+            bad = page(lsn);
+            bad[5000] ^= 4;
+            assert_eq!(verify_page(&bad, 70_000) == PageState::NewerThanBackup, may_be_torn, "{lsn:X}");
+            assert!(matches!(super::verify_page(&bad, 70_000, None), PageState::Bad { .. }), "{lsn:X}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_ones_is_bad_whatever_is_replayed() {
+        let erased = [0xFF; 8192];
+        for replayed in [None, Some(Lsn(1000)..=Lsn(2000)), Some(Lsn(u64::MAX)..=Lsn(2000))] {
+            let state = verify_page(&erased, 5, replayed.clone());
+            assert!(matches!(state, PageState::Bad { stored: 0xFFFF, .. }), "{replayed:?}");
+        }
     }
 
     #[test]
@@ -187,15 +207,15 @@ mod tests {
     #[test]
     fn only_zero_pages_are_new() {
         let mut zero = vec![0; 8192];
-        assert_eq!(verify_page(&zero, 3, Lsn(u64::MAX)), PageState::New);
+        assert_eq!(verify_page(&zero, 3, None), PageState::New);
         zero[8000] = 1;
-        assert!(matches!(verify_page(&zero, 3, Lsn(u64::MAX)), PageState::Bad { stored: 0, .. }));
+        assert!(matches!(verify_page(&zero, 3, None), PageState::Bad { stored: 0, .. }));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_have_a_state(page: Vec<u8>, block: u32, start: u64) {
-            let _state = verify_page(&page, block, Lsn(start));
+        fn any_bytes_have_a_state(page: Vec<u8>, block: u32, start: u64, stop: u64) {
+            let _state = verify_page(&page, block, Some(Lsn(start)..=Lsn(stop)));
         }
 
         #[test]

@@ -184,9 +184,9 @@ impl PageCheck {
 
     /// As the server verifies it. A page that claims to be newer than all WAL is bad: its LSN is what was damaged.
     fn state(&self, page: &[u8], number: u32) -> PageState {
-        match verify_page(page, number, self.start) {
+        match verify_page(page, number, Some(self.start..=Lsn(u64::MAX))) {
             PageState::NewerThanBackup if page_lsn(page).is_some_and(|lsn| !self.newest.covers(lsn)) => {
-                verify_page(page, number, Lsn(u64::MAX))
+                verify_page(page, number, None)
             }
             state => state,
         }
@@ -304,6 +304,8 @@ mod tests {
         assert_eq!(verify(&pages, &pages).0, Vec::<u64>::new());
         pages[1][5000] ^= 1;
         assert_eq!(verify(&pages, &pages).0, [1], "no WAL record has such a position");
+        pages[1].fill(0xFF);
+        assert_eq!(verify(&pages, &pages).0, [1], "nor has it that of a page of ones");
     }
 
     #[test]

@@ -321,7 +321,7 @@ async fn unit_of(
     let fetched = reader.fetch(&unit).await?;
     crate::cpu::run(move || {
         let facts = &reader.manifest().summary.facts;
-        // Every page counts for it.
+        // Nothing is behind this position: every page counts.
         let strict = BackupDescription { start_lsn: Lsn(u64::MAX), ..facts.clone() };
         let (mut bytes, mut recorded, mut bad, mut excused) = (0u64, 0u64, Vec::new(), Vec::new());
         reader.scatter::<RepoError>(&unit, &fetched, |piece| {
