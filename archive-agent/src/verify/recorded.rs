@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use walpoint_base::BackupId;
+use walpoint_plan::retention::Damage;
 use walpoint_repo::Repository;
 use walpoint_repo::evidence::{Draft, Kind, Outcome};
 use walpoint_repo::expire::Outlook;
@@ -22,35 +23,51 @@ pub(super) async fn verified(
     options: &VerifyOptions,
     verified: &Verified,
 ) {
-    let candidates = outlook.decisions.iter().map(|decision| (decision.backup.id, decision.stays()));
-    let said = said(proven(candidates, options, verified), options, verified);
-    recording::append(repository, selection, &said).await;
+    let subjects: Vec<Subject> = outlook
+        .decisions
+        .iter()
+        .filter(|decision| options.backup.map_or(decision.stays(), |backup| backup == decision.backup.id))
+        .map(|decision| Subject { id: decision.backup.id, flaw: flaw(decision.backup.damage) })
+        .collect();
+    recording::append(repository, selection, &said(&subjects, options, verified)).await;
+}
+
+/// A backup that was verified.
+struct Subject {
+    id: BackupId,
+    /// What is known to be wrong with it although every byte of it is what was stored.
+    flaw: Option<Damage>,
+}
+
+/// What a verification does not find, because it was so when the backup was taken, or because it is not the backup's own.
+fn flaw(damage: Damage) -> Option<Damage> {
+    let lasting = Damage { pages: damage.pages, history: damage.history, ..Damage::default() };
+    (lasting != Damage::default()).then_some(lasting)
 }
 
 /// The backups of which every byte was read and found sound, and so was their WAL. Where not all findings are known, none.
-fn proven(
-    candidates: impl Iterator<Item = (BackupId, bool)>,
-    options: &VerifyOptions,
-    verified: &Verified,
-) -> Vec<BackupId> {
+fn proven(subjects: &[Subject], options: &VerifyOptions, verified: &Verified) -> Vec<BackupId> {
     let all_known = verified.findings.len() as u64 == verified.finding_count;
     if options.depth != Depth::Full || !all_known {
         return Vec::new();
     }
     let affected: BTreeSet<&str> =
         verified.findings.iter().flat_map(|finding| finding.backups.iter().map(String::as_str)).collect();
-    let meant = |id: &BackupId, stays: bool| options.backup.map_or(stays, |backup| backup == *id);
-    candidates
-        .filter(|(id, stays)| meant(id, *stays) && !affected.contains(id.to_string().as_str()))
-        .map(|(id, _)| id)
+    subjects
+        .iter()
+        .filter(|subject| subject.flaw.is_none() && !affected.contains(subject.id.to_string().as_str()))
+        .map(|subject| subject.id)
         .collect()
 }
 
-fn said(backups: Vec<BackupId>, options: &VerifyOptions, verified: &Verified) -> Draft {
-    let outcome = match (verified.finding_count, backups.is_empty()) {
-        (0, _) => Outcome::Success,
-        (_, false) => Outcome::Partial,
-        (_, true) => Outcome::Failed,
+fn said(subjects: &[Subject], options: &VerifyOptions, verified: &Verified) -> Draft {
+    let backups = proven(subjects, options, verified);
+    let flaws = subjects.iter().filter_map(|subject| subject.flaw.as_ref().map(|flaw| (subject.id, flaw)));
+    let flaws: Vec<String> = flaws.map(|(id, flaw)| format!("backup {id}: {flaw}")).collect();
+    let outcome = match (verified.finding_count, flaws.is_empty(), backups.is_empty()) {
+        (0, true, _) => Outcome::Success,
+        (0, false, _) | (_, _, false) => Outcome::Partial,
+        (_, _, true) => Outcome::Failed,
     };
     let scenario = match options.depth {
         Depth::Full if options.backup.is_some() => {
@@ -62,6 +79,7 @@ fn said(backups: Vec<BackupId>, options: &VerifyOptions, verified: &Verified) ->
         Depth::Budget(_) => "as many objects as the time allowed",
     };
     let issues = verified.findings.iter().map(|finding| format!("{}: {}", finding.object, finding.what));
+    let issues = flaws.into_iter().chain(issues);
     Draft {
         seconds: Some(verified.seconds),
         scenario: Some(scenario.to_owned()),
@@ -124,11 +142,36 @@ mod tests {
         VerifyOptions { backup, depth, ..VerifyOptions::default() }
     }
 
+    fn record_with(flaw: Damage, options: &VerifyOptions, verified: &Verified) -> Draft {
+        let meant = |id: &BackupId| options.backup.map_or(id.to_string() != IDS[2], |backup| backup == *id);
+        let ids = IDS.iter().map(|id| id.parse().unwrap()).filter(meant);
+        let flaws = [super::flaw(flaw), None];
+        let subjects: Vec<Subject> = ids.zip(flaws).map(|(id, flaw)| Subject { id, flaw }).collect();
+        said(&subjects, options, verified)
+    }
+
     fn record(options: &VerifyOptions, verified: &Verified) -> (Outcome, Vec<String>) {
-        let candidates = [(IDS[0], true), (IDS[1], true), (IDS[2], false)];
-        let candidates = candidates.into_iter().map(|(id, stays)| (id.parse().unwrap(), stays));
-        let said = said(proven(candidates, options, verified), options, verified);
+        let said = record_with(Damage::default(), options, verified);
         (said.outcome, said.backups.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_backup_with_damaged_pages_or_without_its_history_is_not_proven() {
+        let full = options(Depth::Full, None);
+        for (damage, what) in [
+            (Damage { pages: 3, ..Damage::default() }, "3 damaged pages"),
+            (Damage { history: true, ..Damage::default() }, "no history of its timeline that can be read"),
+        ] {
+            let said = record_with(damage, &full, &found(&[], 0));
+            let proven: Vec<String> = said.backups.iter().map(ToString::to_string).collect();
+            assert_eq!((said.outcome, proven), (Outcome::Partial, vec![IDS[1].to_owned()]));
+            assert_eq!(said.issues, [format!("backup {}: {what}", IDS[0])]);
+            let one = record_with(damage, &options(Depth::Full, Some(IDS[0])), &found(&[], 0));
+            assert_eq!((one.outcome, one.backups.len()), (Outcome::Partial, 0));
+        }
+        // Packs that were damaged and are sound again are what this verification has just read.
+        let packs = Damage { packs: 1, ..Damage::default() };
+        assert_eq!(record_with(packs, &full, &found(&[], 0)).backups.len(), 2);
     }
 
     #[test]
