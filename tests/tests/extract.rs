@@ -62,6 +62,8 @@ impl Bed {
             "shop",
             "insert into accounts select id, null from generate_series(1001, 1100) id; analyze accounts",
         );
+        // No transaction is serializable while recovery is paused.
+        cluster.psql("alter database shop set default_transaction_isolation = 'serializable'");
         let rows = cluster.psql_in("shop", DIGEST);
         let moment = cluster.psql("select clock_timestamp()");
         std::thread::sleep(Duration::from_millis(20));
