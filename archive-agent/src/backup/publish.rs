@@ -69,7 +69,12 @@ impl Publishing<'_> {
     }
 
     async fn replica(&self, to: &Destination, mut draft: Draft) -> anyhow::Result<PublishedReplica> {
-        self.wal(to).await?;
+        // One that was suspended for days was aborted meanwhile, and the WAL that it waits for was deleted.
+        tokio::select! {
+            biased;
+            error = draft.aborted() => return Err(error.into()),
+            stored = self.wal(to) => stored?,
+        }
         let latest = self.request.unless_stopped(self.latest_commit(&draft, to)).await?;
         draft.note_latest_commit(latest);
         let (findings, parent) = (draft.manifest().findings.clone(), draft.parent());

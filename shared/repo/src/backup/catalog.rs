@@ -382,7 +382,7 @@ impl Backups {
         RepoError::NotFound { key: self.paths.manifest(id), store: self.store.name().to_owned() }
     }
 
-    fn ended(&self, id: BackupId, tombstone: &Tombstone) -> RepoError {
+    pub(super) fn ended(&self, id: BackupId, tombstone: &Tombstone) -> RepoError {
         let Tombstone { ended, reason, .. } = tombstone;
         let what = format!("the backup never finished, it was aborted at {ended}: {reason}");
         RepoError::Refused { key: self.paths.manifest(id), what }

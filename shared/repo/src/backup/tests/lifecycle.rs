@@ -49,6 +49,7 @@ fn finishing_and_ending_exclude_each_other() {
             scene.backups.abort(id(1), "its process died \u{1}\"").await.unwrap();
             scene.backups.abort(id(1), "said another process too").await.unwrap();
             let stored = wal(&draft);
+            assert!(draft.aborted().await.to_string().contains("its process died"));
             let error = draft.publish(stored).await.unwrap_err();
             assert!(matches!(error, RepoError::Refused { .. }), "{error}");
             assert!(error.to_string().contains("its process died"), "{error}");

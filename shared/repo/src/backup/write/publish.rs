@@ -1,15 +1,20 @@
 //! The last step of a backup: proving that everything is there, then creating the manifest.
 
+use std::time::Duration;
+
 use futures_util::TryStreamExt;
 use walpoint_base::{BackupId, PgTimestamp, SegmentName};
 use walpoint_storage::error::{Remark, RepoError, Result};
 
 use super::super::announcements::AnnouncedSet;
-use super::super::catalog::Backups;
+use super::super::catalog::{Backups, ManifestState};
 use super::super::facts::BackupSummary;
 use super::super::location::pack_no;
 use super::super::manifest::{Manifest, cannot_write};
 use super::super::pack_table::PackUse;
+
+/// Between two looks whether another command has ended the backup.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// What the caller found stored in the lineage: every WAL segment from `first` to `last`, along the timelines from the
 /// backup's start to its stop. Only whoever looked can say so; [`Draft::publish`] checks that it is what is needed.
@@ -65,6 +70,17 @@ impl Draft {
     pub fn note_latest_commit(&mut self, time: Option<PgTimestamp>) {
         let noted = &mut self.manifest.summary.facts.latest_commit;
         *noted = (*noted).max(time.map(PgTimestamp::to_time));
+    }
+
+    /// Ends once another command has ended the backup with a tombstone: it can never be published then.
+    pub async fn aborted(&self) -> RepoError {
+        let id = self.manifest.summary.id;
+        loop {
+            if let Ok(ManifestState::Aborted(tombstone)) = self.backups.standing(id).await {
+                return self.backups.ended(id, &tombstone);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Finds every pack with its size, then creates the manifest: afterwards the backup exists. Fails with
