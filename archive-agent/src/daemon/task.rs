@@ -19,7 +19,8 @@ use crate::wal::target::TargetError;
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 /// The longest wait while WAL is on record that a backup makes up for: a person who took one soon looks whether that is settled. A look costs each
-/// repository that acknowledges a listing of its backups, and a request for each dropped file, for 200 at most.
+/// repository that acknowledges a listing of its backups, and a request for each dropped file, for 200 at most. What is stored under
+/// their names is read once.
 const GAP_WAIT: Duration = Duration::from_secs(10);
 
 /// A task that ran this long was well: the next wait is a short one again.

@@ -1,6 +1,6 @@
 //! WAL that was dropped (`queue_max`, `push --skip`), or archived although it is damaged, and matters still: what no backup makes up for that begins behind it and is in every
 //! repository that has to acknowledge, or was archived after all. What is stored under the name of a dropped segment may be
-//! another server's.
+//! another server's, or so damaged that the segment was dropped for that ([`read_back`]).
 
 use std::fmt;
 use std::path::Path;
@@ -13,14 +13,14 @@ use serde::Serialize;
 use walpoint_base::dropped::{self, DropReason, Dropped};
 use walpoint_base::{BackupId, SegmentName, SegmentSize, WalFileName};
 use walpoint_pg::wal::WalIdentity;
-use walpoint_repo::wal::WalArchive;
+use walpoint_repo::wal::{WalArchive, WalHeader};
 
 use super::comparison::{self, Comparison};
 use super::damaged_copy;
 use super::disk;
 use super::target::WalTarget;
 use super::upload::Uploader;
-use super::{base, claim};
+use super::{base, claim, read_back};
 
 /// Dropped files that are looked for in the archive, the newest ones.
 const LOOKED_FOR: usize = 200;
@@ -134,7 +134,7 @@ pub(crate) async fn gap(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     if let Some(archives) = archives.into_iter().collect::<Option<Vec<_>>>() {
         let acknowledge = uploader.targets().iter().filter(|target| target.acknowledges);
         let places: Vec<(&WalTarget, WalArchive)> = acknowledge.zip(archives).collect();
-        matter = not_archived(&places, (&cluster, &uploader.wal_directory()), matter).await;
+        matter = not_archived(uploader, &places, (&cluster, &uploader.wal_directory()), matter).await;
     }
     Ok(Gap::of(&matter))
 }
@@ -149,6 +149,7 @@ async fn newest_backup(uploader: &Uploader, archive: &WalArchive) -> anyhow::Res
 
 /// Those that are not in every archive by now: PostgreSQL had not removed the newest when the store was back.
 async fn not_archived(
+    uploader: &Uploader,
     places: &[(&WalTarget, WalArchive)],
     (cluster, wal): (&WalIdentity, &Path),
     mut dropped: Vec<Dropped>,
@@ -161,7 +162,7 @@ async fn not_archived(
                 return Some(dropped);
             }
             for (target, archive) in places {
-                if !has_own(target, archive, (cluster, wal), name).await {
+                if !is_archived(uploader, (target, archive), (cluster, wal), name).await {
                     return Some(dropped);
                 }
             }
@@ -172,16 +173,48 @@ async fn not_archived(
     dropped
 }
 
-/// Whether an archive has this server's segment of a name: as this process knows, as the directory remembers, or as the file in
-/// it shows, damaged or not. Where nothing shows that the timeline is this server's, a damaged one shows nothing.
+/// Whether an archive has this server's segment of a name, not accepted although damaged, and all of it can be read.
+async fn is_archived(
+    uploader: &Uploader,
+    (target, archive): (&WalTarget, &WalArchive),
+    of: (&WalIdentity, &Path),
+    name: SegmentName,
+) -> bool {
+    match archive.header(name).await {
+        Ok(Some(header)) if !header.damaged => {
+            is_own(target, archive, of, &header).await
+                && read_back::is_sound(uploader, (target, archive), &header).await
+        }
+        Ok(_) => {
+            read_back::forget((target, archive), name);
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// Whether an archive has this server's segment of a name ([`is_own`]). It may be damaged.
 pub(super) async fn has_own(
     target: &WalTarget,
     archive: &WalArchive,
-    (cluster, wal): (&WalIdentity, &Path),
+    of: (&WalIdentity, &Path),
     name: SegmentName,
 ) -> bool {
-    let Ok(Some(header)) = archive.header(name).await else { return false };
-    let lineage = archive.lineage().id;
+    match archive.header(name).await {
+        Ok(Some(header)) => is_own(target, archive, of, &header).await,
+        _ => false,
+    }
+}
+
+/// Whether the segment that an archive has is this server's: as this process knows, as the directory remembers, or as the file in
+/// it shows, damaged or not. Where nothing shows that the timeline is this server's, a damaged one shows nothing.
+async fn is_own(
+    target: &WalTarget,
+    archive: &WalArchive,
+    (cluster, wal): (&WalIdentity, &Path),
+    header: &WalHeader,
+) -> bool {
+    let (name, lineage) = (header.name(), archive.lineage().id);
     if target.known(lineage, |known| known.has_stored(name)) {
         return true;
     }
@@ -216,6 +249,7 @@ fn makes_up_for(backup: BackupId, dropped: &Dropped, size: SegmentSize) -> bool 
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::two;
     use super::*;
 
     fn dropped(name: &str) -> Dropped {
@@ -235,6 +269,32 @@ mod tests {
         assert!(!makes_up(1, 0x600_0028, "000000020000000000000005"));
         assert!(makes_up(2, 0x100_0028, "00000002.history"));
         assert!(!makes_up(1, 0x900_0028, "00000002.history"));
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_under_the_name_of_a_dropped_segment_counts_once_it_was_read_and_is_sound() {
+        let (main, _far, uploader, cluster) = two().await;
+        let (target, wal) = (&uploader.targets()[0], main.pgdata().join("pg_wal"));
+        let names = ["000000010000000000000005", "000000010000000000000006"];
+        for name in names {
+            main.put(name, 1).await;
+            main.write(name, 1);
+        }
+        let all = names.map(dropped);
+        let left = async || {
+            let places = [(target, main.archive.clone())];
+            not_archived(&uploader, &places, (&cluster, &wal), all.to_vec()).await
+        };
+        main.damage(names[0]);
+        assert_eq!(left().await, [all[0]], "the other one is sound, and this server's");
+        main.damage(names[1]);
+        assert_eq!(left().await, [all[0]], "each is read once");
+
+        // The way out: the object is moved away, and the segment is archived again.
+        std::fs::remove_file(main.stored(names[0])).unwrap();
+        assert_eq!(left().await, [all[0]]);
+        main.put(names[0], 1).await;
+        assert_eq!(left().await, []);
     }
 
     #[test]

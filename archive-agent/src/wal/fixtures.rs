@@ -156,6 +156,14 @@ impl Bed {
         find(&self.dir.path().join("repository"), name).unwrap()
     }
 
+    /// Damages the end of what is stored under that name. Its header can be read as before.
+    pub(crate) fn damage(&self, name: &str) {
+        let path = self.stored(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 0xFF;
+        walpoint_base::durable::replace(&path, &bytes, 0o600).unwrap();
+    }
+
     /// Puts a copy of the repository in its place, as on another disk.
     pub(crate) fn replace_directory(&self) {
         let (place, copied) = (self.dir.path().join("repository"), self.dir.path().join("copied"));

@@ -38,6 +38,7 @@
 //! | [`unreadable`] | objects that cannot be read though their repository answers |
 //! | [`unfinished`] | what could not be copied to one so far, and when that is tried again |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
+//! | [`read_back`] | whether what is stored under the name of a dropped segment can be read |
 //! | [`bypass`] | whether finished WAL reaches the archive at all |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
@@ -94,6 +95,7 @@ pub(crate) mod push;
 pub(crate) mod queue;
 pub(crate) mod reach;
 pub(crate) mod read;
+mod read_back;
 pub(crate) mod ready;
 mod resting;
 pub(crate) mod serve;
