@@ -223,6 +223,45 @@ fn what_waits_for_a_slow_repository_survives_the_daemon() {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// A11: a repository whose object is damaged is not caught up, for the next daemon either, until the object is moved away.
+#[test]
+fn a_damaged_object_in_a_repository_is_reported_until_it_is_moved_away() {
+    let two = TwoPlaces::new();
+    // What is archived stays in pg_wal until it is stored there, too.
+    two.bed.cluster.set("max_wal_size", "64MB");
+    two.archive_with("false");
+    let switch = || {
+        two.bed.cluster.psql("select pg_logical_emit_message(false, 'n', 'n')");
+        two.bed.cluster.switch_wal()
+    };
+    let name = switch();
+    two.bed.direct(&two.bed.cluster.wal_dir().join(&name)).expect_success();
+    let door = two.far.back_door();
+    let keys = door.list("clusters");
+    let key = keys.iter().find(|key| key.ends_with(&name)).expect("it is stored in both");
+    door.flip_bit(key, door.get(key).unwrap().len() - 1);
+    let reports = |daemon: &Daemon| {
+        let what = format!("the daemon says so\n{}", daemon.log());
+        wait::until_true(LONG, &what, || {
+            let health = two.bed.agent.run(&["health"]).stderr;
+            health.contains("repository far is not caught up: 1 file cannot be stored")
+                && health.contains(&name)
+                && health.contains("Move that object away.")
+        });
+    };
+    let daemon = two.bed.agent.daemon();
+    two.archive_with(&two.bed.agent.archive_command());
+    // Wakes the archiver.
+    two.bed.cluster.wait_done(&switch());
+    reports(&daemon);
+    assert_eq!(daemon.stop(), 0);
+    let daemon = two.bed.agent.daemon();
+    reports(&daemon);
+    door.delete(key);
+    two.same_in_both(&[name], &daemon);
+    assert_eq!(daemon.stop(), 0);
+}
+
 /// A11: a repository that did not have to acknowledge and has to from a restart on, gets what it missed before, whatever is stored
 /// behind that meanwhile.
 #[test]

@@ -7,7 +7,8 @@
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
 //! missing by the next daemon. What cannot be copied is tried again after a while, until nothing is left, by the next daemon as well:
-//! as long as files are left, nothing behind them is noted as complete.
+//! as long as files are left, nothing behind them is noted as complete. A file whose object there is damaged is left, too, although a
+//! listing shows it ([`blocked`](super::blocked)).
 //!
 //! While it is behind, nothing is stored in that repository directly ([`beside`](super::beside)): what is acknowledged meanwhile waits,
 //! so that nothing lies behind a gap. One that has to acknowledge misses nothing while it has to: it is compared with the others once
@@ -22,16 +23,19 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use walpoint_base::SegmentName;
+use anyhow::anyhow;
+use walpoint_base::{Diagnostic, SegmentName};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
+use walpoint_words::format_chain;
 
 pub(crate) use self::acknowledging::keep_acknowledging;
 use self::copy::{Copy, Passed};
 use self::elsewhere::Elsewhere;
 use self::ranges::Ranges;
 use super::archiver::Archiver;
+use super::blocked;
 use super::target::{Missed, TargetError, WalTarget};
 use super::upload::{REST, TIME_LIMIT, Uploader};
 
@@ -130,11 +134,45 @@ async fn catch_up(
     missed: &Missed,
     known: bool,
 ) -> anyhow::Result<CaughtUp> {
-    let caught_up = compare(uploader, target, missed, known).await;
+    let caught_up = match damaged_there(uploader, target, known).await {
+        // What was moved away by now is missing in the listings of this comparison.
+        Ok(damaged) => compare(uploader, target, missed, known).await.map(|caught_up| {
+            let left = both(damaged, caught_up.left);
+            CaughtUp { left, ..caught_up }
+        }),
+        Err(error) => Err(error),
+    };
+    uploader.note_blocked(target).await;
     if let Err(error) = &caught_up {
         target.start_over_after(error).await;
     }
     caught_up
+}
+
+/// Why files are not stored there whose objects are damaged. What is `known` includes what earlier processes noted of that.
+async fn damaged_there(
+    uploader: &Uploader,
+    target: &WalTarget,
+    known: bool,
+) -> anyhow::Result<Option<anyhow::Error>> {
+    if target.acknowledges {
+        return Ok(None);
+    }
+    let to = open(target, &uploader.identity().await?).await?;
+    if !known {
+        uploader.take_blocked(target, &to).await;
+    }
+    Ok(blocked::left(uploader, target, &to).await?)
+}
+
+/// Two reasons as one.
+fn both(one: Option<anyhow::Error>, other: Option<anyhow::Error>) -> Option<anyhow::Error> {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            Some(anyhow!("{}", Diagnostic::gather("", [format_chain(&one), format_chain(&other)])))
+        }
+        (one, other) => one.or(other),
+    }
 }
 
 /// What the comparisons with all repositories leave together.
@@ -212,7 +250,7 @@ async fn compare(
                     repository = target.name(),
                     "not compared with {}: {}",
                     source.name(),
-                    walpoint_words::format_chain(&error)
+                    format_chain(&error)
                 );
                 away = true;
             }

@@ -4,17 +4,28 @@
 //! A line for each repository in a file in `pg_wal`: its ID, the cluster, the lineage and a segment. In another lineage nothing is known
 //! to be there. Where files were left that could not be copied, it is the segment from which they have to be looked for again. An old one
 //! costs a longer comparison. A line that cannot be read means nothing. The file is replaced as a whole.
+//!
+//! Besides, a line for each damaged object that keeps a file from being stored ([`blocked`](super::blocked)): `damaged`, the file and the
+//! object's key in place of the segment.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use walpoint_base::{SegmentName, durable};
+use walpoint_base::{SegmentName, WalFileName, durable};
 use walpoint_repo::Lineage;
+use walpoint_storage::layout::Key;
 use walpoint_storage::object::RepositoryId;
 
 /// Its name in `pg_wal`.
 pub(super) const FILE: &str = "walpoint-complete";
+
+/// What follows the place in a line of a damaged object.
+const DAMAGED: &str = " damaged ";
+
+/// Each repository has a task of its own, and the file is one.
+static WRITING: Mutex<()> = Mutex::new(());
 
 /// How a line begins.
 pub(super) fn place(repository: RepositoryId, lineage: &Lineage) -> String {
@@ -32,18 +43,57 @@ pub(super) fn read(wal: &Path, place: &str) -> Option<SegmentName> {
 
 /// A lineage in a repository lacks nothing up to that segment. Blocks.
 pub(super) fn note(wal: &Path, place: &str, segment: SegmentName) -> io::Result<()> {
-    // Each repository has a task of its own, and the file is one.
-    static WRITING: Mutex<()> = Mutex::new(());
     let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let bytes = match std::fs::read(wal.join(FILE)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        read => read?,
-    };
-    let text = String::from_utf8_lossy(&bytes);
+    let text = content(wal)?;
     let others = text.lines().filter(|line| line.rsplit_once(' ').is_some_and(|(of, _)| of != place));
     let mut lines: String = others.map(|line| format!("{line}\n")).collect();
     lines += &format!("{place} {segment}\n");
     durable::replace_for_owner(&wal.join(FILE), lines.as_bytes(), 0o600)
+}
+
+/// The damaged objects that are noted of a lineage in a repository, and their files. A file that cannot be read says nothing. Blocks.
+pub(super) fn read_damaged(wal: &Path, place: &str) -> BTreeMap<Key, WalFileName> {
+    damaged_in(&content(wal).unwrap_or_default(), place)
+}
+
+/// Notes damaged objects of a lineage in a repository beside those that are noted, except for those that are gone. Blocks.
+pub(super) fn note_damaged(
+    wal: &Path,
+    place: &str,
+    objects: BTreeMap<Key, WalFileName>,
+    gone: &[Key],
+) -> io::Result<()> {
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = content(wal)?;
+    let before = damaged_in(&text, place);
+    let mut now = before.clone();
+    now.extend(objects);
+    now.retain(|key, _| !gone.contains(key));
+    if now == before {
+        return Ok(());
+    }
+    let others = text.lines().filter(|line| damaged(line, place).is_none());
+    let mut lines: String = others.map(|line| format!("{line}\n")).collect();
+    lines.extend(now.iter().map(|(key, name)| format!("{place}{DAMAGED}{name} {key}\n")));
+    durable::replace_for_owner(&wal.join(FILE), lines.as_bytes(), 0o600)
+}
+
+fn content(wal: &Path) -> io::Result<String> {
+    let bytes = match std::fs::read(wal.join(FILE)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read?,
+    };
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn damaged_in(text: &str, place: &str) -> BTreeMap<Key, WalFileName> {
+    let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    lines.filter_map(|line| damaged(line, place)).collect()
+}
+
+fn damaged(line: &str, place: &str) -> Option<(Key, WalFileName)> {
+    let (name, key) = line.strip_prefix(place)?.strip_prefix(DAMAGED)?.split_once(' ')?;
+    Some((key.parse().ok()?, name.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -73,6 +123,29 @@ mod tests {
         }
         note(wal, second, name("000000020000000000000006")).unwrap();
         assert_eq!(read(wal, second), Some(name("000000020000000000000006")));
+    }
+
+    #[test]
+    fn damaged_objects_are_noted_beside_the_segments() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path();
+        let name: WalFileName = "000000010000000000000005".parse().unwrap();
+        let keys = ["clusters/main/5", "clusters/main/6"].map(|key| key.parse::<Key>().unwrap());
+        let all = BTreeMap::from(keys.clone().map(|key| (key, name)));
+        let first = BTreeMap::from([(keys[0].clone(), name)]);
+        note(wal, "id main 7-1", name.segment().unwrap()).unwrap();
+        note_damaged(wal, "id main 7-1", all.clone(), &[]).unwrap();
+        note_damaged(wal, "id main 7-12", first.clone(), &[]).unwrap();
+        note(wal, "id main 7-1", name.segment().unwrap()).unwrap();
+        assert_eq!(read(wal, "id main 7-1"), name.segment());
+        assert_eq!(
+            (read_damaged(wal, "id main 7-1"), read_damaged(wal, "id main 7-12")),
+            (all, first.clone())
+        );
+        // By a process that knows of none of them.
+        note_damaged(wal, "id main 7-1", BTreeMap::new(), &keys[1..]).unwrap();
+        assert_eq!(read_damaged(wal, "id main 7-1"), first);
+        assert_eq!(read(wal, "id main 7-1"), name.segment());
     }
 
     #[tokio::test]

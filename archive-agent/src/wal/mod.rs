@@ -37,6 +37,7 @@
 //! | [`catch_up`] | what a repository missed that does not have to acknowledge |
 //! | [`unreadable`] | objects that cannot be read though their repository answers |
 //! | [`unfinished`] | what could not be copied to one so far, and when that is tried again |
+//! | [`blocked`] | what one lacks because a damaged object is in its place |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
 //! | [`read_back`] | whether what is stored under the name of a dropped segment can be read |
 //! | [`bypass`] | whether finished WAL reaches the archive at all |
@@ -57,6 +58,7 @@ pub(crate) mod backfill;
 mod base;
 mod beginning;
 pub(crate) mod beside;
+mod blocked;
 pub(crate) mod bypass;
 pub(crate) mod catch_up;
 pub(crate) mod check;

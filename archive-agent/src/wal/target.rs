@@ -20,6 +20,7 @@ use walpoint_storage::object::{Level, RepositoryId};
 use walpoint_storage::store::StoreSettings;
 
 use super::beside::Beside;
+use super::blocked::Blocked;
 use super::known::Known;
 use super::lineage::Remembered;
 use super::opening::OpenedTarget;
@@ -78,6 +79,8 @@ pub(crate) struct WalTarget {
     pub(super) beside: Beside,
     /// What could not be copied there.
     pub(super) unfinished: Unfinished,
+    /// What could not be stored there because a damaged object is in its place, if it does not have to acknowledge.
+    pub(super) blocked: Blocked,
     /// Whether it was reported that it does not record those that acknowledge.
     pub(super) unrecorded: AtomicBool,
     known: std::sync::Mutex<Known>,
@@ -125,6 +128,7 @@ impl WalTarget {
             missed: std::sync::Mutex::default(),
             beside: Beside::default(),
             unfinished: Unfinished::default(),
+            blocked: Blocked::default(),
             unrecorded: AtomicBool::new(false),
             known: std::sync::Mutex::default(),
             unremembered: std::sync::Mutex::default(),
@@ -353,6 +357,7 @@ impl WalTarget {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.missed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.unfinished.forget();
+        self.blocked.forget();
         self.lineages_left.fetch_add(1, Ordering::AcqRel);
         // Another one has missed all that was stored before.
         self.beside.forget();

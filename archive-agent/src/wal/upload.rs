@@ -418,6 +418,9 @@ impl Uploader {
             if let Err(TargetError::SplitBrain(split)) = &result {
                 self.refuse(file, target, split);
             }
+            if let (Err(error), false) = (&result, target.acknowledges) {
+                target.blocked.add(file.name, error);
+            }
             match result {
                 Ok(stored) => log(file.name, target, &stored),
                 Err(error) => errors.push(upload_error(target, &error)),

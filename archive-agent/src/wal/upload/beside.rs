@@ -109,6 +109,7 @@ impl Uploader {
         else {
             return true;
         };
+        self.note_blocked(target).await;
         // One that answers is asked whose WAL it holds before the next acknowledgement.
         if !permanent {
             target.rest(REST);
@@ -158,6 +159,7 @@ impl Uploader {
             target.beside.was_stored(file.name);
         }
         if let Err(UploadError { text: problem, .. }) = stored {
+            self.note_blocked(target).await;
             target.rest(REST);
             let (wal, name) = (self.wal_directory(), target.name().to_owned());
             let (directory, note) = (wal.clone(), move || resting::note(&wal, &name));
