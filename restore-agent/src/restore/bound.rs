@@ -1,23 +1,30 @@
 //! The lineage that the data directory is bound to which a restore repairs or replaces: the server's own. Another server of its family may
 //! have the target, too, with the same content, and what is restored would archive into that one's lineage.
 //!
-//! The binding counts that lies in the data directory that is there, or in the one that an earlier run moved aside. An interrupted repair may
-//! have removed it, and its marker says which lineage it had chosen. A new directory has none.
+//! The binding counts that lies in the data directory that is there, or in the one that an interrupted run moved aside. An interrupted repair
+//! may have removed it, and its marker says which lineage it had chosen. A new directory has none, nor has one in whose place another was
+//! since: what an earlier restore moved aside says nothing of that.
+//!
+//! Where it is not known whether another one was ([`Doubt`]), the plan is made without the binding. If that is another lineage's, a person
+//! has to choose.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, SystemId};
-use walpoint_plan::restore::{Hint, RestoreRequest};
+use walpoint_plan::restore::{Hint, RestoreRequest, Why};
 use walpoint_repo::lineage::{BINDING, bound_elsewhere, bound_lineages};
+use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::object::RepositoryId;
 
 use super::decided::Decided;
 use super::directory::Contents;
 use super::existing::Existing;
-use crate::plan::NoPlan;
+use super::previous::{Record, Succession};
+use crate::plan::{self, NoPlan, Planned};
 
 /// The lineage of a data directory, and the file that says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +34,31 @@ pub(super) struct BoundLineage {
     by: Option<PathBuf>,
     /// The one that the command line names.
     named: Option<LineageId>,
+    doubt: Option<Doubt>,
+}
+
+/// Why another data directory may have been in the place of the one that an earlier restore moved aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Doubt {
+    /// An older program moved it, and did not note what came.
+    Unknown,
+    /// The restore was interrupted. Whatever else was put there since, a restore knows nothing of it.
+    Since(Box<Record>),
+}
+
+/// Plans in the lineage that the data directory is bound to, if it is to one and no other one is named.
+pub(super) async fn plan(
+    common: &CommonArgs,
+    request: &mut RestoreRequest,
+    bound: Option<&BoundLineage>,
+) -> Result<Planned, NoPlan> {
+    let Some(bound) = bound else { return plan::make(common, request).await };
+    if let (Some(doubt), None) = (&bound.doubt, bound.named) {
+        let without = plan::make(common, request).await;
+        bound.settle(doubt, without.map(|planned| (planned.lineage.id, planned.lineage.created)))?;
+    }
+    bound.ask(request);
+    plan::make(common, request).await.map_err(|no_plan| bound.explain(no_plan))
 }
 
 impl BoundLineage {
@@ -37,25 +69,71 @@ impl BoundLineage {
         pgdata: &Path,
         named: Option<LineageId>,
     ) -> anyhow::Result<Option<Self>> {
-        let (path, existing) = match (&decided.contents, &decided.previous) {
+        let (path, existing, doubt) = match (&decided.contents, &decided.previous) {
             (Contents::Unfinished(marker) | Contents::Finished(marker), _) if marker.delta => {
                 let chosen = marker.lineage.split(' ').next().and_then(|lineage| lineage.parse().ok());
                 let chosen = chosen.filter(|_| marker.cluster == cluster.as_str());
-                return Ok(chosen.map(|lineage| Self { lineage, by: None, named }));
+                return Ok(chosen.map(|lineage| Self { lineage, by: None, named, doubt: None }));
             }
-            (Contents::Occupied(_), _) => (pgdata.join(BINDING), decided.existing.as_ref()),
-            (_, Some(previous)) => {
+            (Contents::Occupied(_), _) => (pgdata.join(BINDING), decided.existing.as_ref(), None),
+            (contents, Some(previous)) => {
+                let doubt = match (previous.succession(contents), contents) {
+                    (Succession::Completed, _) => return Ok(None),
+                    (Succession::Unknown, _) => Some(Doubt::Unknown),
+                    (Succession::Interrupted, Contents::Empty) => {
+                        Some(Doubt::Since(Box::new(previous.record.clone())))
+                    }
+                    (Succession::Interrupted, _) => None,
+                };
                 let existing = previous.existing.as_ref().ok().and_then(Option::as_ref);
-                (previous.record.aside.join(BINDING), existing)
+                (previous.record.aside.join(BINDING), existing, doubt)
             }
             (_, None) => return Ok(None),
         };
         let found = usable(read(&path, cluster, existing), named)?;
-        Ok(found.map(|lineage| Self { lineage, by: Some(path), named }))
+        Ok(found.map(|lineage| Self { lineage, by: Some(path), named, doubt }))
+    }
+
+    /// Refuses to choose where the directory with the binding may not be the predecessor. `without`: the lineage of the plan that is made
+    /// without it, and when that was created.
+    fn settle(&self, doubt: &Doubt, without: Result<(LineageId, Timestamp), NoPlan>) -> Result<(), NoPlan> {
+        let by = self.by.iter().map(|by| by.display().to_string()).collect::<String>();
+        match (doubt, without) {
+            (_, Ok((other, _))) if other == self.lineage => Ok(()),
+            (Doubt::Unknown, Ok((other, _))) => Err(self.undecided(&by, other)),
+            // Its server is perhaps the one that was there since.
+            (Doubt::Since(record), Ok((other, created))) if record.was_moved_before(created) => {
+                Err(self.undecided(&by, other))
+            }
+            (Doubt::Since(record), Err(NoPlan::Unreachable(refusal)))
+                if !is_of_another(&refusal.why, self.lineage, record) =>
+            {
+                Ok(())
+            }
+            (Doubt::Since(_), Ok(_) | Err(NoPlan::Failed(_))) => Ok(()),
+            (_, Err(NoPlan::Unreachable(mut refusal))) => {
+                refusal.hints.push(Hint::MaybeBound { by, lineage: self.lineage });
+                Err(NoPlan::Unreachable(refusal))
+            }
+            (Doubt::Unknown, Err(failed)) => Err(failed),
+        }
+    }
+
+    /// That a person has to choose. `other`: what is chosen where nothing was moved aside.
+    fn undecided(&self, by: &str, other: LineageId) -> NoPlan {
+        let lineage = self.lineage;
+        let error = anyhow!(
+            "could not determine which lineage to recover in: nothing was changed\nDETAIL: An earlier restore renamed the data directory \
+             at this path, and {by} binds it to lineage {lineage}. Without that file, recovery would be in lineage {other}, as in a new \
+             directory. Another cluster may have been at this path in between.\nHINT: If that restore was interrupted, and no other \
+             cluster has been at this path since, add --lineage {lineage}. Otherwise add --lineage {other}, or another one that \
+             \"archive-agent status\" shows."
+        );
+        NoPlan::from(error)
     }
 
     /// Plans in it, unless another one is named.
-    pub(super) fn ask(&self, request: &mut RestoreRequest) {
+    fn ask(&self, request: &mut RestoreRequest) {
         request.lineage.get_or_insert(self.lineage);
     }
 
@@ -76,12 +154,23 @@ impl BoundLineage {
     }
 
     /// A refusal, with a hint where the command line does not name the lineage.
-    pub(super) fn explain(&self, mut no_plan: NoPlan) -> NoPlan {
+    fn explain(&self, mut no_plan: NoPlan) -> NoPlan {
         if let (NoPlan::Unreachable(refusal), Some(by), None) = (&mut no_plan, &self.by, self.named) {
             let by = by.display().to_string();
             refusal.hints.push(Hint::BoundLineage { by, lineage: self.lineage });
         }
         no_plan
+    }
+}
+
+/// Whether a lineage that was not chosen is perhaps that of another cluster, which began after a data directory was moved aside.
+fn is_of_another(why: &Why, own: LineageId, moved: &Record) -> bool {
+    match why {
+        Why::SeveralLineages(all) => all.iter().any(|other| other.lineage.system_id != own.system_id),
+        Why::SharedByLineages(all) => all.iter().any(|other| moved.was_moved_before(other.created)),
+        Why::NewestWithoutBackup { .. } | Why::DamagedLineage { .. } => true,
+        // The plan in its own lineage says so too, or can be made.
+        _ => false,
     }
 }
 
@@ -130,7 +219,9 @@ fn usable(
 #[cfg(test)]
 mod tests {
     use walpoint_base::durable;
+    use walpoint_plan::restore::SharingLineage;
 
+    use super::super::steps::RestoreMode;
     use super::*;
 
     #[test]
@@ -165,7 +256,12 @@ mod tests {
             (Some(one), one, Some("belongs to 7-1")),
             (Some(two), two, None),
         ] {
-            let bound = BoundLineage { lineage: two, by: Some(PathBuf::from("/d/walpoint.lineage")), named };
+            let bound = BoundLineage {
+                lineage: two,
+                by: Some(PathBuf::from("/d/walpoint.lineage")),
+                named,
+                doubt: None,
+            };
             let mut request = RestoreRequest { lineage: named, ..RestoreRequest::default() };
             bound.ask(&mut request);
             assert_eq!(request.lineage, Some(planned));
@@ -173,5 +269,86 @@ mod tests {
             assert_eq!(note.is_some(), said.is_some());
             assert!(said.is_none_or(|said| note.unwrap().contains(said)));
         }
+    }
+
+    #[test]
+    fn what_was_moved_aside_binds_only_until_another_directory_came_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let pgdata = dir.path().canonicalize().unwrap().join("data");
+        let aside = pgdata.with_file_name("data.walpoint-old-20260101T000000Z");
+        std::fs::create_dir(&aside).unwrap();
+        let bound = format!("{} main 7-2\n", RepositoryId([1; 16]));
+        durable::create(&aside.join(BINDING), bound.as_bytes()).unwrap();
+        let record = |succeeded: Option<bool>| {
+            let json = serde_json::json!({
+                "pgdata": pgdata, "aside": aside, "moves": [], "succeeded": succeeded
+            });
+            durable::replace(&aside.join("walpoint-aside.json"), json.to_string().as_bytes(), 0o600).unwrap();
+        };
+        let found = |mode| {
+            let decided = Decided::look(&pgdata, mode, true).unwrap();
+            BoundLineage::of(&decided, &"main".parse().unwrap(), &pgdata, None)
+        };
+        let modes = [
+            RestoreMode::New,
+            RestoreMode::Replace { discard_wal: false },
+            RestoreMode::Delta { discard_wal: false, overwrite_other: false },
+        ];
+        for mode in modes {
+            record(None);
+            let unknown = found(mode).unwrap().unwrap();
+            assert_eq!((unknown.lineage, unknown.doubt), ("7-2".parse().unwrap(), Some(Doubt::Unknown)));
+            record(Some(false));
+            let doubt = found(mode).unwrap().unwrap().doubt;
+            assert!(matches!(doubt, Some(Doubt::Since(_))), "{doubt:?}");
+            record(Some(true));
+            assert_eq!(found(mode).unwrap(), None, "{mode:?}");
+        }
+        // Not even where it cannot be read.
+        durable::replace(&aside.join(BINDING), b"what is this\n", 0o600).unwrap();
+        assert_eq!(found(RestoreMode::New).unwrap(), None);
+        record(Some(false));
+        found(RestoreMode::New).unwrap_err();
+    }
+
+    #[test]
+    fn a_person_chooses_where_another_directory_may_have_been_in_its_place() {
+        let (two, one): (LineageId, LineageId) = ("7-2".parse().unwrap(), "7-1".parse().unwrap());
+        let record = serde_json::json!({
+            "pgdata": "/d/data", "aside": "/d/data.walpoint-old-20260101T000000Z", "moves": []
+        });
+        let since = Doubt::Since(Box::new(serde_json::from_value(record).unwrap()));
+        let by = Some(PathBuf::from("/d/data.walpoint-old-20260101T000000Z/walpoint.lineage"));
+        let bound = BoundLineage { lineage: two, by, named: None, doubt: None };
+        let [before, after] = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:01Z"].map(|at| at.parse().unwrap());
+        for (doubt, without, is_refused) in [
+            (&Doubt::Unknown, (two, after), false),
+            (&Doubt::Unknown, (one, before), true),
+            (&since, (two, after), false),
+            (&since, (one, before), false),
+            (&since, (one, after), true),
+        ] {
+            let settled = bound.settle(doubt, Ok(without));
+            let what = format!("{doubt:?} {without:?}");
+            assert_eq!(settled.is_err(), is_refused, "{what}");
+            if let Err(no_plan) = settled {
+                let NoPlan::Failed(failure) = no_plan else { panic!("{what}") };
+                let text = format!("{:#}", failure.error);
+                assert!(text.contains("--lineage 7-2") && text.contains("--lineage 7-1"), "{text}");
+            }
+        }
+        let shared = |created| SharingLineage { lineage: one, parent: None, created, newest: None };
+        let Doubt::Since(moved) = &since else { panic!("{since:?}") };
+        for (why, is_of_anothers) in [
+            (Why::SharedByLineages(vec![shared(before)]), false),
+            (Why::SharedByLineages(vec![shared(before), shared(after)]), true),
+            (Why::DamagedLineage { lineage: one, what: "damaged".into(), instead: two }, true),
+            (Why::NoBackup, false),
+        ] {
+            assert_eq!(is_of_another(&why, two, moved), is_of_anothers, "{why:?}");
+        }
+        let failed = || NoPlan::from(anyhow!("the store is away"));
+        assert!(bound.settle(&Doubt::Unknown, Err(failed())).is_err());
+        assert!(bound.settle(&since, Err(failed())).is_ok(), "the plan in its own lineage says so");
     }
 }

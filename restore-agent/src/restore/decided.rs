@@ -249,9 +249,20 @@ impl Decided {
         OfData::by(&self.steps, self.unfinished().map_or(&[], |previous| &previous.pending))
     }
 
-    /// The data directory that was moved aside last, if an earlier run had not yet moved all that belongs to it.
+    /// The data directory that was moved aside last, if what is restored comes in its place.
+    pub(super) fn predecessor(&self) -> Option<&Previous> {
+        self.previous.as_ref().filter(|previous| previous.is_predecessor(&self.contents))
+    }
+
+    /// The same, if an earlier run had not yet moved all that belongs to it.
     fn unfinished(&self) -> Option<&Previous> {
-        self.previous.as_ref().filter(|previous| !previous.complete)
+        self.predecessor().filter(|previous| !previous.complete)
+    }
+
+    /// Where the data directory lies, or will, in whose place what is restored comes. `replacement`: how it will be moved aside, if it will.
+    pub(super) fn replaces(&self, replacement: Option<&Record>) -> Option<PathBuf> {
+        let earlier = || self.predecessor().map(|previous| &previous.record);
+        replacement.or_else(earlier).map(|record| record.aside.clone())
     }
 
     /// How the data directory will be moved aside with these directories, if it will.

@@ -260,6 +260,7 @@ mod tests {
             target: "latest".into(),
             requested: None,
             relative: None,
+            replaces: None,
             directories: vec!["/fast".into()],
             delta: false,
             claiming: false,

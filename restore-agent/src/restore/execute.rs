@@ -28,7 +28,7 @@ use super::report::RestoreReport;
 use super::steps::{RestoreMode, Step};
 use super::sync::Filesystems;
 use super::{
-    Done, Restore, RestoreArgs, confined, elsewhere, failure, forks, hook, origin, reach, required,
+    Done, Restore, RestoreArgs, confined, elsewhere, failure, forks, hook, origin, previous, reach, required,
     tablespaces,
 };
 use crate::plan::Planned;
@@ -95,6 +95,8 @@ impl Restore {
         self.unarchived
             .put(old.as_deref(), anchor.path(), self.owner, size, args.resume_archiving)
             .map_err(explain)?;
+        // From here on the directory may be started whatever happens, and be lost later.
+        previous::succeed(&pgdata);
         let raised = self.finish(&pgdata, &roots)?;
         hook("--post-command", args.post_command.as_deref(), &pgdata)?;
         Ok(self.report(common, args, &Done { written, removed, kept, raised }, began.elapsed()))

@@ -11,7 +11,7 @@ use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::StoreSettings;
 
 use super::directory::{self, Marker};
-use super::{RestoreArgs, hook, reach};
+use super::{RestoreArgs, hook, previous, reach};
 use crate::target::TargetActionArgument;
 
 /// How recovery is asked for: the options that say where it goes, beside the target, and what the server does.
@@ -79,6 +79,7 @@ fn end_if(wanted: &Wanted, args: &RestoreArgs, pgdata: &Path, marker: &Marker) -
             differences.join("; ")
         );
     }
+    previous::succeed(pgdata);
     directory::release(pgdata, marker, reach::owner_of(pgdata))?;
     tracing::info!("{shown} holds the finished restore of backup {}; nothing was left to do", marker.backup);
     hook("--post-command", args.post_command.as_deref(), pgdata)
@@ -159,6 +160,7 @@ mod tests {
             target: "latest".into(),
             requested: Some(requested()),
             relative: None,
+            replaces: None,
             directories: Vec::new(),
             delta: false,
             claiming: false,

@@ -273,17 +273,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         return finished::end(common, args, &request.target, &pgdata, marker);
     }
     let bound = bound(common, args, &decided, &pgdata)?;
-    bound.iter().for_each(|bound| bound.ask(&mut request));
-    let mut planned = match plan::make(common, &request).await {
-        Ok(planned) => planned,
-        Err(no_plan) => {
-            let no_plan = match &bound {
-                Some(bound) => bound.explain(no_plan),
-                None => no_plan,
-            };
-            return Err(plan::refused(common, no_plan));
-        }
-    };
+    let planned = bound::plan(common, &mut request, bound.as_ref()).await;
+    let mut planned = planned.map_err(|no_plan| plan::refused(common, no_plan))?;
     let mut stand_ins = StandIns::default();
     let mut pre_command = args.pre_command.as_deref();
     loop {
@@ -425,7 +416,7 @@ struct Restore {
 impl Restore {
     /// The data directory that was moved aside for this one: by this run, or by an interrupted one.
     fn moved_aside(&self) -> Option<&Record> {
-        let earlier = || self.decided.previous.as_ref().map(|previous| &previous.record);
+        let earlier = || self.decided.predecessor().map(|previous| &previous.record);
         self.replacement.as_ref().or_else(earlier)
     }
 }

@@ -98,7 +98,7 @@ impl Restore {
             owners,
             owner,
             root_mode,
-            marker,
+            marker: Marker { replaces: decided.replaces(replacement.as_ref()), ..marker },
             decided,
             outside,
             named,
@@ -240,6 +240,7 @@ fn marker(args: &RestoreArgs, planned: &Planned, layout: &Layout, decided: &Deci
             }
             _ => None,
         },
+        replaces: None,
         directories: layout.others(),
         delta: matches!(decided.mode, RestoreMode::Delta { .. }),
         claiming: false,

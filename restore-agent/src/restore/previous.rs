@@ -12,6 +12,7 @@ mod immovable;
 mod names;
 mod proof;
 mod record;
+mod succession;
 
 use std::fs;
 use std::io;
@@ -27,7 +28,8 @@ use walpoint_base::durable;
 pub(super) use self::immovable::Immovable;
 pub(super) use self::names::SUFFIX;
 pub(crate) use self::names::{all, at, latest, left_in};
-use self::names::{beside, candidates, moment};
+use self::names::{beside, candidates, moment, second};
+pub(crate) use self::succession::{Succession, succeed};
 use super::beneath::OpenRoots;
 use super::directory::InUse;
 use super::identity;
@@ -49,6 +51,9 @@ pub(crate) struct Record {
     /// The directory that comes in its place, if one that was moved aside earlier does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) successor: Option<PathBuf>,
+    /// Whether a directory that came in its place was completed; `None` in the record of an older program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    succeeded: Option<bool>,
     /// Whether it is this run's own word, or root's: of another user's, root does only what that user could do.
     #[serde(skip)]
     trusted: bool,
@@ -78,7 +83,7 @@ impl Record {
         successor: Option<PathBuf>,
         now: Timestamp,
     ) -> anyhow::Result<Self> {
-        let now = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let now = second(now);
         let all = || directories.iter().map(|(d, _)| d.as_path()).chain([pgdata]);
         // One name for all, and a later one than any other has: also within a second, and if the clock was set back.
         let others = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
@@ -99,6 +104,7 @@ impl Record {
             aside: beside(pgdata, &name),
             moves: moves.collect(),
             successor,
+            succeeded: Some(false),
             trusted: true,
         })
     }
@@ -108,7 +114,7 @@ impl Record {
         let user = self.user();
         self.check(user)?;
         if self.is_in_place() {
-            self.write(user)?;
+            self.write(&self.pgdata, user)?;
             self.rename(&self.pgdata, &self.aside, user)?;
         }
         let data = self.data(&self.aside, user)?;
@@ -388,7 +394,7 @@ mod tests {
             let bed = Bed::new();
             let record = bed.plan(None);
             if steps > 0 {
-                record.write(record.user()).unwrap();
+                record.write(&record.pgdata, record.user()).unwrap();
                 assert_eq!(left_in(&record.pgdata).unwrap(), Some(record.clone()));
             }
             if steps > 1 {

@@ -111,7 +111,7 @@ fn write_anew(state: &TargetState, contents: &Contents) -> Result<Vec<Step>, Ref
         return Ok(steps);
     };
     let mut steps = Vec::new();
-    if has_previous(state)? {
+    if has_previous(state, contents)? {
         steps.push(Step::FindWal(Which::Previous, Whose::Own));
     }
     steps.extend(look_back(state));
@@ -119,10 +119,13 @@ fn write_anew(state: &TargetState, contents: &Contents) -> Result<Vec<Step>, Ref
     Ok(steps)
 }
 
-/// Whether a data directory lies where an earlier restore moved one. What cannot be read is refused: it may have WAL that is nowhere else.
-fn has_previous(state: &TargetState) -> Result<bool, Refusal> {
+/// Whether a data directory lies where an interrupted restore moved one. What cannot be read is refused: it may have WAL that is nowhere
+/// else.
+fn has_previous(state: &TargetState, contents: &Contents) -> Result<bool, Refusal> {
     let previous = state.previous.as_ref().map_err(|_| Refusal::Unread(Unread::Record))?;
-    let Some(previous) = previous else { return Ok(false) };
+    let Some(previous) = previous.as_ref().filter(|previous| previous.is_predecessor(contents)) else {
+        return Ok(false);
+    };
     Ok(previous.existing.as_ref().map_err(|_| Refusal::Unread(Unread::Previous))?.is_some())
 }
 
@@ -187,7 +190,7 @@ fn replace(state: &TargetState, example: &str, discard_wal: bool) -> Result<Vec<
 /// `--replace` where no data directory is left: an interrupted run may have moved it.
 fn replace_again(state: &TargetState, contents: &Contents, discard_wal: bool) -> Result<Vec<Step>, Refusal> {
     let mut steps = Vec::new();
-    if has_previous(state)? {
+    if has_previous(state, contents)? {
         steps.extend([Step::FollowLinks(Which::Previous), Step::FindWal(Which::Previous, Whose::Own)]);
     }
     steps.extend(look_back(state));

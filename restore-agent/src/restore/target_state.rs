@@ -12,7 +12,7 @@ use walpoint_base::WalFileName;
 use super::directory::{self, Contents, DirectoryError, MARKER, error_at};
 use super::existing::{self, Existing};
 use super::kept::{self, Kept};
-use super::previous::{self, Record};
+use super::previous::{self, Record, Succession};
 use super::running::{self, RunningServer};
 
 /// What a server writes when it starts; no backup has it.
@@ -79,6 +79,26 @@ impl Previous {
     pub(super) fn under_its_names(&self) -> Option<Existing> {
         let existing = self.existing.as_ref().ok()?.clone()?;
         Some(existing.renamed(|path| self.record.original(path)))
+    }
+
+    /// What is known of the directory that came in its place, where this lies now. Only if none did is it the predecessor of what is
+    /// restored.
+    pub(super) fn succession(&self, contents: &Contents) -> Succession {
+        match contents {
+            Contents::Occupied(_) => Succession::Completed,
+            Contents::Unfinished(marker) | Contents::Finished(marker) if marker.replaces.is_some() => {
+                match marker.replaces.as_ref() == Some(&self.record.aside) {
+                    true => Succession::Interrupted,
+                    false => Succession::Completed,
+                }
+            }
+            Contents::Empty | Contents::Unfinished(_) | Contents::Finished(_) => self.record.succession(),
+        }
+    }
+
+    /// Whether it is the predecessor of what is restored, or may be.
+    pub(super) fn is_predecessor(&self, contents: &Contents) -> bool {
+        self.succession(contents) != Succession::Completed
     }
 
     /// Whether nothing was moved since another look.

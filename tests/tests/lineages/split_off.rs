@@ -8,7 +8,7 @@ use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
-use walpoint_tests::{process, user, wait};
+use walpoint_tests::{faults, process, user, wait};
 
 use super::{SOON, Two, archived, json, rows, segment};
 use crate::archive_bed::Bed;
@@ -118,8 +118,13 @@ fn a_copy_that_is_recovered_to_before_the_fork_stays_in_its_own_lineage() {
     let text = refused.expect_status(1).stdout;
     assert!(text.contains(&one) && text.contains(&own) && text.contains("--lineage"), "{text}");
 
-    let replace = ["restore", "--json", "--replace", "--pgdata", &pgdata];
-    let report = json(&two.copy_agent.restore(&[&replace[..], &target[..]].concat()).expect_success());
+    // Killed when the old directory was renamed, and repeated without `--replace`.
+    let replace = [&["restore", "--replace", "--pgdata", &pgdata], &target[..]].concat();
+    let command = two.copy_agent.command("restore-agent", replace);
+    process::run(&mut faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]), SOON);
+    assert!(two.copy.pgdata().join("walpoint-restore.json").exists(), "it was interrupted");
+    let again = [&["restore", "--json", "--pgdata", &pgdata], &target[..]].concat();
+    let report = json(&two.copy_agent.restore(&again).expect_success());
     assert_eq!(report["lineage"], own.as_str(), "{report:#}");
     let binding = std::fs::read_to_string(two.copy.pgdata().join("walpoint.lineage")).unwrap();
     assert!(binding.trim_end().ends_with(&own), "{binding}");
@@ -128,6 +133,14 @@ fn a_copy_that_is_recovered_to_before_the_fork_stays_in_its_own_lineage() {
     two.copy.wait_promoted();
     archived(&two.copy, &segment(&two.copy, "again"));
     assert_eq!(of_production(&two), before, "nothing of the copy in production's lineage");
+
+    // It was complete, and is lost: what was renamed for it does not say what was there.
+    two.copy.stop(Shutdown::Immediate);
+    std::fs::remove_dir_all(two.copy.pgdata()).unwrap();
+    for mode in [&[][..], &["--replace"]] {
+        let refused = two.copy_agent.restore(&[&again[..], mode].concat()).expect_status(1);
+        assert_eq!(json(&refused)["reason"], "ambiguous-lineage", "{mode:?} {refused:#?}");
+    }
 }
 
 /// A standby that has read one lineage goes on in the one that it is bound to later, as it holds nothing behind the fork.

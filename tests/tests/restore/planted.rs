@@ -210,6 +210,8 @@ fn a_planted_record_moves_nothing_of_others() {
     for planted in moves {
         let mut edited = good.clone();
         edited["moves"] = serde_json::json!([planted]);
+        // As where the restore was interrupted.
+        edited["succeeded"] = serde_json::json!(false);
         fs::remove_file(&record).unwrap();
         fs::write(&record, edited.to_string()).unwrap();
         user::give(&record);

@@ -43,6 +43,9 @@ pub(crate) struct Marker {
     /// A target time that is another moment each time it is read ("5 minutes ago"), and the moment it meant.
     #[serde(default)]
     pub(crate) relative: Option<RelativeTime>,
+    /// Where the data directory was moved in whose place this one comes, if one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replaces: Option<PathBuf>,
     /// Directories outside PGDATA that it writes to.
     pub(crate) directories: Vec<PathBuf>,
     /// Whether it repairs what was there, which is then not its own to empty.

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use jiff::Timestamp;
 
 use super::Record;
 
@@ -43,6 +44,11 @@ pub(super) fn candidates(pgdata: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = named.map(fs::DirEntry::path).collect();
     found.sort_by_cached_key(|aside| std::cmp::Reverse(moment(aside, pgdata)));
     Ok(found)
+}
+
+/// How a name says when.
+pub(super) fn second(time: Timestamp) -> String {
+    time.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
 /// When a data directory was moved aside, by its name: the second, and which one it was within that.

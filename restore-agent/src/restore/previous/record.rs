@@ -14,11 +14,11 @@ use crate::restore::owners::Owner;
 use crate::restore::reach;
 
 impl Record {
-    /// Writes it into the data directory, which is in place. Root's stays root's: so its word counts when root puts things
+    /// Writes it into the data directory, where that lies now. Root's stays root's: so its word counts when root puts things
     /// back. The directory's owner, who may want that too, can read it.
-    pub(super) fn write(&self, user: Option<Owner>) -> anyhow::Result<()> {
-        let data = self.data(&self.pgdata, user)?;
-        let anchor = data.anchor(&self.pgdata).with_context(|| self.pgdata.display().to_string())?;
+    pub(super) fn write(&self, directory: &Path, user: Option<Owner>) -> anyhow::Result<()> {
+        let data = self.data(directory, user)?;
+        let anchor = data.anchor(directory).with_context(|| directory.display().to_string())?;
         remove_abandoned(anchor.path())?;
         let path = anchor.path().join(RECORD);
         let json = serde_json::to_vec_pretty(self)?;
@@ -28,7 +28,7 @@ impl Record {
             Some(user) if !self.trusted => user.give(&path),
             _ => Ok(()),
         });
-        written.with_context(|| format!("{} cannot be written", self.pgdata.join(RECORD).display()))
+        written.with_context(|| format!("{} cannot be written", directory.join(RECORD).display()))
     }
 
     /// The record in a directory, if there is one. One that does not say what it should is not skipped: an older one

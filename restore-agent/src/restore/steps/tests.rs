@@ -42,13 +42,21 @@ enum Moved {
     Unreadable,
     /// Its record is left, and no data directory.
     Emptied,
+    /// Another data directory has come in its place since.
+    Succeeded,
     Found,
 }
 
 const CONTENTS: &[In] = &[In::Unreadable, In::Empty, In::Begun, In::BegunRepair, In::Finished, In::Other];
 const DATA: &[Data] = &[Data::Unreadable, Data::None, Data::Found];
-const MOVED: &[Moved] =
-    &[Moved::UnreadableRecord, Moved::None, Moved::Unreadable, Moved::Emptied, Moved::Found];
+const MOVED: &[Moved] = &[
+    Moved::UnreadableRecord,
+    Moved::None,
+    Moved::Unreadable,
+    Moved::Emptied,
+    Moved::Succeeded,
+    Moved::Found,
+];
 
 const NEW: RestoreMode = RestoreMode::New;
 const DELTA: RestoreMode = RestoreMode::Delta { discard_wal: false, overwrite_other: false };
@@ -83,6 +91,7 @@ fn marker(delta: bool) -> Marker {
         target: "latest".into(),
         requested: None,
         relative: None,
+        replaces: None,
         directories: claimed(),
         delta,
         claiming: false,
@@ -93,15 +102,16 @@ fn claimed() -> Vec<PathBuf> {
     vec!["/fast".into()]
 }
 
-fn record() -> Record {
-    let json =
-        serde_json::json!({"pgdata": "/data", "aside": "/data.walpoint-old-20260101T000000Z", "moves": []});
+fn record(succeeded: bool) -> Record {
+    let aside = "/data.walpoint-old-20260101T000000Z";
+    let json = serde_json::json!({"pgdata": "/data", "aside": aside, "moves": [], "succeeded": succeeded});
     serde_json::from_value(json).unwrap()
 }
 
 fn state(contents: In, data: Data, moved: Moved, server: RunningServer) -> TargetState {
     let unreadable = || io::Error::from(io::ErrorKind::PermissionDenied);
-    let previous = |existing| Previous { record: record(), complete: true, pending: Vec::new(), existing };
+    let record = record(moved == Moved::Succeeded);
+    let previous = |existing| Previous { record, complete: true, pending: Vec::new(), existing };
     TargetState {
         server,
         contents: match contents {
@@ -123,7 +133,7 @@ fn state(contents: In, data: Data, moved: Moved, server: RunningServer) -> Targe
             Moved::None => Ok(None),
             Moved::Unreadable => Ok(Some(previous(Err(unreadable())))),
             Moved::Emptied => Ok(Some(previous(Ok(None)))),
-            Moved::Found => Ok(Some(previous(Ok(Some(Existing::default()))))),
+            Moved::Succeeded | Moved::Found => Ok(Some(previous(Ok(Some(Existing::default()))))),
         },
         asides: Ok(Vec::new()),
         kept: Ok(Vec::new()),
@@ -156,7 +166,11 @@ fn without_options() -> Vec<Row> {
         row(&[In::Empty], MOVED, Ok(vec![Step::ProveReach, Step::MeasureSpace])),
         row(&[In::Begun], &[Moved::UnreadableRecord], Err(Refusal::Unread(Unread::Record))),
         row(&[In::Begun], &[Moved::Unreadable], Err(Refusal::Unread(Unread::Previous))),
-        row(&[In::Begun], &[Moved::None, Moved::Emptied], Ok(vec![Step::StartOver(claimed())])),
+        row(
+            &[In::Begun],
+            &[Moved::None, Moved::Emptied, Moved::Succeeded],
+            Ok(vec![Step::StartOver(claimed())]),
+        ),
         row(
             &[In::Begun],
             &[Moved::Found],
@@ -267,7 +281,7 @@ fn with_replace() -> Vec<Row> {
     let (reach, space) = (Step::ProveReach, Step::MeasureSpace);
     let finish = Step::FinishMovingAside;
     let over = || Step::StartOver(claimed());
-    let gone: &[Moved] = &[Moved::None, Moved::Emptied];
+    let gone: &[Moved] = &[Moved::None, Moved::Emptied, Moved::Succeeded];
     vec![
         present(BOTH_REPLACE, &[Data::Unreadable], Err(Refusal::Unread(Unread::Present))),
         present(BOTH_REPLACE, &[Data::None], Err(Refusal::NoDataDirectory { example: "x".into() })),
@@ -376,7 +390,7 @@ fn earlier() -> Vec<PutAway> {
     let unreadable = || anyhow::anyhow!("unreadable");
     vec![
         (Ok(vec![serde_json::from_value(kept).unwrap()]), Ok(Vec::new())),
-        (Ok(Vec::new()), Ok(vec![record()])),
+        (Ok(Vec::new()), Ok(vec![record(false)])),
         (Err(unreadable()), Ok(Vec::new())),
         (Ok(Vec::new()), Err(unreadable())),
     ]
