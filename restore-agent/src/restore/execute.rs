@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +29,8 @@ use super::report::RestoreReport;
 use super::steps::{RestoreMode, Step};
 use super::sync::Filesystems;
 use super::{
-    Done, Restore, RestoreArgs, confined, elsewhere, failure, forks, hook, origin, previous, reach, required,
-    tablespaces,
+    Done, Restore, RestoreArgs, confined, elsewhere, failure, forks, hook, identity, origin, previous, reach,
+    required, tablespaces,
 };
 use crate::plan::Planned;
 use crate::settings;
@@ -183,23 +184,43 @@ impl Restore {
     /// Continues what an interrupted restore left. Directories that this one does not write to are no longer its own.
     fn resume(&self, pgdata: &Path, claimed: &[PathBuf]) -> anyhow::Result<()> {
         tracing::info!("an earlier restore into {} was interrupted: it continues", pgdata.display());
-        let left = claimed.iter().filter(|other| !self.marker.directories.contains(other));
-        for anchor in left.filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
-            directory::disown(&anchor)?;
+        for other in claimed.iter().filter(|other| !self.fills(other)) {
+            if let Some(anchor) = directory::claimed(other, pgdata, self.owner) {
+                self.hand_back(&anchor)?;
+            }
         }
         Ok(())
     }
 
-    /// Empties what an interrupted restore wrote.
+    /// Empties what an interrupted restore wrote. The markers of directories that are filled again stay: as root's, they are this restore's
+    /// only by them.
     fn start_over(&self, own: &Anchor, claimed: &[PathBuf]) -> anyhow::Result<()> {
         let pgdata = self.layout.pgdata();
         tracing::info!("an earlier restore into {} was interrupted: starting over", pgdata.display());
-        for anchor in claimed.iter().filter_map(|other| directory::claimed(other, pgdata, self.owner)) {
+        for other in claimed {
+            let Some(anchor) = directory::claimed(other, pgdata, self.owner) else { continue };
             directory::clear(&anchor)?;
-            directory::disown(&anchor)?;
+            if !self.fills(other) {
+                self.hand_back(&anchor)?;
+            }
         }
         own.require_ours(self.owner).with_context(|| pgdata.display().to_string())?;
         Ok(directory::clear(own)?)
+    }
+
+    /// Whether it is one of the directories outside that this restore writes to.
+    fn fills(&self, other: &Path) -> bool {
+        self.marker.directories.iter().any(|directory| identity::same(directory, other))
+    }
+
+    /// Gives up a directory outside that an interrupted restore had claimed. What root had taken is its owner's again.
+    fn hand_back(&self, directory: &Anchor) -> anyhow::Result<()> {
+        let shown = || directory.shown().display().to_string();
+        let meta = directory.directory().metadata().with_context(shown)?;
+        if meta.uid() == 0 && self.owner.is_some() {
+            directory.give(self.owner, 0o700).and_then(|()| directory.sync()).with_context(shown)?;
+        }
+        Ok(directory::disown(directory)?)
     }
 
     /// Marks the directories as this restore's and opens them: from then on everything is reached from there. As root, the

@@ -76,13 +76,21 @@ pub(crate) fn make(
         walked.may_be_filled(named, user).map_err(|why| io::Error::other(refusal(path, &why)))?;
     }
     for name in &walked.missing {
-        rustix::fs::mkdirat(&at, name, Mode::RWXU)?;
-        let made = File::from(rustix::fs::openat(&at, name, DIRECTORY, Mode::empty())?);
+        // Under its name it is that user's: root's would be refused by the next run if this one is killed in between.
+        let mut temporary = OsString::from(durable::TEMPORARY_PREFIX);
+        temporary.push(name);
+        match rustix::fs::unlinkat(&at, &temporary, AtFlags::REMOVEDIR) {
+            Err(Errno::NOENT) => {}
+            removed => removed?,
+        }
+        rustix::fs::mkdirat(&at, &temporary, Mode::RWXU)?;
+        let made = File::from(rustix::fs::openat(&at, &temporary, DIRECTORY, Mode::empty())?);
         if made.metadata()?.uid() != 0 {
             return Err(io::Error::other(format!("another user replaced {}", path.display())));
         }
         fchown(&made, Some(user.uid), Some(user.gid))?;
         made.sync_all()?;
+        rustix::fs::renameat(&at, &temporary, &at, name)?;
         at.sync_all()?;
         at = made;
     }
@@ -287,7 +295,10 @@ mod tests {
             assert!(check(&root.join(path), false, None).is_ok());
         }
         assert!(is_plain(&root.join("admin")) && !is_plain(&root.join("users/link")));
+        // What a killed run left.
+        fs::create_dir(root.join("users/.walpoint-tmp-new")).unwrap();
         make(&root.join("users/new/deep"), false, Some(user), |_| false).unwrap();
+        assert!(!root.join("users/.walpoint-tmp-new").exists());
         assert_eq!(fs::metadata(root.join("users/new/deep")).unwrap().uid(), 4711);
         make(&root.join("users/link/new"), true, Some(user), |_| false).unwrap_err();
         make(&root.join("roots"), false, Some(user), |_| true).unwrap();

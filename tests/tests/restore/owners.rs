@@ -7,7 +7,7 @@ use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::oracle::Contents;
 use walpoint_tests::process::Output;
 use walpoint_tests::store::Store;
-use walpoint_tests::{needs_root, process, user, wait};
+use walpoint_tests::{faults, needs_root, process, user, wait};
 
 use crate::tree::{contents, modes};
 
@@ -106,6 +106,44 @@ fn root_proves_first_that_postgresqls_user_can_enter_the_place() {
     std::fs::create_dir(&mine).unwrap();
     std::fs::set_permissions(&mine, std::fs::Permissions::from_mode(0o700)).unwrap();
     as_root(&bed, &["restore", "--pgdata", &text(mine)]).expect_success();
+}
+
+/// R5, R6: while a restore of root's runs, a `pg_wal` outside is root's. Killed again and again, the same command finishes it, and another
+/// one gives back what it does not write to.
+#[test]
+fn a_killed_replacement_of_roots_is_finished_though_pg_wal_lies_outside() {
+    needs_root!();
+    let dir = std::sync::Arc::new(walpoint_tests::dir::TestDir::new());
+    let builder = Cluster::builder().in_dir(&dir).segment_size_mb(1).wal_dir(dir.join("wal"));
+    let mut bed = Archived::start(builder, Store::local());
+    bed.cluster.create_tablespace("fast");
+    bed.cluster.psql("create table t tablespace fast as select 1 as i");
+    bed.backup();
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let (wal, pgdata) = (bed.place("wal"), bed.cluster.pgdata().to_owned());
+    let uid = || std::fs::metadata(&wal).unwrap().uid();
+    let target = ["--target-immediate", "--target-action", "promote"];
+    let restore = [&["restore", "--replace", "--pgdata", pgdata.to_str().unwrap()], &target[..]].concat();
+    let kill = || {
+        use std::os::unix::process::CommandExt;
+        let command = bed.agent.command("restore-agent", &restore);
+        let mut command = faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]);
+        process::run(command.uid(0).gid(0), wait::SOON).expect_status(137);
+        assert!(uid() == 0 && wal.join("walpoint-restore.json").exists(), "pg_wal was not taken yet");
+    };
+    (0..3).for_each(|_| kill());
+    as_root(&bed, &restore).expect_success();
+    assert!(uid() == user::ids().uid && !wal.join("walpoint-restore.json").exists());
+    let mut restored = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), &pgdata);
+    restored.wait_promoted();
+    assert_eq!(restored.psql("select i from t"), "1");
+    restored.stop(Shutdown::Fast);
+
+    kill();
+    let other = bed.place("other").display().to_string();
+    as_root(&bed, &[&restore[..], &["--wal-dir", &other]].concat()).expect_success();
+    assert_eq!((uid(), std::fs::read_dir(&wal).unwrap().count()), (user::ids().uid, 0));
 }
 
 /// R4, R6: what root moved aside PostgreSQL's user can put back; a record that it cannot read is no missing one.
