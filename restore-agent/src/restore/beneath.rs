@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::directory::MARKER;
+use super::directory::{self, MARKER};
 use super::identity::Identity;
 use super::owners::Owner;
 
@@ -222,7 +222,7 @@ impl Anchor {
         self.directory.sync_all()
     }
 
-    /// Refuses, as root, a directory that is not the one that was looked at: it holds something, and belongs neither to the
+    /// Refuses, as root, a directory that is not the one that was looked at: it holds something that counts, and belongs neither to the
     /// user who will get it nor, with the marker of an interrupted restore, to root.
     pub(crate) fn require_ours(&self, owner: Option<Owner>) -> io::Result<()> {
         let Some(owner) = owner else { return Ok(()) };
@@ -230,17 +230,15 @@ impl Anchor {
             return Ok(());
         }
         let mut something = false;
-        for entry in Dir::read_from(&self.directory)? {
-            match entry?.file_name().to_bytes() {
-                b"." | b".." | b"lost+found" => {}
-                name if name == MARKER.as_bytes() => {
-                    let stat = rustix::fs::statat(&self.directory, MARKER, AtFlags::SYMLINK_NOFOLLOW)?;
-                    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-                    if regular && stat.st_uid == 0 {
-                        return Ok(());
-                    }
+        for name in self.names()? {
+            if name == MARKER {
+                let stat = rustix::fs::statat(&self.directory, MARKER, AtFlags::SYMLINK_NOFOLLOW)?;
+                let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                if regular && stat.st_uid == 0 {
+                    return Ok(());
                 }
-                _ => something = true,
+            } else {
+                something |= directory::counts(&name);
             }
         }
         if something {
@@ -341,6 +339,20 @@ mod tests {
             assert!(!path(name).exists(), "{name}");
         }
         assert_eq!(fs::read(path("outside/file")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn what_a_restore_left_that_was_killed_before_its_first_marker_is_no_other_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let anchor = Anchor::open(dir.path()).unwrap();
+        let another = Some(Owner { uid: fs::metadata(dir.path()).unwrap().uid() + 1, gid: 0 });
+        fs::create_dir(dir.path().join("lost+found")).unwrap();
+        let half_made = walpoint_base::durable::temporary_beside(&dir.path().join(MARKER));
+        drop(walpoint_base::durable::create_locked(&half_made).unwrap());
+        anchor.require_ours(another).unwrap();
+        assert_eq!(directory::example(&anchor).unwrap(), None, "both judge alike");
+        walpoint_base::durable::create(&dir.path().join("PG_VERSION"), b"17\n").unwrap();
+        anchor.require_ours(another).unwrap_err();
     }
 
     #[test]

@@ -145,7 +145,8 @@ pub(crate) fn inspect(pgdata: &Path) -> Result<Contents, DirectoryError> {
     }
 }
 
-fn counts(name: &OsStr) -> bool {
+/// Whether a name in a directory is a reason not to write to it.
+pub(super) fn counts(name: &OsStr) -> bool {
     let half_made = format!("{}{MARKER}", durable::TEMPORARY_PREFIX);
     name != "lost+found" && !name.to_string_lossy().starts_with(&half_made)
 }
