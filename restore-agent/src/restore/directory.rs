@@ -189,6 +189,8 @@ pub(crate) fn clear(directory: &Anchor) -> Result<(), DirectoryError> {
 pub(crate) enum InUse {
     /// It holds something.
     NotEmpty,
+    /// It holds something, and belongs to the data directory that was moved aside to there.
+    Aside(PathBuf),
     /// It is a file, or lies below one.
     NoDirectory,
     /// It cannot be looked at; why.
@@ -214,6 +216,12 @@ impl InUse {
         match self {
             Self::NoDirectory => DirectoryError::NoDirectory(directory.to_owned()).to_string(),
             Self::Unread(error) => format!("{shown}: {error}"),
+            Self::Aside(aside) => format!(
+                "{shown} belongs to the data directory that was renamed to {0}: nothing was changed\nDETAIL: A link in {0} leads there, \
+                 so \"restore-agent rollback\" needs it.\nHINT: Choose another place with --tablespace OLD=NEW, --tablespace-dir, \
+                 --flatten-tablespaces or --wal-dir, as the restore did that renamed it.",
+                aside.display()
+            ),
             Self::NotEmpty => format!(
                 "{shown} is not empty, and another cluster may use it: nothing was changed\nHINT: Choose another place with \
                  --tablespace OLD=NEW, --tablespace-dir, --wal-dir or --extra-dir. If it is left from an earlier restore, delete it."
@@ -406,6 +414,8 @@ mod tests {
         durable::create(&dir.path().join("x"), b"").unwrap();
         assert_eq!(InUse::look(dir.path()), Some(InUse::NotEmpty));
         assert!(InUse::NotEmpty.explain(dir.path()).contains("--tablespace OLD=NEW"));
+        let of_aside = InUse::Aside("/data.walpoint-old-1".into()).explain(dir.path());
+        assert!(of_aside.contains("/data.walpoint-old-1") && !of_aside.contains("delete"), "{of_aside}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::layout::Layout;
 use super::named::Named;
 use super::originals;
 use super::places::Place;
-use super::previous::Immovable;
+use super::previous::{self, Immovable, Record};
 use super::running::Reason;
 use super::steps::RestoreMode;
 use super::{reach, running};
@@ -168,7 +168,7 @@ impl DirectoryState {
     fn probe(name: PathBuf, pgdata: &Path, decided: &Decided, named: &Named) -> Self {
         let found = directory::resolve(&name).map(|path| {
             let claimed = directory::belongs_to(&path, pgdata, decided.user);
-            let in_use = InUse::look(&path);
+            let in_use = previous::in_use(&path, &path, asides(decided));
             FoundDirectory {
                 barred: reach::check(&name, named.has(&name), decided.user).err(),
                 claimed,
@@ -181,6 +181,11 @@ impl DirectoryState {
         });
         Self { name, found }
     }
+}
+
+/// What earlier restores moved aside, as far as it can be read.
+fn asides(decided: &Decided) -> &[Record] {
+    decided.asides.as_ref().map_or(&[], Vec::as_slice)
 }
 
 impl OwnLink {
@@ -211,7 +216,10 @@ impl Lies {
         }
         let used = UsedDirectory::look(pgdata, &[location.to_owned()], decided);
         Self::Versions {
-            versions: versions.into_iter().map(VersionDirectory::look).collect(),
+            versions: versions
+                .into_iter()
+                .map(|path| VersionDirectory::look(path, location, decided))
+                .collect(),
             link: OwnLink::look(location, decided),
             other: used.map(|used| used.data),
         }
@@ -219,7 +227,8 @@ impl Lies {
 }
 
 impl VersionDirectory {
-    fn look(path: PathBuf) -> Self {
-        Self { in_use: InUse::look(&path), immovable: Immovable::look(&path), path }
+    fn look(path: PathBuf, location: &Path, decided: &Decided) -> Self {
+        let in_use = previous::in_use(&path, location, asides(decided));
+        Self { in_use, immovable: Immovable::look(&path), path }
     }
 }

@@ -32,6 +32,7 @@ use self::names::{beside, candidates, moment, second};
 pub(crate) use self::succession::{Succession, succeed};
 use super::beneath::OpenRoots;
 use super::directory::InUse;
+use super::existing::Existing;
 use super::identity;
 use super::owners::Owner;
 use super::reach;
@@ -265,16 +266,28 @@ fn remove_abandoned(directory: &Path) -> anyhow::Result<()> {
     durable::remove_abandoned(directory).map(drop).with_context(|| directory.display().to_string())
 }
 
+/// What is in the way in a directory outside, and of which data directory that was moved aside it is: one whose link still leads there.
+pub(crate) fn in_use(directory: &Path, location: &Path, asides: &[Record]) -> Option<InUse> {
+    let leads = |record: &&Record| {
+        let existing = Existing::look(&record.aside).ok().flatten();
+        existing.is_some_and(|existing| existing.link_to(location, None).is_some())
+    };
+    let in_use = InUse::look(directory)?;
+    let of = asides.iter().find(leads).filter(|_| in_use == InUse::NotEmpty);
+    Some(of.map_or(in_use, |record| InUse::Aside(record.aside.clone())))
+}
+
 /// Directories outside `pgdata` that are in the way of others, each with the link that proves whose it is; an error names
 /// one that no link leads to.
 pub(crate) fn in_the_way(
     wanted: &[PathBuf],
+    asides: &[Record],
     link_to: impl Fn(&Path) -> Option<PathBuf>,
     also_ours: impl Fn(&Path) -> bool,
 ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
     let mut directories = Vec::new();
     for directory in wanted {
-        let Some(in_use) = InUse::look(directory) else { continue };
+        let Some(in_use) = in_use(directory, directory, asides) else { continue };
         match link_to(directory) {
             Some(link) => directories.push((directory.clone(), Some(link))),
             None if also_ours(directory) => directories.push((directory.clone(), None)),
@@ -449,8 +462,27 @@ mod tests {
         let bed = Bed::new();
         let wanted = [bed.path("fast"), bed.path("missing")];
         let link = |path: &Path| (path == bed.path("fast")).then(|| PathBuf::from("pg_tblspc/1"));
-        let moved = in_the_way(&wanted, link, |_| false).unwrap();
+        let moved = in_the_way(&wanted, &[], link, |_| false).unwrap();
         assert_eq!(moved, [(bed.path("fast"), Some("pg_tblspc/1".into()))]);
-        assert!(in_the_way(&wanted, |_| None, |_| false).unwrap_err().contains("fast"));
+        assert!(in_the_way(&wanted, &[], |_| None, |_| false).unwrap_err().contains("fast"));
+    }
+
+    #[test]
+    fn what_a_directory_that_was_moved_aside_still_leads_to_is_its_own() {
+        for directories in [vec![], vec![("fast", "pg_tblspc/1")]] {
+            let bed = Bed::new();
+            durable::create(&bed.path("data/PG_VERSION"), b"17\n").unwrap();
+            let moved = directories.iter().map(|(name, link)| (bed.path(name), Some(PathBuf::from(link))));
+            let record = Record::plan(&bed.path("data"), moved.collect(), None, Timestamp::now()).unwrap();
+            record.go().unwrap();
+            fs::create_dir_all(bed.path("fast/PG_17")).unwrap();
+            let is = match directories.is_empty() {
+                true => InUse::Aside(record.aside.clone()),
+                false => InUse::NotEmpty,
+            };
+            let asides = [record];
+            assert_eq!(in_use(&bed.path("fast"), &bed.path("fast"), &asides), Some(is));
+            assert_eq!(in_use(&bed.path("fast/PG_17"), &bed.path("fast"), &asides), None, "it is empty");
+        }
     }
 }

@@ -198,7 +198,8 @@ fn in_the_way(pgdata: &Path, back: &Record) -> anyhow::Result<Vec<(PathBuf, Opti
         let linkless = |moved: &previous::Move| moved.from == directory && moved.link.is_none();
         directory::belongs_to(directory, pgdata, user) || back.moves.iter().any(linkless)
     };
-    let found = previous::in_the_way(&wanted, link_to, ours).map_err(|e| anyhow!("{e}"))?;
+    let asides = previous::all(pgdata).unwrap_or_default();
+    let found = previous::in_the_way(&wanted, &asides, link_to, ours).map_err(|e| anyhow!("{e}"))?;
     let directories: Vec<PathBuf> = found.iter().map(|(directory, _)| directory.clone()).collect();
     let copied = originals::sharing(&originals::of(pgdata, &[]), &directories);
     match copied.map(|(directory, data)| UsedDirectory { directory, data, runs: false }) {
