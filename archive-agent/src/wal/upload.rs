@@ -406,7 +406,8 @@ impl Uploader {
                 }
                 (name, _) => {
                     let stored = target.store_other(&admitted.archive, name, content).await?;
-                    if stored == Stored::Same && file.in_wal {
+                    // Of several incomplete copies the archive has read the one of this content.
+                    if stored == Stored::Same && !matches!(name, WalFileName::Partial(_)) {
                         is_readable(target, &admitted.archive, name).await?;
                     }
                     Ok(stored)
@@ -454,7 +455,7 @@ async fn store_segment(
     let (archive, hash) = (&admitted.archive, sealed.hash());
     let stored_here = target.known(archive.lineage().id, |known| known.has_stored(name));
     let stored = target.store_segment(archive, name, sealed, content).await?;
-    if stored == Stored::Same && file.in_wal && !stored_here {
+    if stored == Stored::Same && !stored_here {
         is_readable(target, archive, WalFileName::Segment(name)).await?;
     }
     if matches!(stored, Stored::New | Stored::Same) {

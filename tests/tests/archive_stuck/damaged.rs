@@ -344,6 +344,9 @@ fn what_is_stored_damaged_is_not_acknowledged() {
         let middle = object.len() / 2;
         object[middle] ^= 1;
         door.put(key, object);
+        // What lies elsewhere may be the last copy of it as well.
+        let refused = bed.direct(&bed.copy(&names[0], "elsewhere")).expect_status(1).stderr;
+        assert!(refused.contains("Move that object away"), "{refused}");
         let daemon = with_daemon.then(|| bed.agent.daemon());
         bed.cluster.set("archive_command", &command);
         bed.cluster.reload();

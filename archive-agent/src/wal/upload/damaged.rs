@@ -262,7 +262,7 @@ impl Uploader {
     }
 }
 
-/// Reads a file that was there already when its server offered it: the file here may be the only sound copy.
+/// Reads a file that was there already when it was offered, wherever that lies: it may be the only sound copy.
 pub(super) async fn is_readable(
     target: &WalTarget,
     archive: &WalArchive,
@@ -275,8 +275,7 @@ pub(super) async fn is_readable(
             tracing::error!(
                 %file,
                 repository = target.name(),
-                "the stored object is damaged, and the file in pg_wal cannot be stored in its \
-                 place\nHINT: {}",
+                "the stored object is damaged, and the file cannot be stored in its place\nHINT: {}",
                 walpoint_words::hint(&Remedy::MoveAway)
             );
             Err(in_the_way(error).into())

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::Write;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryStreamExt};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result, found};
 use walpoint_storage::layout::{Key, NameHash, WalEntry};
@@ -198,7 +198,12 @@ impl WalArchive {
         Ok(Some(content))
     }
 
-    async fn open(&self, kind: ObjectKind, name: WalFileName, key: Key) -> Result<Option<WalReader>> {
+    pub(super) async fn open(
+        &self,
+        kind: ObjectKind,
+        name: WalFileName,
+        key: Key,
+    ) -> Result<Option<WalReader>> {
         let Some(bytes) = found(self.store().get(&key).await)? else { return Ok(None) };
         let (object, header, meta) = {
             let corrupt = |e: walpoint_storage::object::ObjectError| RepoError::corrupt(&key, e);
@@ -279,7 +284,6 @@ impl WalArchive {
     /// Where something of the timeline that is newer than a segment lies: a later segment, whole or not. `None` if the
     /// store has nothing of the kind. One request.
     pub async fn anything_after(&self, timeline: TimelineId, segment: SegmentNo) -> Result<Option<Key>> {
-        use futures_util::TryStreamExt;
         let after = self.paths().after(segment.name(timeline, self.lineage().segment_size));
         let mut entries = self.store().list(&self.paths().timeline(timeline), Some(&after));
         while let Some(entry) = entries.try_next().await? {

@@ -79,7 +79,7 @@ impl WalArchive {
             });
             async move {
                 match sealed {
-                    Some(sealed) => self.store().create_once(&sealed?).await.map(drop),
+                    Some(sealed) => self.create_sound(&sealed?).await.map(drop),
                     None => Ok(()),
                 }
             }
@@ -107,7 +107,7 @@ impl WalArchive {
             let (rest, (read, batch)) = cpu::run(work).await??;
             (points, count) = (rest, count.saturating_add(read));
             match batch {
-                Some(batch) => drop(self.store().create_once(&batch).await?),
+                Some(batch) => drop(self.create_sound(&batch).await?),
                 None => break,
             }
         }

@@ -45,7 +45,8 @@ struct Surveyed<'a> {
 
 impl WalArchive {
     /// Stores a segment whose content `facts` were read from, and the restore points in it. An incomplete one is stored
-    /// as [`Stored::Ended`]. Different content under the same name is a [`RepoError::Conflict`] with both hashes.
+    /// as [`Stored::Ended`]. Different content under the same name is a [`RepoError::Conflict`] with both hashes. Of a whole segment
+    /// that was there already only the header is read ([`Stored::Same`]).
     pub async fn put_segment(
         &self,
         facts: &SegmentFacts,
@@ -77,8 +78,12 @@ impl WalArchive {
             self.put_held_points(&sealed.facts, sealed.header.hash).await?;
         }
         let SealedSegment { facts, place, header, sealed, .. } = sealed;
-        let creation = match sealed {
-            Sealed::Object(object) => self.store().create_once(&object.kept_with(content.keeper())).await?,
+        let (key, creation) = match sealed {
+            Sealed::Object(object) => {
+                let object = object.kept_with(content.keeper());
+                let creation = self.store().create_once(&object).await?;
+                (object.key, creation)
+            }
             Sealed::Parts(table) => {
                 let name = WalFileName::Segment(facts.name);
                 let key = match place {
@@ -87,13 +92,14 @@ impl WalArchive {
                 };
                 let content = content.clone().with_zeros_from(place.valid(facts.name, facts.size));
                 let (kind, meta) = (place.kind(), header.encode());
-                self.put_surveyed(
-                    &key,
-                    Surveyed { kind, name, content: &content, table: &table, meta: &meta },
-                )
-                .await?
+                let surveyed = Surveyed { kind, name, content: &content, table: &table, meta: &meta };
+                let creation = self.put_surveyed(&key, surveyed).await?;
+                (key, creation)
             }
         };
+        if matches!(place, SealedName::Ended(_)) && creation == Creation::Same {
+            self.read_again(place.kind(), WalFileName::Segment(facts.name), key).await?;
+        }
         Ok(stored(place, creation))
     }
 
@@ -135,7 +141,7 @@ impl WalArchive {
 
     /// Stores a `.history`, `.backup` or `.partial` file. Segments are refused: they are stored with their facts. A `.partial` is
     /// named by its hash, so that those of several promotions are kept side by side: what counts of it is for the caller to
-    /// say ([`WalContent::with_zeros_from`]).
+    /// say ([`WalContent::with_zeros_from`]). One that was there already is read to its end: the caller cannot name it.
     pub async fn put_file(&self, name: WalFileName, content: impl Into<WalContent>) -> Result<Stored> {
         let content = content.into();
         if let WalFileName::Partial(segment) = name {
@@ -144,6 +150,9 @@ impl WalArchive {
             let kind = ObjectKind::Partial;
             let surveyed = Surveyed { kind, name, content: &content, table: &table, meta: &[] };
             let creation = self.put_surveyed(&key, surveyed).await?;
+            if creation == Creation::Same {
+                self.read_again(kind, name, key).await?;
+            }
             return Ok(stored(SealedName::Whole, creation));
         }
         let key = self.paths().file(name);
@@ -189,8 +198,26 @@ impl WalArchive {
             seal(archive.sealer(), ObjectKind::History, &key, &content, 0..content.len(), &[])
         });
         let sealed = sealed.await??;
-        self.store().create_once(&sealed).await?;
+        self.create_sound(&sealed).await?;
         Ok(sealed.content())
+    }
+
+    /// Creates an object. One that was there already is read to its end: its header says what it should hold, not that it does, and what
+    /// was offered may be the only sound copy.
+    pub(super) async fn create_sound(&self, object: &SealedObject) -> Result<Creation> {
+        let creation = self.store().create_once(object).await?;
+        if creation == Creation::Same {
+            self.read_object(object.header.kind, &object.key).await?;
+        }
+        Ok(creation)
+    }
+
+    /// Reads a file to its end that was there already, its parts included.
+    async fn read_again(&self, kind: ObjectKind, name: WalFileName, key: Key) -> Result<()> {
+        let Some(reader) = self.open(kind, name, key.clone()).await.map_err(in_the_way)? else {
+            return Err(RepoError::NotFound { key, store: self.store().name().to_owned() });
+        };
+        reader.write_to(std::io::sink()).await.map(drop).map_err(in_the_way)
     }
 
     /// Facts of another cluster, or of another segment size, are refused.
@@ -237,7 +264,7 @@ impl WalArchive {
             let range = offset..offset + u64::from(length);
             offset = range.end;
             if there.contains(&part) && self.store().holds(&sealer, &part, hash).await? {
-                self.read_part(&part).await?;
+                self.read_object(ObjectKind::Part, &part).await?;
                 continue;
             }
             let sealed =
@@ -246,9 +273,7 @@ impl WalArchive {
                 let what = "the file changed while it was read".to_owned();
                 return Err(RepoError::Refused { key: key.clone(), what });
             }
-            if self.store().create_once(&sealed).await? == Creation::Same {
-                self.read_part(&sealed.key).await?;
-            }
+            self.create_sound(&sealed).await?;
         }
         let sealed = self.seal_table(kind, key, meta, table).map_err(|e| failed(key, e))?;
         let sealed = sealed.kept_with(content.keeper());
@@ -262,11 +287,11 @@ impl WalArchive {
         }
     }
 
-    /// Reads a part that is there already: its header says what it should hold, not that it does.
-    async fn read_part(&self, key: &Key) -> Result<()> {
-        let (sealer, part, bytes) = (self.sealer().clone(), key.clone(), self.store().get(key).await?);
+    /// Reads an object of its own to its end.
+    async fn read_object(&self, kind: ObjectKind, key: &Key) -> Result<()> {
+        let (sealer, at, bytes) = (self.sealer().clone(), key.clone(), self.store().get(key).await?);
         let read = move || -> std::result::Result<ObjectHeader, ObjectError> {
-            let mut reader = ObjectReader::open(&sealer, &[ObjectKind::Part], &part, bytes)?;
+            let mut reader = ObjectReader::open(&sealer, &[kind], &at, bytes)?;
             let mut frame = Vec::new();
             while reader.next_frame(&mut frame)?.is_some() {
                 frame.clear();
@@ -340,6 +365,14 @@ fn seal(
     let mut codec = sealer.codec();
     pieces(key, content, range, |piece| sealing.add(pack(piece, &mut codec)))?;
     Ok(sealing.finish(meta)?.kept_with(content.keeper()))
+}
+
+/// A damaged object, as one that prevents storing another.
+fn in_the_way(error: RepoError) -> RepoError {
+    match error {
+        RepoError::Corrupt { key, what, .. } => RepoError::in_the_way(&key, what),
+        other => other,
+    }
 }
 
 fn stored(place: SealedName, creation: Creation) -> Stored {

@@ -1,5 +1,6 @@
 //! The archive of a lineage on the local store, plain and encrypted.
 
+mod again;
 mod points;
 mod timelines;
 

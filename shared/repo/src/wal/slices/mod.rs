@@ -88,7 +88,7 @@ impl WalArchive {
             });
             sealed.map_err(|error| failed(&key, error))
         });
-        self.store().create_once(&sealed.await??).await
+        self.create_sound(&sealed.await??).await
     }
 
     /// The slices of a segment, by where they start.
