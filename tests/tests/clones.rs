@@ -512,7 +512,8 @@ fn production_without_its_note_archives_on() {
     let daemon = bed.agent.daemon();
     all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
     assert!(!daemon.log().contains("split brain"), "{}", daemon.log());
-    wait::until_true(SOON, "it is noted again", || bed.cluster.wal_dir().join("walpoint-archived").exists());
+    let noted = || std::fs::read_to_string(bed.cluster.wal_dir().join("walpoint-archived"));
+    wait::until_true(SOON, "it is noted again", || noted().is_ok_and(|text| !text.trim().is_empty()));
 }
 
 /// A standby that archives too stored what production did not, and production forgot it: that it is production's own has to be

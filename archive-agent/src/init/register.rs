@@ -93,6 +93,7 @@ pub(crate) async fn register(
     let joined = registration.join_all(report, &opened).await?;
     let registered = registration.registered(report, &joined).await?;
     registration.bind(report, &joined)?;
+    crate::wal::claim::prepare(&plan.pgdata().map_err(|failure| failure.error)?.join("pg_wal")).await;
     if registration.begun.is_some() {
         behind_fork::archive(report, plan, control, &joined).await?;
     }

@@ -6,6 +6,7 @@
 //! (`XLogArchiveForceDone` in src/backend/access/transam/xlogarchive.c) from what a server wrote while it did not archive. With
 //! `archive_mode = always` a standby has no such mark: it archives what it receives. Then the times of the files tell.
 
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -218,13 +219,13 @@ fn modified(path: &Path) -> Option<SystemTime> {
 }
 
 /// Notes in a directory that what an archive holds of a path before a segment is its server's; the newest segment of that, if
-/// there is one.
+/// there is one, and why there was no room for the note.
 pub(super) async fn note_as_own(
     archive: &WalArchive,
     wal: &Path,
     name: SegmentName,
     history: &TimelineHistory,
-) -> Result<Option<SegmentName>, RepoError> {
+) -> Result<Option<(SegmentName, Option<io::Error>)>, RepoError> {
     let size = archive.lineage().segment_size;
     let mut path: Vec<TimelineId> = history.path().collect();
     path.reverse();
@@ -241,9 +242,11 @@ pub(super) async fn note_as_own(
         let what = || format!("{} cannot be written", wal.join(claim::FILE).display());
         let (directory, noting) = (wal.to_owned(), archive.clone());
         let claim = claim::SegmentClaim { segment: newest, hash: header.hash };
-        let noted = disk::run(wal, move || claim::note(&directory, &noting, claim)).await?;
-        noted.map_err(|source| RepoError::Io { what: what(), source })?;
-        return Ok(Some(newest));
+        return match disk::run(wal, move || claim::note(&directory, &noting, claim)).await? {
+            Ok(()) => Ok(Some((newest, None))),
+            Err(full) if claim::is_full(&full) => Ok(Some((newest, Some(full)))),
+            Err(source) => Err(RepoError::Io { what: what(), source }),
+        };
     }
     Ok(None)
 }

@@ -9,6 +9,9 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_storage::object::ContentHash;
 
 pub(crate) use archived::FILE;
+pub(super) use archived::is_full;
+
+use super::disk;
 
 /// A segment that was stored from this directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,15 @@ pub(crate) fn read(wal: &Path, archive: &WalArchive, timeline: TimelineId) -> Op
 /// Remembers durably that a segment was stored, if it is the newest one of its timeline. Blocks.
 pub(super) fn note(wal: &Path, archive: &WalArchive, claim: SegmentClaim) -> io::Result<()> {
     archived::note(wal, &[line(archive, claim)])
+}
+
+/// Makes room in a directory for what it is to remember, while there is some. What cannot be written is found by the first note.
+pub(crate) async fn prepare(wal: &Path) {
+    let directory = wal.to_owned();
+    match disk::run(wal, move || archived::prepare(&directory)).await {
+        Ok(Ok(())) => {}
+        failed => tracing::debug!("{}: {failed:?}", wal.join(FILE).display()),
+    }
 }
 
 /// What is remembered of a segment.

@@ -114,6 +114,28 @@ pub(super) async fn content(
     }
 }
 
+/// Whether a directory has a segment with that content under a later name: PostgreSQL renames those that it needs no more, and writes to
+/// them when it comes to their new names (`RemoveXlogFile` in src/backend/access/transam/xlog.c).
+pub(super) async fn is_recycled(
+    archive: &WalArchive,
+    wal: &Path,
+    name: SegmentName,
+    theirs: ContentHash,
+) -> bool {
+    let size = archive.lineage().segment_size;
+    let Some(number) = name.number(size) else { return false };
+    let (sealer, directory) = (archive.repository().sealer().clone(), wal.to_owned());
+    let look = move || {
+        let files = std::fs::read_dir(&directory)?.filter_map(Result::ok).filter(|file| {
+            let later = file.file_name().to_str().and_then(|name| name.parse::<SegmentName>().ok());
+            later.and_then(|later| later.number(size)) > Some(number)
+        });
+        let mut held = files.map(|file| file.path()).filter(|path| has_begun(path, number, size));
+        io::Result::Ok(held.any(|path| hash(&sealer, &path).is_ok_and(|ours| ours == theirs)))
+    };
+    matches!(disk::run(wal, look).await, Ok(Ok(true)))
+}
+
 /// Whether PostgreSQL marked a segment of a directory as finished. In a directory that is not its own all are.
 /// Blocks.
 pub(crate) fn is_finished(wal: &Path, name: SegmentName) -> bool {

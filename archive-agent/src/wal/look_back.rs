@@ -127,6 +127,7 @@ impl Newcomer<'_> {
             && !self.has_noted(stored).await?
             && !self.is_stored().await?
             && !self.is_shown_elsewhere(stored).await?
+            && !self.has_recycled(stored).await?
         {
             return Err(self.not_shown(format!(
                 "segment {stored} is stored and not in pg_wal, and nothing shows that this server wrote it{}",
@@ -173,6 +174,16 @@ impl Newcomer<'_> {
         Ok(noted.is_some_and(|claim| claim >= stored))
     }
 
+    /// Whether the directory has a stored segment under the name of a later one that it waits to become.
+    async fn has_recycled(&self, stored: SegmentName) -> Result<bool, TargetError> {
+        match header(self.archive, stored).await? {
+            StoredNeighbor::Sound(header) => {
+                Ok(comparison::is_recycled(self.archive, self.wal, stored, header.hash).await)
+            }
+            StoredNeighbor::Absent | StoredNeighbor::Damaged => Ok(false),
+        }
+    }
+
     /// Refuses what a server wrote or received behind a segment that is missing here and there, while segments before that one are
     /// stored that are not known to be this server's: it may have come from elsewhere to this place.
     async fn behind_a_gap(&self, missing: SegmentName) -> Result<(), TargetError> {
@@ -188,7 +199,7 @@ impl Newcomer<'_> {
             return Ok(());
         }
         if let Some(newest) = newest_before(self.archive, missing).await?
-            && self.is_shown_elsewhere(newest).await?
+            && (self.known(newest) || self.is_shown_elsewhere(newest).await?)
         {
             return Ok(());
         }

@@ -310,9 +310,42 @@ pub(super) async fn header(archive: &WalArchive, name: SegmentName) -> Result<St
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::super::claim::{self, SegmentClaim};
     use super::super::fixtures::{Bed, size};
+    use super::super::known::Incarnation;
     use super::*;
+
+    /// The cluster of a bed, and its repository for a process that has just begun.
+    fn process(bed: &Bed) -> (WalTarget, WalIdentity, PathBuf) {
+        let lineage = bed.archive.lineage();
+        let cluster =
+            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
+        (bed.target(true), cluster, bed.pgdata().join("pg_wal"))
+    }
+
+    /// A segment that its server offers.
+    fn offered<'a>(
+        bed: &'a Bed,
+        (target, cluster, wal): &'a (WalTarget, WalIdentity, PathBuf),
+        name: SegmentName,
+    ) -> Newcomer<'a> {
+        Newcomer {
+            target,
+            archive: &bed.archive,
+            cluster,
+            file: WalFileName::Segment(name),
+            name,
+            chain: None,
+            history: None,
+            wal,
+            answers: true,
+            writes: false,
+            witness: false,
+            around: &[],
+        }
+    }
 
     #[tokio::test]
     async fn behind_a_segment_that_cannot_be_read_for_long_only_its_own_server_archives() {
@@ -322,32 +355,57 @@ mod tests {
         bed.put(&stored.to_string(), 1).await;
         let hash = bed.archive.header(stored).await.unwrap().unwrap().hash;
         bed.make_unreadable(&stored.to_string());
-        let (target, wal) = (bed.target(true), bed.pgdata().join("pg_wal"));
-        let lineage = bed.archive.lineage();
-        let cluster =
-            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
-        let newcomer = Newcomer {
-            target: &target,
-            archive: &bed.archive,
-            cluster: &cluster,
-            file: WalFileName::Segment(name),
-            name,
-            chain: None,
-            history: None,
-            wal: &wal,
-            answers: true,
-            writes: false,
-            witness: false,
-            around: &[],
-        };
+        let process = process(&bed);
+        let newcomer = offered(&bed, &process, name);
         for _ in 0..3 {
             assert!(newcomer.look_back().await.unwrap_err().is_transient(), "it may be an outage");
         }
         unreadable::age(&bed.archive);
         let refused = newcomer.look_back().await.unwrap_err().to_string();
         assert!(refused.contains("cannot be read") && refused.contains("archive-agent verify"), "{refused}");
-        claim::note(&wal, &bed.archive, SegmentClaim { segment: stored, hash }).unwrap();
+        claim::note(&process.2, &bed.archive, SegmentClaim { segment: stored, hash }).unwrap();
         newcomer.look_back().await.unwrap();
+    }
+
+    /// Promises 1 and 12: where nothing could be noted, the content of a segment under the name that it was recycled for shows whose it is,
+    /// and nothing of another content does.
+    #[tokio::test]
+    async fn a_recycled_segment_shows_whose_the_stored_one_is() {
+        let bed = Bed::new().await;
+        let [stored, name, later] =
+            ["000000010000000000000001", "000000010000000000000002", "000000010000000000000009"];
+        bed.put(stored, 1).await;
+        let process = process(&bed);
+        let newcomer = offered(&bed, &process, name.parse().unwrap());
+        let refused = async || {
+            let refused = newcomer.look_back().await.unwrap_err().to_string();
+            assert!(refused.contains("nothing shows that this server wrote it"), "{refused}");
+        };
+        refused().await;
+        let recycle = |seed| {
+            bed.write(stored, seed);
+            walpoint_base::durable::rename(&process.2.join(stored), &process.2.join(later)).unwrap();
+        };
+        recycle(2);
+        refused().await;
+        recycle(1);
+        newcomer.look_back().await.unwrap();
+    }
+
+    /// Promise 1: what this process stored, or a person says is its own, needs no note.
+    #[tokio::test]
+    async fn what_could_not_be_noted_is_known_to_the_process() {
+        for (stored, name) in [(1, 2), (1, 4)] {
+            let bed = Bed::new().await;
+            let [stored, name]: [SegmentName; 2] =
+                [stored, name].map(|n| format!("00000001000000000000000{n}").parse().unwrap());
+            bed.put(&stored.to_string(), 1).await;
+            let process = process(&bed);
+            let newcomer = offered(&bed, &process, name);
+            newcomer.look_back().await.unwrap_err();
+            process.0.take_for_own(bed.archive.lineage().id, stored, Incarnation::of(&bed.pgdata()));
+            newcomer.look_back().await.unwrap();
+        }
     }
 
     #[test]

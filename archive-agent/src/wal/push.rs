@@ -16,13 +16,13 @@ use walpoint_runtime::human;
 use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
-use super::ancestry;
 use super::check::history_in;
-use super::disk;
 use super::handed_over::{self, Giver};
+use super::known::Incarnation;
 use super::postmaster::time_limit;
 use super::queue::{Overflow, Queue};
 use super::upload::{UploadError, Uploader};
+use super::{ancestry, claim, disk};
 use crate::selection::{pgdata, selections};
 
 /// How long a cluster's directory may take to say where it is, before its file is taken for another cluster's.
@@ -37,15 +37,24 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let pgdata = pgdata(&selection)?;
     owner::require(pgdata)?;
     handed_over::require_own(Giver::of_this_process(), &selection, pgdata, &path).await?;
-    let uploader = Uploader::new(&selection, pgdata);
+    push_by(&Uploader::new(&selection, pgdata), &selection, (name, path), accept_damaged).await
+}
+
+/// [`push`], by an uploader that may know more than is stored.
+async fn push_by(
+    uploader: &Uploader,
+    selection: &Selection<StoreSettings>,
+    (name, path): (WalFileName, PathBuf),
+    accept_damaged: bool,
+) -> Result<(), Failure> {
     let push_timeout = duration(selection.settings.push_timeout);
     let queue = Queue::new(&uploader.wal_directory(), selection.settings.queue_max.map(|max| max.as_u64()));
     uploader.rest_as_noted().await;
-    let overflow = overflow(&uploader, &queue, &path, name).await;
+    let overflow = overflow(uploader, &queue, &path, name).await;
     let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
     let limit = match &overflow {
         Some(overflow) => queue.retry_budget(size, Some(overflow)),
-        None => time_limit(push_timeout, size, pgdata).await,
+        None => time_limit(push_timeout, size, uploader.pgdata()).await,
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), limit);
     let deadline = backoff.deadline();
@@ -53,10 +62,10 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
     let problem = loop {
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
-            Ok(Ok(_)) if accept_damaged => return note_damage(&uploader, name).await,
+            Ok(Ok(_)) if accept_damaged => return note_damage(uploader, name).await,
             Ok(Ok(_)) => {
                 if Giver::of_this_process() == Giver::Person {
-                    warn_of_gap(&uploader, name).await;
+                    warn_of_gap(uploader, name).await;
                 }
                 return Ok(());
             }
@@ -71,7 +80,7 @@ pub(crate) async fn push(common: &CommonArgs, path: &Path, accept_damaged: bool)
         }
     };
     let Some(overflow) = overflow else {
-        if waits_here(&uploader, &queue, &path, name).await && queue.is_skipped(name) {
+        if waits_here(uploader, &queue, &path, name).await && queue.is_skipped(name) {
             queue.skip(name, &problem);
             return Ok(());
         }
@@ -163,7 +172,7 @@ async fn note_damage(uploader: &Uploader, name: WalFileName) -> Result<(), Failu
 }
 
 /// Notes that the newest segment that is stored before one of `pg_wal` on its path, in each repository, is this server's; then makes the
-/// segment durable.
+/// segment durable. Where the disk is full, that counts for this segment, which makes room when it is archived.
 pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Result<(), Failure> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name: WalFileName = file.parse().with_context(|| format!("cannot archive {}", path.display()))?;
@@ -180,18 +189,27 @@ pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Res
     if !wal.join(name.to_string()).exists() {
         return Err(anyhow!("\"{name}\" is not in {}, and nothing was changed", wal.display()).into());
     }
-    let cluster = uploader.identity().await?;
+    let (cluster, incarnation) = (uploader.identity().await?, Incarnation::of(pgdata));
     let history = history_in(&wal, segment.timeline)
         .map_or_else(|| TimelineHistory::root(segment.timeline), |(history, _)| history);
     for target in uploader.targets() {
         let archive = target.archive_at(&cluster, segment.timeline).await.map_err(anyhow::Error::from)?;
         let noted =
             ancestry::note_as_own(&archive, &wal, segment, &history).await.map_err(anyhow::Error::from)?;
-        if let Some(newest) = noted {
-            tracing::warn!(repository = target.name(), "recorded that {newest} is this server's");
+        let Some((newest, full)) = noted else { continue };
+        match full {
+            None => tracing::warn!(repository = target.name(), "recorded that {newest} is this server's"),
+            Some(full) => {
+                target.take_for_own(archive.lineage().id, newest, incarnation);
+                tracing::warn!(
+                    repository = target.name(),
+                    "that {newest} is this server's counts for this push only: {} cannot be written: {full}",
+                    wal.join(claim::FILE).display()
+                );
+            }
         }
     }
-    push(common, path, false).await
+    push_by(&uploader, &selection, (name, absolute), false).await
 }
 
 /// Stores an empty history in every repository that has none of that timeline: PostgreSQL's own meaning of a timeline without

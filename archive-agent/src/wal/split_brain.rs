@@ -9,11 +9,11 @@ use walpoint_repo::wal::WalArchive;
 
 use super::archiver::Archiver;
 use super::identity::{Evidence, compare};
-use super::target::TargetError;
+use super::target::{TargetError, WalTarget};
 use super::unreadable;
 use super::unwritten::unwritten;
 use super::upload::Uploader;
-use super::{fork, history};
+use super::{claim, fork, history};
 
 /// How often to look again whether all is well.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -192,6 +192,7 @@ async fn compare_left(uploader: &Uploader) {
 /// was. An error names what was: it is started again.
 pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
     let uploader = archiver.uploader();
+    claim::prepare(&uploader.wal_directory()).await;
     let found = split_brains(uploader).await?;
     let mut all: Vec<String> = found.iter().map(ToString::to_string).collect();
     loop {
@@ -200,6 +201,7 @@ pub(crate) async fn keep(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         all.extend(known.flatten().map(|split| split.to_string()));
         let is_split = !all.is_empty();
         all.extend(targets.iter().flat_map(|target| target.damaged_histories()));
+        all.extend(targets.iter().filter_map(WalTarget::unnoted));
         if let Some(target) = targets.first() {
             all.extend(unreadable::reports(&target.cluster).await);
         }

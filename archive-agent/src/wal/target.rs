@@ -21,7 +21,7 @@ use walpoint_storage::store::StoreSettings;
 
 use super::beside::Beside;
 use super::blocked::Blocked;
-use super::known::Known;
+use super::known::{Incarnation, Known};
 use super::lineage::Remembered;
 use super::opening::OpenedTarget;
 use super::points;
@@ -86,6 +86,8 @@ pub(crate) struct WalTarget {
     known: std::sync::Mutex<Known>,
     /// The newest segments that were stored there, and what `pg_wal` has to remember of them.
     unremembered: std::sync::Mutex<VecDeque<(SegmentName, String)>>,
+    /// Why `pg_wal` cannot remember what was stored, if there is no room for it.
+    unnoted: std::sync::Mutex<Option<String>>,
     /// Told when a segment is no longer being stored.
     landed: Notify,
     /// How often the data directory was bound to another lineage, or the repository was another one.
@@ -132,6 +134,7 @@ impl WalTarget {
             unrecorded: AtomicBool::new(false),
             known: std::sync::Mutex::default(),
             unremembered: std::sync::Mutex::default(),
+            unnoted: std::sync::Mutex::default(),
             landed: Notify::new(),
             lineages_left: AtomicU64::new(0),
         }
@@ -156,6 +159,28 @@ impl WalTarget {
     pub(super) fn to_remember(&self, name: SegmentName) -> Option<String> {
         let lines = self.unremembered.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().find(|(other, _)| *other == name).map(|(_, line)| line.clone())
+    }
+
+    /// Why `pg_wal` cannot remember what was stored, as of the last attempt.
+    pub(super) fn set_unnoted(&self, why: Option<String>) {
+        let mut unnoted = self.unnoted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = why.as_ref().filter(|_| unnoted.is_none()) {
+            tracing::warn!(repository = self.name, "{why}");
+        }
+        *unnoted = why;
+    }
+
+    /// Why `pg_wal` cannot remember what was stored, if it cannot.
+    pub(crate) fn unnoted(&self) -> Option<String> {
+        self.unnoted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a stored segment for this server's, as a person says, for as long as the server runs: nothing else remembers it.
+    pub(super) fn take_for_own(&self, lineage: LineageId, name: SegmentName, incarnation: Incarnation) {
+        self.known(lineage, |known| {
+            known.since(incarnation);
+            known.add(name, false, incarnation);
+        });
     }
 
     /// Changes whenever what was stored before may not count any more: it went into another lineage, or another repository.

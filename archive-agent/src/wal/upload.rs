@@ -79,7 +79,7 @@ pub(crate) struct Uploader {
     under_way: Mutex<Vec<WalFileName>>,
     /// Whether those that acknowledge are on record.
     recorded: recorded::Recorded,
-    /// Told when something is refused as another server's.
+    /// Notified when something is refused as another server's, or stored and not noted.
     pub(crate) refused: Notify,
 }
 
@@ -423,7 +423,12 @@ impl Uploader {
                 target.blocked.add(file.name, error);
             }
             match result {
-                Ok(stored) => log(file.name, target, &stored),
+                Ok(stored) => {
+                    log(file.name, target, &stored);
+                    if target.unnoted().is_some() {
+                        self.refused.notify_one();
+                    }
+                }
                 Err(error) => errors.push(upload_error(target, &error)),
             }
         }

@@ -6,8 +6,13 @@
 //!
 //! A line for each repository, lineage and timeline: `<repository> <lineage> <uid of the lineage> <segment> <hash>`. It is synced before an
 //! acknowledgement: after a crash of the machine the newest segment that was stored may be gone from `pg_wal`, and nothing else
-//! shows whose it is. A line is replaced in its place, so that a write that is torn leaves the others. What is no line, whatever its
+//! shows whose it is. A line is replaced in its place, so that a write that is torn leaves the others; the segment of the torn one is not
+//! acknowledged yet, and in `pg_wal` as it is stored. What is no line, whatever its
 //! bytes are, says nothing and goes with the next note; a file that cannot be read, or is none, is replaced by that.
+//!
+//! Where `pg_wal` is full, only archiving empties it, so a note must take no room: the file has its length from the start
+//! ([`prepare`]), with empty lines in place of those to come, and is written in place. A filesystem that never writes in place (Btrfs,
+//! ZFS) needs room all the same.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -28,6 +33,9 @@ const ASIDE: &str = "walpoint-archived.damaged";
 /// Lines that are kept, the newest.
 const LINES: usize = 32;
 
+/// Bytes that it has from the start: as many as all its lines take.
+const ROOM: u64 = 8192;
+
 /// How often it is opened again because another one took its place meanwhile.
 const OPENED: usize = 5;
 
@@ -43,11 +51,28 @@ pub fn read(wal: &Path, place: &str, timeline: TimelineId) -> Option<(SegmentNam
     of(&text(&mut file).ok()?, place, timeline).map(|(segment, hash)| (segment, hash.to_owned()))
 }
 
+/// Creates the file with room for its lines, durably, unless it has that.
+pub fn prepare(wal: &Path) -> io::Result<()> {
+    let file = open_locked(wal)?;
+    let made = make_room(&file);
+    file.unlock()?;
+    if made? {
+        file.sync_data()?;
+        durable::sync_directory(wal)?;
+    }
+    Ok(())
+}
+
+/// Whether an error says that there is no room: archiving makes some.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
 /// Remembers durably that segments were stored, each where it is the newest one of its timeline there.
 pub fn note(wal: &Path, lines: &[String]) -> io::Result<()> {
     match note_in_place(wal, lines) {
         // No space in this one is none for another.
-        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Err(error),
+        Err(error) if is_full(&error) => Err(error),
         Err(error) => replace(wal, lines).map_err(|_| error),
         Ok(()) => Ok(()),
     }
@@ -56,14 +81,33 @@ pub fn note(wal: &Path, lines: &[String]) -> io::Result<()> {
 fn note_in_place(wal: &Path, lines: &[String]) -> io::Result<()> {
     let mut file = open_locked(wal)?;
     let before = text(&mut file)?;
-    if let Some(changed) = with_all(&before, lines) {
+    if let Some(mut changed) = with_all(&before, lines) {
+        // What was longer is overwritten, and nothing is given back that the next note may need.
+        pad(&mut changed, file.metadata()?.len());
         file.write_all_at(changed.as_bytes(), 0)?;
-        file.set_len(changed.len() as u64)?;
+        // One of an earlier version has none; then this one is as good.
+        make_room(&file).ok();
     }
     // Others may write meanwhile. A later segment, if that is there, may not be durable yet.
     file.unlock()?;
     file.sync_data()?;
-    if before.is_empty() { durable::sync_directory(wal) } else { Ok(()) }
+    // Its name may not be durable before its first line is.
+    if before.lines().any(|line| parse(line).is_some()) { Ok(()) } else { durable::sync_directory(wal) }
+}
+
+/// Whether a file had no room for its lines. It has then.
+fn make_room(file: &File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut room = String::new();
+    pad(&mut room, ROOM.saturating_sub(length));
+    file.write_all_at(room.as_bytes(), length)?;
+    Ok(!room.is_empty())
+}
+
+/// Adds empty lines up to a length.
+fn pad(text: &mut String, length: u64) {
+    let missing = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(text.len());
+    text.push_str(&"\n".repeat(missing));
 }
 
 /// Opens the file and takes its lock, with its name leading to it still.
@@ -87,7 +131,8 @@ fn replace(wal: &Path, lines: &[String]) -> io::Result<()> {
     if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         durable::rename(&path, &wal.join(ASIDE))?;
     }
-    let changed = with_all(&before, lines).unwrap_or(before);
+    let mut changed = with_all(&before, lines).unwrap_or(before);
+    pad(&mut changed, ROOM);
     durable::replace_for_owner(&path, changed.as_bytes(), 0o600)
 }
 
@@ -159,8 +204,9 @@ mod tests {
 
         note(dir.path(), &[claim("a 1", "000000010000000000000007", 8)]).unwrap();
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        let text = text.trim_end();
         assert_eq!(text.lines().count(), 3, "{text}");
-        let (segment, hash) = of(&text, "a 1", timeline).unwrap();
+        let (segment, hash) = of(text, "a 1", timeline).unwrap();
         assert_eq!(
             (segment.to_string().as_str(), hash),
             ("000000010000000000000007", "08".repeat(32).as_str())
@@ -183,7 +229,42 @@ mod tests {
         note(dir.path(), &[claim("a 1", "000000010000000000000006", 7)]).unwrap();
         assert!(known("a 1") && known("a 2"));
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.lines().count(), 2, "{text}");
+        assert_eq!(text.trim_end().lines().count(), 2, "{text}");
+    }
+
+    /// Where the disk is full, only what takes no room can be noted.
+    #[test]
+    fn notes_take_no_room() {
+        let place =
+            "0b9cf1b4-37a4-4b0c-8f6e-24be3b9a1d11 7712527589780668231-1 6f1d3a52-9f0b-4f0e-bb0e-2f3c9c0f6a77";
+        for of_an_earlier_version in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(FILE);
+            if of_an_earlier_version {
+                durable::replace(
+                    &path,
+                    format!("{}\n", claim("a 1", "000000010000000000000005", 5)).as_bytes(),
+                    0o600,
+                )
+                .unwrap();
+            }
+            prepare(dir.path()).unwrap();
+            let room = || {
+                let found = std::fs::metadata(&path).unwrap();
+                (found.ino(), found.len())
+            };
+            let before = room();
+            assert_eq!(before.1, ROOM);
+            assert_eq!(read(dir.path(), "a 1", TimelineId::FIRST).is_some(), of_an_earlier_version);
+            for timeline in 1..2 * LINES {
+                note(dir.path(), &[claim(place, &format!("{timeline:08X}0000000000000005"), 7)]).unwrap();
+                assert_eq!(room(), before, "{timeline}");
+            }
+            let newest = TimelineId::new(u32::try_from(2 * LINES).unwrap() - 1).unwrap();
+            assert!(read(dir.path(), place, newest).is_some());
+            prepare(dir.path()).unwrap();
+            assert_eq!(room(), before);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the tests of archiving share: a cluster that archives into a repository which knows it, and the way back.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,12 +160,20 @@ pub(crate) fn refused(cluster: &Cluster) {
     std::thread::sleep(SCANNED);
 }
 
-/// Waits until finished segments are no longer in `pg_wal`, as in every server in time.
+/// Waits until finished segments are no longer in `pg_wal`, under no name, as in every server in time.
 pub(crate) fn forget(cluster: &Cluster, name: &str) {
+    let start = std::fs::read(cluster.wal_dir().join(name)).map(|content| content[..16].to_vec());
     wait::until_true(SOON, &format!("{name} is recycled"), || {
         cluster.psql("checkpoint");
         !cluster.wal_dir().join(name).exists()
     });
+    for file in std::fs::read_dir(cluster.wal_dir()).unwrap().flatten() {
+        let content = std::fs::read(file.path()).unwrap_or_default();
+        if start.as_ref().is_ok_and(|start| content.starts_with(start)) {
+            let recycled = std::fs::OpenOptions::new().write(true).open(file.path());
+            recycled.unwrap().write_all_at(&[0; 16], 0).unwrap();
+        }
+    }
 }
 
 /// The repository of a cluster, read with the library and past the programs.

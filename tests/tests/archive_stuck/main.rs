@@ -3,6 +3,7 @@
 #[path = "../archive_bed/mod.rs"]
 mod archive_bed;
 mod damaged;
+mod full;
 mod gaps;
 mod hanging;
 
