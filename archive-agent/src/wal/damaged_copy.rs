@@ -1,43 +1,30 @@
-//! Whether a damaged segment of a directory is the one that is stored under its name, as its pages show.
-//!
-//! Two servers that parted in a segment write other pages from there on, all of them sound. Damage leaves no page where one was, or
-//! another one before some that are the same.
+//! Whether a damaged segment of a directory is the one that is stored under its name, as its records and its neighbors show.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use walpoint_base::{Lsn, SegmentName, WalFileName};
+use walpoint_base::{SegmentName, SegmentNo, WalFileName};
+use walpoint_pg::wal::{DamagedComparison, DamagedRecords, WalIdentity};
 use walpoint_repo::wal::WalArchive;
 
+use super::comparison::{self, Comparison};
 use super::disk;
-
-/// XLOG_BLCKSZ, as PostgreSQL is built.
-const PAGE: usize = 8192;
+use super::elsewhere;
 
 /// Takes the stored segment, and compares it with the file as it comes.
 struct PageComparison {
     local: File,
-    /// Where the next page starts.
-    at: Lsn,
+    records: DamagedComparison,
+    block: usize,
     page: Vec<u8>,
-    has_same: bool,
-    /// Whether a page that another server may have written follows the last one that is the same.
-    differs: bool,
 }
 
 impl PageComparison {
     fn compare(&mut self) -> io::Result<()> {
-        let mut local = Vec::with_capacity(PAGE);
-        (&mut self.local).take(PAGE as u64).read_to_end(&mut local)?;
-        if self.page.iter().any(|byte| *byte != 0) {
-            if local == self.page {
-                (self.has_same, self.differs) = (true, false);
-            } else if is_page(&local, &self.page, self.at) {
-                self.differs = true;
-            }
-        }
-        self.at = self.at + PAGE as u64;
+        let mut local = Vec::with_capacity(self.block);
+        (&mut self.local).take(self.block as u64).read_to_end(&mut local)?;
+        self.records.page(&local, &self.page);
         self.page.clear();
         Ok(())
     }
@@ -45,9 +32,9 @@ impl PageComparison {
 
 impl Write for PageComparison {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.get(..bytes.len().min(PAGE - self.page.len())).unwrap_or(bytes);
+        let taken = bytes.get(..bytes.len().min(self.block - self.page.len())).unwrap_or(bytes);
         self.page.extend_from_slice(taken);
-        if self.page.len() == PAGE {
+        if self.page.len() == self.block {
             self.compare()?;
         }
         Ok(taken.len())
@@ -58,83 +45,82 @@ impl Write for PageComparison {
     }
 }
 
-/// Whether this is a page of a server of that version at that position: xlp_magic and xlp_pageaddr
-/// (src/include/access/xlog_internal.h).
-fn is_page(local: &[u8], stored: &[u8], at: Lsn) -> bool {
-    let magic = |page: &[u8]| page.get(..2).map(<[u8]>::to_vec);
-    magic(local).is_some()
-        && magic(local) == magic(stored)
-        && local.get(8..16) == Some(&at.0.to_le_bytes()[..])
+/// Whether the file of a directory is the stored segment, but for what is damaged. What cannot be read shows nothing.
+pub(super) async fn is_damaged_copy(archive: &WalArchive, wal: &Path, name: SegmentName) -> bool {
+    records(archive, wal, name).await == DamagedRecords::Same
 }
 
-/// Whether the file of a directory is the stored segment, but for pages that are damaged. What cannot be read shows nothing.
-pub(super) async fn is_damaged_copy(archive: &WalArchive, wal: &Path, name: SegmentName) -> bool {
-    let Some(number) = name.number(archive.lineage().segment_size) else { return false };
+/// Whether the segment that is stored under the name of a damaged one is the directory's: it has the next one as that is stored; or it has
+/// the one before, or remembers that, and the records of this one.
+pub(super) async fn is_own(
+    archive: &WalArchive,
+    cluster: &WalIdentity,
+    wal: &Path,
+    name: SegmentName,
+) -> bool {
+    let (size, timeline) = (cluster.segment_size, name.timeline);
+    let Some(number) = name.number(size) else { return false };
+    let has =
+        async |name| matches!(comparison::segment(archive, cluster, wal, name).await, Ok(Comparison::Same));
+    let shown = records(archive, wal, name).await;
+    if shown == DamagedRecords::Other {
+        return false;
+    }
+    if has(number.next().name(timeline, size)).await {
+        return true;
+    }
+    let before = number.0.checked_sub(1).map(|before| SegmentNo(before).name(timeline, size));
+    let Some(before) = before.filter(|_| shown == DamagedRecords::Same) else { return false };
+    let remembered = elsewhere::claimed(wal, archive, timeline).await;
+    matches!(remembered, Ok(Some(noted)) if noted == before) || has(before).await
+}
+
+async fn records(archive: &WalArchive, wal: &Path, name: SegmentName) -> DamagedRecords {
+    let lineage = archive.lineage();
+    let (number, block) = (name.number(lineage.segment_size), usize::try_from(lineage.wal_block_size));
+    let (Some(number), Ok(block @ 1..)) = (number, block) else { return DamagedRecords::Nothing };
     let path = wal.join(name.to_string());
-    let Ok(Ok(local)) = disk::run(wal, move || File::open(path)).await else { return false };
-    let Ok(Some(reader)) = archive.read(WalFileName::Segment(name)).await else { return false };
-    let comparison = PageComparison {
-        local,
-        at: number.start(archive.lineage().segment_size),
-        page: Vec::with_capacity(PAGE),
-        has_same: false,
-        differs: false,
+    let Ok(Ok(local)) = disk::run(wal, move || File::open(path)).await else {
+        return DamagedRecords::Nothing;
     };
-    matches!(
-        reader.write_to(comparison).await,
-        Ok((PageComparison { has_same: true, differs: false, .. }, _))
-    )
+    let Ok(Some(reader)) = archive.read(WalFileName::Segment(name)).await else {
+        return DamagedRecords::Nothing;
+    };
+    let records = DamagedComparison::new(number.start(lineage.segment_size), lineage.major, block);
+    let comparison = PageComparison { local, records, block, page: Vec::with_capacity(block) };
+    match reader.write_to(comparison).await {
+        Ok((comparison, _)) => comparison.records.finish(),
+        Err(_) => DamagedRecords::Nothing,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{Bed, size};
     use super::*;
 
-    const START: Lsn = Lsn(0x300_0000);
-
-    /// Pages, each of which holds a byte; 0 stands for none.
-    fn segment(pages: &[u8]) -> Vec<u8> {
-        let page = |(n, byte): (usize, &u8)| {
-            let mut page = vec![*byte; PAGE];
-            if *byte != 0 {
-                page[..2].copy_from_slice(&[0x16, 0xD1]);
-                page[8..16].copy_from_slice(&(START.0 + (n * PAGE) as u64).to_le_bytes());
-            }
-            page
-        };
-        pages.iter().enumerate().flat_map(page).collect()
-    }
-
-    fn is_the_same(local: &[u8], stored: &[u8]) -> bool {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(local).unwrap();
-        io::Seek::rewind(&mut file).unwrap();
-        let mut comparison =
-            PageComparison { local: file, at: START, page: Vec::new(), has_same: false, differs: false };
-        for piece in segment(stored).chunks(3000) {
-            comparison.write_all(piece).unwrap();
-        }
-        comparison.has_same && !comparison.differs
-    }
-
-    /// Promise 3: of another server's segment the pages are sound from where the two parted on.
-    #[test]
-    fn damage_is_told_from_another_servers_pages() {
-        let stored = [1, 2, 3, 4, 5, 0, 0];
-        for (what, local, same) in [
-            ("no damage", segment(&stored), true),
-            ("zeroed in the middle", segment(&[1, 0, 0, 4, 5, 0, 0]), true),
-            ("another byte in the middle", segment(&[1, 2, 9, 4, 5, 0, 0]), true),
-            ("a lost tail", segment(&[1, 2, 0, 0, 0, 0, 0]), true),
-            ("cut", segment(&[1, 2]), true),
-            ("parted after two pages", segment(&[1, 2, 9, 9, 9, 0, 0]), false),
-            ("parted in the last page", segment(&[1, 2, 3, 4, 9, 0, 0]), false),
-            ("parted, and damaged besides", segment(&[1, 2, 0, 9, 9, 0, 0]), false),
-            ("another one from its start on", segment(&[9, 9, 9, 9, 9, 9, 9]), false),
-            ("nothing of it", segment(&[0; 7]), false),
-            ("left over from an earlier use", vec![7; 7 * PAGE], false),
-        ] {
-            assert_eq!(is_the_same(&local, &stored), same, "{what}");
-        }
+    /// The records of these segments show nothing: they are no WAL.
+    #[tokio::test]
+    async fn the_next_segment_shows_whose_a_damaged_one_is() {
+        let bed = Bed::new().await;
+        let [name, next] = ["000000010000000000000002", "000000010000000000000003"];
+        bed.put(name, 1).await;
+        bed.put(next, 1).await;
+        bed.write(name, 2);
+        let lineage = bed.archive.lineage();
+        let cluster =
+            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
+        let (wal, segment) = (bed.pgdata().join("pg_wal"), name.parse().unwrap());
+        let own = async || is_own(&bed.archive, &cluster, &wal, segment).await;
+        assert!(!own().await);
+        bed.write(next, 2);
+        assert!(!own().await);
+        bed.write(next, 1);
+        assert!(own().await);
+        // What is before it, alone, does not show what follows.
+        bed.put("000000010000000000000001", 1).await;
+        bed.write("000000010000000000000001", 1);
+        std::fs::remove_file(wal.join(next)).unwrap();
+        assert!(!own().await);
     }
 }

@@ -174,6 +174,35 @@ fn what_was_stored_before_it_was_damaged_is_acknowledged() {
     }
 }
 
+/// A3: one bit of a segment of one page is damaged, and another server of the lineage has stored it sound: as a primary has what its
+/// standby archives, too.
+#[test]
+fn a_bit_of_a_short_segment_that_is_stored_sound_stops_nothing() {
+    for accept in [false, true] {
+        let (bed, names, command) = waiting(|_, _, agent| agent);
+        bed.cluster.psql("insert into t values (1)");
+        let short = bed.cluster.switch_wal();
+        for name in names.iter().chain([&short]) {
+            bed.direct(&bed.copy(name, name)).expect_success();
+        }
+        let path = bed.cluster.wal_dir().join(&short);
+        let sound = std::fs::read(&path).unwrap();
+        // In the check of the first record.
+        flip(&path, 60);
+        if accept {
+            let accepted = ["push", "--accept-damaged", &path.display().to_string()];
+            let accepted = bed.agent.run(&accepted).expect_success().stderr;
+            assert!(!accepted.contains("stored although damaged"), "{accepted}");
+        }
+        let daemon = bed.agent.daemon();
+        bed.cluster.set("archive_command", &command);
+        bed.cluster.reload();
+        bed.cluster.wait_done(&short);
+        assert!(bed.archive().get(&short).unwrap() == sound);
+        drop(daemon);
+    }
+}
+
 /// A3: a standby that archives into a repository of its own is given the sound copy of a segment that is damaged there, and goes on.
 #[test]
 fn a_standby_goes_on_behind_the_sound_copy_of_a_damaged_segment() {

@@ -12,6 +12,7 @@ use walpoint_storage::error::Remedy;
 
 use super::admission::CandidateRepository;
 use super::{UploadError, UploadSource, Uploader, upload_error};
+use crate::wal::damaged_copy;
 use crate::wal::dropped::has_own;
 use crate::wal::target::{TargetError, WalTarget, in_the_way};
 
@@ -90,7 +91,8 @@ impl Uploader {
             if let Ok((archive, Copy::Sound)) = found
                 && own.is_none()
                 && file.answers
-                && has_own(target, archive, (&file.cluster, wal), name).await
+                && (has_own(target, archive, (&file.cluster, wal), name).await
+                    || damaged_copy::is_own(archive, &file.cluster, wal, name).await)
             {
                 own = Some(archive.clone());
             }

@@ -17,6 +17,7 @@
 //! | [`DatabaseCopies`] | databases that were copied file by file, and what changed their sources afterwards |
 //! | `shared_tuple` | tuples of shared catalogs that a record deletes, or changes in place |
 //! | `database_drops` | `DROP DATABASE`, which is not undone where its transaction does not end |
+//! | `damaged` | whether a damaged file is a copy of a sound one |
 //! | `same` | whether two files hold the same records |
 //! | `touched` | which directories of databases a record changes |
 //! | [`events`] | what happened: transactions with what they changed, and what happened to the server |
@@ -26,6 +27,7 @@
 
 mod blocks;
 mod checkpoint;
+mod damaged;
 mod database_copies;
 mod database_drops;
 mod edges;
@@ -52,6 +54,7 @@ mod transaction;
 mod walk;
 
 pub use checkpoint::{checkpoint_at, checkpoint_window};
+pub use damaged::{DamagedComparison, DamagedRecords};
 pub use database_copies::{DatabaseCopies, FoundCopy};
 pub use database_drops::DatabaseDrop;
 pub use error::{Differs, WalError, WalIdentity};
