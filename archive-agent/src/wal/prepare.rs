@@ -132,7 +132,7 @@ impl Job<'_> {
                     continue;
                 }
                 Err(error) if error.is_damage() && self.rules.accept_damaged => {
-                    tracing::warn!(file = %self.name, "stored although damaged: {error}");
+                    tracing::warn!(file = %self.name, "{error}");
                     let facts = check::facts_of_damaged(self.file, self.name, self.cluster, error)?;
                     (facts, WalFlags { damaged: true, history: hash })
                 }

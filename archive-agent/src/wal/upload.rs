@@ -457,9 +457,12 @@ async fn store_segment(
     (sealed, content): (SealedSegment, &WalContent),
     around: Neighborhood<'_>,
 ) -> Result<Stored, TargetError> {
-    let (archive, hash) = (&admitted.archive, sealed.hash());
+    let (archive, hash, damaged) = (&admitted.archive, sealed.hash(), sealed.is_damaged());
     let stored_here = target.known(archive.lineage().id, |known| known.has_stored(name));
     let stored = target.store_segment(archive, name, sealed, content).await?;
+    if stored == Stored::New && damaged {
+        tracing::warn!(file = %name, repository = target.name(), "stored although damaged");
+    }
     if stored == Stored::Same && !stored_here {
         is_readable(target, archive, WalFileName::Segment(name)).await?;
     }
