@@ -170,6 +170,7 @@ fn content(record: &Record) -> Vec<(&'static str, String)> {
         span(objective.measured_seconds) + &verdict
     };
     add("scenario", said.scenario.clone());
+    add("name of the scenario", said.scenario_name.clone());
     add("lineage", said.lineage.map(|lineage| lineage.to_string()));
     for backup in &said.backups {
         add("backup", Some(backup.to_string()));

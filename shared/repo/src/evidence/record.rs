@@ -177,6 +177,9 @@ pub struct Draft {
     /// What was done, or rehearsed, in words. Absent if nothing was said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scenario: Option<String>,
+    /// The configured scenario by which a drill was made. Absent of other actions, and if it was made without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario_name: Option<String>,
     /// The people that took part. Absent if none were named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub participants: Vec<String>,
@@ -275,6 +278,7 @@ impl Draft {
             backups: Vec::new(),
             target: None,
             scenario: None,
+            scenario_name: None,
             participants: Vec::new(),
             seconds: None,
             rto: None,
