@@ -88,6 +88,7 @@ fn every_configuration_key_is_described() {
         (retention, "RetentionSettings", "## `[cluster.NAME.retention]`"),
         (retention, "LabelSettings", "## `[cluster.NAME.retention.label.LABEL]`"),
         ("shared/runtime/src/config/stream.rs", "StreamSettings", "## `[cluster.NAME.stream]`"),
+        ("shared/runtime/src/config/drill.rs", "DrillScenario", "## `[cluster.NAME.drill.SCENARIO]`"),
         ("shared/storage/src/store/table.rs", "StoreTable", "## `[repository.NAME]`"),
     ];
     for (file, name, heading) in tables {

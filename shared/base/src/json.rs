@@ -7,7 +7,9 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-use crate::{BackupId, ClusterName, LineageId, Lsn, PgMajor, SegmentName, SystemId, TimelineId};
+use crate::{
+    BackupId, ClusterName, LineageId, Lsn, PgMajor, ScenarioName, SegmentName, SystemId, TimelineId,
+};
 
 /// Implements both traits for a type that JSON has as the text that it prints.
 macro_rules! as_text {
@@ -37,6 +39,7 @@ as_text!(
 );
 as_text!(SystemId, "^[0-9]{1,20}$", "A system identifier, in decimal digits.");
 as_text!(ClusterName, "^[a-z0-9][a-z0-9._-]{0,62}$", "The name of a cluster.");
+as_text!(ScenarioName, "^[a-z0-9][a-z0-9._-]{0,62}$", "The name of a configured drill.");
 as_text!(LineageId, "^[0-9]{1,20}-[0-9]{1,10}$", "The id of a lineage.");
 as_text!(
     BackupId,

@@ -17,6 +17,7 @@
 //! | [`mounts`] | on which mount a path lies, though its filesystem hangs |
 //! | [`nearest`] | the known word that was meant by one that is not known |
 //! | [`place`] | the data directory around a file that PostgreSQL wants |
+//! | [`scenario`] | the names of configured drills |
 //! | [`span`] | spans of time, as a person writes them |
 //! | [`secret`] | passwords and keys: where they come from, never where they show |
 //! | [`small_file`] | secrets and certificates in files, on filesystems that may hang |
@@ -49,6 +50,7 @@ pub mod mounts;
 pub mod nearest;
 pub mod owned;
 pub mod place;
+pub mod scenario;
 #[cfg(feature = "secret")]
 pub mod secret;
 pub mod segment;
@@ -70,6 +72,7 @@ pub use facts::SegmentFacts;
 pub use ids::{BackupId, ClusterName, LineageId, PgMajor, SlotName, SystemId};
 pub use lsn::Lsn;
 pub use place::{RECOVERY_ORIGIN, Recovery, WalDirectory};
+pub use scenario::ScenarioName;
 #[cfg(feature = "secret")]
 pub use secret::{Secret, SecretError, SecretSource};
 pub use segment::{SegmentName, SegmentNo, SegmentSize, WalFileName};

@@ -3,6 +3,7 @@
 //! Unknown keys are errors. What a repository's table holds is the business of the storage crate: it is the type
 //! parameter `R` here, so that neither crate depends on the other.
 
+mod drill;
 mod examine;
 mod problem;
 mod sockets;
@@ -17,8 +18,9 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use walpoint_base::table::{FromTable, WrongKey};
-use walpoint_base::{ClusterName, span};
+use walpoint_base::{ClusterName, ScenarioName, span};
 
+pub use self::drill::{DrillKind, DrillScenario, SkippedCheck};
 pub use self::problem::{Problem, Problems};
 pub use self::sockets::unusable_push_socket;
 pub use self::stream::StreamSettings;
@@ -171,6 +173,9 @@ pub struct ClusterSettings {
     /// The table `[cluster.NAME.stream]`: the WAL of the open segment; without it none is streamed.
     #[serde(default)]
     pub stream: Option<StreamSettings>,
+    /// The tables `[cluster.NAME.drill.SCENARIO]`: drills by name.
+    #[serde(default, deserialize_with = "drill::read")]
+    pub drill: BTreeMap<ScenarioName, DrillScenario>,
 }
 
 /// What `restore-fetch` answers on a standby that asks for a `.history` file while no repository can be read.
@@ -255,6 +260,7 @@ impl ClusterSettings {
             backup_wal_timeout: defaults::backup_wal_timeout(),
             retention: None,
             stream: None,
+            drill: BTreeMap::new(),
         }
     }
 

@@ -10,10 +10,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use walpoint_base::nearest::nearest;
 use walpoint_base::table::{FromTable, WrongKey};
-use walpoint_base::{ClusterName, Diagnostic};
+use walpoint_base::{ClusterName, Diagnostic, ScenarioName};
 
 use super::problem::{Document, Problem};
-use super::{ClusterSettings, Config, DaemonSettings, StreamSettings};
+use super::{ClusterSettings, Config, DaemonSettings, DrillScenario, StreamSettings, drill};
 use crate::args::repository_name;
 use crate::retention::{LabelSettings, RetentionSettings};
 
@@ -65,6 +65,14 @@ pub(super) fn examine<R: FromTable<Table: DeserializeOwned>>(
         }
         for (key, what) in settings.stream.iter().flat_map(StreamSettings::contradictions) {
             found.add(&["cluster", name.as_str(), "stream"], Some(key), what);
+        }
+        let of_each = settings.drill.iter().flat_map(|(scenario, settings)| {
+            settings.contradictions().into_iter().map(move |(key, what)| (scenario, key, what))
+        });
+        let of_all = drill::shared_reports(&settings.drill).into_iter();
+        for (scenario, key, what) in of_each.chain(of_all.map(|(scenario, what)| (scenario, "report", what)))
+        {
+            found.add(&["cluster", name.as_str(), "drill", scenario.as_str()], Some(key), what);
         }
     }
     let mut problems = found.problems;
@@ -181,7 +189,8 @@ impl<'a> Findings<'a> {
         let mut all = BTreeMap::new();
         for (name, table) in self.tables("cluster") {
             let tables = ["cluster", name];
-            let mut sound = self.sound::<ClusterSettings>(&tables, table, &["retention", "stream"]);
+            let nested = ["retention", "stream", "drill"];
+            let mut sound = self.sound::<ClusterSettings>(&tables, table, &nested);
             let retention = table.get("retention").and_then(|value| value.get_ref().as_table());
             let retention = retention.and_then(|table| {
                 sound.remove("retention");
@@ -192,11 +201,17 @@ impl<'a> Findings<'a> {
                 sound.remove("stream");
                 self.read::<StreamSettings>(&["cluster", name, "stream"], table)
             });
+            let drill = table.get("drill").and_then(|value| value.get_ref().as_table());
+            let drill = drill.map(|table| {
+                sound.remove("drill");
+                self.scenarios(name, table)
+            });
             let settings = self.whole::<ClusterSettings>(&tables, table, sound);
             match (name.parse::<ClusterName>(), settings) {
                 (Ok(name), Some(settings)) => {
                     let (retention, stream) = (retention.or(settings.retention), stream.or(settings.stream));
-                    all.insert(name, ClusterSettings { retention, stream, ..settings });
+                    let drill = drill.unwrap_or_default();
+                    all.insert(name, ClusterSettings { retention, stream, drill, ..settings });
                 }
                 (Ok(_), None) => {}
                 (Err(error), _) => self.add(&tables, None, error.to_string()),
@@ -226,6 +241,30 @@ impl<'a> Findings<'a> {
             sound.remove("label");
         }
         self.whole(&tables, table, sound)
+    }
+
+    /// What can be read of the tables `[cluster.NAME.drill.SCENARIO]`.
+    fn scenarios(&mut self, cluster: &str, table: &DeTable<'_>) -> BTreeMap<ScenarioName, DrillScenario> {
+        let mut all = BTreeMap::new();
+        for (scenario, value) in table.iter() {
+            let scenario: &str = scenario.get_ref().as_ref();
+            let tables = ["cluster", cluster, "drill", scenario];
+            let Some(table) = value.get_ref().as_table() else {
+                let drills = tables[..3].join(".");
+                let what = format!(
+                    "\"{scenario}\" is not a table\nHINT: The drills of a cluster have names: write [{drills}.NAME]."
+                );
+                self.add(&tables, None, what);
+                continue;
+            };
+            let read = self.read::<DrillScenario>(&tables, table);
+            match (scenario.parse::<ScenarioName>(), read) {
+                (Ok(name), Some(read)) => drop(all.insert(name, read)),
+                (Ok(_), None) => {}
+                (Err(error), _) => self.add(&tables, None, error.to_string()),
+            }
+        }
+        all
     }
 
     fn unknown_keys(&mut self, tables: &[&str], table: &DeTable<'_>, known: &[&str]) {

@@ -230,3 +230,52 @@ fn streaming_is_off_until_it_is_switched_on() {
     let long = "[cluster.x.stream]\nflush_interval = \"1h\"\n";
     assert!(parse(&text(long)).unwrap_err().contains("at most 10 minutes"));
 }
+
+#[test]
+fn drills_have_names_and_what_is_wrong_with_them_has_its_line() {
+    let nightly =
+        "[cluster.prod.drill.nightly]\nkind = \"pitr\"\ntarget_time = \"1 hour ago\"\nrto = \"1h\"\n";
+    let config = parse(&format!("{GOOD}{nightly}[cluster.prod.drill.b]\nkind = \"backup\"\n")).unwrap();
+    let cluster = config.cluster.into_values().next().unwrap();
+    let names: Vec<&str> = cluster.drill.keys().map(ScenarioName::as_str).collect();
+    assert_eq!(names, ["b", "nightly"]);
+    let wrong = "[cluster.prod.drill.a]
+kind = \"backup\"
+target_name = \"x\"
+[cluster.prod.drill.b]
+rto = \"1h\"
+[cluster.prod.drill.c]
+kind = \"pitr\"
+shedule = \"@daily\"
+schedule = \"@daily\"
+chekcs = \"/c\"
+target_time = \"2026-11-21 10:00:00\"
+[cluster.prod.drill.\"No Name\"]
+kind = \"pitr\"
+";
+    let error = parse(&format!("{GOOD}{wrong}")).unwrap_err();
+    for line in [
+        "line 7, [cluster.prod.drill.a]: \"target_name\" is no key of a scenario of kind \"backup\"",
+        "line 8, [cluster.prod.drill.b]: \"kind\" is missing",
+        "line 12, [cluster.prod.drill.c]: unknown key \"shedule\"",
+        "line 13, [cluster.prod.drill.c]: unknown key \"schedule\"",
+        "line 14, [cluster.prod.drill.c]: unknown key \"chekcs\"",
+        "HINT: Line 14: Perhaps you meant \"checks\".",
+        "line 15, [cluster.prod.drill.c]: \"target_time\": not a time with a zone",
+        "line 16, [cluster.prod.drill.No Name]: not the name of a scenario",
+    ] {
+        assert!(error.contains(line), "{line}\nis not in\n{error}");
+    }
+    let page =
+        |name: &str| format!("[cluster.prod.drill.{name}]\nkind = \"pitr\"\nreport = \"/page.html\"\n");
+    let error = parse(&format!("{GOOD}{}{}", page("a"), page("b"))).unwrap_err();
+    assert!(
+        error.contains("line 10, [cluster.prod.drill.b]: \"report\" is that of scenario \"a\", too"),
+        "{error}"
+    );
+    let flat = parse(&format!("{GOOD}[cluster.prod.drill]\nkind = \"pitr\"\n")).unwrap_err();
+    assert!(flat.contains("line 6, [cluster.prod.drill.kind]: \"kind\" is not a table"), "{flat}");
+    assert!(flat.contains("write [cluster.prod.drill.NAME]"), "{flat}");
+    let none = parse(&format!("{GOOD}drill = 7\n")).unwrap_err();
+    assert!(none.contains("line 5, [cluster.prod]: \"drill\": invalid type"), "{none}");
+}
