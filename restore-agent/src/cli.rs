@@ -59,7 +59,7 @@ pub(crate) enum Command {
     /// Test that the cluster restores: recover a copy, check it, measure it, and remove it.
     ///
     /// Starts a private server that listens on no network and archives nothing. Exit status: 0 every check passed, 3 a check failed or
-    /// a target was missed, 1 the drill could not run.
+    /// a target was missed, 1 the drill could not run. With --all-scenarios: 1 if one of them failed or could not run.
     Drill(DrillArgs),
     /// Extract a table, a schema, a database or the rows of a query, as they were at the target.
     ///

@@ -121,6 +121,19 @@ pub(crate) enum NoPlan {
     Failed(Failure),
 }
 
+impl NoPlan {
+    /// What a command ends with, without what can be reached instead.
+    pub(crate) fn failure(self) -> Failure {
+        match self {
+            Self::Failed(failure) => failure,
+            Self::Unreachable(unreachable) => {
+                let error = Diagnostic::new(refusal(&unreachable)).detail("Nothing was touched.").into();
+                Failure { status: FAILED, error }
+            }
+        }
+    }
+}
+
 impl<E: Into<Failure>> From<E> for NoPlan {
     fn from(failure: E) -> Self {
         Self::Failed(failure.into())
@@ -327,18 +340,17 @@ pub(crate) fn refused_to(
     no_plan: NoPlan,
     print: impl FnOnce(&str) -> Result<(), Failure>,
 ) -> Failure {
-    match no_plan {
-        NoPlan::Failed(failure) => failure,
-        NoPlan::Unreachable(unreachable) => {
-            let given = CommandLine::given();
-            let printed = match common.json {
-                true => output::json(&PlanReport::refusal(&unreachable, &given)),
-                false => print(&text::unreachable(&unreachable, &given)),
-            };
-            let error = Diagnostic::new(refusal(&unreachable)).detail("Nothing was touched.").into();
-            printed.err().unwrap_or(Failure { status: FAILED, error })
+    if let NoPlan::Unreachable(unreachable) = &no_plan {
+        let given = CommandLine::given();
+        let printed = match common.json {
+            true => output::json(&PlanReport::refusal(unreachable, &given)),
+            false => print(&text::unreachable(unreachable, &given)),
+        };
+        if let Err(failure) = printed {
+            return failure;
         }
     }
+    no_plan.failure()
 }
 
 /// Where recovery ends, in words.

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use walpoint_base::target::{is_relative, parse_time, parse_xid};
 use walpoint_base::{BackupId, LineageId, Lsn, PgTimestamp, RecoveryTarget, TargetTimeline};
 use walpoint_plan::restore::{RestoreRequest, TargetAction};
+use walpoint_runtime::config::{DrillKind, DrillScenario};
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::help;
 
@@ -29,9 +30,9 @@ pub(crate) struct TargetArgs {
     /// Recover only until the backup is consistent.
     #[arg(long, group = "target")]
     target_immediate: bool,
-    /// Follow this timeline to the target: latest, current (the backup's), or a number.
-    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
-    pub(crate) target_timeline: TargetTimeline,
+    /// Follow this timeline to the target: latest, current (the backup's), or a number [default: latest].
+    #[arg(long, value_name = "TIMELINE")]
+    target_timeline: Option<TargetTimeline>,
     /// Recover in this lineage; required if a diverged copy has the target too. "restore-agent list" shows them.
     #[arg(long, value_name = "LINEAGE")]
     pub(crate) lineage: Option<LineageId>,
@@ -62,7 +63,44 @@ pub(crate) enum TargetActionArgument {
 impl TargetArgs {
     /// Whether recovery is to follow the newest timeline.
     pub(crate) fn follows_the_latest(&self) -> bool {
-        self.target_timeline == TargetTimeline::Latest
+        self.timeline() == TargetTimeline::Latest
+    }
+
+    /// The timeline that recovery is to follow.
+    pub(crate) fn timeline(&self) -> TargetTimeline {
+        self.target_timeline.unwrap_or_default()
+    }
+
+    /// These options, and what a scenario says where they say nothing. A target of theirs replaces the scenario's as a whole.
+    pub(crate) fn over(&self, scenario: &DrillScenario) -> Self {
+        let own = self.clone();
+        let merged = Self {
+            target_timeline: own.target_timeline.or(scenario.target_timeline),
+            lineage: own.lineage.or(scenario.lineage),
+            backup: own.backup.or(scenario.backup),
+            ..own
+        };
+        if merged.has_target() || merged.use_partial {
+            return merged;
+        }
+        Self {
+            target_time: scenario.target_time.clone(),
+            target_lsn: scenario.target_lsn,
+            target_xid: scenario.target_xid.clone(),
+            target_name: scenario.target_name.clone(),
+            target_immediate: scenario.target_immediate || scenario.kind == DrillKind::Backup,
+            target_exclusive: scenario.target_exclusive,
+            use_partial: scenario.use_partial,
+            ..merged
+        }
+    }
+
+    fn has_target(&self) -> bool {
+        self.target_time.is_some()
+            || self.target_lsn.is_some()
+            || self.target_xid.is_some()
+            || self.target_name.is_some()
+            || self.target_immediate
     }
 
     /// The target itself.
@@ -118,7 +156,7 @@ impl TargetArgs {
         };
         Ok(RestoreRequest {
             target,
-            timeline: self.target_timeline,
+            timeline: self.timeline(),
             inclusive: !self.target_exclusive,
             lineage: self.lineage,
             backup: self.backup,
@@ -166,6 +204,28 @@ mod tests {
                 .unwrap_err()
                 .contains("cannot be used with")
         );
+    }
+
+    #[test]
+    fn a_target_of_the_command_line_replaces_that_of_a_scenario() {
+        let scenario = |text: &str| toml::from_str::<DrillScenario>(text).unwrap();
+        let merged = |line: &[&str], text: &str| {
+            let now = "2026-11-21T12:00:00Z".parse().unwrap();
+            let command = Command::try_parse_from([&["x"], line].concat()).unwrap();
+            command.target.over(&scenario(text)).request(None, false, now, None).unwrap()
+        };
+        let past =
+            "kind = \"pitr\"\ntarget_lsn = \"0/2000028\"\ntarget_exclusive = true\ntarget_timeline = \"2\"";
+        let of_scenario = merged(&[], past);
+        assert_eq!((of_scenario.target, of_scenario.inclusive), (RecoveryTarget::Lsn(Lsn(0x2000028)), false));
+        let named = merged(&["--target-name", "x"], past);
+        assert_eq!((named.target, named.inclusive), (RecoveryTarget::Name("x".to_owned()), true));
+        assert_eq!(named.timeline, "2".parse().unwrap());
+        let other = merged(&["--target-timeline", "latest"], past);
+        assert_eq!((other.timeline, other.inclusive), (TargetTimeline::Latest, false));
+        assert_eq!(merged(&["--use-partial"], past).target, RecoveryTarget::Latest);
+        assert_eq!(merged(&[], "kind = \"backup\"").target, RecoveryTarget::Immediate);
+        assert_eq!(merged(&[], "kind = \"pitr\""), RestoreRequest::default());
     }
 
     #[test]

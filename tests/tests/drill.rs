@@ -24,12 +24,17 @@ struct Bed {
 
 impl Bed {
     fn new(major: u32) -> Bed {
+        Bed::with(major, &[])
+    }
+
+    /// One whose configuration has these lines in its table of the cluster.
+    fn with(major: u32, lines: &[&str]) -> Bed {
         let builder = Cluster::builder().major(major).segment_size_mb(1).checksums(true);
         let builder = builder.conf("listen_addresses", "127.0.0.1").conf("primary_slot_name", "production");
         let builder = builder.conf("synchronous_standby_names", "").conf("external_pid_file", "");
         let archived = Archived::start_with(builder, Store::local(), |agent| {
             let line = format!("scratch_directory = \"{}\"", agent.place().join("scratch").display());
-            agent.cluster_line(&line)
+            lines.iter().fold(agent.cluster_line(&line), |agent, line| agent.cluster_line(line))
         });
         let place = archived.agent.place().join("scratch");
         fs::create_dir(&place).unwrap();
@@ -332,4 +337,94 @@ fn what_a_killed_drill_left_the_next_one_removes() {
     running.signal(Signal::TERM);
     assert_eq!(running.wait(Duration::from_secs(60)), 1, "{}", running.log());
     assert!(!process::alive(server) && bed.scratch().is_empty(), "{}", running.log());
+}
+
+/// R10: drills of the configuration run by name and all in turn, each with what it asks for; one that fails or cannot run fails them all and
+/// does not keep the others from running. What the command line says wins, and the last run of each is known by its record.
+#[test]
+fn scenarios_run_by_name_and_in_turn() {
+    let quick = "skip = [\"amcheck\", \"page-checksums\", \"tables\"]";
+    let latest = format!("drill.a-latest = {{ kind = \"pitr\", rpo = \"10m\", {quick} }}");
+    let future = "drill.b-future = { kind = \"pitr\", target_time = \"2199-01-01 00:00:00Z\" }";
+    let backup = format!("drill.c-backup = {{ kind = \"backup\", rto = \"10m\", rpo = \"10m\", {quick} }}");
+    let extract = "drill.d-extract = { kind = \"extract\", database = \"postgres\", tables = [\"rows\"], output_min = \"200B\" }";
+    let large = "drill.e-large = { kind = \"extract\", database = \"postgres\", query = \"table rows\", output_min = \"1GiB\" }";
+    let bed = Bed::with(17, &[&latest, future, &backup, extract, large]);
+    let printed = bed.drill(&["--all-scenarios", "--json"]).expect_status(1);
+    assert!(printed.stderr.contains("2 of 5 scenarios failed: b-future, e-large"), "{printed:#?}");
+    let report = json(&printed);
+    let run = |name: &str| {
+        let runs = report["scenarios"].as_array().unwrap();
+        runs.iter().find(|run| run["scenario"] == name).unwrap_or_else(|| panic!("{name}: {report:#}"))
+    };
+    assert_eq!(report["result"], "failed", "{report:#}");
+    let (latest, future) = (run("a-latest"), run("b-future"));
+    assert_eq!(
+        (&latest["result"], &latest["drill"]["target"]),
+        (&"passed".into(), &"the latest moment".into())
+    );
+    assert_eq!(future["result"], "not-run", "{report:#}");
+    assert!(future.get("drill").is_none() && future["error"]["message"].is_string(), "{report:#}");
+    let backup = run("c-backup");
+    assert_eq!((&backup["result"], &backup["drill"]["scenario"]), (&"passed".into(), &"c-backup".into()));
+    assert_eq!(backup["drill"]["target"], "the end of the backup", "{report:#}");
+    let kinds = |name: &str| {
+        let checks = run(name)["drill"]["checks"].as_array().unwrap();
+        checks.iter().map(|check| format!("{} {}", check["kind"], check["result"])).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds("c-backup"), ["\"recovery\" \"passed\""], "{report:#}");
+    assert_eq!(kinds("d-extract"), ["\"recovery\" \"passed\"", "\"extraction\" \"passed\""], "{report:#}");
+    assert!(run("d-extract")["drill"]["output_bytes"].as_u64().unwrap() >= 200, "{report:#}");
+    assert_eq!(kinds("e-large"), ["\"recovery\" \"passed\"", "\"extraction\" \"failed\""], "{report:#}");
+    // The rows and the line of the columns' names.
+    assert_eq!(run("e-large")["drill"]["output_bytes"], 2 + 9 * 2 + 11 * 3, "{report:#}");
+    assert_eq!(bed.scratch(), [] as [PathBuf; 0], "what was extracted is left");
+    let missed = bed.drill(&["--scenario", "d-extract", "--rto", "1ms", "--json"]).expect_status(3);
+    assert_eq!(
+        (&json(&missed)["scenario"], &json(&missed)["rto_target_seconds"]),
+        (&"d-extract".into(), &0.001.into())
+    );
+    let unknown = bed.drill(&["--scenario", "d-extrat"]).expect_status(2);
+    assert!(unknown.stderr.contains("HINT: Perhaps you meant \"d-extract\"."), "{unknown:#?}");
+    scenarios_are_on_record(&bed);
+}
+
+/// What is known of the runs of [`scenarios_run_by_name_and_in_turn`].
+fn scenarios_are_on_record(bed: &Bed) {
+    let listed = bed.archived.agent.restore(&["drill", "--list-scenarios", "--json"]).expect_success();
+    let listed = json(&listed);
+    let last: Vec<String> = listed["scenarios"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|scenario| {
+            format!("{} {} {}", scenario["scenario"], scenario["kind"], scenario["last_drill"]["outcome"])
+        })
+        .collect();
+    let expected = [
+        "\"a-latest\" \"pitr\" \"success\"",
+        "\"b-future\" \"pitr\" null",
+        "\"c-backup\" \"backup\" \"success\"",
+        "\"d-extract\" \"extract\" \"partial\"",
+        "\"e-large\" \"extract\" \"failed\"",
+    ];
+    assert_eq!(last, expected, "{listed:#}");
+    assert_eq!(listed["scenarios"][2]["last_drill"]["rto"]["met"], true, "{listed:#}");
+    assert_eq!(listed["scenarios"][0]["last_drill"]["rpo"]["target_seconds"], 600.0, "{listed:#}");
+    assert_eq!(listed["scenarios"][3]["last_drill"]["rto"]["met"], false, "{listed:#}");
+    // A repository that is away leaves the list, and says so.
+    let store = bed.place.with_file_name("nothing");
+    let away = bed.place.with_file_name("away.toml");
+    let text = fs::read_to_string(bed.archived.agent.config()).unwrap();
+    let url = text.lines().find(|line| line.starts_with("url")).unwrap();
+    fs::write(&away, text.replace(url, &format!("url = \"{}\"", store.display()))).unwrap();
+    fs::set_permissions(&away, fs::Permissions::from_mode(0o644)).unwrap();
+    let config = away.display().to_string();
+    let listed =
+        bed.archived.agent.restore(&["drill", "--list-scenarios", "--config", &config]).expect_success();
+    assert!(listed.stdout.contains("c-backup: backup, the end of the backup"), "{listed:#?}");
+    assert!(
+        listed.stdout.contains("note: the evidence in repository \"main\" could not be read"),
+        "{listed:#?}"
+    );
 }

@@ -106,7 +106,8 @@ fn id_of(bed: &Archived) -> String {
 fn the_command_lines_of_the_pages_work() {
     let far = Store::local();
     let bed = Archived::start_with(Cluster::builder().segment_size_mb(1), Store::local(), |agent| {
-        agent.repository("far", &far).cluster_line("retention = { count = 5, minimum = 2 }")
+        let agent = agent.repository("far", &far).cluster_line("retention = { count = 5, minimum = 2 }");
+        agent.cluster_line("drill.nightly = { kind = \"pitr\", rto = \"1h\", skip = [\"amcheck\"] }")
     });
     let dir = bed.cluster.dir().clone();
     // The copies are reached where production is.

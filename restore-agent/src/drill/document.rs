@@ -5,9 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use walpoint_base::Diagnostic;
+use walpoint_base::{Diagnostic, ScenarioName};
 
+use super::last::ScenarioList;
 use super::outcome::{CheckKind, CheckResult, Outcome};
+use super::scenarios::DrillsReport;
 use super::tables::Table;
 use crate::plan::PlanReport;
 use crate::scratch::{Kept, Moment};
@@ -18,6 +20,10 @@ use crate::scratch::{Kept, Moment};
 pub(super) enum DrillDocument<'a> {
     /// What was found.
     Drilled(&'a DrillReport),
+    /// With `--all-scenarios`: what every drill found.
+    Several(&'a DrillsReport),
+    /// With `--list-scenarios`: the drills of the configuration.
+    Scenarios(&'a ScenarioList),
     /// If the target cannot be reached, why.
     #[expect(dead_code, reason = "the function that prints it for plan prints it here too")]
     Plan(PlanReport),
@@ -31,6 +37,9 @@ walpoint_runtime::document!(DrillDocument<'_>, "restore-agent drill");
 pub(super) struct DrillReport {
     /// The outcome.
     pub(super) result: DrillResult,
+    /// The scenario of the configuration by which the drill was made. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scenario: Option<ScenarioName>,
     /// From what it was restored, and where it ended.
     #[serde(flatten)]
     pub(super) moment: Moment,
@@ -72,6 +81,9 @@ pub(super) struct DrillReport {
     /// Targets that were missed, one sentence each. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) missed: Vec<String>,
+    /// The size of what was extracted. Absent unless the drill is of an extraction that could be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) output_bytes: Option<u64>,
     /// The largest tables of all databases, largest first.
     pub(super) tables: Vec<TableDocument>,
     /// Notes for the operator, one sentence each.

@@ -91,7 +91,8 @@ fn facts(page: &mut String, report: &DrillReport) {
         ("Checks", human::span(span(report.check_seconds))),
     ];
     page.push_str("<h2>Summary</h2>\n<table>\n");
-    for (name, value) in rows {
+    let scenario = report.scenario.as_ref().map(|scenario| ("Scenario", scenario.to_string()));
+    for (name, value) in scenario.into_iter().chain(rows) {
         page.push_str(&format!("<tr><th scope=\"row\">{name}</th><td>{}</td></tr>\n", escaped(&value)));
     }
     page.push_str("</table>\n");

@@ -47,6 +47,8 @@ pub(super) enum CheckKind {
     Server,
     /// The checksums of all data pages.
     PageChecksums,
+    /// An extraction whose output was thrown away. Only in a scenario for that.
+    Extraction,
     /// The answer of a query.
     Query,
     /// A command.

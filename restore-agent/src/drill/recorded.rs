@@ -9,29 +9,36 @@ use walpoint_runtime::human;
 use walpoint_storage::store::StoreSettings;
 use walpoint_words::{format_chain, recording};
 
+use super::DrillArgs;
 use super::document::{CheckOutcome, DrillReport};
 use crate::plan::Planned;
 
 /// What was rehearsed.
-const SCENARIO: &str = "restore, recovery and checks in a scratch directory";
+const CHECKS: &str = "restore, recovery and checks in a scratch directory";
+const EXTRACTION: &str = "restore, recovery and an extraction in a scratch directory";
+
+/// The options of a drill.
+type Options<'a> = (&'a CommonArgs, &'a DrillArgs);
 
 /// Records what was found.
-pub(super) async fn drilled(common: &CommonArgs, planned: &Planned, report: &DrillReport) {
-    record(common, planned, said(report)).await;
+pub(super) async fn drilled(options: Options<'_>, planned: &Planned, report: &DrillReport) {
+    record(options, planned, said(report)).await;
 }
 
 /// Records that it could not be finished.
-pub(super) async fn failed(common: &CommonArgs, planned: &Planned, failure: &Failure, after: Duration) {
+pub(super) async fn failed(options: Options<'_>, planned: &Planned, failure: &Failure, after: Duration) {
     let said = crate::evidence(Kind::Drill, Outcome::Failed).with_issues([format_chain(&failure.error)]);
-    record(common, planned, Draft { seconds: Some(after.as_secs_f64()), ..said }).await;
+    record(options, planned, Draft { seconds: Some(after.as_secs_f64()), ..said }).await;
 }
 
-async fn record(common: &CommonArgs, planned: &Planned, said: Draft) {
+async fn record((common, args): Options<'_>, planned: &Planned, said: Draft) {
     let said = Draft {
         lineage: Some(planned.lineage.id),
         target: Some(planned.plan.target.to_string()),
-        ..said.about([planned.plan.backup.id]).with_scenario(SCENARIO)
+        scenario_name: args.scenario.as_ref().map(ToString::to_string),
+        ..said.about([planned.plan.backup.id])
     };
+    let said = said.with_scenario(if args.extraction.is_some() { EXTRACTION } else { CHECKS });
     // It was selected a moment ago.
     let Ok(selection) = common.select_to_read::<StoreSettings>() else { return };
     recording::append(&planned.files_from, &selection, &said).await;

@@ -11,7 +11,8 @@ const TABLES: usize = 10;
 /// The report.
 pub(super) fn report(report: &DrillReport) -> String {
     let mut text = format!(
-        "drill of cluster {} {}: backup {}, recovered to {} on timeline {}\n",
+        "drill{} of cluster {} {}: backup {}, recovered to {} on timeline {}\n",
+        report.scenario.as_ref().map_or(String::new(), |scenario| format!(" \"{scenario}\"")),
         report.moment.cluster,
         match report.result {
             DrillResult::Passed => "passed",

@@ -76,6 +76,14 @@ impl Destination {
         }
     }
 
+    /// How much was written to a file so far; nothing is known of anything else.
+    pub(super) fn written(&self) -> anyhow::Result<u64> {
+        match self {
+            Self::New(Pending { shape: Shape::File, file, .. }) => Ok(file.metadata()?.len()),
+            _ => bail!("the size of the output is not known"),
+        }
+    }
+
     /// Gives it its name: what was written is complete. Its size, where it is known.
     pub(super) fn place(self) -> anyhow::Result<Option<u64>> {
         match self {

@@ -8,6 +8,7 @@
 //! | [`contents`], [`similar`] | what a moment holds, and what a pattern that matches nothing may have meant |
 //! | [`document`], [`text`] | what was done, as JSON, and what a moment holds, for a person |
 //! | [`recorded`] | what was done, as evidence |
+//! | [`rehearsal`] | an extraction that a drill makes, whose output is thrown away |
 //!
 //! The cluster is restored into a scratch instance ([`crate::scratch`]), which is removed whatever comes of it; a kill leaves it to the next
 //! run in the same place. What can be refused is refused before that. Standard output has nothing but what was asked for. Where recovery is
@@ -22,6 +23,7 @@ mod passed_on;
 mod pg_dump;
 mod query;
 mod recorded;
+mod rehearsal;
 mod similar;
 mod text;
 
@@ -44,9 +46,10 @@ use self::document::{ExtractDocument, ExtractReport, Extracted, ListReport, List
 use self::passed_on::Shape;
 use self::pg_dump::Dump;
 use self::query::{CopyFormat, Query};
+pub(crate) use self::rehearsal::Rehearsal;
 use crate::plan::{self, CommandLine, Planned};
 use crate::scratch::{
-    Instance, Moment, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore,
+    Instance, Moment, OpenMoment, Reached, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore, ServerUser,
 };
 use crate::target::TargetArgs;
 
@@ -81,7 +84,7 @@ const EXAMPLES: &[(&str, &str)] = &[
 ];
 
 /// Options of `extract`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(after_long_help = help::examples(EXAMPLES))]
 pub(crate) struct ExtractArgs {
     /// Extract from this database.
@@ -136,6 +139,22 @@ enum Work<'a> {
     List,
     Dump(Dump<'a>),
     Query(Query<'a>),
+}
+
+impl Work<'_> {
+    /// Writes what is extracted; nothing of a list.
+    async fn run(
+        &self,
+        destination: &Destination,
+        instance: &Instance,
+        user: &ServerUser,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::List => Ok(()),
+            Self::Dump(dump) => dump.run(destination, instance, user).await,
+            Self::Query(query) => query.run(destination, instance, user).await,
+        }
+    }
 }
 
 /// Runs the command.
@@ -231,11 +250,10 @@ impl Extraction<'_> {
         if let Some(database) = &self.args.database {
             require_database(&instance, database).await?;
         }
-        match &work {
-            Work::List => return self.list(&instance, moment, notes).await,
-            Work::Dump(dump) => dump.run(&destination, &instance, scratch.user()).await?,
-            Work::Query(query) => query.run(&destination, &instance, scratch.user()).await?,
+        if let Work::List = work {
+            return self.list(&instance, moment, notes).await;
         }
+        work.run(&destination, &instance, scratch.user()).await?;
         self.place(scratch, destination, moment, notes)
     }
 

@@ -38,7 +38,7 @@ impl RequestedRecovery {
             None => "pause",
         };
         Self {
-            timeline: args.target.target_timeline.to_string(),
+            timeline: args.target.timeline().to_string(),
             lineage: args.target.lineage.map(|lineage| lineage.to_string()),
             backup: args.target.backup.map(|backup| backup.to_string()),
             exclusive: args.target.target_exclusive,

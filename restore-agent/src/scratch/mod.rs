@@ -31,7 +31,7 @@ mod programs;
 mod recovery;
 mod server;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -154,6 +154,11 @@ impl<'a> ScratchRestore<'a> {
     /// What was restored.
     pub(crate) fn restored(&self) -> Option<&ConfinedCluster> {
         self.restored.as_ref()
+    }
+
+    /// The scratch directory, once there is one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.directory.as_ref().map(ScratchDirectory::path)
     }
 
     /// The data directory, once there is one.
