@@ -1,6 +1,7 @@
 //! Everything that reads a Walpoint repository to bring a cluster back.
 
 mod agreement;
+mod checks;
 mod choice;
 mod cli;
 mod decoder;
@@ -11,6 +12,7 @@ mod list;
 mod plan;
 mod restore;
 mod scratch;
+mod server;
 mod settings;
 mod shell;
 mod target;

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 
 use walpoint_runtime::human;
 
-use super::expectation::quoted;
-use super::outcome::Outcome;
-use super::run_check;
-use crate::scratch::{Instance, Programs, ServerUser};
+use crate::checks::{self, Outcome, quoted};
+use crate::server::{Instance, Programs, ServerUser};
 
 /// How long all of it may take.
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
@@ -47,7 +45,7 @@ pub(super) async fn run(instance: &Instance, programs: &Programs, user: &ServerU
             .env("PGOPTIONS", options(instance))
             .env("LC_ALL", "C");
         let left = until.saturating_duration_since(Instant::now());
-        let output = match run_check::output(command, Some(left)).await {
+        let output = match checks::output(command, Some(left)).await {
             Ok(output) => output,
             Err(error) if left.is_zero() || Instant::now() >= until => {
                 tracing::debug!("pg_amcheck was ended: {error:#}");

@@ -8,9 +8,9 @@ use serde::Serialize;
 use walpoint_base::{Diagnostic, ScenarioName};
 
 use super::last::ScenarioList;
-use super::outcome::{CheckKind, CheckResult, Outcome};
 use super::scenarios::DrillsReport;
 use super::tables::Table;
+use crate::checks::{CheckDocument, CheckOutcome};
 use crate::plan::PlanReport;
 use crate::scratch::{Kept, Moment};
 
@@ -108,38 +108,6 @@ pub(super) enum DrillResult {
     Failed,
 }
 
-/// A check.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Check")]
-pub(super) struct CheckDocument {
-    /// What it looks at.
-    pub(super) kind: CheckKind,
-    /// What it is called.
-    pub(super) name: String,
-    /// The database of a query. Absent if it is the first one that takes sessions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) database: Option<String>,
-    /// What became of it.
-    pub(super) result: CheckOutcome,
-    /// What it found, or why it failed or was skipped. Absent if there is nothing to say.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) message: Option<String>,
-    /// How long it took.
-    pub(super) seconds: f64,
-}
-
-/// What became of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum CheckOutcome {
-    /// It passed.
-    Passed,
-    /// It failed.
-    Failed,
-    /// It could not be made here.
-    Skipped,
-}
-
 /// A table.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Table")]
@@ -156,25 +124,6 @@ pub(super) struct TableDocument {
     pub(super) row_count: u64,
     /// Whether the rows were counted; else the number is the planner's estimate.
     pub(super) counted: bool,
-}
-
-impl CheckDocument {
-    /// Of a check that was made.
-    pub(super) fn of(check: &CheckResult) -> Self {
-        let (result, message) = match &check.outcome {
-            Outcome::Passed(message) => (CheckOutcome::Passed, message.clone()),
-            Outcome::Failed(why) => (CheckOutcome::Failed, Some(why.clone())),
-            Outcome::Skipped(why) => (CheckOutcome::Skipped, Some(why.clone())),
-        };
-        Self {
-            kind: check.kind,
-            name: check.name.clone(),
-            database: check.database.clone(),
-            result,
-            message,
-            seconds: check.took.as_secs_f64(),
-        }
-    }
 }
 
 impl TableDocument {

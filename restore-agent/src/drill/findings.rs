@@ -6,12 +6,12 @@ use anyhow::Context;
 use walpoint_runtime::exit::Failure;
 use walpoint_runtime::human;
 
-use super::check_file::Subject;
 use super::options::{Extraction, Skipped};
-use super::outcome::{CheckKind, CheckResult, Outcome};
 use super::tables::Table;
-use super::{Drill, amcheck, pages, run_check};
-use crate::scratch::{Instance, OpenMoment, Reached, ScratchRestore};
+use super::{Drill, amcheck, pages};
+use crate::checks::{self, CheckKind, CheckResult, Outcome};
+use crate::scratch::{OpenMoment, ScratchRestore};
+use crate::server::{Instance, Reached};
 
 /// What was found on the instance.
 #[derive(Debug, Default)]
@@ -104,19 +104,7 @@ impl Drill<'_> {
                 took: began.elapsed(),
             });
         }
-        for check in &self.checks {
-            let began = Instant::now();
-            let outcome = match run_check::run(check, instance, scratch.user()).await {
-                Ok(()) => Outcome::Passed(None),
-                Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
-            };
-            let (kind, database) = match &check.subject {
-                Subject::Query { database, .. } => (CheckKind::Query, database.clone()),
-                Subject::Command(_) => (CheckKind::Command, None),
-            };
-            let (name, took) = (check.name.clone(), began.elapsed());
-            findings.checks.push(CheckResult { kind, name, database, outcome, took });
-        }
+        findings.checks.extend(checks::run_all(&self.checks, instance, scratch.user()).await);
         findings
     }
 

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use walpoint_base::ClusterName;
 use walpoint_runtime::human;
 
-use super::document::{CheckOutcome, DrillReport, DrillResult, span};
+use super::document::{DrillReport, DrillResult, span};
+use crate::checks::CheckOutcome;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#1c1f23}\
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}\

@@ -7,7 +7,7 @@ use walpoint_base::{PgTimestamp, RecoveryTarget};
 use walpoint_runtime::human;
 
 use crate::plan::Planned;
-use crate::scratch::Instance;
+use crate::server::Instance;
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

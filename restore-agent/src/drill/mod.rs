@@ -4,9 +4,7 @@
 //! |---|---|
 //! | [`options`] | the command line, alone and over a scenario of the configuration |
 //! | [`scenarios`], [`last`] | the drills in the configuration, all of them in turn, and how the last run of each ended |
-//! | [`check_file`], [`expectation`] | the checks that a person asks for, and whether an answer is what they expect |
-//! | [`findings`], [`run_check`], [`amcheck`], [`pages`] | making them, and those that every drill makes |
-//! | [`outcome`] | what became of a check |
+//! | [`findings`], [`amcheck`], [`pages`] | the checks that every drill makes; those that a person asks for are [`crate::checks`] |
 //! | [`tables`] | the largest tables and their rows |
 //! | [`measure`] | recovery time and recovery point against their targets |
 //! | [`document`], [`text`], [`html`] | what was found, as JSON, for a person, and as a page |
@@ -18,18 +16,14 @@
 //! of several begins when the copy of the one before it is gone.
 
 mod amcheck;
-mod check_file;
 mod document;
-mod expectation;
 mod findings;
 mod html;
 mod last;
 mod measure;
 mod options;
-mod outcome;
 mod pages;
 mod recorded;
-mod run_check;
 mod scenarios;
 mod tables;
 mod text;
@@ -46,16 +40,16 @@ use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::{output, shutdown};
 use walpoint_storage::store::StoreSettings;
 
-use self::check_file::Check;
-use self::document::{CheckDocument, DrillDocument, DrillReport, DrillResult, TableDocument};
+use self::document::{DrillDocument, DrillReport, DrillResult, TableDocument};
 use self::findings::Findings;
 use self::measure::Measured;
 pub(crate) use self::options::DrillArgs;
 use self::options::Skipped;
-use self::outcome::{CheckKind, CheckResult};
+use crate::checks::{self, Check, CheckDocument, CheckKind, CheckResult};
 use crate::list;
 use crate::plan::{self, CommandLine, Planned};
-use crate::scratch::{Instance, Moment, OpenMoment, ScratchRequest, ScratchRestore};
+use crate::scratch::{Moment, OpenMoment, ScratchRequest, ScratchRestore};
+use crate::server::Instance;
 
 /// A drill that is to be made.
 struct Order<'a> {
@@ -144,7 +138,7 @@ impl Order<'_> {
         let Self { common, args, is_alone } = *self;
         let mut checks: Vec<Check> = args.queries.iter().map(|sql| Check::of_query(sql)).collect();
         if let Some(file) = &args.checks {
-            checks.extend(check_file::read(file).map_err(Failure::usage)?);
+            checks.extend(checks::read("--checks", file).map_err(Failure::usage)?);
         }
         let drill = Drill { common, args, checks, began: Instant::now(), started };
         let request = args.scratch.request(&args.target, started)?;

@@ -10,7 +10,7 @@ use walpoint_pg::checksum::{PageState, verify_page};
 use walpoint_pg::control::{CONTROL_FILE, ControlFile};
 use walpoint_pg::files;
 
-use super::outcome::Outcome;
+use crate::checks::Outcome;
 
 /// Bad pages that are named.
 const NAMED: usize = 5;

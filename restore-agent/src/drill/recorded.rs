@@ -10,7 +10,8 @@ use walpoint_storage::store::StoreSettings;
 use walpoint_words::{format_chain, recording};
 
 use super::DrillArgs;
-use super::document::{CheckOutcome, DrillReport};
+use super::document::DrillReport;
+use crate::checks::CheckOutcome;
 use crate::plan::Planned;
 
 /// What was rehearsed.

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use walpoint_pg::connect::{Connection, Error, Row, RowError};
 use walpoint_runtime::human;
 
-use super::expectation::quoted;
-use super::outcome::Outcome;
-use crate::scratch::Instance;
+use crate::checks::{Outcome, quoted};
+use crate::server::Instance;
 
 /// Tables that are listed.
 const MOST: usize = 50;

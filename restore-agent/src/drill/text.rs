@@ -2,8 +2,8 @@
 
 use walpoint_runtime::human;
 
-use super::document::{CheckOutcome, DrillReport, DrillResult, span};
-use super::expectation::quoted;
+use super::document::{DrillReport, DrillResult, span};
+use crate::checks::{CheckOutcome, quoted};
 
 /// Tables that the text lists; the document has more.
 const TABLES: usize = 10;

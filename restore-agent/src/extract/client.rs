@@ -8,7 +8,7 @@ use walpoint_base::diagnostic::shown;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
-use crate::scratch::{Instance, ProcessGroup, ServerUser};
+use crate::server::{Instance, ProcessGroup, ServerUser};
 
 /// Lines of an error that are kept.
 const KEPT: usize = 16;

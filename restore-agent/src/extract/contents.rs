@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_pg::connect::{Row, RowError};
 
-use crate::scratch::Instance;
+use crate::server::Instance;
 
 /// All databases. One whose removal had begun at that moment has no size.
 const DATABASES: &str = "SELECT d.datname AS name, d.datallowconn AS accepts, \

@@ -17,7 +17,7 @@ use walpoint_base::user;
 
 use super::passed_on::Shape;
 use crate::restore;
-use crate::scratch::ServerUser;
+use crate::server::ServerUser;
 
 /// Where the output goes.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use super::client::{self, Failed};
 use super::destination::Destination;
 use super::similar;
-use crate::scratch::{Instance, ServerUser};
+use crate::server::{Instance, ServerUser};
 
 /// The program.
 pub(super) const PROGRAM: &str = "pg_dump";

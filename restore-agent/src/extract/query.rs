@@ -12,7 +12,7 @@ use walpoint_pg::connect::Error;
 
 use super::client;
 use super::destination::Destination;
-use crate::scratch::{Instance, ServerUser};
+use crate::server::{Instance, ServerUser};
 
 /// The program that writes the rows, of any size.
 pub(super) const PROGRAM: &str = "psql";

@@ -6,7 +6,7 @@ use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
 use walpoint_pg::connect::RowError;
 
-use crate::scratch::Instance;
+use crate::server::Instance;
 
 /// Names that are listed.
 const LISTED: usize = 10;

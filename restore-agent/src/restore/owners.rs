@@ -9,31 +9,14 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
-use rustix::fs::{Mode, OFlags};
 use walpoint_base::durable;
 use walpoint_repo::backup::OwnerName;
 
-/// The numbers of a user and a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
-    /// User id.
-    pub(crate) uid: u32,
-    /// Group id.
-    pub(crate) gid: u32,
-}
-
-impl Owner {
-    /// Gives him a file or directory that is synced already, durably. Links are not followed.
-    pub(crate) fn give(self, path: &Path) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        std::os::unix::fs::fchown(&file, Some(self.uid), Some(self.gid))?;
-        file.sync_all()
-    }
-}
+use crate::server::owner::getent;
+pub(crate) use crate::server::owner::{Owner, name_of_user};
 
 /// Turns the numbers in a backup into the numbers of this machine.
 #[derive(Debug, Clone)]
@@ -78,22 +61,6 @@ pub(crate) fn create_directories(path: &Path, owner: Option<Owner>) -> io::Resul
         }
     }
     Ok(())
-}
-
-/// The name of a user on this machine.
-pub(crate) fn name_of_user(uid: u32) -> Option<String> {
-    let answer = getent("passwd", &uid.to_string()).ok().filter(|answer| answer.status.success())?;
-    let line = String::from_utf8(answer.stdout).ok()?;
-    line.split(':').next().filter(|name| !name.is_empty()).map(str::to_owned)
-}
-
-/// Asks whatever directory services the machine uses, which the files in /etc would not show.
-fn getent(database: &str, key: &str) -> anyhow::Result<Output> {
-    Command::new("getent")
-        .args([database, "--", key])
-        .stderr(Stdio::null())
-        .output()
-        .context("getent, which finds the users of this machine, cannot be run")
 }
 
 /// The number of a name on this machine. A name that is not known here keeps the number it had.

@@ -13,6 +13,7 @@ use walpoint_repo::backup::{BackupReader, RelativePath, Root, TablePath};
 
 use super::libraries::Preloaded;
 use crate::restore::confined::ConfigurationTexts;
+use crate::server::LOGIN_TRIGGERS;
 use crate::settings;
 
 /// Settings of the original that are taken: they decide how values are read and shown, and where functions are found.
@@ -59,46 +60,11 @@ const APART: &[(&str, &str)] = &[
     ("local_preload_libraries", ""),
 ];
 
-/// The first version in which triggers that fire at a login exist, and the parameter that switches them off.
-const LOGIN_TRIGGERS: u8 = 17;
-
 /// The port: it only names the socket, which lies in a directory of its own.
 pub(super) const PORT: &str = "5432";
 
 /// Everyone who can reach the socket may connect: its directory is PostgreSQL's user's own.
 const HBA: &str = "local all all trust\n";
-
-/// What a session asks for, with the first version that knows it.
-const SESSION: &[(u8, &str, &str)] = &[
-    (0, "default_transaction_read_only", "on"),
-    // While recovery is paused, no transaction can be serializable.
-    (0, "default_transaction_isolation", "read committed"),
-    (0, "default_transaction_deferrable", "off"),
-    (0, "session_preload_libraries", ""),
-    (0, "local_preload_libraries", ""),
-    // What limits sessions in production would end a long query of a copy that no other session uses.
-    (0, "statement_timeout", "0"),
-    (0, "lock_timeout", "0"),
-    (0, "idle_in_transaction_session_timeout", "0"),
-    (14, "idle_session_timeout", "0"),
-    (17, "transaction_timeout", "0"),
-    (LOGIN_TRIGGERS, "event_triggers", "off"),
-];
-
-/// What a session asks for, over what the original has set for its databases and roles (`ALTER ROLE … SET`). Only a superuser may ask for
-/// some of it. `role`: whose rights the session takes then.
-pub(super) fn session_options(major: PgMajor, role: Option<&str>) -> String {
-    let known = SESSION.iter().filter(|(since, ..)| major.get() >= *since);
-    let asked = known.map(|(_, name, value)| (*name, *value)).chain([("role", role.unwrap_or("none"))]);
-    let options: Vec<String> = asked.map(|(name, value)| format!("-c {name}={}", escaped(value))).collect();
-    options.join(" ")
-}
-
-/// A value in the options of a session, where spaces separate. Source of the syntax: `pg_split_opts` of PostgreSQL.
-fn escaped(value: &str) -> String {
-    let escape = |c: char| (c.is_ascii_whitespace() || c == '\u{b}' || c == '\\').then_some('\\');
-    value.chars().flat_map(|c| escape(c).into_iter().chain([c])).collect()
-}
 
 /// What the configuration is made of.
 #[derive(Debug, Clone)]
@@ -230,26 +196,6 @@ mod tests {
             assert!(conf.contains("unix_socket_directories = '\"/s,1/\"\"x\"\"\"'"), "{conf}");
             assert!(notes[0].contains("pg_cron"), "{notes:?}");
         }
-    }
-
-    #[test]
-    fn a_role_is_one_word_of_the_options() {
-        let major = PgMajor::new(17).unwrap();
-        assert!(session_options(major, None).ends_with("-c role=none"));
-        let options = session_options(major, Some(r"a b\c -c d"));
-        assert!(options.ends_with(r"-c event_triggers=off -c role=a\ b\\c\ -c\ d"), "{options}");
-    }
-
-    #[test]
-    fn a_session_asks_for_what_its_version_knows() {
-        let [old, new] = [13, 17].map(|major| session_options(PgMajor::new(major).unwrap(), None));
-        for options in [&old, &new] {
-            assert!(options.contains(r"-c default_transaction_isolation=read\ committed "), "{options}");
-            assert!(options.contains("-c statement_timeout=0 "), "{options}");
-        }
-        let newer = ["event_triggers", "transaction_timeout", "idle_session_timeout"];
-        assert_eq!(newer.map(|name| old.contains(&format!("-c {name}="))), [false; 3]);
-        assert_eq!(newer.map(|name| new.contains(&format!("-c {name}="))), [true; 3]);
     }
 
     #[test]

@@ -3,15 +3,15 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`instance`] | the server that runs, and sessions on it |
 //! | [`directory`], [`leftover`] | the scratch directory, its mark and its lock; what a killed run left |
-//! | [`programs`], [`libraries`] | PostgreSQL's programs of the right version; which preloaded libraries are loaded |
+//! | [`libraries`] | which preloaded libraries are loaded |
 //! | [`configuration`] | the settings of the private server |
-//! | [`process`], [`server`] | starting and stopping it, as PostgreSQL's user |
-//! | [`group`] | ending what runs beside it |
+//! | [`server`] | starting and stopping it, as PostgreSQL's user |
 //! | [`options`] | what a command line says of it |
 //! | [`moment`] | the moment that it has reached, as documents have it |
-//! | [`recovery`] | waiting until it has reached the target, and whether it has |
+//! | [`recovery`] | waiting until it has reached the target |
+//!
+//! Programs, users, sessions and positions are those of any server that recovers: [`crate::server`].
 //!
 //! What always holds: the server listens only on a Unix socket in a directory that PostgreSQL's user alone can enter; it takes no
 //! setting of the original that leads outside, archives nothing, follows no primary and no publisher, and runs no job of an extension.
@@ -20,14 +20,10 @@
 
 mod configuration;
 mod directory;
-mod group;
-mod instance;
 mod leftover;
 mod libraries;
 mod moment;
 mod options;
-mod process;
-mod programs;
 mod recovery;
 mod server;
 
@@ -36,7 +32,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use walpoint_base::user;
 use walpoint_plan::restore::RestoreRequest;
 use walpoint_repo::backup::Backups;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -45,23 +40,16 @@ use walpoint_storage::store::StoreSettings;
 
 use self::configuration::ScratchSettings;
 use self::directory::ScratchDirectory;
-pub(crate) use self::group::ProcessGroup;
-pub(crate) use self::instance::Instance;
 use self::libraries::Preloaded;
 pub(crate) use self::moment::Moment;
 pub(crate) use self::options::{SCRATCH, ScratchArgs};
-pub(crate) use self::process::ServerUser;
-pub(crate) use self::programs::Programs;
-pub(crate) use self::recovery::Reached;
 use self::recovery::Waiting;
 use self::server::Server;
 use crate::plan::{self, NoPlan, Planned};
 use crate::restore::confined::{self, ConfinedCluster, ConfinedRestore};
 use crate::restore::owners::Owner;
+use crate::server::{self as servers, Instance, Programs, ServerUser};
 use crate::target::TargetArgs;
-
-/// Who runs programs for root where the owner of the files is not known: a user without rights, `nobody` of most systems.
-const UNPRIVILEGED: Owner = Owner { uid: 65534, gid: 65534 };
 
 /// Gives a read-only instance of a cluster at a moment of its past.
 pub(crate) trait OpenMoment {
@@ -217,8 +205,7 @@ impl<'a> ScratchRestore<'a> {
             tracing::debug!("the owner of the files is not known yet: {error:#}");
             None
         });
-        let is_root = user::effective() == 0;
-        ServerUser::of(owner.filter(|owner| owner.uid != 0).or(is_root.then_some(UNPRIVILEGED)))
+        servers::user_before_restore(owner)
     }
 
     /// Decides which libraries are loaded, by the configuration in the backup: before anything else of it is read. A backup that cannot be
@@ -260,7 +247,7 @@ impl<'a> ScratchRestore<'a> {
         };
         let prove = |owner: Option<Owner>| {
             directory.make_socket_directory(owner)?;
-            ServerUser::of(owner).prove(programs, directory)
+            ServerUser::of(owner).prove(programs, directory.path(), &directory.socket())
         };
         let restore = ConfinedRestore {
             target: &self.request.target,

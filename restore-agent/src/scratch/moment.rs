@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{BackupId, ClusterName, LineageId, Lsn, PgMajor, TimelineId};
 
-use super::Instance;
 use crate::plan::Planned;
+use crate::server::Instance;
 
 /// The moment that an instance is at, and from what it was restored.
 #[derive(Debug, Clone, Serialize, JsonSchema)]

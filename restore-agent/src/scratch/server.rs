@@ -4,7 +4,6 @@
 //! run.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -16,8 +15,7 @@ use tokio::process::{Child, Command};
 use walpoint_base::diagnostic::shown;
 
 use super::directory::ScratchDirectory;
-use super::process::ServerUser;
-use super::programs::Programs;
+use crate::server::{Programs, ServerUser, last_errors};
 
 /// How long the server may take to stop in order, and then at once.
 const STOPPING: [(Signal, Duration); 3] = [
@@ -25,12 +23,6 @@ const STOPPING: [(Signal, Duration); 3] = [
     (Signal::QUIT, Duration::from_secs(30)),
     (Signal::KILL, Duration::from_secs(10)),
 ];
-
-/// Bytes at the end of the log that are looked at.
-const TAIL: u64 = 64 << 10;
-
-/// The most lines of the log that an error quotes.
-const LINES: usize = 4;
 
 /// A server that was started.
 #[derive(Debug)]
@@ -130,24 +122,6 @@ impl Server {
     }
 }
 
-/// The last errors in a log, oldest first.
-pub(super) fn last_errors(log: &Path) -> Vec<String> {
-    let text = tail(log).unwrap_or_default();
-    let is_error = |line: &&str| ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level));
-    let mut found: Vec<String> = text.lines().filter(is_error).map(str::to_owned).collect();
-    found.drain(..found.len().saturating_sub(LINES));
-    found
-}
-
-fn tail(log: &Path) -> std::io::Result<String> {
-    let mut file = File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    let mut text = Vec::new();
-    file.take(TAIL).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,22 +173,5 @@ mod tests {
         server.stop().await.unwrap();
         let why = server.require_shut_down().unwrap_err().to_string();
         assert!(why.contains("ended before it was stopped"), "{why}");
-    }
-
-    #[test]
-    fn the_last_errors_of_a_log_are_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let mut text = String::new();
-        for n in 0..9 {
-            text += &format!(
-                "2026-11-21 10:00:0{n} UTC [7] LOG:  line\n2026-11-21 10:00:0{n} UTC [7] FATAL:  no {n}\n"
-            );
-        }
-        walpoint_base::durable::create(&log, text.as_bytes()).unwrap();
-        let found = last_errors(&log);
-        assert_eq!(found.len(), LINES);
-        assert!(found[0].ends_with("no 5") && found[3].ends_with("no 8"), "{found:?}");
-        assert!(last_errors(&dir.path().join("none")).is_empty());
     }
 }

@@ -17,17 +17,17 @@ const LONGEST: u64 = 1 << 20;
 
 /// A check.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Check {
+pub(crate) struct Check {
     /// What it is called in the report.
-    pub(super) name: String,
-    pub(super) subject: Subject,
-    pub(super) expectation: Expectation,
-    pub(super) timeout: Duration,
+    pub(crate) name: String,
+    pub(crate) subject: Subject,
+    pub(crate) expectation: Expectation,
+    pub(crate) timeout: Duration,
 }
 
 /// What is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Subject {
+pub(crate) enum Subject {
     /// What a query answers.
     Query {
         sql: String,
@@ -70,7 +70,7 @@ enum RawValue {
 
 impl Check {
     /// One that the command line gives: its query has to answer true.
-    pub(super) fn of_query(sql: &str) -> Self {
+    pub(crate) fn of_query(sql: &str) -> Self {
         Self {
             name: quoted(sql),
             subject: Subject::Query { sql: sql.to_owned(), database: None },
@@ -80,9 +80,9 @@ impl Check {
     }
 }
 
-/// Reads a file of checks.
-pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Check>> {
-    let context = || format!("--checks {}", path.display());
+/// Reads a file of checks. `option`: by which it was named.
+pub(crate) fn read(option: &str, path: &Path) -> anyhow::Result<Vec<Check>> {
+    let context = || format!("{option} {}", path.display());
     let bytes = small_file::read(path, LONGEST + 1).with_context(context)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LONGEST) {
         return Err(anyhow!("the file is longer than {LONGEST} bytes")).with_context(context);

@@ -23,7 +23,7 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// Finds those of a version: where the command line says, else in `PATH` and where distributions put them.
-    pub(super) fn find(given: Option<&Path>, major: PgMajor, user: &ServerUser) -> anyhow::Result<Self> {
+    pub(crate) fn find(given: Option<&Path>, major: PgMajor, user: &ServerUser) -> anyhow::Result<Self> {
         if let Some(bindir) = given {
             let bindir = std::path::absolute(bindir)?;
             let (version, of) = version_in(&bindir, user)?;
@@ -52,7 +52,7 @@ impl Programs {
     }
 
     /// The server.
-    pub(super) fn server(&self) -> PathBuf {
+    pub(crate) fn server(&self) -> PathBuf {
         self.bindir.join(SERVER)
     }
 
@@ -96,7 +96,7 @@ impl Programs {
     }
 
     /// Where the server looks for libraries (`$libdir`): what `pg_config` says, else the usual places beside the programs.
-    pub(super) fn libraries(&self, user: &ServerUser) -> Vec<PathBuf> {
+    pub(crate) fn libraries(&self, user: &ServerUser) -> Vec<PathBuf> {
         let told = self.optional("pg_config").and_then(|program| {
             let mut command = user.command(program.as_os_str());
             let output = command.arg("--pkglibdir").current_dir("/").stderr(Stdio::null()).output().ok()?;
@@ -158,7 +158,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::restore::owners::Owner;
+    use crate::server::owner::Owner;
 
     #[test]
     fn versions_are_read_as_servers_print_them() {

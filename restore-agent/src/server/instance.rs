@@ -1,16 +1,15 @@
 //! The running instance, and sessions on it.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use walpoint_base::{Lsn, PgMajor};
-use walpoint_pg::connect::{ConnInfo, Connection, Environment, Error};
+use walpoint_pg::connect::Connection;
 use walpoint_runtime::human;
 
-use super::configuration::{self, PORT};
-use super::recovery::Reached;
+use super::end::Reached;
+use super::session::{Reachable, session_options};
 
 /// How long a promotion may take, and how much longer its answer.
 const PROMOTING: Duration = Duration::from_secs(600);
@@ -19,14 +18,15 @@ const GRACE: Duration = Duration::from_secs(10);
 /// A server that has reached the moment, and takes no writes by itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Instance {
-    pub(super) socket_directory: PathBuf,
-    pub(super) major: PgMajor,
+    /// How the server is reached.
+    pub(crate) server: Reachable,
+    pub(crate) major: PgMajor,
     /// The role that connects.
-    pub(super) superuser: String,
+    pub(crate) superuser: String,
     /// The role whose rights a person's checks have; the superuser's if none was given.
-    pub(super) role: Option<String>,
+    pub(crate) role: Option<String>,
     /// The database of sessions that name none.
-    pub(super) database: String,
+    pub(crate) database: String,
     /// Where recovery ended.
     pub(crate) position: Position,
     /// Whether that is the target.
@@ -66,13 +66,15 @@ impl Instance {
     }
 
     fn environment_as(&self, role: Option<&str>) -> Vec<(&'static str, String)> {
-        vec![
-            ("PGHOST", self.socket_directory.display().to_string()),
-            ("PGPORT", PORT.to_owned()),
+        let mut environment = vec![
+            ("PGHOST", self.server.host.clone()),
+            ("PGPORT", self.server.port.clone()),
             ("PGUSER", self.superuser.clone()),
             ("PGDATABASE", self.database.clone()),
-            ("PGOPTIONS", configuration::session_options(self.major, role)),
-        ]
+            ("PGOPTIONS", session_options(self.major, role)),
+        ];
+        environment.extend(self.server.secrets.iter().cloned());
+        environment
     }
 
     /// Opens a session of the superuser on a database. Its settings are those of the original's databases and roles, but for what leads
@@ -100,10 +102,10 @@ impl Instance {
         database: &str,
         limit: Option<Duration>,
     ) -> anyhow::Result<Connection> {
-        let options = configuration::session_options(self.major, role);
-        let opened = connect(&self.socket_directory, &options, &self.superuser, database).await;
+        let options = session_options(self.major, role);
+        let opened = self.server.connect(&options, &self.superuser, database).await;
         let mut connection =
-            opened.with_context(|| format!("database \"{database}\" of the scratch server"))?;
+            opened.with_context(|| format!("database \"{database}\" of {}", self.server.called))?;
         // It was emptied when the session began.
         connection.execute("RESET search_path").await?;
         connection.set_limit(limit);
@@ -120,7 +122,7 @@ impl Instance {
         connection.close().await;
         match is_promoted {
             true => Ok(()),
-            false => bail!("the scratch server was not promoted within {}", human::span(PROMOTING)),
+            false => bail!("{} was not promoted within {}", self.server.called, human::span(PROMOTING)),
         }
     }
 
@@ -133,22 +135,4 @@ impl Instance {
         connection.close().await;
         Ok(names?)
     }
-}
-
-/// Opens a session as a role.
-pub(super) async fn connect(
-    socket_directory: &Path,
-    options: &str,
-    role: &str,
-    database: &str,
-) -> Result<Connection, Error> {
-    let value = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
-    let text = format!(
-        "host={} port={PORT} user={} dbname={} options={} application_name=walpoint connect_timeout=10",
-        value(&socket_directory.to_string_lossy()),
-        value(role),
-        value(database),
-        value(options),
-    );
-    Connection::open(&ConnInfo::parse_in(&text, &Environment::empty())?).await
 }

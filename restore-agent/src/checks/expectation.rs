@@ -9,7 +9,7 @@ const QUOTED: usize = 200;
 
 /// What a check expects.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Expectation {
+pub(crate) enum Expectation {
     /// Nothing but that it succeeds.
     Success,
     /// That its one value, or its output, is this.
@@ -27,7 +27,7 @@ pub(super) enum Expectation {
 
 /// A value that is expected.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Expected {
+pub(crate) enum Expected {
     /// True or false.
     Truth(bool),
     /// A number, however it is written.
@@ -38,7 +38,7 @@ pub(super) enum Expected {
 
 /// What a check answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// Rows: how many, and of the first one the first value; that is `None` if it is NULL.
     Rows {
         /// How many.
@@ -73,7 +73,7 @@ impl Expected {
 
 impl Expectation {
     /// Compares an answer; says what is wrong with it.
-    pub(super) fn compare(&self, answer: &Answer) -> Result<(), String> {
+    pub(crate) fn compare(&self, answer: &Answer) -> Result<(), String> {
         match self {
             Self::Success => Ok(()),
             Self::Rows(expected) => {
@@ -124,7 +124,7 @@ fn only(answer: &Answer) -> Result<&str, String> {
 }
 
 /// A text for a message: on one line, and not too long.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut text = shown(text);
     if let Some((at, _)) = text.char_indices().nth(QUOTED) {
         text.truncate(at);

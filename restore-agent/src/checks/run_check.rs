@@ -1,11 +1,11 @@
-//! Running the checks that a person asks for on the scratch instance.
+//! Running the checks that a person asks for on a server that has recovered.
 //!
 //! A query runs in a transaction that is read-only and rolled back, in a session of its own. One that writes, or ends its transaction,
 //! fails. A command finds the server by libpq's variables and runs as PostgreSQL's user.
 
 use std::ffi::OsStr;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -15,7 +15,8 @@ use walpoint_runtime::human;
 
 use super::check_file::{Check, Subject};
 use super::expectation::{Answer, quoted};
-use crate::scratch::{Instance, ProcessGroup, ServerUser};
+use super::outcome::{CheckKind, CheckResult, Outcome};
+use crate::server::{Instance, ProcessGroup, ServerUser};
 
 /// Longer than the server waits itself: its own answer says more.
 const GRACE: Duration = Duration::from_secs(10);
@@ -26,8 +27,27 @@ const KEPT: usize = 64 << 10;
 /// What fails where the transaction of a check is not the one that was begun: outside one, or without this savepoint.
 const SAVEPOINT: &str = "walpoint_check";
 
+/// Runs checks, one after the other.
+pub(crate) async fn run_all(checks: &[Check], instance: &Instance, user: &ServerUser) -> Vec<CheckResult> {
+    let mut results = Vec::new();
+    for check in checks {
+        let began = Instant::now();
+        let outcome = match run(check, instance, user).await {
+            Ok(()) => Outcome::Passed(None),
+            Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
+        };
+        let (kind, database) = match &check.subject {
+            Subject::Query { database, .. } => (CheckKind::Query, database.clone()),
+            Subject::Command(_) => (CheckKind::Command, None),
+        };
+        let (name, took) = (check.name.clone(), began.elapsed());
+        results.push(CheckResult { kind, name, database, outcome, took });
+    }
+    results
+}
+
 /// Runs a check. An error says why it failed.
-pub(super) async fn run(check: &Check, instance: &Instance, user: &ServerUser) -> anyhow::Result<()> {
+async fn run(check: &Check, instance: &Instance, user: &ServerUser) -> anyhow::Result<()> {
     let answer = match &check.subject {
         Subject::Query { sql, database } => {
             let database = database.as_deref().unwrap_or(instance.database());
@@ -98,18 +118,18 @@ async fn command(
 
 /// What a command did.
 #[derive(Debug)]
-pub(super) struct CommandOutput {
-    pub(super) success: bool,
+pub(crate) struct CommandOutput {
+    pub(crate) success: bool,
     /// The exit status, in words.
-    pub(super) status: String,
+    pub(crate) status: String,
     /// The beginning of what it printed.
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl CommandOutput {
     /// What it said, for a message.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
         quoted(said.trim())
     }
@@ -117,7 +137,7 @@ impl CommandOutput {
 
 /// Runs a command to its end and keeps the beginning of what it prints. After the limit it is killed, with what it started; so it is if
 /// this is dropped.
-pub(super) async fn output(
+pub(crate) async fn output(
     command: std::process::Command,
     limit: Option<Duration>,
 ) -> anyhow::Result<CommandOutput> {
@@ -155,10 +175,8 @@ async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::CommandExt;
-    use std::time::Instant;
-
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     /// Whether a process runs: one that has ended and was not waited for shows no command line.
     fn runs(pid: &str) -> bool {
