@@ -35,7 +35,7 @@ impl Cancel {
     }
 
     async fn deliver(&self) -> std::io::Result<()> {
-        let mut socket = match (Socket::open(&self.address, &self.keepalive).await?, &self.tls) {
+        let mut socket = match (Socket::open(&self.address, &self.keepalive, None).await?, &self.tls) {
             (Socket::Tcp(mut stream), Some(tls)) => {
                 if !tls.is_direct() {
                     let mut request = BytesMut::new();

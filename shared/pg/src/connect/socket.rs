@@ -7,11 +7,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rustix::net::sockopt;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use super::settings::Keepalive;
+use super::settings::{Keepalive, Peer};
 
 /// Where a socket leads.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,10 +32,17 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    /// Connects, without TLS.
-    pub(super) async fn open(address: &Address, keepalive: &Keepalive) -> io::Result<Self> {
+    /// Connects, without TLS. `peer`: as whom a Unix socket is opened, if not as this process's user.
+    pub(super) async fn open(
+        address: &Address,
+        keepalive: &Keepalive,
+        peer: Option<Peer>,
+    ) -> io::Result<Self> {
         match address {
-            Address::Path(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
+            Address::Path(path) => Ok(Self::Unix(match peer {
+                Some(peer) => connect_as(path.clone(), peer).await?,
+                None => UnixStream::connect(path).await?,
+            })),
             Address::Network(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
@@ -42,6 +51,21 @@ impl Socket {
             }
         }
     }
+}
+
+/// Connects to a Unix socket as another user, in a thread of its own: the kernel notes for the server as whom the thread acted.
+async fn connect_as(path: PathBuf, peer: Peer) -> io::Result<UnixStream> {
+    let (send, connected) = tokio::sync::oneshot::channel();
+    let connect = move || {
+        // Of this thread alone, which ends with it. The group first: then it may not be changed any more.
+        set_thread_res_gid(None, Gid::from_raw(peer.gid), None)?;
+        set_thread_res_uid(None, Uid::from_raw(peer.uid), None)?;
+        std::os::unix::net::UnixStream::connect(path)
+    };
+    std::thread::Builder::new().name("connect".to_owned()).spawn(move || drop(send.send(connect())))?;
+    let stream = connected.await.map_err(io::Error::other)??;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 /// A peer that vanished without a word is noticed by the kernel, as libpq has it.

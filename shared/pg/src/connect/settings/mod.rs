@@ -70,6 +70,13 @@ pub(super) struct Keepalive {
     pub(super) user_timeout: Option<u32>,
 }
 
+/// As whom a Unix socket is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Peer {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
 /// The ways to authenticate that `require_auth` allows.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct AllowedMethods {
@@ -122,6 +129,7 @@ pub struct ConnInfo {
     pub(super) tls: TlsSettings,
     pub(super) channel_binding: ChannelBinding,
     pub(super) methods: AllowedMethods,
+    pub(super) peer: Option<Peer>,
 }
 
 impl ConnInfo {
@@ -173,6 +181,7 @@ impl ConnInfo {
                 )?
                 .unwrap_or(ChannelBinding::Prefer),
             methods: AllowedMethods::read(keywords.get("require_auth").unwrap_or_default())?,
+            peer: None,
         })
     }
 
@@ -180,6 +189,13 @@ impl ConnInfo {
     #[must_use]
     pub fn with_replication(mut self, replication: Replication) -> Self {
         self.replication = replication;
+        self
+    }
+
+    /// The same; Unix sockets are opened as that user, whom the server's `peer` authentication then sees. Only root may be another user.
+    #[must_use]
+    pub fn as_user(mut self, uid: u32, gid: u32) -> Self {
+        self.peer = Some(Peer { uid, gid });
         self
     }
 
