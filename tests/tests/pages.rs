@@ -138,6 +138,9 @@ fn the_command_lines_of_the_pages_work() {
     type_page(&bed, &shell(&places), "docs/archiving.md");
     let moment = accident(&bed.cluster);
     places.extend([("2026-11-21 10:14:59+01", moment.clone()), ("1 hour ago", moment)]);
+    let check = "[[check]]\nname = \"accounts\"\ndatabase = \"shop\"\nquery = \"select count(*) from pg_class\"\nexpect_min = 1\n";
+    fs::write(place("moment.toml"), check).expect("a file of checks");
+    places.push(("/etc/walpoint/moment.toml", place("moment.toml")));
     type_page(&bed, &shell(&places), "docs/restore.md");
     assert_eq!(bed.cluster.psql_in("shop", "select count(*) from accounts"), "1000");
     places.push(("20261121T101500Z-00000001-0000000002000028-9f3a0c11", id_of(&bed)));

@@ -48,8 +48,8 @@ use self::pg_dump::Dump;
 use self::query::{CopyFormat, Query};
 pub(crate) use self::rehearsal::Rehearsal;
 use crate::plan::{self, CommandLine, Planned};
-use crate::scratch::{Moment, OpenMoment, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore, ServerUser};
-use crate::server::{Instance, Reached};
+use crate::scratch::{Moment, OpenMoment, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore};
+use crate::server::{Instance, Reached, ServerUser};
 use crate::target::TargetArgs;
 
 /// The heading of what is extracted.

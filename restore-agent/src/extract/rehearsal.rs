@@ -14,7 +14,8 @@ use super::destination::Destination;
 use super::passed_on::Shape;
 use super::{ExtractArgs, Extraction, release, require_database};
 use crate::plan::Planned;
-use crate::scratch::{Instance, Reached, ScratchRestore};
+use crate::scratch::ScratchRestore;
+use crate::server::{Instance, Reached};
 
 /// The name that the output would have.
 const OUTPUT: &str = "extracted";

@@ -23,6 +23,7 @@ use super::owners::{Owner, Owners};
 use super::prepare::owner_of_root;
 use super::stand_in::StandIns;
 use super::start::ConfigurationFiles;
+use super::started::StartArgs;
 use super::steps::RestoreMode;
 use super::{Restore, RestoreArgs};
 use crate::plan::Planned;
@@ -135,6 +136,7 @@ impl ConfinedRestore<'_> {
             discard_unarchived_wal: false,
             overwrite_other_cluster: false,
             server_is_down: false,
+            start: StartArgs::default(),
             dry_run: false,
             max_rate: None,
             pre_command: None,

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 use walpoint_base::RecoveryTarget;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -64,7 +64,21 @@ pub(super) fn end(
         target: target.to_string(),
         requested: RequestedRecovery::of(args, target),
     };
-    Ok(end_if(&wanted, args, pgdata, marker)?)
+    end_if(&wanted, args, pgdata, marker)?;
+    match args.start.start {
+        // How its server is started is known only to the restore that was interrupted.
+        true => Err(not_started(pgdata).into()),
+        false => Ok(()),
+    }
+}
+
+/// What is missing of `--start`.
+fn not_started(pgdata: &Path) -> anyhow::Error {
+    anyhow!(
+        "{} was restored by an earlier command, and is complete: its server was not started\nHINT: Start it with pg_ctl, or remove the \
+         directory and restore again.",
+        pgdata.display()
+    )
 }
 
 fn end_if(wanted: &Wanted, args: &RestoreArgs, pgdata: &Path, marker: &Marker) -> anyhow::Result<()> {

@@ -31,6 +31,7 @@
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
 //! | [`stored`], [`apart`], [`vouched`] | which files of a `pg_wal` no archive has; whether they are another server's; what shows that they are the archive's own |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
+//! | [`started`] | starting the restored server, watching it recover, checking it |
 //! | [`if_empty`] | a restore that a cluster which is present makes unnecessary |
 //! | [`behind`] | what of them recovery would leave out |
 //! | [`elsewhere`] | WAL in other repositories and lineages than the plan's |
@@ -87,6 +88,7 @@ pub(crate) mod rollback;
 mod running;
 mod stand_in;
 mod start;
+mod started;
 mod steps;
 mod stored;
 mod sync;
@@ -129,7 +131,9 @@ use owners::{Owner, Owners};
 use prepare::{lay_out, owner_of_root};
 use previous::Record;
 use prune::Removed;
+use report::RestoreReport;
 use stand_in::StandIns;
+use started::{StartArgs, Started, Starting};
 use steps::{RestoreMode, Step};
 use tablespaces::Mapping;
 use unarchived::Unarchived;
@@ -155,6 +159,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "Repair a damaged data directory in place",
         "restore-agent restore --delta --pgdata /var/lib/postgresql/17/main",
+    ),
+    (
+        "Start a copy at another port, and check whether it is the right moment",
+        "restore-agent restore --target-time \"2026-11-21 10:14:59+01\" \\\n          --start --start-port 5433 --check /etc/walpoint/moment.toml \\\n          --pgdata /var/lib/postgresql/17/back",
     ),
     (
         "Restore a standby, its tablespaces below one directory",
@@ -226,6 +234,8 @@ pub(crate) struct RestoreArgs {
     /// This is an average: single seconds may exceed it. WAL is never slowed down.
     #[arg(long, value_name = "SIZE", value_parser = args::rate, help_heading = NONE)]
     max_rate: Option<ByteSize>,
+    #[command(flatten)]
+    start: StartArgs,
     /// Write nothing; show the plan, and what the restore would refuse.
     #[arg(long, help_heading = NONE)]
     dry_run: bool,
@@ -251,6 +261,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     args.target.request(args.target_action, args.standby, Timestamp::now(), None)?;
     let pgdata = directory::given("--pgdata", &args.pgdata)?;
     OutsideOptions::of(args)?;
+    let starting = Starting::asked(args)?;
     if args.if_empty
         && let Some(found) = if_empty::present(&pgdata)?
     {
@@ -276,14 +287,17 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
     let planned = bound::plan(common, &mut request, bound.as_ref()).await;
     let mut planned = planned.map_err(|no_plan| plan::refused(common, no_plan))?;
     let mut stand_ins = StandIns::default();
-    let mut pre_command = args.pre_command.as_deref();
+    let mut around = Around { pre_command: args.pre_command.as_deref(), starting };
+    if let Some(starting) = &mut around.starting {
+        starting.find_programs(&planned).await?;
+    }
     loop {
         let note = bound.as_ref().and_then(BoundLineage::note);
         planned.remarks.extend(note.filter(|note| !planned.remarks.contains(note)));
         let attempt = if args.dry_run {
             dry_run(common, args, planned.clone(), pgdata.clone(), decided).await
         } else {
-            restore(common, args, planned.clone(), pgdata.clone(), decided, &mut pre_command).await
+            restore(common, args, planned.clone(), pgdata.clone(), decided, &mut around).await
         };
         let Err(failure) = attempt else { return Ok(()) };
         planned = stand_ins.instead(common, &request, &planned, failure).await?;
@@ -317,14 +331,45 @@ async fn restore(
     planned: Planned,
     pgdata: PathBuf,
     decided: Decided,
-    pre_command: &mut Option<&str>,
+    around: &mut Around<'_>,
 ) -> Result<(), Failure> {
     let restore = Restore::prepare(common, args, planned.clone(), pgdata, decided).await?;
-    let restored = restore.execute(common, args, pre_command).await;
-    let printed = restored.as_ref().map_or(Ok(()), |report| report::print(common, report));
-    recorded::ended(common, args, &planned, &restored).await;
+    let mut restored = restore.execute(common, args, &mut around.pre_command).await;
+    let (printed, started) = match (&mut restored, &around.starting) {
+        (Ok(report), Some(starting)) => start(common, starting, &planned, report).await,
+        (Ok(report), None) => (report::print(common, report), None),
+        (Err(_), _) => (Ok(()), None),
+    };
+    recorded::ended(common, args, &planned, (&restored, started.as_ref())).await;
     restored?;
-    printed
+    match started.map(|started| started.map(|started| started.failure)) {
+        Some(Ok(Some(error)) | Err(error)) => Err(error.into()),
+        None | Some(Ok(None)) => printed,
+    }
+}
+
+/// Starts what was restored, and says what came of it; an error where it could not be started.
+async fn start(
+    common: &CommonArgs,
+    starting: &Starting,
+    planned: &Planned,
+    report: &mut RestoreReport,
+) -> (Result<(), Failure>, Option<anyhow::Result<Started>>) {
+    let before = report::print_before_start(common, report);
+    let started = starting.start(common, planned, report.launch()).await;
+    let not_started = "the cluster was restored, and its server was not started";
+    let started = started.map_err(|error| error.context(not_started));
+    if let Ok(started) = &started {
+        report.add_started(started.document.clone());
+    }
+    let after = report::print_started(common, report);
+    (before.and(after), Some(started))
+}
+
+/// What an attempt does around the restore itself, and what another attempt does not do again.
+struct Around<'a> {
+    pre_command: Option<&'a str>,
+    starting: Option<Starting>,
 }
 
 /// Prints the plan and what lies where replay creates tablespaces; fails if the restore would refuse.

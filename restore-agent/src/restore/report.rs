@@ -20,6 +20,7 @@ use walpoint_storage::store::StoreSettings;
 
 use super::if_empty::PresentCluster;
 use super::start::{self, ConfigurationFiles};
+use super::started::{self, LaunchPlan, StartedDocument};
 use super::steps::RestoreMode;
 use super::{Done, Restore, RestoreArgs, origin, required};
 use crate::plan::{self, CommandLine, PlanReport};
@@ -85,9 +86,12 @@ pub(super) struct RestoreReport {
     notes: Vec<String>,
     /// The command that starts the server.
     start_command: String,
-    /// The same beside the original, at another port.
+    /// With `--start`, the server that was started. Absent without, and if it could not be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started: Option<StartedDocument>,
+    /// What it is started with.
     #[serde(skip)]
-    beside_command: String,
+    launch: LaunchPlan,
     /// Whether recovery pauses at the target.
     #[serde(skip)]
     pauses: bool,
@@ -97,6 +101,16 @@ impl RestoreReport {
     /// How long it took.
     pub(super) fn seconds(&self) -> f64 {
         self.seconds
+    }
+
+    /// What its server is started with.
+    pub(super) fn launch(&self) -> &LaunchPlan {
+        &self.launch
+    }
+
+    /// Adds the server that was started.
+    pub(super) fn add_started(&mut self, started: StartedDocument) {
+        self.started = Some(started);
     }
 
     /// Where it is, and how much was written.
@@ -148,8 +162,7 @@ impl Restore {
         notes.extend(required::note(&done.raised));
         let pgdata = self.layout.pgdata();
         let files = self.configuration_files();
-        let (of_configuration, pauses) = self.of_configuration(&files, args);
-        notes.extend(of_configuration);
+        let pause = self.of_configuration(&files, args, &mut notes);
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
             RestoreMode::Replace { .. } => true,
@@ -197,8 +210,9 @@ impl Restore {
             unarchived_segments: self.unarchived.replayed.iter().map(|one| one.name).collect(),
             notes,
             start_command: files.command(pgdata, self.owner, None),
-            beside_command: files.command(pgdata, self.owner, Some("PORT")),
-            pauses,
+            pauses: pause == Pause::Pauses,
+            started: None,
+            launch: self.launch(&files, args, pause),
         }
     }
 }
@@ -207,6 +221,24 @@ impl Restore {
 const SHUTS_DOWN: &str = "hot_standby is off, as on the original: at the target, PostgreSQL shuts down instead of pausing\nHINT: To \
     pause there and query the data, add -c hot_standby=on to the options of the start command. To recover and accept writes, restore \
     with --target-action promote.";
+
+/// What to know where `--start` changes that.
+const SWITCHED_ON: &str = "hot_standby is off, as on the original: --start starts the server with -c hot_standby=on, so that it pauses at \
+    the target instead of shutting down";
+
+/// What recovery does at the target, under a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// It pauses.
+    Pauses,
+    /// It was to pause, and the server shuts down: it takes no sessions during recovery.
+    ShutsDown,
+    /// It was not to pause.
+    No {
+        /// Whether the server takes sessions during recovery.
+        takes_sessions: bool,
+    },
+}
 
 /// What to know where the configuration in a data directory sets `data_directory` to another one.
 fn starts_in(data: &Path, pgdata: &Path) -> String {
@@ -295,21 +327,49 @@ impl Restore {
         ConfigurationFiles::find(&self.layout, self.original(), major.get())
     }
 
-    /// What to know of the restored configuration, and whether recovery pauses at the target under it.
-    fn of_configuration(&self, files: &ConfigurationFiles, args: &RestoreArgs) -> (Vec<String>, bool) {
+    /// Notes what to know of the restored configuration; what recovery does at the target under it.
+    fn of_configuration(
+        &self,
+        files: &ConfigurationFiles,
+        args: &RestoreArgs,
+        notes: &mut Vec<String>,
+    ) -> Pause {
         let pgdata = self.layout.pgdata();
         let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
         let configuration = settings::configuration_of(&main, pgdata);
-        let is_asked_to_pause = args.pauses_at(&self.planned.plan.target);
-        let shuts_down = is_asked_to_pause && settings::is_off(&configuration, "hot_standby");
-        let mut notes = Vec::new();
+        let takes_sessions = !settings::is_off(&configuration, "hot_standby");
+        let pause = match (args.pauses_at(&self.planned.plan.target), takes_sessions) {
+            (true, false) => Pause::ShutsDown,
+            (true, true) => Pause::Pauses,
+            (false, takes_sessions) => Pause::No { takes_sessions },
+        };
         notes.extend(waits_for_standbys(&configuration).filter(|_| !args.standby));
-        notes.extend(shuts_down.then(|| SHUTS_DOWN.to_owned()));
+        let shuts_down = if args.start.start { SWITCHED_ON } else { SHUTS_DOWN };
+        notes.extend((pause == Pause::ShutsDown).then(|| shuts_down.to_owned()));
         notes.extend(
             files.data.as_deref().filter(|_| files.main.is_none()).map(|data| starts_in(data, pgdata)),
         );
         notes.extend(lead_out(start::links_out(pgdata), pgdata == self.original()));
-        (notes, is_asked_to_pause && !shuts_down)
+        pause
+    }
+
+    /// What the server is started with.
+    fn launch(&self, files: &ConfigurationFiles, args: &RestoreArgs, pause: Pause) -> LaunchPlan {
+        let (pgdata, port) = (self.layout.pgdata(), args.start.port());
+        let mut options = files.options(pgdata, port.as_deref());
+        if pause == Pause::ShutsDown {
+            options.extend(["-c", "hot_standby=on"].map(str::to_owned));
+        }
+        let port = port.as_deref();
+        LaunchPlan {
+            pgdata: pgdata.to_owned(),
+            owner: self.owner,
+            options,
+            is_standby: args.standby,
+            takes_sessions: pause != Pause::No { takes_sessions: false },
+            start_command: files.command(pgdata, self.owner, port),
+            beside_command: files.command(pgdata, self.owner, Some("PORT")),
+        }
     }
 
     /// What to know of what this server archives, and where.
@@ -360,9 +420,31 @@ impl Restore {
 }
 
 pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), Failure> {
-    if common.json {
-        return walpoint_runtime::output::json(&RestoreDocument::Restored(report));
+    match common.json {
+        true => walpoint_runtime::output::json(&RestoreDocument::Restored(report)),
+        false => walpoint_runtime::output::text(&text(report, false)),
     }
+}
+
+/// What is said before the server is started; in JSON everything comes at the end.
+pub(super) fn print_before_start(common: &CommonArgs, report: &RestoreReport) -> Result<(), Failure> {
+    if common.json {
+        return Ok(());
+    }
+    walpoint_runtime::output::text(&text(report, true))
+}
+
+/// What is said when that was done.
+pub(super) fn print_started(common: &CommonArgs, report: &RestoreReport) -> Result<(), Failure> {
+    match &report.started {
+        _ if common.json => print(common, report),
+        Some(started) => walpoint_runtime::output::text(&started::text(started)),
+        None => Ok(()),
+    }
+}
+
+/// The report for a person. `is_started`: the server is started next.
+fn text(report: &RestoreReport, is_started: bool) -> String {
     let mut text = format!(
         "restored backup {} of cluster {} into {}: {}, {} in {}\n",
         report.backup,
@@ -386,9 +468,15 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
     for note in &report.notes {
         text.push_str(&format!("{}\n", human::hanging("note: ", note)));
     }
+    if is_started {
+        return text;
+    }
     text.push_str(&format!("start it: {}\n", report.start_command));
     if !report.archiving {
-        text.push_str(&format!("on the original's machine, at another port: {}\n", report.beside_command));
+        text.push_str(&format!(
+            "on the original's machine, at another port: {}\n",
+            report.launch.beside_command
+        ));
     }
     if report.pauses {
         text.push_str(
@@ -396,5 +484,5 @@ pub(super) fn print(common: &CommonArgs, report: &RestoreReport) -> Result<(), F
             target and queries show older data\n",
         );
     }
-    walpoint_runtime::output::text(&text)
+    text
 }

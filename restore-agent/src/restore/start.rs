@@ -9,7 +9,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use super::owners::{self, Owner};
+use super::owners::Owner;
+use crate::server::ServerUser;
 use crate::{settings, shell};
 
 /// Where `postgresql.conf` is looked for: a backup may hold any tree.
@@ -84,11 +85,12 @@ impl ConfigurationFiles {
         Self { main, hba, ident, data, pid }
     }
 
-    /// The options of the server for a data directory; empty if it needs none. `is_beside`: the original may be running on this machine.
-    fn options(&self, pgdata: &Path, is_beside: bool) -> Vec<String> {
+    /// The options of the server for a data directory, at that port if one is given; empty if it needs none. At another port the original
+    /// may be running on this machine.
+    pub(super) fn options(&self, pgdata: &Path, port: Option<&str>) -> Vec<String> {
         // A configuration from elsewhere names the original's.
         let data = self.main.as_ref().or(self.data.as_ref()).map(|_| pgdata);
-        let moved = self.pid.filter(|pid| is_beside || *pid == PidFile::InOriginal);
+        let moved = self.pid.filter(|pid| port.is_some() || *pid == PidFile::InOriginal);
         let pid = moved.map(|_| pgdata.join(PID_FILE));
         let files = [
             ("config_file", self.main.as_deref()),
@@ -98,26 +100,16 @@ impl ConfigurationFiles {
             ("external_pid_file", pid.as_deref()),
         ];
         let given = files.iter().filter_map(|(name, path)| Some((name, (*path)?)));
-        given.flat_map(|(name, path)| ["-c".to_owned(), format!("{name}={}", path.display())]).collect()
+        let files = given.flat_map(|(name, path)| ["-c".to_owned(), format!("{name}={}", path.display())]);
+        files.chain(port.into_iter().flat_map(|port| ["-p".to_owned(), port.to_owned()])).collect()
     }
 
     /// The command that starts the server, at that port if one is given. `pg_ctl` refuses to run as root.
     pub(super) fn command(&self, pgdata: &Path, owner: Option<Owner>, port: Option<&str>) -> String {
         let text = |text: &str| text.to_owned();
-        let mut words = match owner.map(|owner| (owner, owners::name_of_user(owner.uid))) {
-            None => Vec::new(),
-            Some((_, Some(name))) => vec![text("runuser"), text("-u"), name, text("--")],
-            Some((Owner { uid, gid }, None)) => vec![
-                text("setpriv"),
-                format!("--reuid={uid}"),
-                format!("--regid={gid}"),
-                text("--clear-groups"),
-                text("--"),
-            ],
-        };
+        let mut words = ServerUser::of(owner).words();
         words.extend([text("pg_ctl"), text("-D"), pgdata.display().to_string()]);
-        let mut options = self.options(pgdata, port.is_some());
-        options.extend(port.into_iter().flat_map(|port| ["-p".to_owned(), port.to_owned()]));
+        let options = self.options(pgdata, port);
         if !options.is_empty() {
             // pg_ctl hands them to a shell of its own.
             words.extend([text("-o"), shell::line(&options)]);

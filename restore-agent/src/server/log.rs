@@ -16,20 +16,24 @@ const LINES: usize = 4;
 pub(crate) fn last_errors(log: &Path) -> Vec<String> {
     let text = tail(log).unwrap_or_default();
     let is_error = |line: &&str| {
-        let is_refusal = line.contains("FATAL:  the database system is ");
-        !is_refusal && ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level))
+        !is_refusal(line) && ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level))
     };
     let mut found: Vec<String> = text.lines().filter(is_error).map(str::to_owned).collect();
     found.drain(..found.len().saturating_sub(LINES));
     found
 }
 
-/// The last lines of a log, oldest first, whatever they say.
-pub(crate) fn last_lines(log: &Path) -> Vec<String> {
+/// The last lines of a log, oldest first, without refused sessions.
+pub(crate) fn last_lines(log: &Path, most: usize) -> Vec<String> {
     let text = tail(log).unwrap_or_default();
-    let mut found: Vec<String> = text.lines().map(str::to_owned).collect();
-    found.drain(..found.len().saturating_sub(LINES));
+    let mut found: Vec<String> = text.lines().filter(|line| !is_refusal(line)).map(str::to_owned).collect();
+    found.drain(..found.len().saturating_sub(most));
     found
+}
+
+/// Whether a line only says that a session came too early or too late.
+fn is_refusal(line: &str) -> bool {
+    line.contains("FATAL:  the database system is ")
 }
 
 fn tail(log: &Path) -> std::io::Result<String> {
@@ -67,5 +71,7 @@ mod tests {
         assert_eq!(found.len(), LINES);
         assert!(found[0].ends_with("no 5") && found[3].ends_with("no 8"), "{found:?}");
         assert!(last_errors(&dir.path().join("none")).is_empty());
+        let lines = last_lines(&log, 3);
+        assert!(lines.len() == 3 && lines[1].ends_with("line") && lines[2].ends_with("no 8"), "{lines:?}");
     }
 }

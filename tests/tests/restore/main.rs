@@ -36,6 +36,7 @@ mod running;
 mod settings;
 mod skipped;
 mod stand_in;
+mod start;
 mod swapped;
 mod tail;
 mod targets;

@@ -26,7 +26,7 @@ impl CommandLine {
     }
 
     /// With these options in place of its target.
-    pub(in crate::plan) fn with_target(&self, target: &[String]) -> Vec<String> {
+    pub(crate) fn with_target(&self, target: &[String]) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         let mut place = None;
         // Behind two dashes are another program's options.
