@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+
+use super::owner::Owner;
 
 /// Bytes at the end of the log that are looked at.
 const TAIL: u64 = 64 << 10;
@@ -14,7 +17,7 @@ const LINES: usize = 4;
 
 /// The last errors in a log, oldest first. That a session came too early or too late is none.
 pub(crate) fn last_errors(log: &Path) -> Vec<String> {
-    let text = tail(log).unwrap_or_default();
+    let text = read(log, Begin::End, None).unwrap_or_default();
     let is_error = |line: &&str| {
         !is_refusal(line) && ["FATAL:", "PANIC:", "ERROR:"].iter().any(|level| line.contains(level))
     };
@@ -23,12 +26,18 @@ pub(crate) fn last_errors(log: &Path) -> Vec<String> {
     found
 }
 
-/// The last lines of a log, oldest first, without refused sessions.
-pub(crate) fn last_lines(log: &Path, most: usize) -> Vec<String> {
-    let text = tail(log).unwrap_or_default();
+/// The last lines of a log, oldest first, without refused sessions. `owner`: whose file it has to be.
+pub(crate) fn last_lines(log: &Path, most: usize, owner: Option<Owner>) -> Vec<String> {
+    let text = read(log, Begin::End, owner).unwrap_or_default();
     let mut found: Vec<String> = text.lines().filter(|line| !is_refusal(line)).map(str::to_owned).collect();
     found.drain(..found.len().saturating_sub(most));
     found
+}
+
+/// The lines of a log behind a position, as far as they are few. `owner`: whose file it has to be.
+pub(crate) fn lines_behind(log: &Path, position: u64, owner: Option<Owner>) -> Vec<String> {
+    let text = read(log, Begin::Position(position), owner).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
 }
 
 /// Whether a line only says that a session came too early or too late.
@@ -36,16 +45,27 @@ fn is_refusal(line: &str) -> bool {
     line.contains("FATAL:  the database system is ")
 }
 
-fn tail(log: &Path) -> std::io::Result<String> {
-    // Its directory is another user's: what lies there under that name may be no file.
+/// Which part of a log is read.
+#[derive(Clone, Copy)]
+enum Begin {
+    Position(u64),
+    End,
+}
+
+/// Reads a part of a log. Root reads it for itself, and its directory is another user's: what lies there under that name has to be a file
+/// of that user.
+fn read(log: &Path, begin: Begin, owner: Option<Owner>) -> std::io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::open(log, flags, Mode::empty())?);
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(std::io::Error::other("it is no file"));
+    if !metadata.is_file() || owner.is_some_and(|owner| owner.uid != metadata.uid()) {
+        return Err(std::io::Error::other("it is no file of the server's user"));
     }
-    let length = metadata.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let begin = match begin {
+        Begin::Position(position) => position,
+        Begin::End => metadata.len().saturating_sub(TAIL),
+    };
+    file.seek(SeekFrom::Start(begin))?;
     let mut text = Vec::new();
     file.take(TAIL).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
@@ -71,7 +91,21 @@ mod tests {
         assert_eq!(found.len(), LINES);
         assert!(found[0].ends_with("no 5") && found[3].ends_with("no 8"), "{found:?}");
         assert!(last_errors(&dir.path().join("none")).is_empty());
-        let lines = last_lines(&log, 3);
+        let lines = last_lines(&log, 3, None);
         assert!(lines.len() == 3 && lines[1].ends_with("line") && lines[2].ends_with("no 8"), "{lines:?}");
+        let behind = u64::try_from(text.find("2026-11-21 10:00:09").unwrap()).unwrap();
+        assert_eq!(lines_behind(&log, behind, None).len(), 1);
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_no_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        walpoint_base::durable::create(&log, b"a line\n").unwrap();
+        let (uid, gid) = (walpoint_base::user::effective(), 0);
+        assert_eq!(last_lines(&log, 3, Some(Owner { uid, gid })), ["a line"]);
+        assert_eq!(last_lines(&log, 3, Some(Owner { uid: uid + 1, gid })), [""; 0]);
+        assert_eq!(lines_behind(&log, 0, Some(Owner { uid: uid + 1, gid })), [""; 0]);
+        assert_eq!(last_lines(dir.path(), 3, None), [""; 0]);
     }
 }

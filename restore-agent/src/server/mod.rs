@@ -24,7 +24,7 @@ pub(crate) mod session;
 pub(crate) use self::end::Reached;
 pub(crate) use self::group::ProcessGroup;
 pub(crate) use self::instance::{Instance, Position};
-pub(crate) use self::log::{last_errors, last_lines};
+pub(crate) use self::log::{last_errors, last_lines, lines_behind};
 pub(crate) use self::process::ServerUser;
 pub(crate) use self::programs::Programs;
 pub(crate) use self::session::{LOGIN_TRIGGERS, Reachable};

@@ -21,7 +21,7 @@ pub(super) type Ending = (ExitStatus, Option<String>);
 /// It has ended by itself.
 pub(super) fn ended(launched: &Launched, plan: &LaunchPlan, (status, complaint): Ending) -> anyhow::Error {
     let logs = [launched.log(), launched.start_log()];
-    let lines = logs.iter().map(|log| last_lines(log, LINES)).find(|lines| !lines.is_empty());
+    let lines = logs.iter().map(|log| last_lines(log, LINES, plan.owner)).find(|lines| !lines.is_empty());
     let lines: Vec<String> = complaint.into_iter().chain(lines.unwrap_or_default()).collect();
     let details: String = lines.iter().map(|line| format!("\nDETAIL: {}", shown(line))).collect();
     let start = &plan.start_command;

@@ -14,7 +14,8 @@ use walpoint_base::diagnostic::shown;
 use walpoint_base::small_file;
 
 use super::LaunchPlan;
-use crate::server::{Programs, ServerUser};
+use crate::restore::owners::Owner;
+use crate::server::{Programs, ServerUser, lines_behind};
 
 /// What the server prints until its configuration sends its log elsewhere, in the data directory. PostgreSQL has no file of this name.
 const START_LOG: &str = "walpoint-start.log";
@@ -43,6 +44,8 @@ pub(super) struct Launched {
     /// Its process.
     pub(super) pid: u32,
     pgdata: PathBuf,
+    /// Whose files are its own.
+    owner: Option<Owner>,
     /// How much an earlier start left in its log.
     printed_earlier: u64,
 }
@@ -74,7 +77,7 @@ impl Launched {
         let child = Command::from(command).spawn();
         let child = child.with_context(|| format!("could not run \"{}\"", program.display()))?;
         let pid = child.id().context("the restored server ended at once")?;
-        Ok(Self { child, pid, pgdata: plan.pgdata.clone(), printed_earlier })
+        Ok(Self { child, pid, pgdata: plan.pgdata.clone(), owner: plan.owner, printed_earlier })
     }
 
     /// How it ended, if it did.
@@ -112,9 +115,7 @@ impl Launched {
         if self.log() == own {
             return Vec::new();
         }
-        let text = small_file::read(&own, self.printed_earlier.saturating_add(LONGEST)).ok();
-        let new = text.as_deref().and_then(|text| text.get(usize::try_from(self.printed_earlier).ok()?..));
-        String::from_utf8_lossy(new.unwrap_or_default()).lines().map(str::to_owned).collect()
+        lines_behind(&own, self.printed_earlier, self.owner)
     }
 
     /// Where that is.

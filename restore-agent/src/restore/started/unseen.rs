@@ -4,11 +4,14 @@
 
 use std::path::Path;
 
-use walpoint_base::{Lsn, SegmentName, SegmentSize};
+use walpoint_base::{Lsn, SegmentName, SegmentSize, small_file};
 use walpoint_pg::control::{CONTROL_FILE, ClusterState, ControlFile};
 
 /// What the startup process calls itself while it replays (`"recovering %s"` in PostgreSQL's `xlogreader`).
 const TITLE: &str = "recovering ";
+
+/// Bytes of a `pg_control` that are read: all of it.
+const LONGEST: u64 = 8192;
 
 /// At least this was replayed, as far as it shows. `pid`: the server's.
 pub(super) fn replayed(pgdata: &Path, pid: u32, size: SegmentSize) -> Option<Lsn> {
@@ -27,7 +30,7 @@ pub(super) fn is_consistent(pgdata: &Path) -> bool {
 
 fn control(pgdata: &Path) -> Option<ControlFile> {
     // A file that is being written is read again with the next look.
-    ControlFile::parse(&std::fs::read(pgdata.join(CONTROL_FILE)).ok()?).ok()
+    ControlFile::parse(&small_file::read(&pgdata.join(CONTROL_FILE), LONGEST).ok()?).ok()
 }
 
 fn noted(control: &ControlFile) -> Lsn {
