@@ -4,51 +4,14 @@
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
-use serde::{Deserialize, Serialize};
 use walpoint_base::RecoveryTarget;
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::StoreSettings;
 
 use super::directory::{self, Marker};
+use super::requested::RequestedRecovery;
 use super::{RestoreArgs, hook, previous, reach};
-use crate::target::TargetActionArgument;
-
-/// How recovery is asked for: the options that say where it goes, beside the target, and what the server does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RequestedRecovery {
-    timeline: String,
-    lineage: Option<String>,
-    backup: Option<String>,
-    exclusive: bool,
-    partial: bool,
-    action: String,
-    standby: bool,
-    archiving: bool,
-}
-
-impl RequestedRecovery {
-    /// By these options. `target`: what they mean as the target.
-    pub(super) fn of(args: &RestoreArgs, target: &RecoveryTarget) -> Self {
-        let action = match args.target_action {
-            Some(TargetActionArgument::Pause) => "pause",
-            Some(TargetActionArgument::Promote) => "promote",
-            Some(TargetActionArgument::Shutdown) => "shutdown",
-            None if *target == RecoveryTarget::Latest => "promote",
-            None => "pause",
-        };
-        Self {
-            timeline: args.target.timeline().to_string(),
-            lineage: args.target.lineage.map(|lineage| lineage.to_string()),
-            backup: args.target.backup.map(|backup| backup.to_string()),
-            exclusive: args.target.target_exclusive,
-            partial: args.target.use_partial,
-            action: action.to_owned(),
-            standby: args.standby,
-            archiving: args.resume_archiving,
-        }
-    }
-}
 
 /// Ends it, if it is what the command asks for.
 pub(super) fn end(

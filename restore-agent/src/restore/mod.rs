@@ -27,7 +27,7 @@
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`confined`] | a restore whose server is kept apart from the original |
-//! | [`finished`] | a restore of which only the marker is left |
+//! | [`finished`], [`requested`] | a restore of which only the marker is left; what a marker keeps of the command |
 //! | [`created`], [`required`] | tablespaces that replay creates; settings that it needs |
 //! | [`stored`], [`apart`], [`vouched`] | which files of a `pg_wal` no archive has; whether they are another server's; what shows that they are the archive's own |
 //! | [`unarchived`], [`kept`] | what of them recovery replays; what a repair keeps |
@@ -83,6 +83,7 @@ mod reach;
 mod recorded;
 mod refusal;
 mod report;
+mod requested;
 mod required;
 pub(crate) mod rollback;
 mod running;

@@ -16,9 +16,9 @@ use walpoint_pg::control::CONTROL_FILE;
 use super::about::About;
 use super::{DirectoryError, error_at};
 use crate::restore::beneath::Anchor;
-use crate::restore::finished::RequestedRecovery;
 use crate::restore::owners::Owner;
 use crate::restore::reach;
+use crate::restore::requested::RequestedRecovery;
 
 /// The file that marks an unfinished restore, in the data directory and in those outside it that belong to it.
 pub(crate) const MARKER: &str = "walpoint-restore.json";

@@ -370,7 +370,7 @@ mod tests {
         let pitr = "kind = \"pitr\"\n";
         let backup = "kind = \"backup\"\n";
         let extract = "kind = \"extract\"\ndatabase = \"shop\"\n";
-        for (kind, keys, told) in [
+        for (kind, keys, part) in [
             ("", "", "missing field `kind`"),
             ("", "kind = \"latest\"", "unknown variant `latest`"),
             (
@@ -422,7 +422,7 @@ mod tests {
             (extract, "skip = [\"tables\"]", "\"skip\" is no key"),
         ] {
             let error = read(&format!("{kind}{keys}")).unwrap_err();
-            assert!(error.contains(told), "{kind}{keys}: {error}");
+            assert!(error.contains(part), "{kind}{keys}: {error}");
         }
     }
 }
