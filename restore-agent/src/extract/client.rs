@@ -7,6 +7,7 @@ use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::server::{Instance, ProcessGroup, ServerUser};
 
@@ -77,27 +78,55 @@ fn spoken<'a>(program: &str, line: &'a str) -> (bool, &'a str) {
     (false, line.trim())
 }
 
+/// A program that runs. It is killed, with what it started, if this is dropped.
+#[derive(Debug)]
+pub(super) struct Running {
+    program: &'static str,
+    child: Child,
+    group: ProcessGroup,
+}
+
+/// Starts a command of a program.
+pub(super) fn start(program: &'static str, command: Command, stdout: Stdio) -> std::io::Result<Running> {
+    let mut command = tokio::process::Command::from(command);
+    let child = command.stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let group = ProcessGroup::of(&child);
+    Ok(Running { program, child, group })
+}
+
+impl Running {
+    /// What it prints, if that was asked for; once.
+    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// What it reads, if that was asked for; once.
+    pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Waits until it has ended, and logs meanwhile what it prints beside its output.
+    pub(super) async fn end(mut self) -> anyhow::Result<Result<(), Failed>> {
+        let lines = match self.child.stderr.take() {
+            Some(stderr) => forward(self.program, stderr).await?,
+            None => Vec::new(),
+        };
+        let status = self.child.wait().await?;
+        self.group.has_ended();
+        Ok(match status.success() {
+            true => Ok(()),
+            false => Err(Failed { program: self.program, status: status.to_string(), lines }),
+        })
+    }
+}
+
 /// Runs a command of a program to its end. It is killed, with what it started, if this is dropped.
 pub(super) async fn run(
     program: &'static str,
     command: Command,
     stdout: Stdio,
 ) -> anyhow::Result<Result<(), Failed>> {
-    let mut command = tokio::process::Command::from(command);
-    let mut child = command.stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
-    // It holds the destination, too.
-    drop(command);
-    let mut group = ProcessGroup::of(&child);
-    let lines = match child.stderr.take() {
-        Some(stderr) => forward(program, stderr).await?,
-        None => Vec::new(),
-    };
-    let status = child.wait().await?;
-    group.has_ended();
-    Ok(match status.success() {
-        true => Ok(()),
-        false => Err(Failed { program, status: status.to_string(), lines }),
-    })
+    start(program, command, stdout)?.end().await
 }
 
 /// Logs what a program prints up to its first error, and gives the beginning of the rest.

@@ -14,6 +14,8 @@ use crate::scratch::Moment;
 pub(super) enum ExtractDocument<'a> {
     /// What was extracted.
     Extracted(&'a ExtractReport),
+    /// With `--into`, what was loaded, and where.
+    Loaded(&'a LoadReport),
     /// With `--list`, what could be.
     Listed(&'a ListReport),
     /// If the target cannot be reached, why.
@@ -38,6 +40,37 @@ pub(super) struct ExtractReport {
     pub(super) output: String,
     /// Its size.
     pub(super) output_bytes: u64,
+    /// How long it took to write the files of the scratch instance.
+    pub(super) restore_seconds: f64,
+    /// How long it took from the start of its server to the target.
+    pub(super) recovery_seconds: f64,
+    /// How long everything took.
+    pub(super) seconds: f64,
+    /// Notes for the operator, one sentence each.
+    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
+    #[schemars(with = "Vec<Diagnostic>")]
+    pub(super) notes: Vec<String>,
+}
+
+/// What was loaded into a server.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ExtractLoad")]
+pub(super) struct LoadReport {
+    /// The outcome.
+    pub(super) result: Loaded,
+    /// Where it is from.
+    #[serde(flatten)]
+    pub(super) moment: Moment,
+    /// The database that was read.
+    pub(super) database: String,
+    /// The server that was loaded into, with the role and the database of the session: `role@host:port/database`.
+    pub(super) into_server: String,
+    /// The database that was loaded into.
+    pub(super) into_database: String,
+    /// The new schema.
+    pub(super) into_schema: String,
+    /// How many tables it has.
+    pub(super) table_count: u64,
     /// How long it took to write the files of the scratch instance.
     pub(super) restore_seconds: f64,
     /// How long it took from the start of its server to the target.
@@ -82,6 +115,14 @@ pub(super) struct ListReport {
 pub(super) enum Extracted {
     /// The output is complete.
     Extracted,
+}
+
+/// The outcome of a load.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Loaded {
+    /// Everything was loaded.
+    Loaded,
 }
 
 /// The outcome of a list.

@@ -6,6 +6,7 @@
 //! | [`passed_on`] | options of pg_dump that a person passes on, and those that would lead it elsewhere |
 //! | [`client`], [`pg_dump`], [`query`] | running PostgreSQL's client programs on the instance |
 //! | [`contents`], [`similar`] | what a moment holds, and what a pattern that matches nothing may have meant |
+//! | [`into`] | loading it straight into a running server |
 //! | [`document`], [`text`] | what was done, as JSON, and what a moment holds, for a person |
 //! | [`recorded`] | what was done, as evidence |
 //! | [`rehearsal`] | an extraction that a drill makes, whose output is thrown away |
@@ -19,6 +20,7 @@ mod client;
 mod contents;
 mod destination;
 mod document;
+mod into;
 mod passed_on;
 mod pg_dump;
 mod query;
@@ -42,7 +44,8 @@ use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{help, human, output, shutdown};
 
 use self::destination::Destination;
-use self::document::{ExtractDocument, ExtractReport, Extracted, ListReport, Listed};
+use self::document::{ExtractDocument, ExtractReport, Extracted, ListReport, Listed, LoadReport, Loaded};
+use self::into::{IntoArgs, Load, ProvenLoad};
 use self::passed_on::Shape;
 use self::pg_dump::Dump;
 use self::query::{CopyFormat, Query};
@@ -75,6 +78,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "Write the rows of a query",
         "restore-agent extract --target-time \"1 hour ago\" --database shop \\\n          --query \"select * from accounts where id = 7\" --output rows.csv",
+    ),
+    (
+        "Put a table beside the one in production, into a schema of another name",
+        "restore-agent extract --target-time \"1 hour ago\" --database shop --table accounts \\\n          --into \"host=db1 dbname=shop\" --into-schema before",
     ),
     (
         "Pass options on to pg_dump",
@@ -112,6 +119,8 @@ pub(crate) struct ExtractArgs {
     #[arg(long, value_name = "FORMAT", requires = "query", help_heading = OUTPUT)]
     format: Option<CopyFormat>,
     #[command(flatten)]
+    into: IntoArgs,
+    #[command(flatten)]
     target: TargetArgs,
     #[command(flatten)]
     scratch: ScratchArgs,
@@ -130,6 +139,7 @@ pub(crate) struct ExtractArgs {
 struct Extraction<'a> {
     common: &'a CommonArgs,
     args: &'a ExtractArgs,
+    load: Option<&'a Load>,
     began: Instant,
 }
 
@@ -138,10 +148,11 @@ enum Work<'a> {
     List,
     Dump(Dump<'a>),
     Query(Query<'a>),
+    Load(ProvenLoad<'a>),
 }
 
 impl Work<'_> {
-    /// Writes what is extracted; nothing of a list.
+    /// Writes what is extracted; nothing of a list, nor of what is loaded into a server.
     async fn run(
         &self,
         destination: &Destination,
@@ -149,7 +160,7 @@ impl Work<'_> {
         user: &ServerUser,
     ) -> anyhow::Result<()> {
         match self {
-            Self::List => Ok(()),
+            Self::List | Self::Load(_) => Ok(()),
             Self::Dump(dump) => dump.run(destination, instance, user).await,
             Self::Query(query) => query.run(destination, instance, user).await,
         }
@@ -159,11 +170,12 @@ impl Work<'_> {
 /// Runs the command.
 pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), Failure> {
     let (began, started) = (Instant::now(), Timestamp::now());
-    let shape = usage(common, args).map_err(Failure::usage)?;
+    let load = Load::read(args, started).map_err(Failure::usage)?;
+    let shape = usage(common, args, load.is_some()).map_err(Failure::usage)?;
     let request = args.scratch.request(&args.target, started)?;
     let request = ScratchRequest { role: args.role.clone(), ..request };
     let destination = Destination::prepare(args.output.as_deref(), shape, args.force)?;
-    let extraction = Extraction { common, args, began };
+    let extraction = Extraction { common, args, load: load.as_ref(), began };
     let interrupted = shutdown::on_signal()?;
     let mut scratch = ScratchRestore::new(common, request);
     let stopped = || Failure::from(anyhow!("the extraction was interrupted"));
@@ -173,7 +185,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
     };
     let planned = match planned {
         Ok(planned) => planned,
-        Err(no_plan) if args.list || destination.path().is_some() => {
+        Err(no_plan) if args.list || load.is_some() || destination.path().is_some() => {
             return Err(plan::refused(common, no_plan));
         }
         // Standard output is for the rows.
@@ -186,7 +198,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
     let took = began.elapsed();
     let closed = scratch.close().await;
     if let Some(restored) = scratch.restored().filter(|_| !args.list && !interrupted.is_cancelled()) {
-        recorded::ended(common, args, &restored.planned, &extracted, took).await;
+        let into = load.as_ref().map(Load::place);
+        recorded::ended(common, args, into.as_deref(), &restored.planned, (&extracted, took)).await;
     }
     match (extracted, closed) {
         (Ok(()), closed) => {
@@ -203,7 +216,10 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
 }
 
 /// Looks at what is asked for: what kind of output it has.
-fn usage(common: &CommonArgs, args: &ExtractArgs) -> anyhow::Result<Shape> {
+fn usage(common: &CommonArgs, args: &ExtractArgs, is_load: bool) -> anyhow::Result<Shape> {
+    if is_load {
+        return Ok(Shape::File);
+    }
     if common.json && !args.list && args.output.is_none() {
         bail!(
             "--json prints a report where the rows would go\nHINT: Name a file for the rows with --output."
@@ -249,8 +265,10 @@ impl Extraction<'_> {
         if let Some(database) = &self.args.database {
             require_database(&instance, database).await?;
         }
-        if let Work::List = work {
-            return self.list(&instance, moment, notes).await;
+        match &work {
+            Work::List => return self.list(&instance, moment, notes).await,
+            Work::Load(load) => return self.load(scratch, load, &instance, (moment, notes)).await,
+            Work::Dump(_) | Work::Query(_) => {}
         }
         work.run(&destination, &instance, scratch.user()).await?;
         self.place(scratch, destination, moment, notes)
@@ -276,6 +294,10 @@ impl Extraction<'_> {
             let (program, format) = (client(query::PROGRAM)?, self.args.format.unwrap_or_default());
             return Ok(Work::Query(Query { program, database, sql, format }));
         }
+        if let Some(load) = self.load {
+            let (programs, user) = (into::programs(client)?, scratch.user());
+            return Ok(Work::Load(load.prove(self.args, programs, planned.lineage.major, user).await?));
+        }
         let dump = Dump {
             program: client(pg_dump::PROGRAM)?,
             database,
@@ -285,6 +307,36 @@ impl Extraction<'_> {
         };
         dump.prove(destination, scratch.user()).await.map_err(Failure::usage)?;
         Ok(Work::Dump(dump))
+    }
+
+    /// Loads into a server, and reports.
+    async fn load(
+        &self,
+        scratch: &ScratchRestore<'_>,
+        load: &ProvenLoad<'_>,
+        instance: &Instance,
+        (moment, mut notes): (Moment, Vec<String>),
+    ) -> Result<(), Failure> {
+        let loaded = load.run(instance, scratch.user(), &moment).await?;
+        tracing::info!("{} in {}", loaded.sentence(), human::span(self.began.elapsed()));
+        if !self.common.json {
+            loaded.notes.iter().for_each(|note| tracing::info!("{note}"));
+            return Ok(());
+        }
+        notes.extend(loaded.notes);
+        output::json(&ExtractDocument::Loaded(&LoadReport {
+            result: Loaded::Loaded,
+            moment,
+            database: self.args.database.clone().unwrap_or_default(),
+            into_server: loaded.server,
+            into_database: loaded.database,
+            into_schema: loaded.schema,
+            table_count: loaded.table_count,
+            restore_seconds: scratch.spans().restore.as_secs_f64(),
+            recovery_seconds: scratch.spans().recovery.as_secs_f64(),
+            seconds: self.began.elapsed().as_secs_f64(),
+            notes,
+        }))
     }
 
     /// Prints what the moment holds.

@@ -63,6 +63,23 @@ impl Dump<'_> {
         }
     }
 
+    /// The command on an instance, to standard output.
+    pub(super) fn connected(&self, instance: &Instance, user: &ServerUser) -> anyhow::Result<Command> {
+        self.connected_to(&Destination::Standard, instance, user)
+    }
+
+    fn connected_to(
+        &self,
+        destination: &Destination,
+        instance: &Instance,
+        user: &ServerUser,
+    ) -> anyhow::Result<Command> {
+        let mut command = self.command(destination, user)?;
+        client::connect(&mut command, instance);
+        command.arg(client::dbname(self.database));
+        Ok(command)
+    }
+
     /// Dumps.
     pub(super) async fn run(
         &self,
@@ -70,16 +87,15 @@ impl Dump<'_> {
         instance: &Instance,
         user: &ServerUser,
     ) -> anyhow::Result<()> {
-        let mut command = self.command(destination, user)?;
-        client::connect(&mut command, instance);
-        command.arg(client::dbname(self.database));
+        let command = self.connected_to(destination, instance, user)?;
         match client::run(PROGRAM, command, destination.stdout()?).await? {
             Ok(()) => Ok(()),
             Err(failed) => Err(self.explain(&failed, instance).await),
         }
     }
 
-    async fn explain(&self, failed: &Failed, instance: &Instance) -> anyhow::Error {
+    /// What a failure on the instance means.
+    pub(super) async fn explain(&self, failed: &Failed, instance: &Instance) -> anyhow::Error {
         for (kind, patterns) in [("table", self.tables), ("schema", self.schemas)] {
             let Some(line) = failed.line_with(&format!("no matching {kind}s were found")) else { continue };
             // Those of the passed on options are in the line only.

@@ -12,13 +12,13 @@ use walpoint_words::{format_chain, recording};
 use super::ExtractArgs;
 use crate::plan::Planned;
 
-/// Records how it ended. What was refused before anything was restored is none, and neither is a list.
+/// Records how it ended. `into`: the place on a server that it was loaded into, without secrets. What was refused before anything was restored is none, and neither is a list.
 pub(super) async fn ended(
     common: &CommonArgs,
     args: &ExtractArgs,
+    into: Option<&str>,
     planned: &Planned,
-    extracted: &Result<(), Failure>,
-    took: Duration,
+    (extracted, took): (&Result<(), Failure>, Duration),
 ) {
     let outcome = if extracted.is_ok() { Outcome::Success } else { Outcome::Failed };
     let said = Draft {
@@ -28,7 +28,8 @@ pub(super) async fn ended(
         ..crate::evidence(Kind::Extract, outcome)
     };
     let issue = extracted.as_ref().err().map(|failure| format_chain(&failure.error));
-    let said = said.about([planned.plan.backup.id]).with_scenario(scenario(args)).with_note(&what(args));
+    let said =
+        said.about([planned.plan.backup.id]).with_scenario(scenario(args)).with_note(&what(args, into));
     // It was selected a moment ago.
     let Ok(selection) = common.select_to_read::<StoreSettings>() else { return };
     recording::append(&planned.files_from, &selection, &said.with_issues(issue)).await;
@@ -43,7 +44,7 @@ fn scenario(args: &ExtractArgs) -> &'static str {
 }
 
 /// What was read, and where it went. The text of a query may hold what is no auditor's business.
-fn what(args: &ExtractArgs) -> String {
+fn what(args: &ExtractArgs, into: Option<&str>) -> String {
     let mut what = format!("database {}", shown(args.database.as_deref().unwrap_or_default()));
     for (kind, patterns) in [("table", &args.tables), ("schema", &args.schemas)] {
         for pattern in patterns {
@@ -52,6 +53,9 @@ fn what(args: &ExtractArgs) -> String {
     }
     if let Some(output) = &args.output {
         what.push_str(&format!(", to {}", shown(&output.to_string_lossy())));
+    }
+    if let Some(place) = into {
+        what.push_str(&format!(", into {place}"));
     }
     what
 }
@@ -80,7 +84,11 @@ mod tests {
             (&["--database", "shop", "--query", "select secret"], "rows of a query", "database shop"),
         ] {
             let args = Line::parse_from(["extract"].iter().chain(line)).args;
-            assert_eq!((scenario(&args), what(&args).as_str()), (scenario_is, what_is));
+            assert!(
+                what(&args, Some("schema b at app@db1:5432/shop"))
+                    .ends_with(", into schema b at app@db1:5432/shop")
+            );
+            assert_eq!((scenario(&args), what(&args, None).as_str()), (scenario_is, what_is));
         }
     }
 }

@@ -56,7 +56,7 @@ impl Rehearsal {
         planned: &Planned,
     ) -> Result<(), Failure> {
         let args = self.options();
-        let extraction = Extraction { common, args: &args, began: Instant::now() };
+        let extraction = Extraction { common, args: &args, load: None, began: Instant::now() };
         extraction.prove(scratch, planned, &Destination::Standard).await.map(drop)
     }
 
@@ -76,7 +76,7 @@ impl Rehearsal {
         let output = scratch.path().context("nothing was restored")?.join(OUTPUT);
         let destination = Destination::prepare(Some(&output), Shape::File, false)?;
         let args = self.options();
-        let extraction = Extraction { common, args: &args, began: Instant::now() };
+        let extraction = Extraction { common, args: &args, load: None, began: Instant::now() };
         let work =
             extraction.prove(scratch, &planned, &destination).await.map_err(|failure| failure.error)?;
         work.run(&destination, instance, scratch.user()).await?;

@@ -29,6 +29,9 @@ const TAKEN: &[&str] = &[
     "track_commit_timestamp",
 ];
 
+/// What a scratch instance calls itself, so that it is known as one.
+pub(crate) const CLUSTER_NAME: &str = "walpoint scratch";
+
 /// What keeps the server apart from everything else, and makes a copy that is thrown away fast.
 const APART: &[(&str, &str)] = &[
     ("listen_addresses", ""),
@@ -51,7 +54,7 @@ const APART: &[(&str, &str)] = &[
     ("synchronous_commit", "off"),
     ("restart_after_crash", "off"),
     ("jit", "off"),
-    ("cluster_name", "walpoint scratch"),
+    ("cluster_name", CLUSTER_NAME),
     ("external_pid_file", ""),
     ("logging_collector", "off"),
     ("log_destination", "stderr"),

@@ -38,6 +38,7 @@ use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::store::StoreSettings;
 
+pub(crate) use self::configuration::CLUSTER_NAME;
 use self::configuration::ScratchSettings;
 use self::directory::ScratchDirectory;
 use self::libraries::Preloaded;

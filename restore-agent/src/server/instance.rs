@@ -126,6 +126,15 @@ impl Instance {
         }
     }
 
+    /// Promotes it, unless it has ended recovery already.
+    pub(crate) async fn end_recovery(&self) -> anyhow::Result<()> {
+        let mut connection = self.connect(&self.database, Some(Duration::from_secs(60))).await?;
+        let sql = "SELECT pg_catalog.pg_is_in_recovery() AS recovering";
+        let is_in_recovery: bool = connection.query(sql).await?.one()?.get("recovering")?;
+        connection.close().await;
+        if is_in_recovery { self.promote().await } else { Ok(()) }
+    }
+
     /// The databases that take sessions.
     pub(crate) async fn databases(&self) -> anyhow::Result<Vec<String>> {
         let mut connection = self.connect(&self.database, Some(Duration::from_secs(60))).await?;

@@ -90,6 +90,11 @@ impl Programs {
         Ok(program)
     }
 
+    /// The major version of a client program that was found. It is run for it, as the server's user.
+    pub(crate) fn client_major(program: &Path, user: &ServerUser) -> anyhow::Result<u8> {
+        Ok(version_of(program, user)?.1)
+    }
+
     /// The directory of the programs.
     pub(crate) fn bindir(&self) -> &Path {
         &self.bindir

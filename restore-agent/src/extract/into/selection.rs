@@ -1,0 +1,49 @@
+//! What patterns select, by pg_dump's own reading of them: a dump of the definitions, listed by pg_restore, names each object by its OIDs.
+
+use std::collections::BTreeSet;
+
+/// The catalog of tables, views and sequences (`pg_class`).
+pub(super) const CLASS: u32 = 1259;
+/// The catalog of schemas (`pg_namespace`).
+pub(super) const NAMESPACE: u32 = 2615;
+
+/// Objects, by the OID of their catalog and their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Selection(BTreeSet<(u32, u32)>);
+
+impl Selection {
+    /// Reads what `pg_restore --list` prints. Lines about no object of their own have no OIDs.
+    pub(super) fn read(list: &str) -> Self {
+        Self(list.lines().filter_map(object).collect())
+    }
+
+    /// The objects of a catalog.
+    pub(super) fn of(&self, catalog: u32) -> Vec<u32> {
+        self.0.iter().filter(|(of, _)| *of == catalog).map(|(_, oid)| *oid).collect()
+    }
+}
+
+/// Reads `220; 1259 16503 TABLE public accounts app`.
+fn object(line: &str) -> Option<(u32, u32)> {
+    let (id, rest) = line.split_once("; ")?;
+    id.parse::<u32>().ok()?;
+    let mut words = rest.split(' ');
+    let (catalog, oid) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    (catalog != 0 && oid != 0).then_some((catalog, oid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_read_from_a_list_whatever_their_names() {
+        let list = ";\n; Archive created at 2026-11-21 10:15:00 UTC\n;     TOC Entries: 12\n;\n220; 1259 16503 TABLE public 1; 1259 7 app\n\
+                    5; 2615 2200 SCHEMA - public pg_database_owner\n2665; 0 0 SEQUENCE OWNED BY public accounts_id_seq app\n\
+                    2512; 2606 16511 FK CONSTRAINT public accounts accounts_c_fkey app\n219; 1259 16502 SEQUENCE public s app\nx; 1 2 y\n";
+        let selection = Selection::read(list);
+        assert_eq!(selection.of(CLASS), [16502, 16503]);
+        assert_eq!(selection.of(NAMESPACE), [2200]);
+        assert!(Selection::read("").of(CLASS).is_empty());
+    }
+}
