@@ -146,7 +146,7 @@ fn require_note(report: &Value, text: &str) {
     assert!(notes.iter().any(has), "no note about {text}: {report:#}");
 }
 
-/// R13: tables of the past stand beside production's, with their index, sequences, statistics and the foreign keys among them, and nothing
+/// R14: tables of the past stand beside production's, with their index, sequences, statistics and the foreign keys among them, and nothing
 /// of production has changed or is led to.
 fn tables_stand_beside_production(major: u32) {
     let bed = Bed::new(major);
@@ -218,7 +218,7 @@ fn tables_stand_beside_production_on_19() {
     tables_stand_beside_production(19);
 }
 
-/// R13: a schema comes under another name with all that is in it, but for what is left out; extensions stay the server's own, also in the
+/// R14: a schema comes under another name with all that is in it, but for what is left out; extensions stay the server's own, also in the
 /// schema `public`.
 #[test]
 fn a_schema_comes_under_another_name() {
@@ -247,7 +247,7 @@ fn a_schema_comes_under_another_name() {
     bed.require_tidy(&["Old Sales", "pub", "public", &schema]);
 }
 
-/// R13: what would fail is refused, before anything is restored where that can be known, and by name; what fails after all leaves nothing.
+/// R14: what would fail is refused, before anything is restored where that can be known, and by name; what fails after all leaves nothing.
 #[test]
 fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
     let bed = Bed::new(17);
