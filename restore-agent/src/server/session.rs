@@ -93,7 +93,8 @@ impl Reachable {
                         Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet),
                         Err(_) => (self.connect(&options, role, &database).await?, (*role).to_owned()),
                     };
-                    return Ok(FirstSession::Open(Session { connection, superuser, database, position }));
+                    let session = Session { connection, superuser, database, position };
+                    return Ok(FirstSession::Open(Box::new(session)));
                 }
                 Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet),
                 Err(error) => refused = refused.or(Some(error)),
@@ -111,7 +112,7 @@ pub(crate) enum FirstSession {
     /// It takes none of these roles.
     Refused(Error),
     /// There it is.
-    Open(Session),
+    Open(Box<Session>),
 }
 
 /// A session that waits.

@@ -107,7 +107,7 @@ impl Watch<'_> {
                     match self.first_session(known.address.as_ref().filter(|_| takes_sessions)).await? {
                         FirstSession::NotYet if self.has_arrived_unseen() => return Ok(Watched::Consistent),
                         FirstSession::NotYet => self.look_from_outside(server, known),
-                        FirstSession::Open(open) => session = Some(open),
+                        FirstSession::Open(open) => session = Some(*open),
                         FirstSession::Refused(error) => return Ok(Watched::Refused(error)),
                     }
                 }
