@@ -18,6 +18,7 @@ use crate::check::{source, whose_files};
 use crate::wal::bypass::Watch;
 use crate::wal::dropped::{self, Gap};
 use crate::wal::target::TargetError;
+use crate::wal::unread::Settled;
 use crate::wal::upload::Uploader;
 use crate::wal::{ready, split_brain};
 
@@ -82,11 +83,14 @@ pub(super) struct ServerState {
     /// WAL that was dropped, or archived although damaged, and after which no backup begins. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
+    /// What was dropped and archived after all, as the daemon knows, for a person.
+    #[serde(skip)]
+    archived_later: Option<String>,
     /// Repositories in which another server's WAL is stored under this server's names, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     split_brains: Vec<String>,
-    /// What cannot be determined about dropped WAL and other servers because the repositories do not answer.
+    /// What cannot be determined about dropped WAL and other servers: the repositories do not answer, or were not read.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     undetermined: Vec<String>,
@@ -99,19 +103,22 @@ impl ServerState {
         let mut state = asked
             .with_context(|| format!("the server did not answer within {}", human::span(TIME_LIMIT)))??;
         if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.ready_count.is_some()) {
-            state.compare(&Uploader::new(selection, pgdata), selection.chosen).await;
+            state.compare(&Uploader::new(selection, pgdata), selection).await;
         }
         Ok(state)
     }
 
     /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
-    async fn compare(&mut self, uploader: &Uploader, chosen: bool) {
+    async fn compare(&mut self, uploader: &Uploader, selection: &Selection<StoreSettings>) {
         let limit = |what: &str| {
-            format!("{what}: the repositories did not answer within {}", human::span(TIME_LIMIT))
+            format!(
+                "{what}: the repositories did not answer every request within {}",
+                human::span(TIME_LIMIT)
+            )
         };
         let watch = Watch::once();
-        let (gap, splits, bypass, unregistered) = tokio::join!(
-            tokio::time::timeout(TIME_LIMIT, dropped::gap(uploader)),
+        let (dropped, splits, bypass, unregistered) = tokio::join!(
+            tokio::time::timeout(TIME_LIMIT, dropped::look(uploader)),
             tokio::time::timeout(TIME_LIMIT, split_brain::split_brains(uploader)),
             tokio::time::timeout(TIME_LIMIT, watch.look(uploader)),
             tokio::time::timeout(TIME_LIMIT, unregistered(uploader)),
@@ -122,7 +129,7 @@ impl ServerState {
             _ if matches!(unregistered, Ok(Some(_))) => self.archive_error = unregistered.ok().flatten(),
             // A repository that does not have to acknowledge may not have it yet.
             Ok(Ok(bypass)) => {
-                self.archive_error = bypass.filter(|_| !chosen).map(|bypass| bypass.to_string())
+                self.archive_error = bypass.filter(|_| !selection.chosen).map(|bypass| bypass.to_string())
             }
             Ok(Err(problem)) => {
                 self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
@@ -130,8 +137,12 @@ impl ServerState {
             Err(_) => self.undetermined.push(limit(what)),
         }
         let what = "cannot determine whether WAL was dropped since the last backup";
-        match gap {
-            Ok(Ok(gap)) => self.dropped = gap,
+        match dropped {
+            Ok(Ok(look)) => {
+                let Settled { gap, open, archived } = look.settle(selection).await;
+                (self.dropped, self.archived_later) = (gap, archived);
+                self.undetermined.extend(open);
+            }
             Ok(Err(problem)) => {
                 self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
             }
@@ -163,6 +174,7 @@ impl ServerState {
         let at = self.lsn.map(|lsn| format!(", at {lsn}")).unwrap_or_default();
         let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.server_version, self.timeline);
         let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
+        let later = self.archived_later.as_ref().map(|archived| ("dropped", archived.clone()));
         let split = self.split_brains.iter().map(|split| ("IDENTITY", split.clone()));
         let archiver = ("archiver", self.archiver(now));
         let bypass = self.archive_error.as_ref().map(|bypass| ("ARCHIVING", bypass.clone()));
@@ -173,6 +185,7 @@ impl ServerState {
             .chain(stream)
             .chain(bypass)
             .chain(dropped)
+            .chain(later)
             .chain(split)
             .chain(unknown)
             .collect()
@@ -234,6 +247,7 @@ impl ServerState {
             stream: None,
             archive_error: None,
             dropped: None,
+            archived_later: None,
             split_brains: Vec::new(),
             undetermined: Vec::new(),
             unarchived_bytes: unarchived(identity, &stats, position),

@@ -40,6 +40,7 @@
 //! | [`blocked`] | what one lacks because a damaged object is in its place |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
 //! | [`read_back`] | whether what is stored under the name of a dropped segment can be read |
+//! | [`unread`] | what a command that does not read that takes from the daemon, and what it leaves open |
 //! | [`bypass`] | whether finished WAL reaches the archive at all |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
@@ -97,7 +98,7 @@ pub(crate) mod push;
 pub(crate) mod queue;
 pub(crate) mod reach;
 pub(crate) mod read;
-mod read_back;
+pub(crate) mod read_back;
 pub(crate) mod ready;
 mod resting;
 pub(crate) mod serve;
@@ -109,6 +110,7 @@ pub(crate) mod stream;
 pub(crate) mod target;
 mod target_error;
 mod unfinished;
+pub(crate) mod unread;
 mod unreadable;
 pub(crate) mod unwritten;
 pub(crate) mod upload;

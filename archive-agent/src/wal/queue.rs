@@ -19,8 +19,9 @@ use walpoint_runtime::human;
 use super::archiver::Archiver;
 use super::bypass::Watch;
 use super::disk::{self, DiskError};
-use super::dropped;
+use super::dropped::{self, Look};
 use super::reach::{self, Looked, UnreachedIn};
+use super::read_back::ReadList;
 use super::ready;
 use super::upload::Upload;
 
@@ -67,6 +68,8 @@ pub(crate) struct Queue {
     pub(crate) dropped: Notify,
     /// What is archived and cannot be recovered, until a look finds no such thing: whatever tells it is started again.
     unreached: Mutex<Option<UnreachedIn>>,
+    /// Objects under the names of dropped segments that are to be read.
+    pub(super) to_read: ReadList,
     bypass: Watch,
 }
 
@@ -95,6 +98,7 @@ impl Queue {
             dropping: AtomicBool::new(false),
             dropped: Notify::new(),
             unreached: Mutex::default(),
+            to_read: ReadList::default(),
             bypass: Watch::from_now(),
         }
     }
@@ -212,8 +216,15 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         if let Ok(Some(bypass)) = bypass {
             return Err(bypass.into());
         }
-        if let Some(gap) = dropped::gap(archiver.uploader()).await? {
+        let Look { gap, unread, objects } = dropped::look(archiver.uploader()).await?;
+        archiver.queue().to_read.set(objects);
+        if let Some(gap) = gap {
             return Err(gap.into());
+        }
+        if let Some(unread) = unread {
+            // Reading may take hours.
+            see_requested(&archiver).await?;
+            return Err(unread.into());
         }
         // What is on no record here shows in the repository, which takes more to read. Before another start of the server it may have
         // archived nothing.
@@ -225,18 +236,7 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
         let known =
             !looked || is_reached(&archiver.queue().unreached, || reach::look(archiver.uploader())).await?;
         looks = if known { looks.wrapping_add(1) } else { 0 };
-        see_waiting(&archiver).await?;
-        // A standby's WAL waits until its promotion, where it archives at all.
-        if let Some(span) = archiver.asking().neglected().await?
-            && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
-        {
-            bail!(
-                "WAL is waiting in {}, and PostgreSQL has not requested its archiving for {}\nHINT: Check \
-                 pg_stat_archiver, and archive_command: it hangs, or it does not call archive-push.",
-                archiver.wal_directory().display(),
-                human::span(span)
-            );
-        }
+        see_requested(&archiver).await?;
         bypass?;
         if looked && let Some(damaged) = reach::damaged(archiver.uploader()).await? {
             bail!("{damaged}");
@@ -249,6 +249,23 @@ pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow:
             looks = 0;
         }
     }
+}
+
+/// Whether PostgreSQL requests the archiving of what waits. An error says that it does not.
+async fn see_requested(archiver: &Archiver) -> anyhow::Result<()> {
+    see_waiting(archiver).await?;
+    // A standby's WAL waits until its promotion, where it archives at all.
+    if let Some(span) = archiver.asking().neglected().await?
+        && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
+    {
+        bail!(
+            "WAL is waiting in {}, and PostgreSQL has not requested its archiving for {}\nHINT: Check \
+             pg_stat_archiver, and archive_command: it hangs, or it does not call archive-push.",
+            archiver.wal_directory().display(),
+            human::span(span)
+        );
+    }
+    Ok(())
 }
 
 /// Notes whether files wait. The look-ahead does so too, and may be switched off.
