@@ -42,9 +42,10 @@ impl Blocked {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers what a file could not be stored for, if that is a damaged object.
+    /// Remembers what a file could not be stored for, if that is a damaged object: one that is said to be in the way, or any of the file.
     pub(super) fn add(&self, name: WalFileName, error: &TargetError) {
-        if let TargetError::Repository(RepoError::Corrupt { key, remedy: Some(Remedy::MoveAway), .. }) = error
+        if let TargetError::Repository(RepoError::Corrupt { key, remedy, .. }) = error
+            && (*remedy == Some(Remedy::MoveAway) || is_of(key, name))
         {
             self.put(key.clone(), name);
         }
@@ -133,6 +134,18 @@ pub(super) async fn left(
     Ok(None)
 }
 
+/// Whether an object is one of a file, or of the segment that the file belongs to.
+fn is_of(key: &Key, name: WalFileName) -> bool {
+    let stem = match name {
+        WalFileName::Segment(segment) | WalFileName::Partial(segment) | WalFileName::Backup(segment, _) => {
+            segment.to_string()
+        }
+        WalFileName::History(_) => name.to_string(),
+    };
+    let goes_with = |rest: &str| rest.is_empty() || rest.starts_with('.');
+    key.as_str().split('/').any(|part| part.strip_prefix(&stem).is_some_and(goes_with))
+}
+
 /// Reads an object of a file to its end; `false` if there is none.
 async fn read(archive: &WalArchive, key: &Key, name: WalFileName) -> Result<bool, RepoError> {
     let reader = match archive.paths().parse(key) {
@@ -164,6 +177,25 @@ mod tests {
         let left = left(&uploader, target, archive).await.unwrap();
         uploader.note_blocked(target).await;
         (left.map(|left| walpoint_words::format_chain(&left)), target.missed_any())
+    }
+
+    #[test]
+    fn any_damaged_object_of_a_file_keeps_it_from_being_stored() {
+        let file: WalFileName = NAMES[0].parse().unwrap();
+        let kept_by = |key: &str, remedy| {
+            let (blocked, key) = (Blocked::default(), key.parse().unwrap());
+            let error = RepoError::Corrupt { key, what: "its header is invalid".to_owned(), remedy };
+            blocked.add(file, &TargetError::Repository(error));
+            blocked.first().is_some()
+        };
+        let wal = "clusters/main/7-1/wal/00000001/00000000";
+        assert!(kept_by(&format!("{wal}/{}", NAMES[0]), None));
+        assert!(kept_by(&format!("{wal}/{}.parts/00-0001", NAMES[0]), None));
+        assert!(!kept_by(&format!("{wal}/{}", NAMES[1]), None), "another file's");
+        assert!(!kept_by(&format!("{wal}/{}0", NAMES[0]), None));
+        assert!(kept_by("clusters/main/7-1/points/6162/00000001-0000000005000028", Some(Remedy::MoveAway)));
+        let file = WalFileName::History(walpoint_base::TimelineId::new(2).unwrap());
+        assert!(is_of(&"clusters/main/7-1/history/00000002.history".parse().unwrap(), file));
     }
 
     #[tokio::test]

@@ -270,9 +270,12 @@ pub(super) async fn is_readable(
     archive: &WalArchive,
     file: WalFileName,
 ) -> Result<(), TargetError> {
-    let Some(reader) = archive.read(file).await? else { return Ok(()) };
-    match reader.write_to(std::io::sink()).await {
-        Ok(_) => Ok(()),
+    let read = async {
+        let Some(reader) = archive.read(file).await? else { return Ok(()) };
+        reader.write_to(std::io::sink()).await.map(drop)
+    };
+    match read.await {
+        Ok(()) => Ok(()),
         Err(error @ RepoError::Corrupt { .. }) => {
             tracing::error!(
                 %file,
@@ -283,5 +286,40 @@ pub(super) async fn is_readable(
             Err(in_the_way(error).into())
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_storage::object::OBJECT_HEADER;
+
+    use super::*;
+    use crate::wal::blocked;
+    use crate::wal::fixtures::two;
+
+    const NAME: &str = "000000010000000000000005";
+
+    /// Promise 1: what a create finds under a name shows the object's header only.
+    #[tokio::test]
+    async fn damage_anywhere_behind_the_header_of_an_object_is_named_and_remembered() {
+        let (_main, far, uploader, _) = two().await;
+        let (target, file) = (&uploader.targets()[1], WalFileName::Segment(NAME.parse().unwrap()));
+        far.put(NAME, 1).await;
+        let path = far.stored(NAME);
+        let sound = std::fs::read(&path).unwrap();
+        is_readable(target, &far.archive, file).await.unwrap();
+        for at in [OBJECT_HEADER, sound.len() / 2, sound.len() - 1] {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 1;
+            walpoint_base::durable::replace(&path, &damaged, 0o600).unwrap();
+            let error = is_readable(target, &far.archive, file).await.unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(NAME) && text.contains("Move that object away."), "{at}: {text}");
+            target.blocked.add(file, &error);
+            let left = blocked::left(&uploader, target, &far.archive).await.unwrap();
+            assert!(left.is_some_and(|left| left.to_string().contains("1 file cannot be stored")), "{at}");
+            walpoint_base::durable::replace(&path, &sound, 0o600).unwrap();
+            assert!(blocked::left(&uploader, target, &far.archive).await.unwrap().is_none(), "{at}");
+        }
     }
 }
