@@ -129,6 +129,12 @@ pub(crate) enum TargetError {
          or the network to it: check the mount and its server, or the disk."
     )]
     Hangs,
+    /// What was found under the name of a file is there no longer: a person may have moved it away. Nothing is stored of the file then.
+    #[error("{name} was there when it was offered, and was gone before it could be read")]
+    Vanished {
+        /// The file.
+        name: WalFileName,
+    },
     /// A segment cannot take the place of another copy that was accepted although damaged.
     #[error(
         "{conflict}\nDETAIL: Repository {repository} holds {name} as it was accepted although damaged (push \
@@ -199,7 +205,7 @@ impl TargetError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Repository(error) => error.is_transient(),
-            Self::Hangs => true,
+            Self::Hangs | Self::Vanished { .. } => true,
             _ => false,
         }
     }

@@ -132,6 +132,7 @@ async fn beside_own(
     own: &WalArchive,
     name: SegmentName,
 ) -> Result<Sound, UploadError> {
+    let file = WalFileName::Segment(name);
     let (mut has, mut lacks, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for Looked { target, goes_to, found } in looked {
         let (archive, copy) = match found {
@@ -140,25 +141,33 @@ async fn beside_own(
             Err(_) => continue,
         };
         let named = || target.name().to_owned();
+        let same = match copy {
+            Copy::Sound if archive.repository().id() == own.repository().id() => Some(true),
+            Copy::Sound => archive.same_segment(own, name).await?,
+            Copy::Damaged | Copy::None => None,
+        };
         match copy {
-            Copy::Sound
-                if archive.repository().id() == own.repository().id()
-                    || archive.same_segment(own, name).await? == Some(true) =>
-            {
+            Copy::Sound if same == Some(true) => {
                 if goes_to || lacks.is_empty() {
-                    is_readable(target, &archive, WalFileName::Segment(name))
+                    is_readable(target, &archive, file)
                         .await
                         .map_err(|error| upload_error(target, &error))?;
                 }
                 has.push((goes_to, named()));
             }
-            Copy::Sound if goes_to => {
+            Copy::Sound if goes_to && same == Some(false) => {
                 return Err(UploadError::permanent(format!(
                     "\"{name}\" is damaged here, repository {} has it as it was before, and repository {} has other content \
                      under that name: two servers have archived there\nHINT: \"archive-agent status\" shows more.",
                     own.repository().name(),
                     target.name()
                 )));
+            }
+            Copy::Sound if goes_to => {
+                // It is damaged behind its header, or one of the two was moved away.
+                let read = is_readable(target, &archive, file).await;
+                let error = read.err().unwrap_or(TargetError::Vanished { name: file });
+                return Err(upload_error(target, &error));
             }
             Copy::Sound => {}
             Copy::Damaged if goes_to => damaged.push(named()),
@@ -264,18 +273,20 @@ impl Uploader {
     }
 }
 
-/// Reads a file that was there already when it was offered, wherever that lies: it may be the only sound copy.
+/// Reads a file that was there already when it was offered, wherever that lies: it may be the only sound copy. If it is gone by now, it has
+/// to be offered once more.
 pub(super) async fn is_readable(
     target: &WalTarget,
     archive: &WalArchive,
     file: WalFileName,
 ) -> Result<(), TargetError> {
     let read = async {
-        let Some(reader) = archive.read(file).await? else { return Ok(()) };
-        reader.write_to(std::io::sink()).await.map(drop)
+        let Some(reader) = archive.read(file).await? else { return Ok(false) };
+        reader.write_to(std::io::sink()).await.map(|_| true)
     };
     match read.await {
-        Ok(()) => Ok(()),
+        Ok(true) => Ok(()),
+        Ok(false) => Err(TargetError::Vanished { name: file }),
         Err(error @ RepoError::Corrupt { .. }) => {
             tracing::error!(
                 %file,
@@ -295,7 +306,7 @@ mod tests {
 
     use super::*;
     use crate::wal::blocked;
-    use crate::wal::fixtures::two;
+    use crate::wal::fixtures::{Bed, two};
 
     const NAME: &str = "000000010000000000000005";
 
@@ -321,5 +332,27 @@ mod tests {
             walpoint_base::durable::replace(&path, &sound, 0o600).unwrap();
             assert!(blocked::left(&uploader, target, &far.archive).await.unwrap().is_none(), "{at}");
         }
+    }
+
+    /// Promise 1: a person moves the damaged object away as the message says, while the file is offered again.
+    #[tokio::test]
+    async fn what_vanished_before_it_was_read_is_not_acknowledged() {
+        let (main, far, uploader, _) = two().await;
+        let (target, name) = (&uploader.targets()[0], NAME.parse().unwrap());
+        main.put(NAME, 1).await;
+        far.put(NAME, 1).await;
+        let looked = |bed: &Bed, n: usize| Looked {
+            target: &uploader.targets()[n],
+            goes_to: true,
+            found: Ok((bed.archive.clone(), Copy::Sound)),
+        };
+        let beside = || beside_own(vec![looked(&main, 0), looked(&far, 1)], &far.archive, name);
+        assert!(matches!(beside().await, Ok(Sound::Everywhere(damaged)) if damaged.is_empty()));
+        std::fs::remove_file(main.stored(NAME)).unwrap();
+        let gone = is_readable(target, &main.archive, WalFileName::Segment(name)).await.unwrap_err();
+        assert!(gone.is_transient() && gone.to_string().contains(NAME), "{gone}");
+        assert!(matches!(beside().await, Err(UploadError { permanent: false, .. })));
+        let own = beside_own(vec![looked(&main, 0)], &main.archive, name).await;
+        assert!(matches!(own, Err(UploadError { permanent: false, .. })));
     }
 }
