@@ -1,9 +1,13 @@
 //! Whether a damaged segment of a directory is the one that is stored under its name, as its records and its neighbors show.
+//!
+//! A copy of a server that parted in what is damaged has the same records before that. What it wrote of the next segment shows it, as far
+//! as there is any: without, the stored segment is taken for its own, and the next one is compared before it is stored.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use walpoint_base::chain::Link;
 use walpoint_base::{SegmentName, SegmentNo, WalFileName};
 use walpoint_pg::wal::{DamagedComparison, DamagedRecords, WalIdentity};
 use walpoint_repo::wal::WalArchive;
@@ -46,12 +50,32 @@ impl Write for PageComparison {
 }
 
 /// Whether the file of a directory is the stored segment, but for what is damaged. What cannot be read shows nothing.
-pub(super) async fn is_damaged_copy(archive: &WalArchive, wal: &Path, name: SegmentName) -> bool {
+pub(super) async fn is_damaged_copy(
+    archive: &WalArchive,
+    cluster: &WalIdentity,
+    wal: &Path,
+    name: SegmentName,
+) -> bool {
     records(archive, wal, name).await == DamagedRecords::Same
+        && !has_parted(archive, cluster, wal, name).await
+}
+
+/// Whether what the server has written of the next segment, though it may be writing it still, does not continue the stored one.
+async fn has_parted(archive: &WalArchive, cluster: &WalIdentity, wal: &Path, name: SegmentName) -> bool {
+    let size = cluster.segment_size;
+    let Some(next) = name.number(size).map(|number| number.next().name(name.timeline, size)) else {
+        return false;
+    };
+    if !matches!(comparison::begun(wal, next, size).await, Ok(true)) {
+        return false;
+    }
+    let edges = comparison::edges(wal, next, cluster).await;
+    let (Some(next), Ok(Some(stored))) = (edges, archive.header(name).await) else { return false };
+    matches!(stored.chain.end.link(&next), Link::Broken(_))
 }
 
 /// Whether the segment that is stored under the name of a damaged one is the directory's: it has the next one as that is stored; or it has
-/// the one before, or remembers that, and the records of this one.
+/// the one before, or remembers that, and the records of this one, and nothing of the next one that does not continue it.
 pub(super) async fn is_own(
     archive: &WalArchive,
     cluster: &WalIdentity,
@@ -71,6 +95,9 @@ pub(super) async fn is_own(
     }
     let before = number.0.checked_sub(1).map(|before| SegmentNo(before).name(timeline, size));
     let Some(before) = before.filter(|_| shown == DamagedRecords::Same) else { return false };
+    if has_parted(archive, cluster, wal, name).await {
+        return false;
+    }
     let remembered = elsewhere::claimed(wal, archive, timeline).await;
     matches!(remembered, Ok(Some(noted)) if noted == before) || has(before).await
 }

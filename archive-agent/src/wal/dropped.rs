@@ -251,7 +251,7 @@ async fn copy(
     };
     let compared = match owner(target, archive, of, &header).await {
         Owner::This => None,
-        Owner::Content => Some(of.1.to_owned()),
+        Owner::Content => Some((*of.0, of.1.to_owned())),
         Owner::Other => return Found::Missing(Vec::new()),
     };
     let object = Object::new((target, archive), &header, compared);
@@ -282,7 +282,7 @@ pub(super) async fn has_own(
     match owner(target, archive, (cluster, wal), &header).await {
         Owner::This => true,
         Owner::Other => false,
-        Owner::Content => damaged_copy::is_damaged_copy(archive, wal, name).await,
+        Owner::Content => damaged_copy::is_damaged_copy(archive, cluster, wal, name).await,
     }
 }
 

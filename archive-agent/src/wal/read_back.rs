@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use walpoint_base::{SegmentName, WalFileName};
+use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::{WalArchive, WalHeader};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
@@ -83,15 +84,15 @@ pub(crate) struct Object {
     name: SegmentName,
     /// Of its content, as its header says.
     hash: ContentHash,
-    /// The directory of WAL whose file it is compared with, if only its content shows whose it is.
-    compared: Option<PathBuf>,
+    /// The server and its directory of WAL whose file it is compared with, if only its content shows whose it is.
+    compared: Option<(WalIdentity, PathBuf)>,
 }
 
 impl Object {
     pub(super) fn new(
         (target, archive): (&WalTarget, &WalArchive),
         header: &WalHeader,
-        compared: Option<PathBuf>,
+        compared: Option<(WalIdentity, PathBuf)>,
     ) -> Self {
         let (target, archive) = (target.name().to_owned(), archive.clone());
         Self { target, archive, name: header.name(), hash: header.hash, compared }
@@ -124,7 +125,9 @@ impl Object {
             Ok(None) | Err(_) => return,
         };
         let own = match &self.compared {
-            Some(wal) if sound => damaged_copy::is_damaged_copy(&self.archive, wal, self.name).await,
+            Some((cluster, wal)) if sound => {
+                damaged_copy::is_damaged_copy(&self.archive, cluster, wal, self.name).await
+            }
             _ => true,
         };
         let read = Read { hash: self.hash, sound: sound && own, at: Instant::now() };

@@ -8,7 +8,7 @@ use walpoint_tests::store::Store;
 use walpoint_tests::{user, wait};
 
 use super::{SOON, refused_at, stuck, waiting};
-use crate::archive_bed::{Archive, Bed, register};
+use crate::archive_bed::{Archive, Bed, all_done, register, segments, snapshot};
 
 /// A3: what was accepted though damaged is archived for PostgreSQL, too, by the daemon and without one.
 #[test]
@@ -401,4 +401,38 @@ fn what_is_stored_damaged_is_not_acknowledged() {
         assert!(sound.is_none_or(|sound| bed.archive().get(&names[0]).unwrap() == sound));
         drop(daemon);
     }
+}
+
+/// Promise 12: a copy of production's storage went on alone in the middle of a segment, and lost on its disk what it wrote there. That
+/// production stored the segment, the same up to there, acknowledges nothing of the copy's.
+#[test]
+fn a_copy_that_parted_in_what_is_damaged_is_not_given_productions_segment() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    bed.cluster.start();
+    let _production = bed.agent.daemon();
+    all_done(&bed.cluster, &segments(&bed.cluster, 2, 100));
+    bed.cluster.psql("insert into t select n, clock_timestamp() from generate_series(1, 500) n");
+    let segment = bed.cluster.current_segment();
+    let offset = bed.cluster.psql("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint % (1 << 20)");
+    bed.cluster.crash();
+    let mut copy = snapshot(&bed, "copy");
+    bed.cluster.start();
+    let ours = segments(&bed.cluster, 1, 100);
+    assert_eq!(ours, [segment.clone()]);
+    all_done(&bed.cluster, &ours);
+
+    let agent = Agent::with(&copy, &bed.store);
+    agent.archive_from(&copy);
+    copy.set_last("archive_command", "");
+    copy.start();
+    assert_eq!(segments(&copy, 1, 700), [segment.clone()]);
+    // The next segment has begun on its disk.
+    copy.psql("insert into t select n, clock_timestamp() from generate_series(1, 10) n; checkpoint");
+    let path = copy.wal_dir().join(&segment);
+    let mut content = std::fs::read(&path).unwrap();
+    content[offset.parse::<usize>().unwrap()..].fill(0);
+    std::fs::write(&path, content).unwrap();
+    let refused = agent.run(&["push", path.to_str().unwrap()]);
+    assert!(!refused.success() && refused.stderr.contains("is damaged"), "{refused:#?}");
+    assert!(!refused.stderr.contains("what is stored is sound"), "{refused:#?}");
 }

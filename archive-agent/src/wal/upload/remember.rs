@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use walpoint_base::WalFileName;
+use walpoint_base::{SegmentName, WalFileName};
 use walpoint_repo::wal::WalArchive;
 
 use super::admission::CandidateRepository;
@@ -25,6 +25,11 @@ pub(super) async fn remember(
             known.add(claim.segment, anew, file.incarnation);
         }
     });
+    note(file, target, archive, claim).await;
+}
+
+/// Remembers in `pg_wal` that a segment is stored as this server's, if the server answers for the file.
+async fn note(file: &UploadSource, target: &WalTarget, archive: &WalArchive, claim: SegmentClaim) {
     if !file.answers {
         return;
     }
@@ -60,10 +65,68 @@ pub(super) async fn remember_sound<'a>(
 ) -> Result<(), UploadError> {
     let WalFileName::Segment(segment) = file.name else { return Ok(()) };
     for one in candidates {
-        let Some(archive) = one.archive() else { continue };
-        if let Some(header) = archive.header(segment).await?.filter(|header| !header.damaged) {
-            remember(file, one.target, archive, SegmentClaim { segment, hash: header.hash }, false).await;
+        if let Some(archive) = one.archive() {
+            note_sound(file, one.target, archive, segment).await?;
         }
     }
     Ok(())
+}
+
+/// It is not known to the process: two servers may have parted in what is damaged, so the next segment is compared with the edge of what
+/// is stored before it follows.
+async fn note_sound(
+    file: &UploadSource,
+    target: &WalTarget,
+    archive: &WalArchive,
+    segment: SegmentName,
+) -> Result<(), UploadError> {
+    if let Some(header) = archive.header(segment).await?.filter(|header| !header.damaged) {
+        note(file, target, archive, SegmentClaim { segment, hash: header.hash }).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::wal::fixtures::two;
+    use crate::wal::known::Incarnation;
+    use crate::wal::prepare::Rules;
+
+    /// Promise 12: a copy that parted from production in what is damaged has remembered production's segment, and the next one has to
+    /// continue that all the same.
+    #[tokio::test]
+    async fn what_is_sound_elsewhere_only_does_not_vouch_for_what_follows() {
+        let (main, _far, uploader, cluster) = two().await;
+        let (target, archive) = (&uploader.targets()[0], &main.archive);
+        let segment: SegmentName = "000000010000000000000005".parse().unwrap();
+        main.put(&segment.to_string(), 1).await;
+        let wal = main.pgdata().join("pg_wal");
+        let file = UploadSource {
+            name: WalFileName::Segment(segment),
+            path: wal.join(segment.to_string()),
+            rules: Rules { accept_damaged: false, whole_only: true },
+            cluster,
+            incarnation: Incarnation::of(&main.pgdata()),
+            in_wal: true,
+            answers: true,
+            writes: true,
+            later: None,
+            by_hand: false,
+            expected: None,
+        };
+        target.presence.opened(archive.repository(), Instant::now());
+        let lineage = archive.lineage().id;
+        target.known(lineage, |known| known.since(file.incarnation));
+        note_sound(&file, target, archive, segment).await.unwrap();
+        let hash = archive.header(segment).await.unwrap().unwrap().hash;
+        let noted = claim::read(&wal, archive, segment.timeline);
+        assert_eq!(noted, Some(SegmentClaim { segment, hash }));
+        assert!(!target.known(lineage, |known| known.vouches_for(segment)));
+
+        remember(&file, target, archive, SegmentClaim { segment, hash }, false).await;
+        assert!(target.known(lineage, |known| known.vouches_for(segment)), "what was read here does");
+    }
 }
