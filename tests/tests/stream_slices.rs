@@ -77,6 +77,46 @@ fn a_segment_that_takes_long_has_few_slices() {
     assert_eq!(counted, format!("{rows}|{rows}|{}", last + 1));
 }
 
+/// The session, and the end of the last slice, of these.
+fn last_slice(slices: &[String]) -> (String, u64) {
+    let parsed = slices.iter().map(|key| {
+        let name: Vec<&str> = key.rsplit('/').next().unwrap().split('-').collect();
+        (name[2].to_owned(), u64::from_str_radix(name[1], 16).unwrap())
+    });
+    parsed.max_by_key(|(_, end)| *end).unwrap()
+}
+
+/// Promise 1: what a store left damaged under the name of a slice, when it failed in the middle of a create, ends the session. The next
+/// one stores the segment under other names, and commits wait no longer.
+#[test]
+fn a_damaged_slice_under_a_live_session_costs_nothing_but_time() {
+    let bed = flushing("10ms", 1);
+    bed.cluster.psql("create table t as select 0 as n");
+    bed.settle();
+    let door = bed.back_door();
+    let over = || bed.daemon().log().contains("The stream starts over");
+    for _ in 0..10 {
+        bed.cluster.psql("insert into t values (1)");
+        wait_durable(&bed.cluster);
+        let all = slices(&bed);
+        let (session, start) = last_slice(&all);
+        let (directory, _) = all[0].rsplit_once('/').unwrap();
+        // Wherever the next slice ends.
+        for end in (1..=512).map(|n| start + 8 * n) {
+            bed.back_door()
+                .put(&format!("{directory}/{start:016X}-{end:016X}-{session}"), b"damaged".to_vec());
+        }
+        bed.cluster.psql("insert into t values (2)");
+        wait_durable(&bed.cluster);
+        if over() {
+            break;
+        }
+    }
+    assert!(over(), "{}", bed.daemon().log());
+    // The segment is stored as a whole behind it, too.
+    bed.settle();
+}
+
 /// The daemon that continues a large segment reads all slices of it, and holds a few.
 #[test]
 #[ignore = "hundreds of megabytes: make soak"]

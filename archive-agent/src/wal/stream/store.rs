@@ -19,7 +19,7 @@ use walpoint_storage::object::ContentHash;
 use super::segment::{Slice, StoredBefore};
 use super::{EVER, StreamReports};
 use crate::wal::archiver::Archiver;
-use crate::wal::upload::UploadError;
+use crate::wal::upload::{PutSlice, UploadError};
 
 /// The waits before another try grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -59,12 +59,19 @@ impl SliceStore {
         Self { archiver, reports, session, epoch, history, admitted: Mutex::new(admitted), own }
     }
 
-    /// Stores a slice; its end.
+    /// Stores a slice; its end. Where a damaged object has its name no attempt of this session stores it: the session ends, and the next
+    /// one, whose slices have other names, stores the segment from its start on.
     pub(super) async fn slice(self: Arc<Self>, slice: Slice) -> anyhow::Result<Lsn> {
         let (facts, mut backoff) = (self.facts(&slice), Backoff::new(WAITS.0, WAITS.1, EVER));
         loop {
             match self.try_slice(&facts, &slice).await {
-                Ok(()) => break,
+                Ok(PutSlice::Stored) => break,
+                Ok(PutSlice::InTheWay(what)) => anyhow::bail!(
+                    "WAL from {} on cannot be stored: {what}\nDETAIL: The stream starts over, and stores segment {} from its start \
+                     on under other names.\nHINT: Check the storage for failures.",
+                    slice.start,
+                    slice.segment
+                ),
                 Err(UploadError { text, .. }) => {
                     (self.reports.failing)(&format!("WAL from {} on cannot be stored: {text}", slice.start));
                 }
@@ -99,7 +106,9 @@ impl SliceStore {
     }
 
     async fn try_merge(&self, slice: &Slice) -> Result<(), UploadError> {
-        self.try_slice(&self.facts(slice), slice).await?;
+        if let PutSlice::InTheWay(what) = self.try_slice(&self.facts(slice), slice).await? {
+            return Err(UploadError::permanent(what));
+        }
         self.is_current().map_err(UploadError::permanent)?;
         let merged = self.name_of(slice);
         let is_replaced =
@@ -119,7 +128,7 @@ impl SliceStore {
         SliceName { start: slice.start, end: slice.end(), session: self.session }
     }
 
-    async fn try_slice(&self, facts: &SliceFacts, slice: &Slice) -> Result<(), UploadError> {
+    async fn try_slice(&self, facts: &SliceFacts, slice: &Slice) -> Result<PutSlice, UploadError> {
         let uploader = self.archiver.uploader();
         let mut admitted = self.admitted.lock().await;
         if *admitted != slice.segment {

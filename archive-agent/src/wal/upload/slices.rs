@@ -10,11 +10,21 @@ use walpoint_base::{SegmentName, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::slices::{SliceFacts, SliceName};
+use walpoint_storage::RepoError;
+use walpoint_storage::error::Remedy;
 use walpoint_storage::object::ContentHash;
 
 use super::{UploadError, Uploader, upload_error};
 use crate::wal::presence;
-use crate::wal::target::WalTarget;
+use crate::wal::target::{TargetError, WalTarget};
+
+/// What became of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::wal) enum PutSlice {
+    Stored,
+    /// A damaged object has its name, so nothing is ever stored under that; what is damaged.
+    InTheWay(String),
+}
 
 impl Uploader {
     fn required(&self) -> Vec<&WalTarget> {
@@ -44,7 +54,8 @@ impl Uploader {
         candidates.into_iter().map(archive).collect()
     }
 
-    /// Stores a slice. `before`: the hash of what comes before it, for each archive.
+    /// Stores a slice in each archive, unless a damaged object has its name in one. `before`: the hash of what comes before it, for each
+    /// archive.
     // Boxed, as the others: the compiler cannot prove a nest of that many futures to be `Send`.
     pub(in crate::wal) fn put_slice<'a>(
         &'a self,
@@ -52,7 +63,7 @@ impl Uploader {
         before: &'a [ContentHash],
         session: u32,
         content: &'a Bytes,
-    ) -> BoxFuture<'a, Result<(), UploadError>> {
+    ) -> BoxFuture<'a, Result<PutSlice, UploadError>> {
         async move {
             let (required, cluster) = (self.required(), self.identity().await?);
             let puts = required.iter().zip(before).map(|(target, before)| {
@@ -60,8 +71,10 @@ impl Uploader {
                 put(target, &cluster, facts, session, content.clone()).boxed()
             });
             let puts: Vec<_> = puts.collect();
-            presence::during(&required, try_join_all(puts).map(|stored| stored.map(drop))).await?;
-            self.are_still_there(WalFileName::Segment(facts.segment)).await
+            let put = presence::during(&required, try_join_all(puts)).await?;
+            self.are_still_there(WalFileName::Segment(facts.segment)).await?;
+            let in_the_way = put.into_iter().find(|put| *put != PutSlice::Stored);
+            Ok(in_the_way.unwrap_or(PutSlice::Stored))
         }
         .boxed()
     }
@@ -172,7 +185,7 @@ async fn put(
     facts: SliceFacts,
     session: u32,
     content: Bytes,
-) -> Result<(), UploadError> {
+) -> Result<PutSlice, UploadError> {
     let store = async {
         target.answers()?;
         let archive = target.archive_at(cluster, facts.segment.timeline).await?;
@@ -180,5 +193,59 @@ async fn put(
         archive.put_slice(&facts, session, content).await.map(drop)?;
         Ok(())
     };
-    target.or_start_over(store).await.map_err(|error| upload_error(target, &error))
+    match target.or_start_over(store).await {
+        Ok(()) => Ok(PutSlice::Stored),
+        Err(TargetError::Repository(RepoError::Corrupt { key, remedy: Some(Remedy::MoveAway), .. })) => {
+            Ok(PutSlice::InTheWay(format!("repository {}: {key} is damaged", target.name())))
+        }
+        Err(error) => Err(upload_error(target, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::Lsn;
+    use walpoint_base::facts::HistoryHash;
+
+    use super::*;
+    use crate::wal::fixtures::{size, two};
+
+    /// Promise 1: what a create left damaged keeps the name of its slice for ever. Another session, which begins where its segment does,
+    /// stores the same bytes under other names, and what is damaged hides none of them.
+    #[tokio::test]
+    async fn another_session_stores_what_a_damaged_slice_is_in_the_way_of() {
+        let (main, _far, uploader, cluster) = two().await;
+        let target = &uploader.targets()[0];
+        let segment: SegmentName = "000000010000000000000005".parse().unwrap();
+        let start = segment.number(size()).unwrap().start(size());
+        let hash = |bytes: &[u8]| {
+            let mut hasher = main.archive.content_hasher();
+            hasher.update(bytes);
+            ContentHash(*hasher.finalize().as_bytes())
+        };
+        let (first, second) = (Bytes::from(vec![1; 8192]), Bytes::from(vec![2; 8192]));
+        let facts = |at: u64, before: &[u8]| SliceFacts {
+            segment,
+            start: start + at,
+            before: hash(before),
+            history: HistoryHash::NONE,
+            received: jiff::Timestamp::now(),
+        };
+        let put_first = async |session| put(target, &cluster, facts(0, &[]), session, first.clone()).await;
+        let put_second =
+            async |session| put(target, &cluster, facts(8192, &first), session, second.clone()).await;
+        assert_eq!(put_first(1).await.unwrap(), PutSlice::Stored);
+        assert_eq!(put_second(1).await.unwrap(), PutSlice::Stored);
+        let damaged = format!("{:016X}-{:016X}-00000001", start.0 + 8192, start.0 + 16384);
+        main.damage(&damaged);
+        assert!(matches!(put_second(1).await.unwrap(), PutSlice::InTheWay(what) if what.contains(&damaged)));
+        let stored = async || main.archive.sliced_beginning(segment, Lsn(u64::MAX)).await.unwrap().unwrap().0;
+        assert!(stored().await.fault.is_some(), "the next session begins where the segment does");
+
+        for put in [put_first(2).await, put_second(2).await] {
+            assert_eq!(put.unwrap(), PutSlice::Stored);
+        }
+        let stored = stored().await;
+        assert_eq!((stored.end, stored.fault.is_none()), (start + 16384, true), "{:?}", stored.fault);
+    }
 }
