@@ -146,15 +146,14 @@ fn is_of(key: &Key, name: WalFileName) -> bool {
     key.as_str().split('/').any(|part| part.strip_prefix(&stem).is_some_and(goes_with))
 }
 
-/// Reads an object of a file to its end; `false` if there is none.
+/// Reads an object, which kept a file from being stored, to its end; `false` if there is none, or nothing of the file that it is a part of.
 async fn read(archive: &WalArchive, key: &Key, name: WalFileName) -> Result<bool, RepoError> {
-    let reader = match archive.paths().parse(key) {
-        Some(WalEntry::Partial(segment, hash)) => archive.read_partial(segment, hash).await?,
-        Some(WalEntry::Ended(segment, end, hash)) => archive.read_ended(segment, end, hash).await?,
-        // Also what the file's own object names, such as a part.
-        _ => archive.read(name).await?,
-    };
-    match reader {
+    let there = archive.can_be_read(key).await?;
+    if !matches!(archive.paths().parse(key), Some(WalEntry::Part(_))) {
+        return Ok(there);
+    }
+    // A part means nothing without the object that names it.
+    match archive.read(name).await? {
         Some(reader) => reader.write_to(io::sink()).await.map(|_| true),
         None => Ok(false),
     }

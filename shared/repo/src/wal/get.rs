@@ -16,6 +16,7 @@ use walpoint_storage::object::{
 use super::WalArchive;
 use super::header::{WAL_HEADER_RANGE, WalHeader};
 use super::parts::{MAX_TABLE, PartTable};
+use super::put::kind_of;
 use super::slices::assembled::{AssembledSegment, write_piece};
 use crate::cpu;
 
@@ -106,15 +107,9 @@ impl WalArchive {
     }
 
     pub(crate) async fn read_here(&self, name: WalFileName) -> Result<Option<WalReader>> {
-        let kind = match name {
-            WalFileName::Segment(_) => ObjectKind::Segment,
-            WalFileName::History(_) => ObjectKind::History,
-            WalFileName::Backup(..) => ObjectKind::BackupHistory,
-            WalFileName::Partial(_) => ObjectKind::Partial,
-        };
         let own = match name {
             WalFileName::Partial(segment) => self.longest_partial(segment).await?,
-            _ => self.open(kind, name, self.paths().file(name)).await?,
+            _ => self.open(kind_of(name), name, self.paths().file(name)).await?,
         };
         match (own, self.parent_of(name)) {
             (None, Some(parent)) => parent.read(name).await,

@@ -79,7 +79,7 @@ impl WalArchive {
             });
             async move {
                 match sealed {
-                    Some(sealed) => self.create_sound(&sealed?).await.map(drop),
+                    Some(sealed) => self.create_points(&sealed?).await,
                     None => Ok(()),
                 }
             }
@@ -107,7 +107,7 @@ impl WalArchive {
             let (rest, (read, batch)) = cpu::run(work).await??;
             (points, count) = (rest, count.saturating_add(read));
             match batch {
-                Some(batch) => drop(self.create_sound(&batch).await?),
+                Some(batch) => self.create_points(&batch).await?,
                 None => break,
             }
         }
@@ -119,6 +119,21 @@ impl WalArchive {
             return Err(RepoError::Refused { key: self.paths().segment(name), what });
         }
         Ok(sealed)
+    }
+
+    /// Creates an object of restore points. A damaged one of that name keeps no segment from being stored: it only helps to find a name.
+    async fn create_points(&self, object: &SealedObject) -> Result<()> {
+        match self.create_sound(object).await {
+            Err(RepoError::Corrupt { key, .. }) => {
+                tracing::warn!(
+                    repository = self.repository().name(),
+                    "{key} is damaged\nDETAIL: The segment is stored all the same. A restore may not find restore points of it by name.\n\
+                     HINT: Move that object away. Its restore points are stored when the segment is pushed again."
+                );
+                Ok(())
+            }
+            created => created.map(drop),
+        }
     }
 
     /// The next object of many restore points, sealed, and how many points were read for it; `None` behind the last. Those of a segment

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use walpoint_base::{Lsn, SegmentFacts, SegmentName, SegmentNo, TimelineId, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
-use walpoint_storage::layout::{Key, NameHash};
+use walpoint_storage::layout::{Key, NameHash, WalEntry};
 use walpoint_storage::object::{
     ContentHash, MAX_CONTENT, ObjectError, ObjectHeader, ObjectKind, ObjectReader, ObjectWriter, SealError,
     SealedObject, Sealer, pack,
@@ -220,6 +220,35 @@ impl WalArchive {
         reader.write_to(std::io::sink()).await.map(drop).map_err(in_the_way)
     }
 
+    /// Reads an object to its end, with the parts that it names; `false` if it is gone. Of which kind it is says its key. One whose key does
+    /// not counts as damaged as long as it is there.
+    pub async fn can_be_read(&self, key: &Key) -> Result<bool> {
+        let again = |kind, name| self.read_again(kind, name, key.clone());
+        let read = match self.paths().parse(key) {
+            Some(WalEntry::File(name)) => again(kind_of(name), name).await,
+            Some(WalEntry::Partial(name, _)) => again(ObjectKind::Partial, WalFileName::Partial(name)).await,
+            Some(WalEntry::Ended(name, ..)) => again(ObjectKind::Ended, WalFileName::Segment(name)).await,
+            Some(WalEntry::Part(_)) => self.read_object(ObjectKind::Part, key).await,
+            Some(WalEntry::Slice(..)) => self.read_object(ObjectKind::Slice, key).await,
+            Some(WalEntry::RefusedHistory(..)) => self.read_object(ObjectKind::History, key).await,
+            None if self.paths().parse_point(key).is_some() => {
+                self.read_object(ObjectKind::RestorePoint, key).await
+            }
+            None if self.paths().parse_point_batch(key).is_some() => {
+                self.read_object(ObjectKind::RestorePoints, key).await
+            }
+            _ => match self.store().get(key).await {
+                Ok(_) => Err(RepoError::in_the_way(key, "it was found to be damaged, and cannot be checked")),
+                Err(error) => Err(error),
+            },
+        };
+        match read {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Facts of another cluster, or of another segment size, are refused.
     pub(super) fn check_facts(&self, key: &Key, facts: &SegmentFacts, length: u64) -> Result<SegmentNo> {
         let lineage = self.lineage();
@@ -365,6 +394,16 @@ fn seal(
     let mut codec = sealer.codec();
     pieces(key, content, range, |piece| sealing.add(pack(piece, &mut codec)))?;
     Ok(sealing.finish(meta)?.kept_with(content.keeper()))
+}
+
+/// Of what kind the object is that has a file's own name.
+pub(super) fn kind_of(name: WalFileName) -> ObjectKind {
+    match name {
+        WalFileName::Segment(_) => ObjectKind::Segment,
+        WalFileName::History(_) => ObjectKind::History,
+        WalFileName::Backup(..) => ObjectKind::BackupHistory,
+        WalFileName::Partial(_) => ObjectKind::Partial,
+    }
 }
 
 /// A damaged object, as one that prevents storing another.

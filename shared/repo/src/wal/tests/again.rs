@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use walpoint_base::facts::RestorePoint;
 use walpoint_base::{Lsn, SegmentFacts, TimelineId, WalFileName};
 use walpoint_storage::error::{Remedy, RepoError, Result};
+use walpoint_storage::layout::Key;
 
 use super::{Bed, NAME, beds, facts_of_size, segment};
 use crate::wal::*;
@@ -27,11 +28,20 @@ async fn is_read_again(bed: &Bed, what: &str, put: impl AsyncFn() -> Result<()>)
         let mut damaged = sound.clone();
         *damaged.last_mut().unwrap() ^= 1;
         walpoint_base::durable::replace(&path, &damaged, 0o600).unwrap();
-        let error = put().await.unwrap_err();
-        let says = matches!(&error, RepoError::Corrupt { remedy: Some(Remedy::MoveAway), .. });
-        assert!(says, "{what}, {}: {error}", path.display());
+        let key: Key = path.strip_prefix(bed.dir.path()).unwrap().to_str().unwrap().parse().unwrap();
+        let says = |error: RepoError| {
+            let says = matches!(&error, RepoError::Corrupt { remedy: Some(Remedy::MoveAway), .. });
+            assert!(says, "{what}, {key}: {error}");
+        };
+        match put().await {
+            // It only helps to find a name.
+            Ok(()) => assert!(key.as_str().contains("/points/"), "{what}, {key}"),
+            Err(error) => says(error),
+        }
+        says(bed.archive.can_be_read(&key).await.unwrap_err());
         walpoint_base::durable::replace(&path, &sound, 0o600).unwrap();
         put().await.unwrap();
+        assert!(bed.archive.can_be_read(&key).await.unwrap(), "{what}, {key}");
     }
 }
 
@@ -62,5 +72,17 @@ async fn what_is_there_damaged_does_not_count_as_stored() {
         let two = TimelineId::new(2).unwrap();
         let refuse = async || archive.put_refused_history(two, history.clone()).await.map(drop);
         is_read_again(&bed, "a refused history", refuse).await;
+    }
+}
+
+#[tokio::test]
+async fn an_object_of_no_known_kind_counts_as_damaged_as_long_as_it_is_there() {
+    for bed in beds(1).await {
+        let key = bed.archive.paths().gap(facts_of_size(NAME, true, bed.archive.lineage().segment_size).name);
+        assert!(!bed.archive.can_be_read(&key).await.unwrap());
+        let path = bed.dir.path().join(key.as_str());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        walpoint_base::durable::replace(&path, b"of a later version", 0o600).unwrap();
+        assert!(matches!(bed.archive.can_be_read(&key).await, Err(RepoError::Corrupt { .. })));
     }
 }

@@ -23,6 +23,41 @@ async fn restore_points_are_found_by_name() {
     }
 }
 
+/// Promise 3: valid WAL is not refused for what only helps to find a name.
+#[tokio::test]
+async fn a_damaged_restore_point_keeps_no_segment_from_being_stored() {
+    for Bed { archive, dir, .. } in beds(1).await {
+        let size = archive.lineage().segment_size;
+        let one = facts_of_size(NAME, true, size);
+        let first = one.restore_points[0].clone();
+        let point = |n: u64| RestorePoint { lsn: Lsn(first.lsn.0 + 8 * n), ..first.clone() };
+        let many = SegmentFacts { restore_points: (0..9).map(point).collect(), ..one.clone() };
+        for facts in [one, many] {
+            let put = async || archive.put_segment(&facts, segment(size, 1), WalFlags::default()).await;
+            assert_eq!(put().await.unwrap(), Stored::New);
+            let listed = archive.store().list(&archive.paths().points(), None).map_ok(|entry| entry.key);
+            let keys: Vec<Key> = listed.try_collect().await.unwrap();
+            assert_eq!(keys.len(), 1, "{keys:?}");
+            let (object, whole) = (dir.path().join(keys[0].as_str()), archive.paths().segment(facts.name));
+            let whole = dir.path().join(whole.as_str());
+            let mut damaged = std::fs::read(&object).unwrap();
+            *damaged.last_mut().unwrap() ^= 1;
+            walpoint_base::durable::replace(&object, &damaged, 0o600).unwrap();
+            std::fs::remove_file(&whole).unwrap();
+            assert_eq!(put().await.unwrap(), Stored::New);
+            assert_eq!(std::fs::read(&object).unwrap(), damaged, "it is left to a person");
+
+            // The way out.
+            std::fs::remove_file(&object).unwrap();
+            assert_eq!(put().await.unwrap(), Stored::Same);
+            let found = archive.points_named(&first.name).await.unwrap();
+            assert_eq!((found.points.len(), found.damaged.len()), (facts.restore_points.len(), 0));
+            std::fs::remove_file(&object).unwrap();
+            std::fs::remove_file(&whole).unwrap();
+        }
+    }
+}
+
 /// However many a segment holds, they are a few objects, which are listed, found by name, deleted and known as damaged.
 #[tokio::test]
 async fn many_restore_points_are_a_few_objects() {
