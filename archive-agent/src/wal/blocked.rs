@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use walpoint_base::WalFileName;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
@@ -76,12 +76,16 @@ impl Blocked {
 }
 
 impl Uploader {
-    /// Remembers what processes before this one noted of a lineage in a repository.
-    pub(super) async fn take_blocked(&self, target: &WalTarget, archive: &WalArchive) {
+    /// Remembers what processes before this one noted of a lineage in a repository. While that cannot be read, it is not known what is left.
+    pub(super) async fn take_blocked(&self, target: &WalTarget, archive: &WalArchive) -> anyhow::Result<()> {
         let (wal, place) =
             (self.wal_directory(), complete::place(archive.repository().id(), archive.lineage()));
-        let read = disk::look(self.pgdata(), move || complete::read_damaged(&wal, &place)).await;
-        read.unwrap_or_default().into_iter().for_each(|(key, name)| target.blocked.put(key, name));
+        let read = disk::look(self.pgdata(), move || complete::read_damaged(&wal, &place)).await?;
+        let read = read.with_context(|| {
+            format!("{} cannot be read", self.wal_directory().join(complete::FILE).display())
+        })?;
+        read.into_iter().for_each(|(key, name)| target.blocked.put(key, name));
+        Ok(())
     }
 
     /// Notes for commands and the next daemon what keeps files from being stored in a repository. A note that is refused is left out.
@@ -172,7 +176,7 @@ mod tests {
         let (target, archive) = (&uploader.targets()[1], &far.archive);
         target.presence.opened(archive.repository(), std::time::Instant::now());
         target.presence.archives_into(archive.lineage());
-        uploader.take_blocked(target, archive).await;
+        uploader.take_blocked(target, archive).await.unwrap();
         let left = left(&uploader, target, archive).await.unwrap();
         uploader.note_blocked(target).await;
         (left.map(|left| walpoint_words::format_chain(&left)), target.missed_any())
@@ -195,6 +199,16 @@ mod tests {
         assert!(kept_by("clusters/main/7-1/points/6162/00000001-0000000005000028", Some(Remedy::MoveAway)));
         let file = WalFileName::History(walpoint_base::TimelineId::new(2).unwrap());
         assert!(is_of(&"clusters/main/7-1/history/00000002.history".parse().unwrap(), file));
+    }
+
+    #[tokio::test]
+    async fn what_was_noted_and_cannot_be_read_is_not_taken_for_nothing() {
+        let (main, far, uploader, _) = two().await;
+        let target = &uploader.targets()[1];
+        uploader.take_blocked(target, &far.archive).await.unwrap();
+        std::fs::create_dir(main.pgdata().join("pg_wal").join(complete::FILE)).unwrap();
+        let error = uploader.take_blocked(target, &far.archive).await.unwrap_err();
+        assert!(error.to_string().contains(complete::FILE), "{error}");
     }
 
     #[tokio::test]

@@ -160,7 +160,7 @@ async fn damaged_there(
     }
     let to = open(target, &uploader.identity().await?).await?;
     if !known {
-        uploader.take_blocked(target, &to).await;
+        uploader.take_blocked(target, &to).await?;
     }
     Ok(blocked::left(uploader, target, &to).await?)
 }

@@ -51,9 +51,9 @@ pub(super) fn note(wal: &Path, place: &str, segment: SegmentName) -> io::Result<
     durable::replace_for_owner(&wal.join(FILE), lines.as_bytes(), 0o600)
 }
 
-/// The damaged objects that are noted of a lineage in a repository, and their files. A file that cannot be read says nothing. Blocks.
-pub(super) fn read_damaged(wal: &Path, place: &str) -> BTreeMap<Key, WalFileName> {
-    damaged_in(&content(wal).unwrap_or_default(), place)
+/// The damaged objects that are noted of a lineage in a repository, and their files. Blocks.
+pub(super) fn read_damaged(wal: &Path, place: &str) -> io::Result<BTreeMap<Key, WalFileName>> {
+    Ok(damaged_in(&content(wal)?, place))
 }
 
 /// Notes damaged objects of a lineage in a repository beside those that are noted, except for those that are gone. Blocks.
@@ -138,14 +138,12 @@ mod tests {
         note_damaged(wal, "id main 7-12", first.clone(), &[]).unwrap();
         note(wal, "id main 7-1", name.segment().unwrap()).unwrap();
         assert_eq!(read(wal, "id main 7-1"), name.segment());
-        assert_eq!(
-            (read_damaged(wal, "id main 7-1"), read_damaged(wal, "id main 7-12")),
-            (all, first.clone())
-        );
+        let read = |place| read_damaged(wal, place).unwrap();
+        assert_eq!((read("id main 7-1"), read("id main 7-12")), (all, first.clone()));
         // By a process that knows of none of them.
         note_damaged(wal, "id main 7-1", BTreeMap::new(), &keys[1..]).unwrap();
-        assert_eq!(read_damaged(wal, "id main 7-1"), first);
-        assert_eq!(read(wal, "id main 7-1"), name.segment());
+        assert_eq!(read("id main 7-1"), first);
+        assert_eq!(super::read(wal, "id main 7-1"), name.segment());
     }
 
     #[tokio::test]
