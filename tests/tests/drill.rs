@@ -349,9 +349,10 @@ fn scenarios_run_by_name_and_in_turn() {
     let backup = format!("drill.c-backup = {{ kind = \"backup\", rto = \"10m\", rpo = \"10m\", {quick} }}");
     let extract = "drill.d-extract = { kind = \"extract\", database = \"postgres\", tables = [\"rows\"], output_min = \"200B\" }";
     let large = "drill.e-large = { kind = \"extract\", database = \"postgres\", query = \"table rows\", output_min = \"1GiB\" }";
-    let bed = Bed::with(17, &[&latest, future, &backup, extract, large]);
+    let gone = "drill.f-gone = { kind = \"backup\", checks = \"/nowhere/checks.toml\" }";
+    let bed = Bed::with(17, &[&latest, future, &backup, extract, large, gone]);
     let printed = bed.drill(&["--all-scenarios", "--json"]).expect_status(1);
-    assert!(printed.stderr.contains("2 of 5 scenarios failed: b-future, e-large"), "{printed:#?}");
+    assert!(printed.stderr.contains("3 of 6 scenarios failed: b-future, e-large, f-gone"), "{printed:#?}");
     let report = json(&printed);
     let run = |name: &str| {
         let runs = report["scenarios"].as_array().unwrap();
@@ -363,7 +364,7 @@ fn scenarios_run_by_name_and_in_turn() {
         (&latest["result"], &latest["drill"]["target"]),
         (&"passed".into(), &"the latest moment".into())
     );
-    assert_eq!(future["result"], "not-run", "{report:#}");
+    assert_eq!((&future["result"], &run("f-gone")["result"]), (&"not-run".into(), &"not-run".into()));
     assert!(future.get("drill").is_none() && future["error"]["message"].is_string(), "{report:#}");
     let backup = run("c-backup");
     assert_eq!((&backup["result"], &backup["drill"]["scenario"]), (&"passed".into(), &"c-backup".into()));
@@ -403,15 +404,23 @@ fn scenarios_are_on_record(bed: &Bed) {
         .collect();
     let expected = [
         "\"a-latest\" \"pitr\" \"success\"",
-        "\"b-future\" \"pitr\" null",
+        "\"b-future\" \"pitr\" \"failed\"",
         "\"c-backup\" \"backup\" \"success\"",
         "\"d-extract\" \"extract\" \"partial\"",
         "\"e-large\" \"extract\" \"failed\"",
+        "\"f-gone\" \"backup\" \"failed\"",
     ];
     assert_eq!(last, expected, "{listed:#}");
     assert_eq!(listed["scenarios"][2]["last_drill"]["rto"]["met"], true, "{listed:#}");
     assert_eq!(listed["scenarios"][0]["last_drill"]["rpo"]["target_seconds"], 600.0, "{listed:#}");
     assert_eq!(listed["scenarios"][3]["last_drill"]["rto"]["met"], false, "{listed:#}");
+    // Behind the backup. What could not run is on record with its reason.
+    let listed = json(&bed.archived.agent.run(&["evidence", "list", "--json"]).expect_success());
+    let (unreachable, gone) =
+        (&listed["repositories"][0]["records"][2], &listed["repositories"][0]["records"][6]);
+    assert_eq!(unreachable["target"], "time 2199-01-01 00:00:00.000000+00", "{listed:#}");
+    assert!(unreachable["issues"][0].is_string() && unreachable["backups"].is_null(), "{listed:#}");
+    assert!(gone["issues"][0].as_str().unwrap().contains("/nowhere/checks.toml"), "{listed:#}");
     // A repository that is away leaves the list, and says so.
     let store = bed.place.with_file_name("nothing");
     let away = bed.place.with_file_name("away.toml");

@@ -136,25 +136,22 @@ impl Order<'_> {
         interrupted: &CancellationToken,
     ) -> Result<Drilled, Failure> {
         let Self { common, args, is_alone } = *self;
-        let mut checks: Vec<Check> = args.queries.iter().map(|sql| Check::of_query(sql)).collect();
-        if let Some(file) = &args.checks {
-            checks.extend(checks::read("--checks", file).map_err(Failure::usage)?);
-        }
-        let drill = Drill { common, args, checks, began: Instant::now(), started };
+        let began = Instant::now();
+        // A target that cannot be read is a mistake on the command line, and no drill.
         let request = args.scratch.request(&args.target, started)?;
         let request = ScratchRequest { role: args.role.clone(), keep: args.keep, ..request };
+        let target = request.request.target.to_string();
         let mut scratch = ScratchRestore::new(common, request);
-        let stopped = || Failure::from(anyhow!("the drill was interrupted"));
-        let planned = tokio::select! {
-            planned = scratch.plan() => planned,
-            () = interrupted.cancelled() => return Err(stopped()),
+        let (checks, planned) = match self.prepare(&scratch, interrupted).await {
+            Ok(prepared) => prepared,
+            Err(failure) => {
+                if !interrupted.is_cancelled() {
+                    recorded::not_run((common, args), &target, &failure, began.elapsed()).await;
+                }
+                return Err(failure);
+            }
         };
-        let planned = match planned {
-            Ok(planned) => planned,
-            // Of several drills, one document is printed.
-            Err(no_plan) if common.json && !is_alone => return Err(no_plan.failure()),
-            Err(no_plan) => return Err(plan::refused(common, no_plan)),
-        };
+        let drill = Drill { common, args, checks, began, started };
         let mut subject = planned.clone();
         let drilled = tokio::select! {
             drilled = drill.carry_out(&mut scratch, planned) => drilled,
@@ -189,6 +186,33 @@ impl Order<'_> {
             }
         }
     }
+
+    /// Reads what is to be checked, and plans.
+    async fn prepare(
+        &self,
+        scratch: &ScratchRestore<'_>,
+        interrupted: &CancellationToken,
+    ) -> Result<(Vec<Check>, Planned), Failure> {
+        let Self { common, args, is_alone } = *self;
+        let mut checks: Vec<Check> = args.queries.iter().map(|sql| Check::of_query(sql)).collect();
+        if let Some(file) = &args.checks {
+            checks.extend(checks::read("--checks", file).map_err(Failure::usage)?);
+        }
+        let planned = tokio::select! {
+            planned = scratch.plan() => planned,
+            () = interrupted.cancelled() => return Err(stopped()),
+        };
+        match planned {
+            Ok(planned) => Ok((checks, planned)),
+            // Of several drills, one document is printed.
+            Err(no_plan) if common.json && !is_alone => Err(no_plan.failure()),
+            Err(no_plan) => Err(plan::refused(common, no_plan)),
+        }
+    }
+}
+
+fn stopped() -> Failure {
+    anyhow!("the drill was interrupted").into()
 }
 
 /// What a drill ends with. A report that could not be printed or written changes nothing of what was found.

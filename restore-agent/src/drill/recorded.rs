@@ -1,7 +1,8 @@
-//! What a drill puts on record as evidence, in the repository from which the files came.
+//! What a drill puts on record as evidence: in the repository from which the files came, or where none came, in all that can be opened.
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use walpoint_repo::evidence::{Draft, Kind, Objective, Outcome};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
@@ -32,17 +33,33 @@ pub(super) async fn failed(options: Options<'_>, planned: &Planned, failure: &Fa
     record(options, planned, Draft { seconds: Some(after.as_secs_f64()), ..said }).await;
 }
 
+/// Records that it could not run, because there is no plan or nothing says what to check. Only what was asked for is known.
+pub(super) async fn not_run((common, args): Options<'_>, target: &str, failure: &Failure, after: Duration) {
+    let Ok(selection) = common.select_to_read::<StoreSettings>() else { return };
+    let said = crate::evidence(Kind::Drill, Outcome::Failed).with_issues([format_chain(&failure.error)]);
+    let said = Draft { seconds: Some(after.as_secs_f64()), target: Some(target.to_owned()), ..said };
+    let said = rehearsed(args, said);
+    let repositories = selection.repositories.iter();
+    let records =
+        repositories.map(|(name, settings)| recording::append_in((name, settings), &selection, &said));
+    join_all(records).await;
+}
+
 async fn record((common, args): Options<'_>, planned: &Planned, said: Draft) {
     let said = Draft {
         lineage: Some(planned.lineage.id),
         target: Some(planned.plan.target.to_string()),
-        scenario_name: args.scenario.as_ref().map(ToString::to_string),
-        ..said.about([planned.plan.backup.id])
+        ..rehearsed(args, said).about([planned.plan.backup.id])
     };
-    let said = said.with_scenario(if args.extraction.is_some() { EXTRACTION } else { CHECKS });
     // It was selected a moment ago.
     let Ok(selection) = common.select_to_read::<StoreSettings>() else { return };
     recording::append(&planned.files_from, &selection, &said).await;
+}
+
+/// Says what was rehearsed, and by which scenario.
+fn rehearsed(args: &DrillArgs, said: Draft) -> Draft {
+    let what = if args.extraction.is_some() { EXTRACTION } else { CHECKS };
+    Draft { scenario_name: args.scenario.as_ref().map(ToString::to_string), ..said.with_scenario(what) }
 }
 
 /// What the report says. Only missed targets leave a part: the copy was sound.

@@ -25,6 +25,21 @@ pub async fn append(repository: &Repository, selection: &Selection<StoreSettings
     }
 }
 
+/// The same in a repository that is not open yet. One that cannot be opened is a warning, too.
+pub async fn append_in(
+    (name, settings): (&str, &StoreSettings),
+    selection: &Selection<StoreSettings>,
+    draft: &Draft,
+) {
+    if selection.settings.evidence {
+        let written = async {
+            let repository = Repository::open(name, &settings.impatient()).await?;
+            write(&repository, selection, draft).await
+        };
+        finish(name, draft, tokio::time::timeout(PATIENCE, written).await);
+    }
+}
+
 /// Writes it, if the repository knows the cluster: a command line may have named a wrong one, and a record would leave that one behind.
 async fn write(
     repository: &Repository,
