@@ -95,6 +95,23 @@ impl TargetArgs {
         }
     }
 
+    /// The names of those options that are given.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--target-time", self.target_time.is_some()),
+            ("--target-lsn", self.target_lsn.is_some()),
+            ("--target-xid", self.target_xid.is_some()),
+            ("--target-name", self.target_name.is_some()),
+            ("--target-immediate", self.target_immediate),
+            ("--target-timeline", self.target_timeline.is_some()),
+            ("--lineage", self.lineage.is_some()),
+            ("--target-exclusive", self.target_exclusive),
+            ("--backup", self.backup.is_some()),
+            ("--use-partial", self.use_partial),
+        ];
+        all.into_iter().filter(|(_, is_given)| *is_given).map(|(option, _)| option).collect()
+    }
+
     fn has_target(&self) -> bool {
         self.target_time.is_some()
             || self.target_lsn.is_some()

@@ -88,6 +88,9 @@ pub(crate) struct DrillArgs {
     /// What a scenario asks for and the command line cannot.
     #[arg(skip)]
     pub(super) extraction: Option<Extraction>,
+    /// Over a scenario: the options of the command line that make another drill of it.
+    #[arg(skip)]
+    pub(super) changed_by: Vec<&'static str>,
 }
 
 /// An extraction that is rehearsed.
@@ -124,6 +127,7 @@ impl DrillArgs {
     pub(super) fn over(&self, name: &ScenarioName, scenario: &DrillScenario) -> Self {
         let own = self.clone();
         Self {
+            changed_by: own.changing(),
             target: own.target.over(scenario),
             scratch: own.scratch.over(scenario),
             role: own.role.or_else(|| scenario.role.clone()),
@@ -139,6 +143,22 @@ impl DrillArgs {
             extraction: extraction(scenario),
             ..own
         }
+    }
+
+    /// Those of these options that make another drill of a scenario: not where it is made, nor where its report goes.
+    fn changing(&self) -> Vec<&'static str> {
+        let Self { target, scratch, role, keep, queries, checks, skip, rto, rpo, .. } = self;
+        let own = [
+            ("--role", role.is_some()),
+            ("--keep", *keep),
+            ("--check", !queries.is_empty()),
+            ("--checks", checks.is_some()),
+            ("--skip", !skip.is_empty()),
+            ("--rto", rto.is_some()),
+            ("--rpo", rpo.is_some()),
+        ];
+        let own = own.into_iter().filter(|(_, is_given)| *is_given).map(|(option, _)| option);
+        target.given().into_iter().chain(scratch.changing()).chain(own).collect()
     }
 
     /// Whether a check that every drill makes is made. A drill of an extraction proves that alone.
@@ -199,6 +219,35 @@ mod tests {
         assert_eq!((given.rto, given.rpo), (Some(Duration::from_secs(7200)), Some(Duration::from_secs(300))));
         assert_eq!((given.role.as_deref(), given.checks), (Some("other"), Some(PathBuf::from("d"))));
         assert_eq!((given.skip.as_slice(), given.queries.len()), (&[Skipped::Tables][..], 1));
+    }
+
+    #[test]
+    fn options_that_make_another_drill_of_a_scenario_are_known() {
+        let text = "kind = \"pitr\"\nrto = \"1h\"\nrpo = \"5m\"\nskip = [\"amcheck\"]";
+        let none: [&str; 0] = [];
+        assert_eq!(merged(&[], text).changed_by, none);
+        // Where it is made is not what is made.
+        let place = ["--directory", "d", "--pg-bindir", "b", "--report", "r"];
+        assert_eq!(merged(&place, text).changed_by, none);
+        let lighter = ["--target-immediate", "--skip", "amcheck", "--rto", "100h"];
+        assert_eq!(merged(&lighter, text).changed_by, ["--target-immediate", "--skip", "--rto"]);
+        let others = [
+            ["--target-time", "1 hour ago"],
+            ["--target-lsn", "0/1"],
+            ["--target-xid", "703"],
+            ["--target-name", "x"],
+            ["--target-timeline", "1"],
+            ["--preload", "x"],
+            ["--recovery-timeout", "1h"],
+            ["--role", "x"],
+            ["--check", "select true"],
+            ["--checks", "c"],
+            ["--rpo", "1h"],
+        ];
+        for given in others {
+            assert_eq!(merged(&given, text).changed_by, given[..1]);
+        }
+        assert_eq!(merged(&["--use-partial", "--keep"], text).changed_by, ["--use-partial", "--keep"]);
     }
 
     #[test]

@@ -56,10 +56,16 @@ async fn record((common, args): Options<'_>, planned: &Planned, said: Draft) {
     recording::append(&planned.files_from, &selection, &said).await;
 }
 
-/// Says what was rehearsed, and by which scenario.
+/// Says what was rehearsed, and by which scenario. A run that the command line changed is no run of the scenario: only the words have its name.
 fn rehearsed(args: &DrillArgs, said: Draft) -> Draft {
     let what = if args.extraction.is_some() { EXTRACTION } else { CHECKS };
-    Draft { scenario_name: args.scenario.as_ref().map(ToString::to_string), ..said.with_scenario(what) }
+    match (&args.scenario, &args.changed_by[..]) {
+        (None, _) => said.with_scenario(what),
+        (Some(name), []) => Draft { scenario_name: Some(name.to_string()), ..said.with_scenario(what) },
+        (Some(name), options) => {
+            said.with_scenario(&format!("{what}; scenario {name}, changed by {}", options.join(", ")))
+        }
+    }
 }
 
 /// What the report says. Only missed targets leave a part: the copy was sound.
@@ -89,4 +95,37 @@ fn said(report: &DrillReport) -> Draft {
         report.server_version
     );
     said.with_note(&note).with_issues(failed.chain(report.missed.iter().cloned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: DrillArgs,
+    }
+
+    #[test]
+    fn a_run_that_the_command_line_changed_is_none_of_the_scenario() {
+        let said = |line: &[&str], scenario: Option<&str>| {
+            let mut args = Line::try_parse_from([&["drill"], line].concat()).unwrap().args;
+            if let Some(text) = scenario {
+                args = args.over(&"nightly".parse().unwrap(), &toml::from_str(text).unwrap());
+            }
+            let said = rehearsed(&args, crate::evidence(Kind::Drill, Outcome::Success));
+            (said.scenario_name, said.scenario.unwrap())
+        };
+        let (pitr, extract) = ("kind = \"pitr\"", "kind = \"extract\"\ndatabase = \"shop\"");
+        let nightly = Some("nightly".to_owned());
+        assert_eq!(said(&["--rto", "1h"], None), (None, CHECKS.to_owned()));
+        assert_eq!(said(&["--report", "r"], Some(pitr)), (nightly.clone(), CHECKS.to_owned()));
+        assert_eq!(said(&[], Some(extract)), (nightly, EXTRACTION.to_owned()));
+        let line = ["--target-immediate", "--skip", "amcheck", "--rto", "100h"];
+        let changed = format!("{CHECKS}; scenario nightly, changed by --target-immediate, --skip, --rto");
+        assert_eq!(said(&line, Some(pitr)), (None, changed));
+    }
 }

@@ -49,6 +49,15 @@ impl ScratchArgs {
         }
     }
 
+    /// Those of them that change what the instance is, or when it fails: not where it is, and where its programs are.
+    pub(crate) fn changing(&self) -> Vec<&'static str> {
+        let all = [
+            ("--preload", !self.preload.is_empty()),
+            ("--recovery-timeout", self.recovery_timeout.is_some()),
+        ];
+        all.into_iter().filter(|(_, is_given)| *is_given).map(|(option, _)| option).collect()
+    }
+
     /// What they ask for: an instance that is not kept, and sessions with the superuser's rights. `now`: what relative times are from.
     pub(crate) fn request(&self, target: &TargetArgs, now: Timestamp) -> Result<ScratchRequest, Failure> {
         Ok(ScratchRequest {

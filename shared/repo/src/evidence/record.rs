@@ -177,7 +177,7 @@ pub struct Draft {
     /// What was done, or rehearsed, in words. Absent if nothing was said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scenario: Option<String>,
-    /// The configured scenario by which a drill was made. Absent of other actions, and if it was made without one.
+    /// The configured scenario by which a drill was made. Absent of other actions, without one, and if options of the command line changed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scenario_name: Option<String>,
     /// The people that took part. Absent if none were named.
