@@ -1,17 +1,18 @@
 //! The drills of the configuration, and how the last run of each ended, by the evidence in the repositories.
 //!
 //! Runs are distinguished by the name of their scenario: the last run of a scenario is the newest record that names it, whatever other drills
-//! were made since.
+//! were made since. Each chain is read backward until every scenario was met, and no further than the last 2,000 records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::{ClusterName, Diagnostic, ScenarioName};
 use walpoint_repo::Repository;
-use walpoint_repo::evidence::{Evidence, Kind, Objective, Outcome, Record};
+use walpoint_repo::evidence::{Evidence, Kind, Objective, Outcome, ReadRecord, Record};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::{DrillKind, DrillScenario};
 use walpoint_runtime::exit::Failure;
@@ -22,6 +23,9 @@ use walpoint_storage::store::StoreSettings;
 use super::document::span;
 use crate::target::TargetArgs;
 
+/// So many records are read back from the end of a chain at most.
+const RECORDS: u64 = 2_000;
+
 /// The drills of the configuration.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ScenarioList {
@@ -31,7 +35,7 @@ pub(super) struct ScenarioList {
     cluster: ClusterName,
     /// The drills, by name.
     scenarios: Vec<ListedScenario>,
-    /// What of the evidence could not be read: messages.
+    /// What of the evidence was not read: messages.
     #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     notes: Vec<String>,
@@ -100,14 +104,82 @@ pub(super) struct LastDrill {
 #[derive(Debug, Default)]
 pub(super) struct LastDrills {
     runs: BTreeMap<String, LastDrill>,
+    short: Vec<ShortLook>,
     notes: Vec<String>,
 }
 
+/// A look back that met the last run of these scenarios neither in the records that were read nor at the beginning of the chain.
+#[derive(Debug)]
+struct ShortLook {
+    repository: String,
+    scenarios: Vec<String>,
+    /// When the oldest record that was read was written.
+    oldest: Option<Timestamp>,
+}
+
+/// The configured scenario of which a record is a run.
+fn scenario_of(record: &Record) -> Option<&str> {
+    record.said.scenario_name.as_deref().filter(|_| record.said.kind == Kind::Drill)
+}
+
 impl LastDrills {
+    /// Looks for the last run of each scenario in records of a repository, the newest of them first; `has_older`: it has others before them.
+    async fn look_back(
+        &mut self,
+        repository: &str,
+        mut scenarios: BTreeSet<&str>,
+        (records, has_older): (impl Stream<Item = (u64, Result<ReadRecord, RepoError>)>, bool),
+    ) -> Result<(), RepoError> {
+        let mut records = pin!(records);
+        let mut oldest = None;
+        while !scenarios.is_empty()
+            && let Some((_, read)) = records.next().await
+        {
+            match read {
+                Ok(ReadRecord { record, .. }) => {
+                    oldest = Some(record.said.time);
+                    if scenario_of(&record).is_some_and(|name| scenarios.remove(name)) {
+                        self.add(repository, &record);
+                    }
+                }
+                Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
+                    self.unread(
+                        &format!("a record in repository \"{repository}\" could not be read"),
+                        &error,
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if has_older && !scenarios.is_empty() {
+            let scenarios = scenarios.into_iter().map(str::to_owned).collect();
+            self.short.push(ShortLook { repository: repository.to_owned(), scenarios, oldest });
+        }
+        Ok(())
+    }
+
+    /// Notes of which scenarios a run that was not read may be newer than what is known.
+    fn note_short_looks(&mut self) {
+        for ShortLook { repository, scenarios, oldest } in std::mem::take(&mut self.short) {
+            let is_later = |known: &LastDrill| oldest.is_some_and(|oldest| known.time >= oldest);
+            let unknown = scenarios.iter().filter(|name| !self.runs.get(*name).is_some_and(is_later));
+            let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+            if unknown.is_empty() {
+                continue;
+            }
+            let note = Diagnostic::new(format!(
+                "no run of {} is among the last {} records in repository \"{repository}\"",
+                unknown.join(", "),
+                human::number(RECORDS)
+            ));
+            self.notes.push(note.detail("Older records were not read.").to_string());
+        }
+    }
+
     /// Takes a record of a repository into account.
     fn add(&mut self, repository: &str, record: &Record) {
         let said = &record.said;
-        let (Kind::Drill, Some(name)) = (said.kind, &said.scenario_name) else { return };
+        let Some(name) = scenario_of(record) else { return };
         if self.runs.get(name).is_some_and(|known| known.time >= said.time) {
             return;
         }
@@ -119,7 +191,7 @@ impl LastDrills {
             rto: said.rto,
             rpo: said.rpo,
         };
-        self.runs.insert(name.clone(), last);
+        self.runs.insert(name.to_owned(), last);
     }
 
     /// Remembers what could not be read, and why.
@@ -137,37 +209,30 @@ pub(super) async fn read(selection: &Selection<StoreSettings>) -> LastDrills {
         return found;
     }
     for (name, settings) in &selection.repositories {
-        if let Err(error) = read_one((name, settings), &selection.cluster, &mut found).await {
+        if let Err(error) = read_one((name, settings), selection, &mut found).await {
             found.unread(&format!("the evidence in repository \"{name}\" could not be read"), &error);
         }
     }
+    found.note_short_looks();
     found
 }
 
 async fn read_one(
     (name, settings): (&str, &StoreSettings),
-    cluster: &ClusterName,
+    selection: &Selection<StoreSettings>,
     found: &mut LastDrills,
 ) -> Result<(), RepoError> {
     let repository = Repository::open(name, &settings.impatient()).await?;
-    let mut records = Box::pin(Evidence::of(&repository, cluster).records().await?);
-    while let Some((_, read)) = records.next().await {
-        match read {
-            Ok(read) => found.add(name, &read.record),
-            Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => {
-                found.unread(&format!("a record in repository \"{name}\" could not be read"), &error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let records = Evidence::of(&repository, &selection.cluster).newest(RECORDS).await?;
+    let scenarios = selection.settings.drill.keys().map(ScenarioName::as_str).collect();
+    found.look_back(name, scenarios, records).await
 }
 
 impl ScenarioList {
     /// The drills of a cluster, with the last run of each.
     pub(super) fn of(
         selection: &Selection<StoreSettings>,
-        LastDrills { mut runs, notes }: LastDrills,
+        LastDrills { mut runs, notes, .. }: LastDrills,
     ) -> Result<Self, Failure> {
         let listed = |(name, scenario): (&ScenarioName, &DrillScenario)| {
             let seconds = |span| config::duration(span).as_secs_f64();
@@ -259,7 +324,10 @@ fn target(scenario: &DrillScenario) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use walpoint_repo::evidence::Draft;
+    use std::cell::Cell;
+
+    use futures_util::stream;
+    use walpoint_repo::evidence::{Draft, RecordHash};
 
     use super::*;
 
@@ -292,6 +360,48 @@ mod tests {
         assert_eq!((last.repository.as_str(), last.number, last.outcome), ("near", 2, Outcome::Partial));
         assert_eq!(found.runs.get("weekly").unwrap().number, 3);
         assert_eq!(found.runs.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_chain_is_read_back_until_every_scenario_was_met() {
+        let read = Cell::new(0);
+        let records = |of: &[(u64, &str, Option<&str>)]| {
+            let each = of.iter().map(|(number, time, name)| {
+                let record = record(*number, time, *name, Outcome::Success);
+                let hash = RecordHash::of(b"");
+                (*number, Ok::<_, RepoError>(ReadRecord { record, hash, content: bytes::Bytes::new() }))
+            });
+            stream::iter(each.collect::<Vec<_>>()).inspect(|_| read.set(read.get() + 1))
+        };
+        let mut found = LastDrills::default();
+        let near = [
+            (2004, "2026-11-24T10:00:00Z", Some("nightly")),
+            (2003, "2026-11-23T10:00:00Z", None),
+            (2002, "2026-11-22T10:00:00Z", Some("weekly")),
+            (2001, "2026-11-21T10:00:00Z", Some("nightly")),
+        ];
+        let scenarios = || BTreeSet::from(["nightly", "weekly"]);
+        found.look_back("near", scenarios(), (records(&near), true)).await.unwrap();
+        assert_eq!(read.get(), 3);
+        let numbers = |found: &LastDrills| {
+            ["nightly", "weekly"].map(|name| found.runs.get(name).map(|last| last.number))
+        };
+        assert_eq!(numbers(&found), [Some(2004), Some(2002)]);
+        // What was not read of another repository is older than what is known, and may be newer.
+        let far = [(7000, "2026-11-25T10:00:00Z", None), (6999, "2026-11-23T10:00:00Z", None)];
+        found.look_back("far", scenarios(), (records(&far[..1]), false)).await.unwrap();
+        found.look_back("far", scenarios(), (records(&near[2..3]), true)).await.unwrap();
+        found.note_short_looks();
+        assert_eq!(found.notes, [] as [String; 0]);
+        found.look_back("far", scenarios(), (records(&far), true)).await.unwrap();
+        found.note_short_looks();
+        assert_eq!(
+            found.notes,
+            [
+                "no run of weekly is among the last 2,000 records in repository \"far\"\nDETAIL: Older records were not read."
+            ]
+        );
+        assert_eq!(numbers(&found), [Some(2004), Some(2002)]);
     }
 
     #[test]

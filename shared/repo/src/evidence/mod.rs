@@ -9,7 +9,7 @@
 //! | [`record`] | what a record says |
 //! | [`head`] | a record's hash and number, and the copy of the last one's |
 //! | [`append`] | the next record |
-//! | [`read`] | all records in their order, read in parallel |
+//! | [`read`] | all records in their order, or the newest ones backward, read in parallel |
 //! | [`check`] | whether the chain is what was written |
 //!
 //! Two writers at once make one chain: who creates the next number first has it, the other one reads that record and tries the number

@@ -1,4 +1,4 @@
-//! Reading records: one, or all in their order, with many requests at once.
+//! Reading records: one, all in their order, or the newest ones backward, with many requests at once.
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -31,6 +31,27 @@ impl Evidence {
     pub async fn records(&self) -> Result<impl Stream<Item = (u64, Result<ReadRecord>)> + use<>> {
         let numbers = self.numbers(0).await?;
         Ok(self.read_all(numbers))
+    }
+
+    /// The newest records, at most so many, from the last one backward, and whether there are older ones. Where the copy of the end is
+    /// right, older ones are not even listed.
+    pub async fn newest(
+        &self,
+        most: u64,
+    ) -> Result<(impl Stream<Item = (u64, Result<ReadRecord>)> + use<>, bool)> {
+        let behind = self.head_copy().await?.map_or(0, |copy| copy.number.saturating_sub(most));
+        let mut numbers = self.numbers(behind).await?;
+        let mut has_older = behind > 0;
+        // Records are missing, or the copy is about a chain that was longer.
+        if has_older && (numbers.len() as u64) < most {
+            numbers = self.numbers(0).await?;
+            has_older = false;
+        }
+        let older = (numbers.len() as u64).saturating_sub(most);
+        has_older |= older > 0;
+        numbers.reverse();
+        numbers.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok((self.read_all(numbers), has_older))
     }
 
     /// These records, in this order.

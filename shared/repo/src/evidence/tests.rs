@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use object_store::memory::InMemory;
 use walpoint_base::ClusterName;
 use walpoint_storage::layout::ClusterPaths;
@@ -91,6 +92,39 @@ async fn a_record_takes_three_requests_and_no_listing() {
     evidence.append(&draft("x")).await.unwrap();
     let after = evidence.store.requests();
     assert_eq!((after.total() - before.total(), after.list - before.list), (3, 0));
+}
+
+/// The numbers of the newest records, as they are read, and whether there are older ones.
+async fn newest(evidence: &Evidence, most: u64) -> (Vec<u64>, bool) {
+    let (records, has_older) = evidence.newest(most).await.unwrap();
+    (records.map(|(number, read)| read.map(|_| number).unwrap()).collect().await, has_older)
+}
+
+#[tokio::test]
+async fn the_newest_records_are_read_backward_and_older_ones_are_not_asked_for() {
+    let evidence = with_records(in_memory(&sealers()[0]), 30).await;
+    let back = |from: u64, to: u64| (to..=from).rev().collect::<Vec<u64>>();
+    let before = evidence.store.requests();
+    assert_eq!(newest(&evidence, 10).await, (back(30, 21), true));
+    let after = evidence.store.requests();
+    // The copy of the end, the names behind number 20, and the records.
+    assert_eq!((after.total() - before.total(), after.list - before.list), (12, 1));
+    assert_eq!(newest(&evidence, 29).await, (back(30, 2), true));
+    assert_eq!(newest(&evidence, 30).await, (back(30, 1), false));
+    assert_eq!(newest(&evidence, 100).await, (back(30, 1), false));
+    // A copy that is old, none, and one of a chain that was cut.
+    let head = evidence.head().await.unwrap().unwrap();
+    evidence.copy_head(Head { number: 5, ..head }).await;
+    assert_eq!(newest(&evidence, 10).await, (back(30, 21), true));
+    evidence.store.delete(&evidence.paths.evidence_head()).await.unwrap();
+    assert_eq!(newest(&evidence, 10).await, (back(30, 21), true));
+    evidence.copy_head(head).await;
+    for number in 25..=30 {
+        remove(&evidence, number).await;
+    }
+    assert_eq!(newest(&evidence, 10).await, (back(24, 15), true));
+    assert_eq!(newest(&evidence, 24).await, (back(24, 1), false));
+    assert_eq!(newest(&in_memory(&sealers()[0]), 10).await, (Vec::new(), false));
 }
 
 #[tokio::test(flavor = "multi_thread")]
