@@ -72,6 +72,14 @@ pub struct Seen {
     pub foreign: f64,
 }
 
+impl Seen {
+    /// The peak resident memory of a process. A bound is not met because nothing was seen.
+    pub fn peak(&self, process: &str) -> Result<u64, String> {
+        let peak = self.report.memory.get(process).copied().filter(|peak| *peak > 0);
+        peak.ok_or_else(|| format!("the memory of {process} was not seen: {:?}", self.report.memory))
+    }
+}
+
 impl Bed {
     /// Sets a tool up on an empty store, for a data directory.
     pub fn make(

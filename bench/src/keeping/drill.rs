@@ -7,11 +7,12 @@ use super::server::EndedServer;
 use crate::figures::GoodSide;
 use crate::place::StoreKind;
 
-/// By hand: until the server that was restored has recovered everything and takes writes. What the driver finds running is
-/// ended after that.
+/// By hand: until the server that was restored has recovered everything and takes writes. It writes as little as the drill's server
+/// does, whose copy is thrown away. What the driver finds running is ended after that.
 const BY_HAND: &str = "{bin}/restore-agent restore --quiet --pgdata {target} \
     && {pg}/pg_ctl --wait --timeout=300 --pgdata={target} --log={work}/server.log \
-       --options=\"-c listen_addresses='' -c port=5432 -k {work}\" start > {work}/pg_ctl.log \
+       --options=\"-c listen_addresses='' -c port=5432 -k {work} -c fsync=off -c full_page_writes=off \
+       -c synchronous_commit=off -c autovacuum=off -c jit=off\" start > {work}/pg_ctl.log \
     && until test \"$({pg}/psql -XAt -h {work} -p 5432 -U postgres -c 'select pg_is_in_recovery()' postgres)\" = f; \
        do sleep 0.02; done";
 
@@ -42,7 +43,8 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
     repository.remove(scene);
     Ok(vec![
         BoundFinding::within("time, against restore, start and recovery", "×", GoodSide::AtMost, 1.2, &times).noting(
-            "without pg_amcheck and checks of one's own; page checksums, tables and the removal of the copy are included",
+            "without pg_amcheck and checks of one's own; page checksums, tables and the removal of the copy are included. Both servers \
+             run with fsync, full_page_writes, synchronous_commit, autovacuum and jit off, as a drill's does",
         ),
     ])
 }

@@ -16,7 +16,8 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
     let wal = scene.data.wal.clone();
     let repository = OurRepository::make(scene, StoreKind::Local, Settings::default(), &wal, None)?;
     let segments = scene.data.segments();
-    let bytes = segments.len() as f64 * SEGMENT as f64;
+    let archived = segments.len() as u64;
+    let bytes = archived as f64 * SEGMENT as f64;
     repository.archive(scene, segments, "archive", 0)?;
     let (mut rates, mut memory) = (Vec::new(), Vec::new());
     for round in 0..=scene.rounds {
@@ -30,11 +31,11 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
                 printed["gap_count"]
             ));
         }
+        require_all(&printed, archived)?;
         if round > 0 {
             rates.push(bytes / 1e9 / seen.report.cpu);
         }
-        memory
-            .push(seen.report.memory.get("restore-agent").copied().unwrap_or(0) as f64 / f64::from(1 << 20));
+        memory.push(seen.peak("restore-agent")? as f64 / f64::from(1 << 20));
     }
     repository.remove(scene);
     let note = format!("{} MB of WAL from a directory that is in the page cache", number(bytes / 1e6));
@@ -43,4 +44,34 @@ pub(super) fn measure(scene: &mut KeepingBed<'_>) -> Result<Vec<BoundFinding>, S
             .noting(note.clone()),
         BoundFinding::within("resident memory", "MiB", GoodSide::AtMost, 64.0, &memory).noting(note),
     ])
+}
+
+/// Fails unless so many segments were decoded: the rate is of all WAL. pgbench alone ends more transactions than that.
+fn require_all(printed: &Value, segments: u64) -> Result<(), String> {
+    let count = |name: &str| printed[name].as_u64().ok_or_else(|| format!("events printed no {name}"));
+    let (read, ended) = (count("read_segment_count")?, count("committed_count")? + count("aborted_count")?);
+    if read < segments || ended < segments {
+        return Err(format!("events read {read} segments of {segments}, with {ended} transactions"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_read_is_no_result() {
+        let printed = |read: u64, committed: u64| {
+            serde_json::json!({
+                "read_segment_count": read,
+                "committed_count": committed,
+                "aborted_count": 1,
+            })
+        };
+        assert!(require_all(&printed(32, 100_000), 32).is_ok());
+        assert!(require_all(&printed(31, 100_000), 32).is_err());
+        assert!(require_all(&printed(32, 5), 32).is_err());
+        assert!(require_all(&serde_json::json!({"read_segment_count": 32}), 32).is_err());
+    }
 }

@@ -78,9 +78,6 @@ fn once(
     if restored < bytes {
         return Err(format!("{restored} bytes were restored of {bytes}"));
     }
-    let peak =
-        |memory: &std::collections::BTreeMap<String, u64>, name: &str| memory.get(name).copied().unwrap_or(0);
-    let memory =
-        [peak(&backup.report.memory, "archive-agent"), peak(&restore.report.memory, "restore-agent")];
+    let memory = [backup.peak("archive-agent")?, restore.peak("restore-agent")?];
     Ok((Round { backup: backup.report.seconds, restore: restore.report.seconds }, memory))
 }
