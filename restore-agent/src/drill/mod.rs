@@ -218,13 +218,21 @@ fn stopped() -> Failure {
 /// What a drill ends with. A report that could not be printed or written changes nothing of what was found.
 fn verdict(report: &DrillReport, printed: Result<(), Failure>) -> Result<(), Failure> {
     if report.result == DrillResult::Passed {
-        return printed;
+        return printed.map_err(unreported);
     }
     if let Err(failure) = printed {
         tracing::warn!("{}", walpoint_words::format_chain(&failure.error));
     }
     let error = anyhow!(failed_by(report.failed(), report.missed.len()));
     Err(Failure { status: FINDINGS, error })
+}
+
+/// What a drill ends with that passed, as its record says, and whose report is nowhere.
+fn unreported(Failure { status, error }: Failure) -> Failure {
+    Failure {
+        status,
+        error: error.context("the drill passed, and its report could not be printed or written"),
+    }
 }
 
 fn write_page(file: &Path, page: &str) -> anyhow::Result<()> {
@@ -359,5 +367,15 @@ mod tests {
         assert_ne!(failure.status, FINDINGS);
         assert!(format!("{:#}", failure.error).contains("could not remove"), "{:#}", failure.error);
         assert!(ended(Ok(()), Ok(())).is_ok());
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_written_does_not_hide_that_the_drill_passed() {
+        let written = write_page(Path::new("/dev/null/report.html"), "");
+        let failure = unreported(written.unwrap_err().into());
+        let text = failure.to_string();
+        assert!(text.starts_with("the drill passed, and its report could not be"), "{text}");
+        assert!(text.contains("could not write --report /dev/null/report.html"), "{text}");
+        assert_ne!(failure.status, FINDINGS);
     }
 }

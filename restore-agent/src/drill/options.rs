@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use walpoint_base::ScenarioName;
+use walpoint_base::{Diagnostic, ScenarioName};
 use walpoint_runtime::config::{self, DrillKind, DrillScenario, SkippedCheck};
+use walpoint_runtime::exit::Failure;
 use walpoint_runtime::{args, help};
 
 use crate::extract::Rehearsal;
@@ -123,9 +124,27 @@ impl From<SkippedCheck> for Skipped {
 }
 
 impl DrillArgs {
+    /// Fails if they leave out what a scenario does not make.
+    pub(super) fn require_use_in(
+        &self,
+        name: &ScenarioName,
+        scenario: &DrillScenario,
+    ) -> Result<(), Failure> {
+        if scenario.kind != DrillKind::Extract || self.skip.is_empty() {
+            return Ok(());
+        }
+        let error = Diagnostic::new(format!("--skip leaves nothing out of scenario \"{name}\""));
+        let why = "It is of kind \"extract\", and makes none of the checks that --skip can name.";
+        Err(Failure::usage(error.detail(why).hint("Leave --skip out.")))
+    }
+
     /// These options, and what a scenario says where they say nothing.
     pub(super) fn over(&self, name: &ScenarioName, scenario: &DrillScenario) -> Self {
-        let own = self.clone();
+        let mut own = self.clone();
+        if scenario.kind == DrillKind::Extract {
+            // With --all-scenarios, it is about the others.
+            own.skip.clear();
+        }
         Self {
             changed_by: own.changing(),
             target: own.target.over(scenario),
@@ -261,6 +280,23 @@ mod tests {
         assert_eq!(least("kind = \"extract\"\ndatabase = \"shop\""), Some(1));
         assert_eq!(least("kind = \"backup\""), None);
         assert!(merged(&[], "kind = \"backup\"").makes(Skipped::Amcheck));
+    }
+
+    #[test]
+    fn a_check_that_a_scenario_does_not_make_cannot_be_left_out() {
+        let line = Line::try_parse_from(["drill", "--skip", "tables"]).unwrap().args;
+        let none = Line::try_parse_from(["drill", "--rto", "1h"]).unwrap().args;
+        let name: ScenarioName = "shop".parse().unwrap();
+        let extract: DrillScenario = toml::from_str("kind = \"extract\"\ndatabase = \"shop\"").unwrap();
+        let backup: DrillScenario = toml::from_str("kind = \"backup\"").unwrap();
+        let refused = line.require_use_in(&name, &extract).unwrap_err();
+        assert_eq!(refused.status, 2);
+        assert!(refused.to_string().starts_with("--skip leaves nothing out of scenario \"shop\""));
+        line.require_use_in(&name, &backup).unwrap();
+        none.require_use_in(&name, &extract).unwrap();
+        // Of all scenarios, an extraction is what it is without the option.
+        assert_eq!(line.over(&name, &extract).changed_by, [] as [&str; 0]);
+        assert_eq!(line.over(&name, &backup).changed_by, ["--skip"]);
     }
 
     #[test]

@@ -49,7 +49,7 @@ struct ScenarioRun {
 enum ScenarioResult {
     /// Every check passed, and no target was missed.
     Passed,
-    /// A check failed, a target was missed, or something of the copy is left.
+    /// A check failed, a target was missed, the report could not be written, or something of the copy is left.
     Failed,
     /// It could not run.
     NotRun,
@@ -63,7 +63,10 @@ pub(super) fn named(
 ) -> Result<DrillArgs, Failure> {
     let selection: Selection<StoreSettings> = common.select_to_read()?;
     match selection.settings.drill.get(name) {
-        Some(scenario) => Ok(args.over(name, scenario)),
+        Some(scenario) => {
+            args.require_use_in(name, scenario)?;
+            Ok(args.over(name, scenario))
+        }
         None => Err(unknown(&selection, name)),
     }
 }
