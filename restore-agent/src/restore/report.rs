@@ -366,6 +366,7 @@ impl Restore {
             owner: self.owner,
             options,
             is_standby: args.standby,
+            pauses: !matches!(pause, Pause::No { .. }),
             takes_sessions: pause != Pause::No { takes_sessions: false },
             start_command: files.command(pgdata, self.owner, port),
             beside_command: files.command(pgdata, self.owner, Some("PORT")),

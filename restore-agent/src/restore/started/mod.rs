@@ -6,12 +6,14 @@
 //! | [`launch`] | starting it so that it outlives this program, its address and its log |
 //! | [`watch`], [`unseen`] | how far it is, by its own word or from outside |
 //! | [`pace`] | what a person is shown of that |
+//! | [`arrival`] | how a server is judged that has arrived |
 //! | [`document`], [`text`] | what became of it, as JSON and for a person |
 //! | [`ended`] | what to do about a server that has not arrived |
 //!
 //! What always holds: the server runs in a session of its own, so nothing that ends this program ends it, and it is never stopped or
 //! started again here. Its programs and the checks are looked for before anything is restored.
 
+mod arrival;
 mod document;
 mod ended;
 mod launch;
@@ -31,6 +33,7 @@ use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
 use walpoint_words::format_chain;
 
+use self::arrival::Arrival;
 pub(super) use self::document::StartedDocument;
 use self::document::{ServerState, Verdict};
 use self::launch::Launched;
@@ -42,7 +45,7 @@ use super::confined;
 use super::owners::Owner;
 use crate::checks::{self, Check, CheckDocument, CheckOutcome};
 use crate::plan::{CommandLine, Planned};
-use crate::server::{self, Instance, Programs, Reached, ServerUser};
+use crate::server::{self, Programs, ServerUser};
 use crate::shell;
 
 /// What a person puts in the place of `TIME`.
@@ -59,6 +62,8 @@ pub(super) struct LaunchPlan {
     pub(super) options: Vec<String>,
     /// Whether it is a standby, which does not end recovery by itself.
     pub(super) is_standby: bool,
+    /// Whether it is to pause at the target.
+    pub(super) pauses: bool,
     /// Whether it takes sessions during recovery.
     pub(super) takes_sessions: bool,
     /// The command that starts it again.
@@ -243,6 +248,13 @@ impl Attempt<'_> {
             (false, _) => ServerState::Promoted,
         };
         let failed_checks = self.checks.iter().filter(|check| check.result == CheckOutcome::Failed).count();
+        let arrival = Arrival {
+            state,
+            pauses: self.plan.pauses,
+            reached: &instance.reached,
+            checks: (self.checks.len(), failed_checks),
+            is_interrupted,
+        };
         let verdict = match (self.checks.is_empty(), failed_checks) {
             (true, _) => None,
             (false, 0) => Some(Verdict::Right),
@@ -265,7 +277,7 @@ impl Attempt<'_> {
             resume_command: resume,
             ..document
         };
-        match problem(instance, failed_checks, is_interrupted) {
+        match arrival.problem() {
             Some(error) => failed(document, error),
             None => Started { document, failure: None },
         }
@@ -287,25 +299,6 @@ impl Attempt<'_> {
         words.extend(options.map(str::to_owned));
         shell::line(&words)
     }
-}
-
-/// What is wrong with a server that has arrived.
-fn problem(instance: &Instance, failed_checks: usize, is_interrupted: bool) -> Option<anyhow::Error> {
-    if let Reached::Elsewhere(where_it_ended) = &instance.reached {
-        return Some(anyhow!(
-            "the cluster was restored, and its recovery has not reached the target: {where_it_ended}\nHINT: Its log says why. The \
-             server is left as it is."
-        ));
-    }
-    if is_interrupted {
-        return Some(anyhow!("interrupted: the checks were not made\nDETAIL: The server is left as it is."));
-    }
-    (failed_checks > 0).then(|| {
-        anyhow!(
-            "the cluster was restored, and {} failed: the moment is not right\nDETAIL: The server is left as it is.",
-            walpoint_runtime::human::count(failed_checks as u64, "check")
-        )
-    })
 }
 
 fn failed(document: StartedDocument, error: anyhow::Error) -> Started {
