@@ -19,12 +19,32 @@ pub(super) struct Arrival<'a> {
 }
 
 impl Arrival<'_> {
+    /// Whether the moment is the right one, if checks say so.
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        match (self.reached, self.checks) {
+            (Reached::Elsewhere(_), _) | (_, (0, _)) => None,
+            (Reached::Target, (_, 0)) => Some(Verdict::Right),
+            (Reached::Target, _) => Some(Verdict::NotRight),
+        }
+    }
+
+    /// Whether recovery is paused where it may end. Where settings are too low, a server that is resumed shuts down.
+    pub(super) fn may_be_accepted(&self) -> bool {
+        self.state == ServerState::Paused && *self.reached == Reached::Target
+    }
+
     /// What is wrong with it.
     pub(super) fn problem(&self) -> Option<anyhow::Error> {
         if let Reached::Elsewhere(where_it_ended) = self.reached {
+            let settings = match self.state {
+                ServerState::Paused => {
+                    " If a setting is too low, set it in postgresql.auto.conf and restart the server: recovery continues."
+                }
+                _ => "",
+            };
             return Some(anyhow!(
-                "the cluster was restored, and its recovery has not reached the target: {where_it_ended}\nHINT: Its log says why. The \
-                 server is left as it is."
+                "the cluster was restored, and its recovery has not reached the target: {where_it_ended}\nDETAIL: The server is left as \
+                 it is, and no check was made.\nHINT: Its log says why.{settings}"
             ));
         }
         if self.pauses && self.state == ServerState::Promoted {
@@ -83,5 +103,23 @@ mod tests {
         assert!(failed.problem().unwrap().to_string().contains("DETAIL: 2 checks failed there."));
         let failed = Arrival { checks: (3, 2), ..at_target(ServerState::Paused, true) };
         assert!(failed.problem().unwrap().to_string().contains("2 checks failed: the moment is not right"));
+    }
+
+    #[test]
+    fn only_the_target_is_judged_and_accepted() {
+        let elsewhere = Reached::Elsewhere("recovery ended at 0/3000000".to_owned());
+        for (state, may_be_accepted) in [(ServerState::Paused, true), (ServerState::Promoted, false)] {
+            for (checks, verdict) in
+                [((0, 0), None), ((2, 0), Some(Verdict::Right)), ((2, 1), Some(Verdict::NotRight))]
+            {
+                let there = Arrival { checks, ..at_target(state, false) };
+                assert_eq!((there.verdict(), there.may_be_accepted()), (verdict, may_be_accepted));
+                let away = Arrival { reached: &elsewhere, ..there };
+                assert_eq!((away.verdict(), away.may_be_accepted()), (None, false));
+                let problem = away.problem().unwrap().to_string();
+                assert!(problem.contains("has not reached the target: recovery ended at"), "{problem}");
+                assert_eq!(problem.contains("recovery continues"), may_be_accepted, "{problem}");
+            }
+        }
     }
 }

@@ -44,7 +44,7 @@ pub(in crate::restore) struct StartedDocument {
     #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     pub(super) problems: Vec<String>,
-    /// The command that ends recovery where it is paused. Absent if it is not.
+    /// The command that ends recovery where it is paused. Absent if it is not paused at the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) resume_command: Option<String>,
     /// The command that stops the server.

@@ -34,8 +34,8 @@ use walpoint_runtime::exit::Failure;
 use walpoint_words::format_chain;
 
 use self::arrival::Arrival;
+use self::document::ServerState;
 pub(super) use self::document::StartedDocument;
-use self::document::{ServerState, Verdict};
 use self::launch::Launched;
 pub(super) use self::options::StartArgs;
 pub(super) use self::text::text;
@@ -45,7 +45,7 @@ use super::confined;
 use super::owners::Owner;
 use crate::checks::{self, Check, CheckDocument, CheckOutcome};
 use crate::plan::{CommandLine, Planned};
-use crate::server::{self, Programs, ServerUser};
+use crate::server::{self, Programs, Reached, ServerUser};
 use crate::shell;
 
 /// What a person puts in the place of `TIME`.
@@ -164,8 +164,11 @@ impl Starting {
             }
             Some(Ok(Watched::Arrived(arrived))) => {
                 attempt.show_start(&launched);
+                // Elsewhere, they would say nothing about the moment that was asked for.
+                let is_there = arrived.instance.reached == Reached::Target;
+                let checks = if is_there { &self.checks[..] } else { &[] };
                 let checked = tokio::select! {
-                    checked = checks::run_all(&self.checks, &arrived.instance, &user) => Some(checked),
+                    checked = checks::run_all(checks, &arrived.instance, &user) => Some(checked),
                     _ = interrupt.recv() => None,
                     _ = terminate.recv() => None,
                 };
@@ -255,12 +258,7 @@ impl Attempt<'_> {
             checks: (self.checks.len(), failed_checks),
             is_interrupted,
         };
-        let verdict = match (self.checks.is_empty(), failed_checks) {
-            (true, _) => None,
-            (false, 0) => Some(Verdict::Right),
-            (false, _) => Some(Verdict::NotRight),
-        };
-        let resume = (state == ServerState::Paused).then(|| {
+        let resume = arrival.may_be_accepted().then(|| {
             let server = &instance.server;
             self.psql(&server.host, &server.port, &instance.superuser, "select pg_wal_replay_resume()")
         });
@@ -273,7 +271,7 @@ impl Attempt<'_> {
             timeline: Some(*timeline),
             last_commit_time: position.last_commit,
             checks: std::mem::take(&mut self.checks),
-            verdict,
+            verdict: arrival.verdict(),
             resume_command: resume,
             ..document
         };

@@ -56,6 +56,9 @@ fn state(started: &StartedDocument) -> String {
         None => String::new(),
     };
     match started.state {
+        ServerState::Paused if started.resume_command.is_none() => {
+            format!("recovery is paused{at}{last}, which is not the target: the data is read-only")
+        }
         ServerState::Paused => {
             format!("recovery is paused{at}{last}: nothing is decided yet, the data is read-only")
         }
@@ -82,6 +85,10 @@ fn commands(started: &StartedDocument) -> String {
     }
     match started.state {
         ServerState::Ended => {}
+        // To continue, it is restarted.
+        ServerState::Paused if started.resume_command.is_none() => {
+            text.push_str(&format!("to stop it: {}\n", started.stop_command));
+        }
         ServerState::Standby | ServerState::Recovering => {
             text.push_str(&format!("to stop it: {}\n", started.stop_command));
         }
