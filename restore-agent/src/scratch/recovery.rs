@@ -115,7 +115,7 @@ impl Waiting<'_> {
         let own = self.user.name();
         let tried: Vec<&str> = own.as_deref().into_iter().chain(["postgres"]).chain(self.role).collect();
         match self.reachable().first_session(self.planned.lineage.major, &tried).await? {
-            FirstSession::NotYet => Ok(None),
+            FirstSession::NotYet(_) => Ok(None),
             FirstSession::Open(session) => Ok(Some(*session)),
             FirstSession::Refused(error) => Err(anyhow::Error::from(error).context(
                 "the scratch server takes no session\nHINT: If no superuser of the cluster is called like PostgreSQL's user or \

@@ -11,6 +11,7 @@ use walpoint_base::user;
 
 use super::owner::{self, Owner};
 use super::programs::Programs;
+use super::session::PeerUser;
 
 /// Who runs the server and the programs that look into it.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +37,11 @@ impl ServerUser {
     /// The user's name.
     pub(crate) fn name(&self) -> Option<String> {
         self.owner.map_or_else(|| user::name(user::effective()), |_| self.name.clone())
+    }
+
+    /// That user, as whom a socket is opened.
+    pub(crate) fn peer(&self, owner: Owner) -> PeerUser {
+        PeerUser { owner, groups: self.name.as_deref().map(owner::groups_of_user).unwrap_or_default() }
     }
 
     /// A command as that user, in a process group of its own: what a terminal sends to this process is not for it.

@@ -20,6 +20,14 @@ const STATE: &str = "SELECT pg_catalog.pg_is_in_recovery() AS recovering, \
      pg_catalog.pg_last_wal_replay_lsn()::text AS lsn, \
      pg_catalog.to_char(pg_catalog.pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS last";
 
+/// As whom a server's socket is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerUser {
+    pub(crate) owner: Owner,
+    /// The numbers of the other groups that this user is in: one of them may own the directory of the socket.
+    pub(crate) groups: Vec<u32>,
+}
+
 /// How a server is reached.
 #[derive(Debug, Clone)]
 pub(crate) struct Reachable {
@@ -28,7 +36,7 @@ pub(crate) struct Reachable {
     /// The port, which names the socket, too.
     pub(crate) port: String,
     /// As whom its socket is opened, where that is not this process's user.
-    pub(crate) peer: Option<Owner>,
+    pub(crate) peer: Option<PeerUser>,
     /// What else libpq's programs would find in their environment to get in: the names and values of its variables.
     pub(crate) secrets: Vec<(&'static str, String)>,
     /// What the server is called in messages.
@@ -68,8 +76,8 @@ impl Reachable {
             .iter()
             .fold(Environment::empty(), |environment, (name, value)| environment.with(name, value.as_str()));
         let info = ConnInfo::parse_in(&text, &environment)?;
-        Connection::open(&match self.peer {
-            Some(Owner { uid, gid }) => info.as_user(uid, gid),
+        Connection::open(&match &self.peer {
+            Some(PeerUser { owner, groups }) => info.as_user(owner.uid, owner.gid, groups),
             None => info,
         })
         .await
@@ -90,25 +98,25 @@ impl Reachable {
                     let (connection, superuser) = match self.connect(&options, &superuser, &database).await {
                         Ok(connection) => (connection, superuser),
                         // Another superuser than the one that got in may not be let in from here.
-                        Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet),
+                        Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet(Some(error))),
                         Err(_) => (self.connect(&options, role, &database).await?, (*role).to_owned()),
                     };
                     let session = Session { connection, superuser, database, position };
                     return Ok(FirstSession::Open(Box::new(session)));
                 }
-                Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet),
+                Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet(Some(error))),
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Ok(refused.map_or(FirstSession::NotYet, FirstSession::Refused))
+        Ok(refused.map_or(FirstSession::NotYet(None), FirstSession::Refused))
     }
 }
 
 /// What became of the first session.
 #[derive(Debug)]
 pub(crate) enum FirstSession {
-    /// The server takes none yet.
-    NotYet,
+    /// The server takes none yet; why, if one was tried.
+    NotYet(Option<Error>),
     /// It takes none of these roles.
     Refused(Error),
     /// There it is.
@@ -158,8 +166,9 @@ fn escaped(value: &str) -> String {
 
 /// Whether a server that starts may take the session later.
 fn is_not_yet(error: &Error) -> bool {
-    // 57P03: it starts, or is not consistent.
-    error.sqlstate().map_or_else(|| error.is_transient(), |state| state == "57P03")
+    // 57P03: it starts, or is not consistent. Class 53: it lacks what another session may give back.
+    let passes = |state: &str| state == "57P03" || state.starts_with("53");
+    error.sqlstate().map_or_else(|| error.is_transient(), passes)
 }
 
 /// The superuser that `initdb` made, or the first other one that may log in.

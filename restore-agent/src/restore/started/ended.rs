@@ -82,10 +82,15 @@ pub(super) fn late(limit: Duration) -> anyhow::Error {
 
 /// It takes no session of ours.
 pub(super) fn refused(error: Error) -> anyhow::Error {
-    anyhow::Error::from(error).context(
-        "its recovery cannot be watched, because it takes no session\nHINT: Name a superuser that may log in from here with PGUSER, \
-         and its password with PGPASSWORD or PGPASSFILE.",
-    )
+    // Where the server answered, another role may do.
+    let is_out_of_reach = error.sqlstate().is_none() && error.is_transient();
+    let hint = if is_out_of_reach {
+        "Check unix_socket_directories and listen_addresses, and that the server's user can reach the socket."
+    } else {
+        "Name a superuser that may log in from here with PGUSER, and its password with PGPASSWORD or PGPASSFILE."
+    };
+    anyhow::Error::from(error)
+        .context(format!("its recovery cannot be watched, because it takes no session\nHINT: {hint}"))
 }
 
 #[cfg(test)]

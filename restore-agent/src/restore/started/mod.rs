@@ -5,6 +5,7 @@
 //! | [`options`] | what the command line says of it |
 //! | [`launch`] | starting it so that it outlives this program, its address and its log |
 //! | [`watch`], [`unseen`] | how far it is, by its own word or from outside |
+//! | [`unanswered`] | why it takes no sessions, though it should |
 //! | [`pace`] | what a person is shown of that |
 //! | [`arrival`] | how a server is judged that has arrived |
 //! | [`document`], [`text`] | what became of it, as JSON and for a person |
@@ -20,6 +21,7 @@ mod launch;
 mod options;
 mod pace;
 mod text;
+mod unanswered;
 mod unseen;
 mod watch;
 
@@ -140,6 +142,7 @@ impl Starting {
             planned,
             plan,
             user: &user,
+            peer: plan.owner.map(|owner| user.peer(owner)),
             until: self.args.start_timeout.map(|limit| began + limit),
             show_progress: common.show_progress(),
         };

@@ -24,6 +24,17 @@ pub(super) struct Seen {
     pub(super) by_server: bool,
 }
 
+/// What is known of its sessions during recovery.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sessions<'a> {
+    /// Where the server begins to take them.
+    pub(super) from: Lsn,
+    /// Whether it takes any.
+    pub(super) are_taken: bool,
+    /// Why none could be opened, though it takes them by its own word.
+    pub(super) unanswered: Option<&'a str>,
+}
+
 /// How fast it goes.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -58,8 +69,8 @@ impl Pace {
         Some((left, Duration::try_from_secs_f64(seconds).ok()))
     }
 
-    /// Where it is, for a person. `consistent_at`: where the server begins to take sessions.
-    pub(super) fn line(&self, seen: &Seen, consistent_at: Lsn, takes_sessions: bool) -> String {
+    /// Where it is, for a person.
+    pub(super) fn line(&self, seen: &Seen, sessions: Sessions<'_>) -> String {
         let mut text = match (seen.lsn, seen.by_server) {
             (Some(lsn), true) => format!("recovering: replayed to {lsn} of {}", self.until),
             (Some(lsn), false) => format!("recovering: at {lsn} or later, of {}", self.until),
@@ -75,12 +86,15 @@ impl Pace {
         if let Some(time) = seen.last_commit {
             text.push_str(&format!("; last transaction at {}", human::time(time)));
         }
-        match (seen.by_server, takes_sessions, seen.lsn.is_some_and(|lsn| lsn >= consistent_at)) {
-            (true, ..) | (false, true, true) => {}
-            (false, true, false) => {
-                text.push_str(&format!("; the server takes no sessions before {consistent_at}"));
+        let is_behind = seen.lsn.is_some_and(|lsn| lsn >= sessions.from);
+        match (sessions.unanswered, sessions.are_taken, is_behind) {
+            _ if seen.by_server => {}
+            (Some(reason), ..) => text.push_str(&format!("; could not open a session: {reason}")),
+            (None, true, true) => {}
+            (None, true, false) => {
+                text.push_str(&format!("; the server takes no sessions before {}", sessions.from));
             }
-            (false, false, _) => {
+            (None, false, _) => {
                 text.push_str("; hot_standby is off: the server takes no sessions during recovery");
             }
         }
@@ -116,23 +130,29 @@ mod tests {
     #[test]
     fn a_line_says_whose_word_it_is() {
         let mut pace = Pace::towards(Lsn(0x300_0000));
-        let at = Lsn(0x200_0000);
+        let from = Lsn(0x200_0000);
+        let at = Sessions { from, are_taken: true, unanswered: None };
         assert_eq!(
-            pace.line(&Seen::default(), at, true),
+            pace.line(&Seen::default(), at),
             "recovering to 0/3000000; the server takes no sessions before 0/2000000"
         );
         pace.note(Duration::ZERO, Lsn(0x280_0000));
         let mut seen = Seen { lsn: Some(Lsn(0x280_0000)), ..Seen::default() };
         let hidden = "recovering: at 0/2800000 or later, of 0/3000000, 8.0 MiB left";
-        assert_eq!(pace.line(&seen, at, true), hidden);
+        assert_eq!(pace.line(&seen, at), hidden);
+        let denied = Sessions { unanswered: Some("/run/pg: Permission denied"), ..at };
+        assert_eq!(
+            pace.line(&seen, denied),
+            format!("{hidden}; could not open a session: /run/pg: Permission denied")
+        );
         assert!(
-            pace.line(&seen, at, false)
+            pace.line(&seen, Sessions { are_taken: false, ..at })
                 .ends_with("hot_standby is off: the server takes no sessions during recovery")
         );
         seen.by_server = true;
         seen.last_commit = Some("2026-11-21T10:00:00Z".parse().unwrap());
         assert_eq!(
-            pace.line(&seen, at, true),
+            pace.line(&seen, at),
             "recovering: replayed to 0/2800000 of 0/3000000, 8.0 MiB left; last transaction at 2026-11-21T10:00:00Z"
         );
     }

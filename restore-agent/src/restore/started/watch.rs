@@ -8,11 +8,12 @@ use walpoint_pg::connect::Error;
 use walpoint_runtime::progress::ByteProgress;
 
 use super::launch::{Address, Launched};
-use super::pace::{Pace, Seen};
+use super::pace::{Pace, Seen, Sessions};
+use super::unanswered::Unanswered;
 use super::{LaunchPlan, unseen};
 use crate::plan::Planned;
 use crate::server::end::PlannedEnd;
-use crate::server::session::{FirstSession, Session, state};
+use crate::server::session::{FirstSession, PeerUser, Session, state};
 use crate::server::{Instance, Position, Reachable, Reached, ServerUser};
 
 /// How often it is looked at.
@@ -26,6 +27,8 @@ pub(super) struct Watch<'a> {
     pub(super) planned: &'a Planned,
     pub(super) plan: &'a LaunchPlan,
     pub(super) user: &'a ServerUser,
+    /// As whom its socket is opened, where that is not this process's user.
+    pub(super) peer: Option<PeerUser>,
     /// When waiting ends.
     pub(super) until: Option<Instant>,
     pub(super) show_progress: bool,
@@ -64,6 +67,7 @@ struct Shown {
     pace: Pace,
     began: Instant,
     logged: Instant,
+    unanswered: Unanswered,
 }
 
 impl Watch<'_> {
@@ -75,6 +79,7 @@ impl Watch<'_> {
             pace: Pace::towards(self.planned.plan.until),
             began: now,
             logged: now,
+            unanswered: Unanswered::default(),
         };
         let watched = self.look(server, known, &mut shown).await;
         shown.line.end();
@@ -105,9 +110,19 @@ impl Watch<'_> {
                     let takes_sessions = address.as_ref().is_some_and(|(_, takes)| *takes);
                     known.address = address.map(|(address, _)| address).or(known.address.take());
                     match self.first_session(known.address.as_ref().filter(|_| takes_sessions)).await? {
-                        FirstSession::NotYet if self.has_arrived_unseen() => return Ok(Watched::Consistent),
-                        FirstSession::NotYet => self.look_from_outside(server, known),
-                        FirstSession::Open(open) => session = Some(*open),
+                        FirstSession::NotYet(_) if self.has_arrived_unseen() => {
+                            return Ok(Watched::Consistent);
+                        }
+                        FirstSession::NotYet(error) => {
+                            if let Some(error) = shown.unanswered.note(error, Instant::now()) {
+                                return Ok(Watched::Refused(error));
+                            }
+                            self.look_from_outside(server, known);
+                        }
+                        FirstSession::Open(open) => {
+                            shown.unanswered = Unanswered::default();
+                            session = Some(*open);
+                        }
                         FirstSession::Refused(error) => return Ok(Watched::Refused(error)),
                     }
                 }
@@ -145,7 +160,12 @@ impl Watch<'_> {
         if let Some(lsn) = seen.lsn {
             shown.pace.note(shown.began.elapsed(), lsn);
         }
-        let line = shown.pace.line(seen, self.planned.plan.backup.end, self.plan.takes_sessions);
+        let sessions = Sessions {
+            from: self.planned.plan.backup.end,
+            are_taken: self.plan.takes_sessions,
+            unanswered: shown.unanswered.reason(),
+        };
+        let line = shown.pace.line(seen, sessions);
         if self.show_progress {
             shown.line.say(&line);
         } else if shown.logged.elapsed() >= LOGGED {
@@ -158,7 +178,7 @@ impl Watch<'_> {
         Reachable {
             host: address.host.clone(),
             port: address.port.clone(),
-            peer: self.plan.owner,
+            peer: self.peer.clone(),
             secrets: secrets(),
             called: "the restored server",
         }
@@ -166,7 +186,7 @@ impl Watch<'_> {
 
     /// The first session, as a superuser: the role that libpq would take, or one of the usual ones.
     async fn first_session(&self, address: Option<&Address>) -> anyhow::Result<FirstSession> {
-        let Some(address) = address else { return Ok(FirstSession::NotYet) };
+        let Some(address) = address else { return Ok(FirstSession::NotYet(None)) };
         let given = std::env::var("PGUSER").ok();
         let own = self.user.name().filter(|name| name != "postgres");
         let roles: Vec<&str> =

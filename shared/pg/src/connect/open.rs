@@ -186,7 +186,8 @@ async fn try_address(
     target: SessionTarget,
     prepared: &Prepared,
 ) -> Result<Connection, Setback> {
-    let socket = Socket::open(address, &info.keepalive, info.peer).await.map_err(ConnectFailure::Network)?;
+    let socket =
+        Socket::open(address, &info.keepalive, info.peer.as_ref()).await.map_err(ConnectFailure::Network)?;
     let handshake = secure(socket, encryption, prepared.tls.as_ref()).await;
     let (socket, end_point) = handshake.map_err(|failure| {
         // Only `prefer` goes on without TLS, whatever was wrong with it.

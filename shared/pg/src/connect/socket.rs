@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use rustix::net::sockopt;
 use rustix::process::{Gid, Uid};
-use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -36,11 +36,11 @@ impl Socket {
     pub(super) async fn open(
         address: &Address,
         keepalive: &Keepalive,
-        peer: Option<Peer>,
+        peer: Option<&Peer>,
     ) -> io::Result<Self> {
         match address {
             Address::Path(path) => Ok(Self::Unix(match peer {
-                Some(peer) => connect_as(path.clone(), peer).await?,
+                Some(peer) => connect_as(path.clone(), peer.clone()).await?,
                 None => UnixStream::connect(path).await?,
             })),
             Address::Network(address) => {
@@ -57,7 +57,9 @@ impl Socket {
 async fn connect_as(path: PathBuf, peer: Peer) -> io::Result<UnixStream> {
     let (send, connected) = tokio::sync::oneshot::channel();
     let connect = move || {
-        // Of this thread alone, which ends with it. The group first: then it may not be changed any more.
+        // Of this thread alone, which ends with it. The groups first: then they may not be changed any more.
+        let groups: Vec<Gid> = peer.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        set_thread_groups(&groups)?;
         set_thread_res_gid(None, Gid::from_raw(peer.gid), None)?;
         set_thread_res_uid(None, Uid::from_raw(peer.uid), None)?;
         std::os::unix::net::UnixStream::connect(path)

@@ -71,10 +71,12 @@ pub(super) struct Keepalive {
 }
 
 /// As whom a Unix socket is opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Peer {
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// The user's other groups.
+    pub(super) groups: Vec<u32>,
 }
 
 /// The ways to authenticate that `require_auth` allows.
@@ -193,9 +195,10 @@ impl ConnInfo {
     }
 
     /// The same; Unix sockets are opened as that user, whom the server's `peer` authentication then sees. Only root may be another user.
+    /// `groups`: the user's other groups.
     #[must_use]
-    pub fn as_user(mut self, uid: u32, gid: u32) -> Self {
-        self.peer = Some(Peer { uid, gid });
+    pub fn as_user(mut self, uid: u32, gid: u32, groups: &[u32]) -> Self {
+        self.peer = Some(Peer { uid, gid, groups: groups.to_vec() });
         self
     }
 
