@@ -1,13 +1,9 @@
 //! What a server logged last.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-
-use super::owner::Owner;
+use super::owner::{self, Owner};
 
 /// Bytes at the end of the log that are looked at.
 const TAIL: u64 = 64 << 10;
@@ -52,18 +48,12 @@ enum Begin {
     End,
 }
 
-/// Reads a part of a log. Root reads it for itself, and its directory is another user's: what lies there under that name has to be a file
-/// of that user.
+/// Reads a part of a log.
 fn read(log: &Path, begin: Begin, owner: Option<Owner>) -> std::io::Result<String> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::open(log, flags, Mode::empty())?);
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || owner.is_some_and(|owner| owner.uid != metadata.uid()) {
-        return Err(std::io::Error::other("it is no file of the server's user"));
-    }
+    let mut file = owner::open(log, owner)?;
     let begin = match begin {
         Begin::Position(position) => position,
-        Begin::End => metadata.len().saturating_sub(TAIL),
+        Begin::End => file.metadata()?.len().saturating_sub(TAIL),
     };
     file.seek(SeekFrom::Start(begin))?;
     let mut text = Vec::new();

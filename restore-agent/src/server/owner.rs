@@ -1,6 +1,8 @@
 //! Users of this machine: who owns files and runs a server.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -24,6 +26,25 @@ impl Owner {
         std::os::unix::fs::fchown(&file, Some(self.uid), Some(self.gid))?;
         file.sync_all()
     }
+}
+
+/// Opens a file that a server wrote, in directories that are its user's: root reads it for itself. So what lies there under that name has to
+/// be a file of that user, and a link or a pipe is none. `owner`: that user, if not this process's.
+pub(crate) fn open(path: &Path, owner: Option<Owner>) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || owner.is_some_and(|owner| owner.uid != metadata.uid()) {
+        return Err(io::Error::other("it is no file of the server's user"));
+    }
+    Ok(file)
+}
+
+/// The first `most` bytes of such a file.
+pub(crate) fn read(path: &Path, owner: Option<Owner>, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path, owner)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The name of a user on this machine.
@@ -56,6 +77,23 @@ pub(crate) fn getent(database: &str, key: &str) -> anyhow::Result<Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_files_of_the_servers_user_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        walpoint_base::durable::create(&path("file"), b"0123456789").unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RWXU).unwrap();
+        std::os::unix::fs::symlink(path("file"), path("link")).unwrap();
+        let (uid, gid) = (walpoint_base::user::effective(), 0);
+        for owner in [None, Some(Owner { uid, gid })] {
+            assert_eq!(read(&path("file"), owner, 4).unwrap(), b"0123");
+            for name in ["fifo", "link", "none", "."] {
+                assert!(read(&path(name), owner, 4).is_err(), "{name}");
+            }
+        }
+        read(&path("file"), Some(Owner { uid: uid + 1, gid }), 4).unwrap_err();
+    }
 
     #[test]
     fn the_groups_of_a_user_are_read() {

@@ -11,11 +11,10 @@ use anyhow::{Context, anyhow};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use walpoint_base::diagnostic::shown;
-use walpoint_base::small_file;
 
 use super::LaunchPlan;
 use crate::restore::owners::Owner;
-use crate::server::{Programs, ServerUser, lines_behind};
+use crate::server::{Programs, ServerUser, lines_behind, owner};
 
 /// What the server prints until its configuration sends its log elsewhere, in the data directory. PostgreSQL has no file of this name.
 const START_LOG: &str = "walpoint-start.log";
@@ -35,6 +34,13 @@ pub(super) struct Address {
     /// The directory of its socket, or a host.
     pub(super) host: String,
     pub(super) port: String,
+}
+
+impl Address {
+    /// Whether it is a Unix socket's. An abstract one begins with `@`.
+    pub(super) fn is_socket(&self) -> bool {
+        self.host.starts_with(['/', '@'])
+    }
 }
 
 /// The server that was started.
@@ -96,17 +102,21 @@ impl Launched {
 
     /// Where it takes sessions, once it has said so, and whether it takes them now.
     pub(super) fn address(&self) -> Option<(Address, bool)> {
-        let text = small_file::read(&self.pgdata.join("postmaster.pid"), LONGEST).ok()?;
-        address(&String::from_utf8_lossy(&text), self.pid)
+        address(&self.read("postmaster.pid")?, self.pid)
     }
 
     /// Its log: the logging collector's, or what it prints.
     pub(super) fn log(&self) -> PathBuf {
-        let listed = small_file::read(&self.pgdata.join(CURRENT_LOGS), LONGEST).ok();
-        let listed = listed.map(|text| String::from_utf8_lossy(&text).into_owned());
+        let listed = self.read(CURRENT_LOGS);
         // The backup may have had a list of the original's.
         let collected = listed.as_deref().and_then(collected).map(|log| self.pgdata.join(log));
         collected.filter(|log| log.is_file()).unwrap_or_else(|| self.start_log())
+    }
+
+    /// What a small file in its data directory says, which is its user's.
+    fn read(&self, name: &str) -> Option<String> {
+        let text = owner::read(&self.pgdata.join(name), self.owner, LONGEST).ok()?;
+        Some(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// What it printed before its configuration sent its log elsewhere; nothing where it prints its log.
@@ -166,6 +176,8 @@ mod tests {
         assert_eq!(address(&file("", "10.0.0.1"), 42), at("10.0.0.1"));
         assert_eq!(address(&file("/run/pg", "*"), 43), None, "another server's, or the original's");
         assert_eq!(address(&file("", ""), 42), None);
+        let is_socket = |text: &str| address(text, 42).unwrap().0.is_socket();
+        assert!(is_socket(&file("/run/pg", "*")) && !is_socket(&file("", "10.0.0.1")));
         assert_eq!(address("42\n/data\n1700000000\n", 42), None, "it is being written");
         let starts = file("/run/pg", "*").replace("ready   ", "starting");
         assert_eq!(address(&starts, 42).map(|(_, takes_sessions)| takes_sessions), Some(false));

@@ -4,8 +4,11 @@
 
 use std::path::Path;
 
-use walpoint_base::{Lsn, SegmentName, SegmentSize, small_file};
+use walpoint_base::{Lsn, SegmentName, SegmentSize};
 use walpoint_pg::control::{CONTROL_FILE, ClusterState, ControlFile};
+
+use crate::restore::owners::Owner;
+use crate::server::owner;
 
 /// What the startup process calls itself while it replays (`"recovering %s"` in PostgreSQL's `xlogreader`).
 const TITLE: &str = "recovering ";
@@ -13,24 +16,27 @@ const TITLE: &str = "recovering ";
 /// Bytes of a `pg_control` that are read: all of it.
 const LONGEST: u64 = 8192;
 
+/// A data directory, and whose it is, if not this process's user's.
+pub(super) type Data<'a> = (&'a Path, Option<Owner>);
+
 /// At least this was replayed, as far as it shows. `pid`: the server's.
-pub(super) fn replayed(pgdata: &Path, pid: u32, size: SegmentSize) -> Option<Lsn> {
+pub(super) fn replayed(data: Data<'_>, pid: u32, size: SegmentSize) -> Option<Lsn> {
     let titled = titles(pid).iter().find_map(|title| segment(title, size));
-    control(pgdata).map(|control| noted(&control)).max(titled).filter(|lsn| lsn.is_valid())
+    control(data).map(|control| noted(&control)).max(titled).filter(|lsn| lsn.is_valid())
 }
 
 /// Whether what was replayed makes the data consistent.
-pub(super) fn is_consistent(pgdata: &Path) -> bool {
-    control(pgdata).is_some_and(|control| {
+pub(super) fn is_consistent(data: Data<'_>) -> bool {
+    control(data).is_some_and(|control| {
         control.state == ClusterState::InArchiveRecovery
             && !control.backup_start_point.is_valid()
             && !control.backup_end_required
     })
 }
 
-fn control(pgdata: &Path) -> Option<ControlFile> {
+fn control((pgdata, owner): Data<'_>) -> Option<ControlFile> {
     // A file that is being written is read again with the next look.
-    ControlFile::parse(&small_file::read(&pgdata.join(CONTROL_FILE), LONGEST).ok()?).ok()
+    ControlFile::parse(&owner::read(&pgdata.join(CONTROL_FILE), owner, LONGEST).ok()?).ok()
 }
 
 fn noted(control: &ControlFile) -> Lsn {

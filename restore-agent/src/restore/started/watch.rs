@@ -146,12 +146,16 @@ impl Watch<'_> {
     }
 
     fn has_arrived_unseen(&self) -> bool {
-        self.plan.is_standby && !self.plan.takes_sessions && unseen::is_consistent(&self.plan.pgdata)
+        self.plan.is_standby && !self.plan.takes_sessions && unseen::is_consistent(self.data())
+    }
+
+    fn data(&self) -> unseen::Data<'_> {
+        (&self.plan.pgdata, self.plan.owner)
     }
 
     fn look_from_outside(&self, server: &Launched, known: &mut Known) {
         let size = self.planned.lineage.segment_size;
-        let lsn = unseen::replayed(&self.plan.pgdata, server.pid, size);
+        let lsn = unseen::replayed(self.data(), server.pid, size);
         known.seen.lsn = lsn.max(known.seen.lsn);
         known.seen.by_server = false;
     }
@@ -179,7 +183,8 @@ impl Watch<'_> {
             host: address.host.clone(),
             port: address.port.clone(),
             peer: self.peer.clone(),
-            secrets: secrets(),
+            // The file that says where it takes sessions is its user's to write. What root has is not for whatever host that names.
+            secrets: if self.plan.owner.is_none() || address.is_socket() { secrets() } else { Vec::new() },
             called: "the restored server",
         }
     }
