@@ -335,36 +335,39 @@ async fn restore(
     around: &mut Around<'_>,
 ) -> Result<(), Failure> {
     let restore = Restore::prepare(common, args, planned.clone(), pgdata, decided).await?;
-    let mut restored = restore.execute(common, args, &mut around.pre_command).await;
-    let (printed, started) = match (&mut restored, &around.starting) {
-        (Ok(report), Some(starting)) => start(common, starting, &planned, report).await,
-        (Ok(report), None) => (report::print(common, report), None),
-        (Err(_), _) => (Ok(()), None),
+    let restored = restore.execute(common, args, &mut around.pre_command).await;
+    let printed = match (&restored, &around.starting) {
+        (Ok(report), None) => report::print(common, report),
+        (Ok(report), Some(_)) => report::print_before_start(common, report),
+        (Err(_), _) => Ok(()),
     };
-    recorded::ended(common, args, &planned, (&restored, started.as_ref())).await;
-    restored?;
-    match started.map(|started| started.map(|started| started.failure)) {
-        Some(Ok(Some(error)) | Err(error)) => Err(error.into()),
-        None | Some(Ok(None)) => printed,
+    // Before the start: the server may recover for hours, and something may end this program in that time.
+    recorded::ended(common, args, &planned, &restored).await;
+    let mut report = restored?;
+    let Some(starting) = &around.starting else { return printed };
+    let (started, printed_after) = start(common, starting, &planned, &mut report).await;
+    recorded::started(common, &planned, &report, &started).await;
+    match started.map(|started| started.failure) {
+        Ok(Some(error)) | Err(error) => Err(error.into()),
+        Ok(None) => printed.and(printed_after),
     }
 }
 
-/// Starts what was restored, and says what came of it; an error where it could not be started.
+/// Starts what was restored, and prints what came of it; an error where it could not be started.
 async fn start(
     common: &CommonArgs,
     starting: &Starting,
     planned: &Planned,
     report: &mut RestoreReport,
-) -> (Result<(), Failure>, Option<anyhow::Result<Started>>) {
-    let before = report::print_before_start(common, report);
+) -> (anyhow::Result<Started>, Result<(), Failure>) {
     let started = starting.start(common, planned, report.launch()).await;
     let not_started = "the cluster was restored, and its server was not started";
     let started = started.map_err(|error| error.context(not_started));
     if let Ok(started) = &started {
         report.add_started(started.document.clone());
     }
-    let after = report::print_started(common, report);
-    (before.and(after), Some(started))
+    let printed = report::print_started(common, report);
+    (started, printed)
 }
 
 /// What an attempt does around the restore itself, and what another attempt does not do again.

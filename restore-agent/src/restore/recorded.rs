@@ -7,44 +7,64 @@ use walpoint_words::{format_chain, recording};
 
 use super::RestoreArgs;
 use super::report::RestoreReport;
-use super::started::{self, Started};
+use super::started::Started;
 use crate::plan::Planned;
 
-/// What came of a restore, and of its server, if that was to be started.
-type Came<'a> = (&'a anyhow::Result<RestoreReport>, Option<&'a anyhow::Result<Started>>);
-
-/// Records how an attempt ended. What was refused before anything was written is none. A server that did not arrive, or failed a check,
-/// leaves a part: the cluster was restored.
+/// Records how an attempt ended. What was refused before anything was written is none.
 pub(super) async fn ended(
     common: &CommonArgs,
     args: &RestoreArgs,
     planned: &Planned,
-    (restored, started): Came<'_>,
+    restored: &anyhow::Result<RestoreReport>,
 ) {
-    let outcome = match (restored, started) {
-        (Err(_), _) => Outcome::Failed,
-        (Ok(_), Some(Err(_) | Ok(Started { failure: Some(_), .. }))) => Outcome::Partial,
-        (Ok(_), None | Some(Ok(_))) => Outcome::Success,
+    let draft = match restored {
+        Ok(report) => {
+            let said = draft(planned, Outcome::Success).with_note(&report.place());
+            Draft { seconds: Some(report.seconds()), ..said }
+        }
+        Err(error) => draft(planned, Outcome::Failed)
+            .with_note(&args.pgdata.display().to_string())
+            .with_issues([format_chain(error)]),
     };
-    let server = started.and_then(|started| started.as_ref().ok());
+    append(common, planned, &draft.with_scenario(scenario(args))).await;
+}
+
+/// Records what became of the server of a restore that is on record, where there is more to say: checks were made, or it has not arrived.
+/// Then it is a part: the cluster was restored.
+pub(super) async fn started(
+    common: &CommonArgs,
+    planned: &Planned,
+    report: &RestoreReport,
+    started: &anyhow::Result<Started>,
+) {
+    let draft = match started {
+        Ok(started) if !started.is_notable() => return,
+        Ok(started) => {
+            let outcome = if started.failure.is_some() { Outcome::Partial } else { Outcome::Success };
+            let note = format!("{}; {}", report.place(), started.summary());
+            let said = draft(planned, outcome).with_note(&note).with_issues(started.issues());
+            Draft { seconds: Some(started.document.seconds()), ..said }
+        }
+        Err(error) => {
+            draft(planned, Outcome::Partial).with_note(&report.place()).with_issues([format_chain(error)])
+        }
+    };
+    append(common, planned, &draft.with_scenario("the server of a restore")).await;
+}
+
+fn draft(planned: &Planned, outcome: Outcome) -> Draft {
     let said = Draft {
         lineage: Some(planned.lineage.id),
         target: Some(planned.plan.target.to_string()),
-        seconds: restored.as_ref().ok().map(|report| started::seconds(report.seconds(), server)),
         ..crate::evidence(Kind::Restore, outcome)
     };
-    let place = match restored {
-        Ok(report) => report.place(),
-        Err(_) => args.pgdata.display().to_string(),
-    };
-    let place = server.map_or_else(|| place.clone(), |server| format!("{place}; {}", server.summary()));
-    let mut issues: Vec<String> = server.map(Started::issues).unwrap_or_default();
-    let not_started = started.and_then(|started| started.as_ref().err());
-    issues.extend(restored.as_ref().err().or(not_started).map(format_chain));
-    let said = said.about([planned.plan.backup.id]).with_scenario(scenario(args)).with_note(&place);
+    said.about([planned.plan.backup.id])
+}
+
+async fn append(common: &CommonArgs, planned: &Planned, draft: &Draft) {
     // It was selected a moment ago.
     let Ok(selection) = common.select_to_read::<StoreSettings>() else { return };
-    recording::append(&planned.files_from, &selection, &said.with_issues(issues)).await;
+    recording::append(&planned.files_from, &selection, draft).await;
 }
 
 fn scenario(args: &RestoreArgs) -> &'static str {

@@ -288,6 +288,9 @@ fn the_server_outlives_a_restore_that_is_interrupted_or_killed() {
             restore.log().contains("started PostgreSQL") && running.pgdata.join("postmaster.pid").exists()
         });
         let pid = running.pid();
+        // The restore is complete: that is on record, whatever ends the waiting.
+        let listed = bed.archived.agent.run(&["evidence", "list", "--kind", "restore", "--json"]);
+        assert!(listed.expect_success().stdout.contains(&format!("/{name},")), "not on record: {name}");
         restore.signal(signal);
         let status = restore.wait(wait::SOON);
         assert!(process::alive(pid), "{signal:?}: the server has ended");

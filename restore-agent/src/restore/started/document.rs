@@ -53,6 +53,13 @@ pub(in crate::restore) struct StartedDocument {
     pub(super) retry_command: String,
 }
 
+impl StartedDocument {
+    /// How long it was watched.
+    pub(in crate::restore) fn seconds(&self) -> f64 {
+        self.recovery_seconds
+    }
+}
+
 /// What a restored server does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

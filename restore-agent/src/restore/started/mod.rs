@@ -26,7 +26,7 @@ mod unseen;
 mod watch;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::anyhow;
 use tokio::signal::unix::{SignalKind, signal};
@@ -310,6 +310,11 @@ fn failed(document: StartedDocument, error: anyhow::Error) -> Started {
 }
 
 impl Started {
+    /// Whether it says more than that the restore succeeded.
+    pub(super) fn is_notable(&self) -> bool {
+        self.failure.is_some() || !self.document.checks.is_empty()
+    }
+
     /// How many checks passed and failed, for the record.
     pub(super) fn summary(&self) -> String {
         let of = |result| self.document.checks.iter().filter(|check| check.result == result).count();
@@ -338,12 +343,4 @@ impl Started {
             .collect();
         if failed.is_empty() { self.document.problems.clone() } else { failed }
     }
-}
-
-/// The time that a restore whose server was started took, for the record.
-pub(super) fn seconds(restored: f64, started: Option<&Started>) -> f64 {
-    let watched = started.map_or(Duration::ZERO, |started| {
-        Duration::try_from_secs_f64(started.document.recovery_seconds).unwrap_or_default()
-    });
-    restored + watched.as_secs_f64()
 }
