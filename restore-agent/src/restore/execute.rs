@@ -96,8 +96,6 @@ impl Restore {
         self.unarchived
             .put(old.as_deref(), anchor.path(), self.owner, size, args.resume_archiving)
             .map_err(explain)?;
-        // From here on the directory may be started whatever happens, and be lost later.
-        previous::succeed(&pgdata);
         let raised = self.finish(&pgdata, &roots)?;
         hook("--post-command", args.post_command.as_deref(), &pgdata)?;
         Ok(self.report(common, args, &Done { written, removed, kept, raised }, began.elapsed()))
@@ -374,6 +372,9 @@ impl Restore {
         directory::announce(anchor.path(), &self.marker, &anchor.path().join(UNFINISHED_CONTROL))
             .map_err(|error| anchor.explain(error.into()))?;
         finish.write().map_err(|error| anchor.explain(error))?;
+        // It may be started now, and be lost later. Before, the same command finishes it, also in another directory. If this is
+        // interrupted here, the marker shows that it is still to be done.
+        previous::succeed(pgdata);
         directory::release(pgdata, &self.marker, self.owner)?;
         Ok(raised)
     }

@@ -101,6 +101,35 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
     check(&bed, &pgdata, &good);
 }
 
+/// R4: a restore that fails at its end has put nothing in the place of the old directory, and its record does not say otherwise.
+#[test]
+fn a_replacement_that_fails_at_its_end_has_not_succeeded() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let pgdata = bed.cluster.pgdata().to_owned();
+    let (auto, away) = (pgdata.join("postgresql.auto.conf"), bed.place("auto.conf"));
+    // The restore cannot write its settings over a directory.
+    fs::rename(&auto, &away).unwrap();
+    fs::create_dir(&auto).unwrap();
+    user::give(&auto);
+    bed.backup();
+    fs::remove_dir(&auto).unwrap();
+    fs::rename(&away, &auto).unwrap();
+    bed.settle();
+    bed.cluster.stop(Shutdown::Fast);
+    let arguments = ["restore", "--replace", "--target-immediate", "--pgdata", pgdata.to_str().unwrap()];
+    let output = bed.agent.restore(&arguments).expect_status(1);
+    assert!(output.stderr.contains("postgresql.auto.conf cannot be written"), "{output:#?}");
+    assert!(!pgdata.join("global/pg_control").exists());
+    let [aside] = &asides(&bed)[..] else { panic!("{:?}", asides(&bed)) };
+    assert_eq!(has_successor(aside), Some(false));
+}
+
+/// What the record of a data directory that was moved aside says about another one in its place.
+fn has_successor(aside: &Path) -> Option<bool> {
+    let record = fs::read_to_string(aside.join("walpoint-aside.json")).unwrap();
+    serde_json::from_str::<Value>(&record).unwrap()["succeeded"].as_bool()
+}
+
 /// R4: a tablespace that was not mounted when the restore looked at it is not written over when it is there after all.
 #[test]
 fn a_tablespace_that_comes_back_meanwhile_is_not_written_over() {
