@@ -106,6 +106,7 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     if let Some(record) = previous::left_in(pgdata)?.filter(|record| !waits(record)) {
         // It came back, or never went; only this was not written down.
         record.undo()?;
+        previous::succeed(pgdata);
         return Ok(report);
     }
     let _held = pgdata.exists().then(|| directory::hold(pgdata)).transpose()?;
@@ -152,6 +153,8 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
         (report.replaced_pgdata, report.places) = (Some(latest.aside.display().to_string()), latest.places());
     }
     back.undo()?;
+    // What was renamed before has a successor now, however that is lost later.
+    previous::succeed(pgdata);
     report.previous_pgdata = Some(back.aside.display().to_string());
     if let Some(replaced) = &report.replaced_pgdata
         && was_promoted(Path::new(replaced))

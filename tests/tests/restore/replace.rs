@@ -95,6 +95,7 @@ fn a_replaced_data_directory_is_kept_and_comes_back() {
     let [undone] = &asides(&bed)[..] else { panic!("{:?}", asides(&bed)) };
     assert!(told.contains(undone.to_str().unwrap()), "{told}");
     assert!(outside(undone).iter().all(|directory| told.contains(directory)), "{told}");
+    assert_eq!(has_successor(undone), Some(true), "what came back is in its place");
     check(&bed, undone, &good);
     let again = rollback().expect_success();
     assert!(!again.stderr.contains("lineage settle"), "the other one is the older: {again:#?}");

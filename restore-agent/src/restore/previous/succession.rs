@@ -2,6 +2,7 @@
 //! there. Otherwise another directory was there since, and only that one could say of itself what it was.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -27,7 +28,7 @@ impl Record {
         match (self.succeeded, &self.successor) {
             (Some(true), _) => Succession::Completed,
             // What a rollback puts back is complete, and waits until the last rename.
-            (_, Some(successor)) if fs::symlink_metadata(successor).is_err() => Succession::Completed,
+            (_, Some(successor)) if is_gone(successor) => Succession::Completed,
             (_, Some(_)) | (Some(false), None) => Succession::Interrupted,
             (None, None) => Succession::Unknown,
         }
@@ -47,6 +48,11 @@ impl Record {
         }
         Self { succeeded: Some(true), ..self.clone() }.write(&self.aside, self.user())
     }
+}
+
+/// Whether nothing lies at a path. Where that cannot be seen, what was there may be there still.
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Writes into the records of all data directories that were moved aside from there that another one has come in their place. A restore
@@ -93,6 +99,12 @@ mod tests {
         // A rollback: what it puts back waits, and then it came.
         let second = move_aside(Some(first.aside.clone()));
         assert_eq!(second.succession(), Succession::Interrupted);
+        let unseen = Record { successor: Some(first.aside.join(RECORD).join("x")), ..second.clone() };
+        assert_eq!(
+            unseen.succession(),
+            Succession::Interrupted,
+            "a path that cannot be looked at is not gone"
+        );
         first.undo().unwrap();
         assert_eq!(second.succession(), Succession::Completed);
         fs::remove_dir(&pgdata).unwrap();
