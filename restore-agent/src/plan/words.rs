@@ -44,7 +44,7 @@ fn brief(text: &str) -> String {
 
 /// Where recovery would end in a lineage.
 fn lineage_moment(moment: &LineageMoment) -> String {
-    let LineageMoment { lineage, parent, timeline, until, time } = moment;
+    let LineageMoment { lineage, parent, timeline, until, time, .. } = moment;
     let parent = parent.map(|parent| format!(" (split off from {parent})")).unwrap_or_default();
     let time = time.map(|time| format!(", {time}")).unwrap_or_default();
     format!("{lineage}{parent} up to {until} on timeline {timeline}{time}")

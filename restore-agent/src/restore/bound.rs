@@ -165,10 +165,13 @@ impl BoundLineage {
 
 /// Whether a lineage that was not chosen is perhaps that of another cluster, which began after a data directory was moved aside.
 fn is_of_another(why: &Why, own: LineageId, moved: &Record) -> bool {
+    let may_be = |other: LineageId, created: Timestamp| other != own && moved.was_moved_before(created);
     match why {
-        Why::SeveralLineages(all) => all.iter().any(|other| other.lineage.system_id != own.system_id),
-        Why::SharedByLineages(all) => all.iter().any(|other| moved.was_moved_before(other.created)),
-        Why::NewestWithoutBackup { .. } | Why::DamagedLineage { .. } => true,
+        Why::SeveralLineages(all) => all.iter().any(|other| may_be(other.lineage, other.created)),
+        Why::SharedByLineages(all) => all.iter().any(|other| may_be(other.lineage, other.created)),
+        Why::NewestWithoutBackup { newest, .. } => may_be(newest.lineage, newest.created),
+        // When the damaged one was created is not known.
+        Why::DamagedLineage { instead, .. } => *instead != own,
         // The plan in its own lineage says so too, or can be made.
         _ => false,
     }
@@ -219,7 +222,8 @@ fn usable(
 #[cfg(test)]
 mod tests {
     use walpoint_base::durable;
-    use walpoint_plan::restore::SharingLineage;
+    use walpoint_base::{Lsn, TimelineId};
+    use walpoint_plan::restore::{LineageMoment, SharingLineage};
 
     use super::super::steps::RestoreMode;
     use super::*;
@@ -337,18 +341,50 @@ mod tests {
                 assert!(text.contains("--lineage 7-2") && text.contains("--lineage 7-1"), "{text}");
             }
         }
-        let shared = |created| SharingLineage { lineage: one, parent: None, created, newest: None };
-        let Doubt::Since(moved) = &since else { panic!("{since:?}") };
-        for (why, is_of_anothers) in [
-            (Why::SharedByLineages(vec![shared(before)]), false),
-            (Why::SharedByLineages(vec![shared(before), shared(after)]), true),
-            (Why::DamagedLineage { lineage: one, what: "damaged".into(), instead: two }, true),
-            (Why::NoBackup, false),
-        ] {
-            assert_eq!(is_of_another(&why, two, moved), is_of_anothers, "{why:?}");
-        }
         let failed = || NoPlan::from(anyhow!("the store is away"));
         assert!(bound.settle(&Doubt::Unknown, Err(failed())).is_err());
         assert!(bound.settle(&since, Err(failed())).is_ok(), "the plan in its own lineage says so");
+    }
+
+    #[test]
+    fn only_a_lineage_that_was_created_since_may_be_of_another_cluster() {
+        let [own, one, other]: [LineageId; 3] = ["7-2", "7-1", "8-1"].map(|id| id.parse().unwrap());
+        let record = serde_json::json!({
+            "pgdata": "/d/data", "aside": "/d/data.walpoint-old-20260101T000000Z", "moves": []
+        });
+        let moved: Record = serde_json::from_value(record).unwrap();
+        let [before, after] = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:01Z"].map(|at| at.parse().unwrap());
+        let shared = |lineage, created| SharingLineage { lineage, parent: None, created, newest: None };
+        let moment = |lineage, created| LineageMoment {
+            lineage,
+            parent: None,
+            created,
+            timeline: TimelineId::FIRST,
+            until: Lsn(0x300_0000),
+            time: None,
+        };
+        let several = |all: &[(LineageId, Timestamp)]| {
+            Why::SeveralLineages(all.iter().map(|(lineage, created)| moment(*lineage, *created)).collect())
+        };
+        let newest =
+            |lineage, created| Why::NewestWithoutBackup { newest: moment(lineage, created), older: own };
+        let damaged = |instead| Why::DamagedLineage { lineage: one, what: "damaged".into(), instead };
+        for (why, is_of_anothers) in [
+            (several(&[(own, before), (other, before)]), false),
+            (several(&[(own, after), (one, before)]), false),
+            (several(&[(own, before), (other, after)]), true),
+            (several(&[(own, before), (one, after)]), true),
+            (Why::SharedByLineages(vec![shared(one, before)]), false),
+            (Why::SharedByLineages(vec![shared(own, after)]), false),
+            (Why::SharedByLineages(vec![shared(one, before), shared(one, after)]), true),
+            (newest(other, before), false),
+            (newest(own, after), false),
+            (newest(other, after), true),
+            (damaged(own), false),
+            (damaged(other), true),
+            (Why::NoBackup, false),
+        ] {
+            assert_eq!(is_of_another(&why, own, &moved), is_of_anothers, "{why:?}");
+        }
     }
 }

@@ -257,6 +257,8 @@ pub struct LineageMoment {
     pub lineage: LineageId,
     /// The one that it was split off from, if it was.
     pub parent: Option<LineageId>,
+    /// When it was created.
+    pub created: Timestamp,
     /// The timeline on which recovery would end.
     pub timeline: TimelineId,
     /// All WAL before this would be replayed.

@@ -351,14 +351,17 @@ fn split_off_note(catalog: &Catalog, family: &[usize], plan: &RestorePlan) -> Op
 /// Several members of a family have the target, each with another content.
 fn several_lineages(catalog: &Catalog, request: &RestoreRequest, plans: &[RestorePlan]) -> Unreachable {
     let lineage = |id: LineageId| catalog.lineages().iter().find(|lineage| lineage.id() == id);
-    let moment = |plan: &RestorePlan| LineageMoment {
-        lineage: plan.lineage,
-        parent: lineage(plan.lineage)
-            .and_then(|lineage| lineage.lineage().parent)
-            .map(|parent| parent.lineage),
-        timeline: plan.timeline,
-        until: plan.until,
-        time: plan.stop.as_ref().and_then(|stop| stop.time),
+    // Each plan is one of a lineage of the catalog.
+    let moment = |plan: &RestorePlan| {
+        let own = lineage(plan.lineage)?.lineage();
+        Some(LineageMoment {
+            lineage: plan.lineage,
+            parent: own.parent.map(|parent| parent.lineage),
+            created: own.created,
+            timeline: plan.timeline,
+            until: plan.until,
+            time: plan.stop.as_ref().and_then(|stop| stop.time),
+        })
     };
     let size =
         plans.first().and_then(|plan| lineage(plan.lineage)).map(|lineage| lineage.lineage().segment_size);
@@ -366,7 +369,7 @@ fn several_lineages(catalog: &Catalog, request: &RestoreRequest, plans: &[Restor
         target: request.target.clone(),
         timeline: request.timeline,
         lineage: None,
-        why: Why::SeveralLineages(plans.iter().map(moment).collect()),
+        why: Why::SeveralLineages(plans.iter().filter_map(moment).collect()),
         missing: Vec::new(),
         nearest: Vec::new(),
         hints: vec![Hint::ChooseLineage],

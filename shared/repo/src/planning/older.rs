@@ -137,10 +137,12 @@ pub(super) async fn last_wal(
     timeline: TargetTimeline,
 ) -> Result<Option<LineageMoment>> {
     let last = lineage.ask(None, |facts| last_in(facts, timeline)).await?;
-    let parent = lineage.lineage().parent.map(|parent| parent.lineage);
+    let (parent, created) =
+        (lineage.lineage().parent.map(|parent| parent.lineage), lineage.lineage().created);
     Ok(last.map(|(timeline, until, time)| LineageMoment {
         lineage: lineage.id(),
         parent,
+        created,
         timeline,
         until,
         time,
