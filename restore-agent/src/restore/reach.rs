@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use walpoint_base::durable;
 
@@ -90,7 +90,7 @@ pub(crate) fn make(
         }
         fchown(&made, Some(user.uid), Some(user.gid))?;
         made.sync_all()?;
-        rustix::fs::renameat(&at, &temporary, &at, name)?;
+        rename_new(&at, &temporary, name)?;
         at.sync_all()?;
         at = made;
     }
@@ -131,8 +131,22 @@ pub(crate) fn rename(from: &Path, to: &Path, trusted: bool, user: Option<Owner>)
     let Some(new) = to.file_name().filter(|_| from.parent() == to.parent()) else {
         return Err(io::Error::other("the two names do not lie in one directory"));
     };
-    rustix::fs::renameat(&parent, name, &parent, new)?;
+    rename_new(&parent, name, new)?;
     Ok(rustix::fs::fsync(&parent)?)
+}
+
+/// Renames in a directory to a name that is free. What its owner put there meanwhile is never replaced, not even an empty directory.
+fn rename_new(directory: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let renamed = rustix::fs::renameat_with(&directory, from, &directory, to, RenameFlags::NOREPLACE);
+    // Not every filesystem can; there, an empty directory that appears between these two calls would be replaced.
+    if !matches!(renamed, Err(Errno::INVAL | Errno::NOSYS)) {
+        return Ok(renamed?);
+    }
+    match rustix::fs::statat(&directory, to, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(rustix::fs::renameat(&directory, from, &directory, to)?),
+        Ok(_) => Err(Errno::EXIST.into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens a regular file to be read; nothing else is opened, and no link is followed.
@@ -326,6 +340,20 @@ mod tests {
         vacate(&at("roots/b"), false, user).unwrap_err();
         vacate(&at("roots/b"), true, user).unwrap();
         vacate(&at("roots/b"), true, user).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_was_taken_meanwhile_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = File::open(dir.path()).unwrap();
+        for name in ["new", "empty"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let rename = |to: &str| rename_new(&at, OsStr::new("new"), OsStr::new(to));
+        assert_eq!(rename("empty").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(dir.path().join("new").exists() && dir.path().join("empty").exists());
+        rename("free").unwrap();
+        assert!(dir.path().join("free").exists() && !dir.path().join("new").exists());
     }
 
     #[test]
