@@ -210,7 +210,25 @@ impl InUse {
         }
     }
 
-    /// Says it of a directory.
+    /// Says it of a directory that a data directory needs which is put back: no option names another place for it.
+    pub(crate) fn explain_to_rollback(&self, directory: &Path) -> String {
+        let shown = directory.display();
+        match self {
+            Self::Aside(aside) => format!(
+                "{shown} belongs to the data directory that was renamed to {0}: nothing was changed\nDETAIL: A link in {0} leads there, \
+                 and the data directory that is to come back needs this place.\nHINT: Rename {shown}, let the link in {0} lead to the \
+                 new name, and run the command again.",
+                aside.display()
+            ),
+            Self::NotEmpty => format!(
+                "{shown} is not empty, and another cluster may use it: nothing was changed\nDETAIL: The data directory that is to come \
+                 back needs this place.\nHINT: If no cluster uses it, rename or delete it, and run the command again."
+            ),
+            Self::NoDirectory | Self::Unread(_) => self.explain(directory),
+        }
+    }
+
+    /// Says it of a directory to which a restore is to write.
     pub(crate) fn explain(&self, directory: &Path) -> String {
         let shown = directory.display();
         match self {
@@ -414,8 +432,14 @@ mod tests {
         durable::create(&dir.path().join("x"), b"").unwrap();
         assert_eq!(InUse::look(dir.path()), Some(InUse::NotEmpty));
         assert!(InUse::NotEmpty.explain(dir.path()).contains("--tablespace OLD=NEW"));
-        let of_aside = InUse::Aside("/data.walpoint-old-1".into()).explain(dir.path());
+        let aside = InUse::Aside("/data.walpoint-old-1".into());
+        let of_aside = aside.explain(dir.path());
         assert!(of_aside.contains("/data.walpoint-old-1") && !of_aside.contains("delete"), "{of_aside}");
+        // A rollback has no options that name a place.
+        for in_use in [InUse::NotEmpty, aside, InUse::NoDirectory, InUse::Unread("denied".into())] {
+            let told = in_use.explain_to_rollback(dir.path());
+            assert!(told.contains(dir.path().to_str().unwrap()) && !told.contains("--"), "{told}");
+        }
     }
 
     #[test]

@@ -291,7 +291,7 @@ pub(crate) fn in_the_way(
         match link_to(directory) {
             Some(link) => directories.push((directory.clone(), Some(link))),
             None if also_ours(directory) => directories.push((directory.clone(), None)),
-            None => return Err(in_use.explain(directory)),
+            None => return Err(in_use.explain_to_rollback(directory)),
         }
     }
     Ok(directories)

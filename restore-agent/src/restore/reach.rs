@@ -139,7 +139,7 @@ pub(crate) fn rename(from: &Path, to: &Path, trusted: bool, user: Option<Owner>)
 fn rename_new(directory: impl AsFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
     let renamed = rustix::fs::renameat_with(&directory, from, &directory, to, RenameFlags::NOREPLACE);
     // Not every filesystem can; there, an empty directory that appears between these two calls would be replaced.
-    if !matches!(renamed, Err(Errno::INVAL | Errno::NOSYS)) {
+    if !matches!(renamed, Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) {
         return Ok(renamed?);
     }
     match rustix::fs::statat(&directory, to, AtFlags::SYMLINK_NOFOLLOW) {
