@@ -22,7 +22,7 @@ impl Owner {
     /// Gives him a file or directory that is synced already, durably. Links are not followed.
     pub(crate) fn give(self, path: &Path) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         std::os::unix::fs::fchown(&file, Some(self.uid), Some(self.gid))?;
         file.sync_all()
     }
