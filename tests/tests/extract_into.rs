@@ -28,6 +28,7 @@ const SHOP: &str = "
     create table lines (id int generated always as identity primary key, account bigint not null references accounts);
     create table events (at int, account bigint references accounts) partition by range (at);
     create table events_old partition of events for values from (0) to (10);
+    create index events_at on events (at);
     create table orphans as select 1 as n;
     create table paints (shade shade);
     create view rich as select id from accounts where number > 500;
@@ -162,7 +163,7 @@ fn tables_stand_beside_production(major: u32) {
     for (sql, expected) in [
         (
             "select string_agg(indexname, ' ' order by indexname) from pg_indexes where schemaname = 'Before'",
-            "accounts_customer accounts_pkey lines_pkey",
+            "accounts_customer accounts_pkey events_old_at_idx lines_pkey",
         ),
         (
             "select string_agg(conrelid::regclass || ' to ' || confrelid::regclass, ', ' order by conrelid::regclass::text) from pg_constraint \

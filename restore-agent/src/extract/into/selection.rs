@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-/// The catalog of tables, views and sequences (`pg_class`).
+/// The catalog of tables, views and sequences (`pg_class`). Indexes are in it, too, and follow their tables.
 pub(super) const CLASS: u32 = 1259;
 /// The catalog of schemas (`pg_namespace`).
 pub(super) const NAMESPACE: u32 = 2615;
@@ -29,7 +29,8 @@ fn object(line: &str) -> Option<(u32, u32)> {
     id.parse::<u32>().ok()?;
     let mut words = rest.split(' ');
     let (catalog, oid) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    (catalog != 0 && oid != 0).then_some((catalog, oid))
+    let is_index = catalog == CLASS && words.next() == Some("INDEX");
+    (catalog != 0 && oid != 0 && !is_index).then_some((catalog, oid))
 }
 
 #[cfg(test)]
@@ -40,9 +41,11 @@ mod tests {
     fn objects_are_read_from_a_list_whatever_their_names() {
         let list = ";\n; Archive created at 2026-11-21 10:15:00 UTC\n;     TOC Entries: 12\n;\n220; 1259 16503 TABLE public 1; 1259 7 app\n\
                     5; 2615 2200 SCHEMA - public pg_database_owner\n2665; 0 0 SEQUENCE OWNED BY public accounts_id_seq app\n\
-                    2512; 2606 16511 FK CONSTRAINT public accounts accounts_c_fkey app\n219; 1259 16502 SEQUENCE public s app\nx; 1 2 y\n";
+                    2512; 2606 16511 FK CONSTRAINT public accounts accounts_c_fkey app\n219; 1259 16502 SEQUENCE public s app\nx; 1 2 y\n\
+                    2520; 1259 16520 INDEX public accounts_c app\n221; 1259 16504 TABLE public INDEX app\n\
+                    222; 1259 16505 MATERIALIZED VIEW public m app\n";
         let selection = Selection::read(list);
-        assert_eq!(selection.of(CLASS), [16502, 16503]);
+        assert_eq!(selection.of(CLASS), [16502, 16503, 16504, 16505]);
         assert_eq!(selection.of(NAMESPACE), [2200]);
         assert!(Selection::read("").of(CLASS).is_empty());
     }
