@@ -29,6 +29,8 @@ const SHOP: &str = "
     create table events (at int, account bigint references accounts) partition by range (at);
     create table events_old partition of events for values from (0) to (10);
     create index events_at on events (at);
+    create table measures (n int);
+    create table measures_old () inherits (measures);
     create table orphans as select 1 as n;
     create table paints (shade shade);
     create view rich as select id from accounts where number > 500;
@@ -38,6 +40,7 @@ const SHOP: &str = "
     insert into customers select 7, 'seven';
     insert into accounts (customer) select 7 from generate_series(1, 100);
     insert into lines (account) select id from accounts;
+    insert into measures_old select 1;
     insert into events select 3, id from accounts where id < 5;
     create schema \"Old Sales\";
     create table \"Old Sales\".mails (id serial primary key, mail public.citext unique, kind text);
@@ -243,7 +246,8 @@ fn a_schema_comes_under_another_name() {
     assert_eq!(bed.shop(&digest("pub")), bed.rows);
     assert_eq!(bed.shop("select count(*) from pub.rich"), "99");
     assert_eq!(bed.shop("select pg_typeof(mood) from pub.accounts limit 1"), "pub.mood");
-    assert_eq!(report["table_count"], 6, "{report:#}");
+    assert_eq!(report["table_count"], 8, "{report:#}");
+    assert_eq!(bed.shop("select count(*) from pub.measures"), "1");
     assert_eq!(bed.shop(OBJECTS), before, "production changed");
     bed.require_tidy(&["Old Sales", "pub", "public", &schema]);
 }
@@ -292,6 +296,14 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
         "--no-owner",
         "Objects that it uses do not exist there: type public.shade.",
         "Extension \"citext\" is in schema \"elsewhere\" there, and in \"public\" in the backup.",
+    ] {
+        assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
+    }
+    let parents = ["--table", "measures", "--table", "events", "--into", &server];
+    let refused = bed.extract(&parents).expect_status(1);
+    for expected in [
+        "none of which is extracted: public.events, public.measures: nothing was loaded",
+        "--table public.events_old --table public.measures_old",
     ] {
         assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
     }

@@ -320,7 +320,6 @@ impl Extraction<'_> {
         let loaded = load.run(instance, scratch.user(), &moment).await?;
         tracing::info!("{} in {}", loaded.sentence(), human::span(self.began.elapsed()));
         if !self.common.json {
-            loaded.notes.iter().for_each(|note| tracing::info!("{note}"));
             return Ok(());
         }
         notes.extend(loaded.notes);

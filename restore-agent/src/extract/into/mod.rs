@@ -6,12 +6,14 @@
 //! | [`target`] | the server: how it is reached, what it is, and that the name is free |
 //! | [`selection`] | the objects that patterns select, by pg_dump's reading |
 //! | [`moving`], [`queries`] | moving them into the new schema, in the scratch instance |
+//! | [`children`] | tables whose rows are in others |
 //! | [`needs`] | what the server must have for them |
 //! | [`pipe`] | pg_dump into pg_restore |
 //! | [`sql`] | names and values in SQL |
 //!
 //! The load is one transaction, so a failure or a kill leaves nothing on the server. Everything before it only reads there.
 
+mod children;
 mod moving;
 mod needs;
 mod options;
@@ -159,9 +161,12 @@ impl ProvenLoad<'_> {
             owner: &facts.role,
             comment: &comment,
             keeps_owners: !self.load.passed_on.has(&["no-owner"]),
+            has_rows: !self.load.passed_on.has(&["schema-only"]),
         };
         let mut notes = moving.run().await?;
         notes.extend(self.require_needs(instance, &facts).await?);
+        // Before the load, so that they are known if it fails, too.
+        notes.iter().for_each(|note| tracing::info!("{note}"));
         tracing::info!("loading into {}", self.load.place());
         self.pipe(instance, user).await?;
         Ok(LoadedSchema {

@@ -12,6 +12,7 @@ use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
 use walpoint_pg::connect::{Connection, Row, RowError};
 
+use super::children::require_children;
 use super::queries;
 use super::selection::{CLASS, NAMESPACE, Selection};
 use super::sql::{identifier, literal, oids};
@@ -21,7 +22,7 @@ use crate::server::Instance;
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Names that are listed.
-const LISTED: usize = 10;
+pub(super) const LISTED: usize = 10;
 
 /// What is moved, and where to.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub(super) struct Move<'a> {
     pub(super) comment: &'a str,
     /// Whether what is in it keeps its owners, who need the schema then: a foreign key is checked with the rights of one.
     pub(super) keeps_owners: bool,
+    /// Whether rows are loaded, and not only definitions.
+    pub(super) has_rows: bool,
 }
 
 impl Move<'_> {
@@ -74,6 +77,9 @@ impl Move<'_> {
     /// Undoes what ties the selected tables to others. What a person should know of it.
     async fn separate(&self, connection: &mut Connection, selected: &[u32]) -> anyhow::Result<Vec<String>> {
         let of = |query| queries::of(query, selected, "");
+        if self.has_rows {
+            require_children(connection, &of(queries::CHILDLESS)).await?;
+        }
         let keys = names(connection, &of(queries::KEYS_OUT)).await?;
         let partitions = names(connection, &of(queries::PARTITIONS_OF_OTHERS)).await?;
         let incomplete = names(connection, &of(queries::INCOMPLETE)).await?;
@@ -95,7 +101,8 @@ impl Move<'_> {
         }
         if !incomplete.is_empty() {
             notes.push(format!(
-                "partitions that no pattern matches are left out with their rows, and the partitioned table is extracted without them: {}",
+                "partitions and inheriting tables that no pattern matches are left out with their rows, and their parent is extracted without \
+                 them: {}",
                 listed(&incomplete)
             ));
         }

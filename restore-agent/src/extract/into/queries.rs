@@ -54,10 +54,17 @@ pub(super) const DROP_KEYS: &str = "WITH RECURSIVE parents AS (SELECT inhparent 
 pub(super) const PARTITIONS_OF_OTHERS: &str = "SELECT DISTINCT pg_catalog.format('%s', i.inhrelid::regclass) AS name \
      FROM pg_catalog.pg_inherits i WHERE i.inhrelid = ANY ($SELECTED) AND i.inhparent <> ALL ($SELECTED) ORDER BY 1";
 
-/// Partitions that are not selected of tables that are.
+/// Partitions and other children that are not selected of tables that are. The rows of a session's own are lost by a recovery.
 pub(super) const INCOMPLETE: &str = "SELECT DISTINCT pg_catalog.format('%s', i.inhrelid::regclass) AS name \
-     FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class p ON p.oid = i.inhparent AND p.relkind = 'p' \
+     FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't' \
      WHERE i.inhparent = ANY ($SELECTED) AND i.inhrelid <> ALL ($SELECTED) ORDER BY 1";
+
+/// The same of tables of which no child is selected, with these tables.
+pub(super) const CHILDLESS: &str = "SELECT pg_catalog.format('%s', i.inhrelid::regclass) AS name, \
+     pg_catalog.format('%s', i.inhparent::regclass) AS parent \
+     FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't' \
+     WHERE i.inhparent = ANY ($SELECTED) AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits o \
+     WHERE o.inhparent = i.inhparent AND o.inhrelid = ANY ($SELECTED)) ORDER BY 2, 1";
 
 /// Detaches them. That of a partition may have been begun at that moment, which versions before 14 do not know.
 pub(super) const DETACH: &str = "SELECT pg_catalog.format(CASE WHEN c.relispartition \
