@@ -34,6 +34,9 @@ const SHOP: &str = "
     create table orphans as select 1 as n;
     create table paints (shade shade);
     create view rich as select id from accounts where number > 500;
+    create schema reports;
+    create materialized view reports.totals as select count(*) as n from accounts;
+    create view reports.wealthy as select id from accounts where number > 500;
     alter table accounts owner to app;
     alter table orphans owner to gone;
     grant select on lines to app;
@@ -204,7 +207,7 @@ fn tables_stand_beside_production(major: u32) {
     let record = records["repositories"][0]["records"].as_array().unwrap().last().unwrap();
     let note = record["note"].as_str().unwrap();
     assert!(note.ends_with(&format!("table events_old, into schema Before at {server}")), "{note}");
-    bed.require_tidy(&["Before", "Old Sales", "public"]);
+    bed.require_tidy(&["Before", "Old Sales", "public", "reports"]);
 }
 
 #[test]
@@ -249,7 +252,12 @@ fn a_schema_comes_under_another_name() {
     assert_eq!(report["table_count"], 8, "{report:#}");
     assert_eq!(bed.shop("select count(*) from pub.measures"), "1");
     assert_eq!(bed.shop(OBJECTS), before, "production changed");
-    bed.require_tidy(&["Old Sales", "pub", "public", &schema]);
+    let passed = ["--", "--no-owner", "--exclude-table=*.totals"];
+    let report = bed.loaded(&[&["--schema", "reports", "--into-schema", "rep"], &passed[..]].concat());
+    assert_eq!(bed.shop("select count(*) from rep.wealthy"), "0");
+    require_note(&report, "until it commits, so");
+    require_note(&report, "view rep.wealthy uses table public.accounts");
+    bed.require_tidy(&["Old Sales", "pub", "public", "rep", "reports", &schema]);
 }
 
 /// R14: what would fail is refused, before anything is restored where that can be known, and by name; what fails after all leaves nothing.
@@ -307,6 +315,14 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
     ] {
         assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
     }
+    let refused = bed.extract(&["--schema", "reports", "--into", &server]).expect_status(1);
+    for expected in [
+        "rows that the server has today: totals: nothing was loaded",
+        "totals uses table public.accounts.",
+        "-- '--exclude-table=*.totals'",
+    ] {
+        assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
+    }
     // A failure after the rows were loaded.
     bed.shop(
         "create function refuse() returns event_trigger language plpgsql as $$begin raise 'no index today'; end$$;
@@ -319,6 +335,6 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
         failed.stderr
     );
     bed.shop("drop event trigger refuse; drop function refuse(); alter extension citext set schema public");
-    bed.require_tidy(&["Old Sales", "elsewhere", "public", "taken"]);
+    bed.require_tidy(&["Old Sales", "elsewhere", "public", "reports", "taken"]);
     assert_eq!(bed.shop(OBJECTS), before, "production changed");
 }

@@ -8,6 +8,7 @@
 //! | [`moving`], [`queries`] | moving them into the new schema, in the scratch instance |
 //! | [`children`] | tables whose rows are in others |
 //! | [`needs`] | what the server must have for them |
+//! | [`views`] | what is loaded and reads tables of the server |
 //! | [`pipe`] | pg_dump into pg_restore |
 //! | [`sql`] | names and values in SQL |
 //!
@@ -22,6 +23,7 @@ mod queries;
 mod selection;
 mod sql;
 mod target;
+mod views;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -167,6 +169,10 @@ impl ProvenLoad<'_> {
         notes.extend(self.require_needs(instance, &facts).await?);
         // Before the load, so that they are known if it fails, too.
         notes.iter().for_each(|note| tracing::info!("{note}"));
+        if let Some(locked) = self.require_own_rows(instance).await? {
+            tracing::warn!("{locked}");
+            notes.push(locked);
+        }
         tracing::info!("loading into {}", self.load.place());
         self.pipe(instance, user).await?;
         Ok(LoadedSchema {
@@ -211,6 +217,17 @@ impl ProvenLoad<'_> {
         let facts = self.load.look_at(&mut connection).await?;
         connection.close().await;
         Ok(facts)
+    }
+
+    /// Fails if something would be filled with rows of today. A warning about what is locked on the server.
+    async fn require_own_rows(&self, instance: &Instance) -> anyhow::Result<Option<String>> {
+        let mut scratch = instance.connect(self.database(), None).await?;
+        if !self.load.passed_on.has(&["schema-only"]) {
+            views::require_own_rows(&mut scratch, &self.load.schema).await?;
+        }
+        let locked = views::locked(&mut scratch, &self.load.schema).await?;
+        scratch.close().await;
+        Ok(locked)
     }
 
     /// Fails if the server lacks something that is needed. What a person should know of what will be used there.

@@ -207,7 +207,8 @@ async fn apply(connection: &mut Connection, query: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn names(connection: &mut Connection, query: &str) -> anyhow::Result<Vec<String>> {
+/// The names that a query gives.
+pub(super) async fn names(connection: &mut Connection, query: &str) -> anyhow::Result<Vec<String>> {
     let rows = connection.query(query).await?;
     let names: Result<Vec<String>, RowError> = rows.iter().map(|row| row.get("name")).collect();
     Ok(names?)

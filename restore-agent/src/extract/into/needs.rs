@@ -98,9 +98,7 @@ impl Needs {
         schema: &str,
         passed_on: &PassedOn,
     ) -> anyhow::Result<Self> {
-        let namespace =
-            format!("(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = {})", literal(schema));
-        let query = |query: &str| format!("{PARTS}{query}").replace("$NAMESPACE", &namespace);
+        let query = |query: &str| about(schema, query);
         let rows = connection.query(&query(ROLES)).await?;
         let mut needs = Self { roles: read(&rows, role)?, ..Self::default() };
         let (no_owner, no_rights) =
@@ -295,6 +293,12 @@ impl Lacking {
         self.hints.push(hint);
         Ok(())
     }
+}
+
+/// A query about the parts of a schema.
+pub(super) fn about(schema: &str, query: &str) -> String {
+    let namespace = format!("(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = {})", literal(schema));
+    format!("{PARTS}{query}").replace("$NAMESPACE", &namespace)
 }
 
 fn read<T>(
