@@ -323,6 +323,17 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
     ] {
         assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
     }
+    // Without a superuser's rights.
+    bed.shop("grant create on database shop to weak");
+    let refused = bed.extract(&[&accounts[..], &["--into", &weak]].concat()).expect_status(1).stderr;
+    let warned = refused.find("role \"weak\" is no superuser: unless").unwrap();
+    assert!(warned < refused.find("reached cluster").unwrap(), "{refused}");
+    assert!(refused.contains("cannot make others the owners in its new schema: app."), "{refused}");
+    let own = ["--into", &weak, "--into-schema", "own", "--", "--no-owner", "--no-privileges"];
+    bed.extract(&[&accounts[..], &own].concat()).expect_success();
+    assert_eq!(bed.shop("select count(*) from own.accounts"), "100");
+    assert_eq!(bed.shop("select relowner::regrole from pg_class where oid = 'own.accounts'::regclass"), "weak");
+    bed.shop("drop schema own cascade");
     // A failure after the rows were loaded.
     bed.shop(
         "create function refuse() returns event_trigger language plpgsql as $$begin raise 'no index today'; end$$;

@@ -130,6 +130,9 @@ impl Load {
         if let Some(warning) = facts.require_version(&self.server, client, cluster)? {
             tracing::warn!("{warning}");
         }
+        if let Some(warning) = facts.owners_warning(&self.passed_on) {
+            tracing::warn!("{warning}");
+        }
         connection.close().await;
         Ok(proven)
     }

@@ -147,20 +147,12 @@ impl Needs {
         lacking: &mut Lacking,
     ) -> anyhow::Result<()> {
         let sql = format!(
-            "SELECT rolname AS name, pg_catalog.pg_has_role(CURRENT_USER, oid, 'MEMBER') AS is_member FROM pg_catalog.pg_roles \
-             WHERE rolname IN ({})",
+            "SELECT rolname AS name FROM pg_catalog.pg_roles WHERE rolname IN ({})",
             list(self.roles.iter().map(|role| role.name.as_str()))
         );
-        let rows = connection.query(&sql).await?;
-        let there: Vec<(String, bool)> = read(&rows, |row| Ok((row.get("name")?, row.get("is_member")?)))?;
-        let (mut missing, mut foreign): (Vec<&Role>, Vec<String>) = (Vec::new(), Vec::new());
-        for role in &self.roles {
-            match there.iter().find(|(name, _)| *name == role.name) {
-                None => missing.push(role),
-                Some((_, false)) if role.owns && !facts.is_superuser => foreign.push(role.name.clone()),
-                Some(_) => {}
-            }
-        }
+        let there: Vec<String> = read(&connection.query(&sql).await?, |row| row.get("name"))?;
+        let missing: Vec<&Role> = self.roles.iter().filter(|role| !there.contains(&role.name)).collect();
+        let others = self.owners_other_than(&facts.role);
         let names: Vec<String> = missing.iter().map(|role| role.name.clone()).collect();
         if !names.is_empty() {
             let leave_out = match missing.iter().any(|role| role.in_policy) {
@@ -173,17 +165,24 @@ impl Needs {
             let create = names.first().map(|name| shown(&identifier(name))).unwrap_or_default();
             lacking.hints.push(format!("Create the roles there, as in CREATE ROLE {create}{leave_out}."));
         }
-        if !foreign.is_empty() {
+        if !others.is_empty() && !facts.is_superuser {
             let role = shown(&facts.role);
             lacking.details.push(format!(
-                "Role \"{role}\", which loads, is no member of roles that own it: {}.",
-                listed(&foreign)
+                "Role \"{role}\", which loads, is no superuser, and cannot make others the owners in its new schema: {}.",
+                listed(&others)
             ));
             lacking.hints.push(format!(
-                "Make \"{role}\" a member of them, load as a superuser, or load everything as its own: -- --no-owner."
+                "Load everything as objects of \"{role}\": -- --no-owner. Or load as a superuser."
             ));
         }
         Ok(())
+    }
+
+    /// Roles other than that which loads, to which something belongs. Only a superuser can give it to them: else PostgreSQL demands that
+    /// the new owner may create objects in the schema, and no role is granted that.
+    fn owners_other_than(&self, loading: &str) -> Vec<String> {
+        let owners = self.roles.iter().filter(|role| role.owns && role.name != loading);
+        owners.map(|role| role.name.clone()).collect()
     }
 
     async fn look_for_tablespaces(
@@ -327,4 +326,18 @@ fn object(row: &Row) -> Result<Object, RowError> {
 /// Whether an object that was asked for does not exist: undefined object, table, column, function or schema.
 fn is_missing(error: &Error) -> bool {
     error.sqlstate().is_some_and(|state| ["42704", "42P01", "42703", "42883", "3F000"].contains(&state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_belongs_to_the_role_that_loads_needs_no_superuser() {
+        let role = |name: &str, owns| Role { name: name.to_owned(), owns, in_rights: true, in_policy: false };
+        let roles = vec![role("app", true), role("loader", true), role("reader", false)];
+        let needs = Needs { roles, ..Needs::default() };
+        assert_eq!(needs.owners_other_than("loader"), ["app"]);
+        assert_eq!(needs.owners_other_than("app"), ["loader"]);
+    }
 }

@@ -12,6 +12,7 @@ use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, PgMajor};
 use walpoint_pg::connect::{ConnInfo, Connection, Environment};
 
+use super::options::PassedOn;
 use super::sql;
 use crate::scratch::CLUSTER_NAME;
 
@@ -164,6 +165,17 @@ impl TargetFacts {
         }))
     }
 
+    /// A warning about owners that a role which is no superuser cannot restore. Whose the objects are is seen only after the recovery.
+    pub(super) fn owners_warning(&self, passed_on: &PassedOn) -> Option<String> {
+        let role = shown(&self.role);
+        (!self.is_superuser && !passed_on.has(&["no-owner"])).then(|| {
+            format!(
+                "role \"{role}\" is no superuser: unless everything that is extracted belongs to \"{role}\", the load will be refused\n\
+                 HINT: Load everything as objects of \"{role}\": -- --no-owner."
+            )
+        })
+    }
+
     /// Fails if the role may not create a schema, or there is one of that name.
     pub(super) async fn require_free_schema(
         &self,
@@ -228,6 +240,16 @@ mod tests {
         assert!(why.contains("passwrod") && !why.contains("geheim"), "{why}");
         let server = TargetServer::read("postgresql://app@db1:5433/shop").unwrap();
         assert_eq!((server.name().as_str(), server.database()), ("app@db1:5433/shop", "shop"));
+    }
+
+    #[test]
+    fn owners_are_kept_without_a_warning_only_for_a_superuser() {
+        let (kept, left_out) =
+            (PassedOn::default(), PassedOn::read(&["--no-owner".into()]).unwrap());
+        let warned = facts(17).owners_warning(&kept).unwrap();
+        assert!(warned.contains("belongs to \"app\"") && warned.contains("-- --no-owner"), "{warned}");
+        assert_eq!(facts(17).owners_warning(&left_out), None);
+        assert_eq!(TargetFacts { is_superuser: true, ..facts(17) }.owners_warning(&kept), None);
     }
 
     #[test]
