@@ -244,6 +244,14 @@ fn a_schema_comes_under_another_name() {
         bed.shop(&format!("insert into {schema}.mails default values returning id")).lines().next(),
         Some("21")
     );
+    // A schema that keeps its name, in another database.
+    bed.archived.cluster.psql("create database other");
+    bed.archived.cluster.psql_in("other", "create extension citext");
+    let other = bed.server().replace("dbname=shop", "dbname=other");
+    let same = ["--schema", "\"Old Sales\"", "--into", &other, "--into-schema", "Old Sales", "--", "-T", "*.audit"];
+    bed.extract(&same).expect_success();
+    let sql = "select to_regclass('\"Old Sales\".audit') is null, count(*) from \"Old Sales\".mails";
+    assert_eq!(bed.archived.cluster.psql_in("other", sql), "t|20");
     let passed = ["--no-owner", "--no-privileges", "--exclude-table=orphans"];
     let report = bed.loaded(&[&["--schema", "public", "--into-schema", "pub", "--"], &passed[..]].concat());
     assert_eq!(bed.shop(&digest("pub")), bed.rows);

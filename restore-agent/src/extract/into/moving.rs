@@ -24,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Names that are listed.
 pub(super) const LISTED: usize = 10;
 
+/// The schema of what is not extracted of a schema that keeps its name. Messages show it if it is needed.
+const NOT_EXTRACTED: &str = "walpoint_not_extracted";
+
 /// What is moved, and where to.
 #[derive(Debug)]
 pub(super) struct Move<'a> {
@@ -123,7 +126,7 @@ impl Move<'_> {
             .hint("Extract them one at a time: with its schema before its name, a pattern matches one table only.")
             .into());
         }
-        self.make_way(connection).await?;
+        make_way(connection, self.schema).await?;
         connection.execute(&format!("CREATE SCHEMA {}", identifier(self.schema))).await?;
         for query in [queries::MOVE, queries::MOVE_STATISTICS] {
             apply(connection, &queries::of(query, selected, self.schema)).await?;
@@ -141,37 +144,36 @@ impl Move<'_> {
                 .detail(format!("The pattern matches: {}.", listed(&found)))
                 .into());
         };
-        if old != self.schema {
-            self.rename_schema(connection, old, selected).await?;
-        }
+        self.rename_schema(connection, old, selected).await?;
         apply(connection, &queries::of(queries::MOVE, selected, self.schema)).await
     }
 
-    /// Renames it, and takes out what was not selected, and extensions, which the server has under the old name.
+    /// Renames it, and takes out what was not selected, and extensions, which the server has under the old name. Where the name stays,
+    /// these go elsewhere.
     async fn rename_schema(
         &self,
         connection: &mut Connection,
         old: &str,
         selected: &[u32],
     ) -> anyhow::Result<()> {
-        self.make_way(connection).await?;
-        let (old, new) = (identifier(old), identifier(self.schema));
-        connection.execute(&format!("ALTER SCHEMA {old} RENAME TO {new}")).await?;
-        connection.execute(&format!("CREATE SCHEMA {old}")).await?;
+        let is_same = old == self.schema;
+        let others = identifier(if is_same { NOT_EXTRACTED } else { old });
+        if is_same {
+            make_way(connection, NOT_EXTRACTED).await?;
+        } else {
+            make_way(connection, self.schema).await?;
+            let (old, new) = (identifier(old), identifier(self.schema));
+            connection.execute(&format!("ALTER SCHEMA {old} RENAME TO {new}")).await?;
+        }
+        connection.execute(&format!("CREATE SCHEMA {others}")).await?;
         let here =
-            |query: &str| query.replace("$SCHEMA", &literal(self.schema)).replace("$OLD", &literal(&old));
+            |query: &str| query.replace("$SCHEMA", &literal(self.schema)).replace("$OLD", &literal(&others));
         connection.execute(&here(queries::FORGET_INITIAL_RIGHTS)).await?;
         connection.execute(&here(queries::MAKE_RELOCATABLE)).await?;
         for query in [queries::EXTENSIONS_BACK, queries::OTHERS_BACK, queries::STATISTICS_BACK] {
             apply(connection, &here(&queries::of(query, selected, ""))).await?;
         }
         Ok(())
-    }
-
-    /// Takes the new name from a schema that had it at that moment.
-    async fn make_way(&self, connection: &mut Connection) -> anyhow::Result<()> {
-        let taken = queries::RENAME_TAKEN.replace("$SCHEMA", &literal(self.schema));
-        apply(connection, &taken).await
     }
 
     /// Gives the new schema its owner and its comment.
@@ -194,6 +196,12 @@ impl Move<'_> {
         connection.execute("COMMIT").await?;
         Ok(())
     }
+}
+
+/// Takes a name from a schema that had it at that moment.
+async fn make_way(connection: &mut Connection, schema: &str) -> anyhow::Result<()> {
+    let taken = queries::RENAME_TAKEN.replace("$SCHEMA", &literal(schema));
+    apply(connection, &taken).await
 }
 
 /// Executes what a query makes of statements.
