@@ -69,8 +69,9 @@ pub(super) struct LoadReport {
     pub(super) into_database: String,
     /// The new schema.
     pub(super) into_schema: String,
-    /// How many tables it has.
-    pub(super) table_count: u64,
+    /// How many tables it has. Absent if the server did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) table_count: Option<u64>,
     /// How long it took to write the files of the scratch instance.
     pub(super) restore_seconds: f64,
     /// How long it took from the start of its server to the target.

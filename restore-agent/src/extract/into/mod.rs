@@ -10,6 +10,7 @@
 //! | [`needs`] | what the server must have for them |
 //! | [`views`] | what is loaded and reads tables of the server |
 //! | [`pipe`] | pg_dump into pg_restore |
+//! | [`outcome`] | what a load left on the server |
 //! | [`sql`] | names and values in SQL |
 //!
 //! The load is one transaction, so a failure or a kill leaves nothing on the server. Everything before it only reads there.
@@ -18,6 +19,7 @@ mod children;
 mod moving;
 mod needs;
 mod options;
+mod outcome;
 mod pipe;
 mod queries;
 mod selection;
@@ -28,7 +30,7 @@ mod views;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use jiff::Timestamp;
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, PgMajor};
@@ -82,8 +84,8 @@ pub(super) struct LoadedSchema {
     pub(super) database: String,
     /// The new schema.
     pub(super) schema: String,
-    /// How many tables it has.
-    pub(super) table_count: u64,
+    /// How many tables it has. `None`: the server did not say.
+    pub(super) table_count: Option<u64>,
     /// What a person should know.
     pub(super) notes: Vec<String>,
 }
@@ -147,7 +149,7 @@ impl Load {
 }
 
 impl ProvenLoad<'_> {
-    /// Loads. What fails leaves nothing on the server.
+    /// Loads.
     pub(super) async fn run(
         &self,
         instance: &Instance,
@@ -178,11 +180,20 @@ impl ProvenLoad<'_> {
         }
         tracing::info!("loading into {}", self.load.place());
         self.pipe(instance, user).await?;
+        let table_count = match self.load.server.count_tables(&self.load.schema).await {
+            Ok(count) => Some(count),
+            Err(why) => {
+                let unknown = format!("the load is complete, and the number of its tables is not known: {why:#}");
+                tracing::warn!("{unknown}");
+                notes.push(unknown);
+                None
+            }
+        };
         Ok(LoadedSchema {
             server: self.load.server.name(),
             database: self.load.server.database().to_owned(),
             schema: self.load.schema.clone(),
-            table_count: self.count().await?,
+            table_count,
             notes,
         })
     }
@@ -264,36 +275,21 @@ impl ProvenLoad<'_> {
         let dump = self.dump(&[], &schemas, &options);
         let mut load = self.load.server.command(&self.programs.load);
         load.arg("--single-transaction").args(self.load.passed_on.for_load());
-        let failed = match pipe::run(dump.connected(instance, user)?, load).await? {
-            Piped::Loaded => return Ok(()),
-            Piped::DumpFailed(failed) | Piped::LoadFailed(failed) => failed.diagnostic(),
+        let dump = dump.connected(instance, user)?;
+        let failed = match pipe::run(dump, load).await {
+            Ok(Piped::Loaded) => return Ok(()),
+            Ok(Piped::DumpFailed(failed) | Piped::LoadFailed(failed)) => failed.diagnostic(),
+            Err(error) => walpoint_words::diagnostic(&error),
         };
-        Err(nothing_loaded(failed, &self.load.server).into())
+        let (server, schema) = (&self.load.server, &self.load.schema);
+        Err(server.outcome(schema).await.explain(failed, &server.name(), schema).into())
     }
-
-    /// How many tables there are now.
-    async fn count(&self) -> anyhow::Result<u64> {
-        let mut connection = self.load.server.connect().await?;
-        let sql = format!(
-            "SELECT pg_catalog.count(*) AS tables FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE n.nspname = {} AND c.relkind IN ('r', 'p', 'f', 'm')",
-            sql::literal(&self.load.schema)
-        );
-        let tables = connection.query(&sql).await?.one()?.get("tables");
-        connection.close().await;
-        tables.context("the load is complete, and what is there now is not known")
-    }
-}
-
-/// A failure of the load, and what it means.
-fn nothing_loaded(failed: Diagnostic, server: &TargetServer) -> Diagnostic {
-    failed.detail(format!("The transaction at {} was rolled back: nothing was loaded.", server.name()))
 }
 
 impl LoadedSchema {
     /// What was done, in a sentence.
     pub(super) fn sentence(&self) -> String {
-        let tables = human::count(self.table_count, "table");
+        let tables = self.table_count.map_or("everything".to_owned(), |count| human::count(count, "table"));
         format!("loaded {tables} into schema \"{}\" at {}", shown(&self.schema), self.server)
     }
 }

@@ -26,7 +26,7 @@ pub(super) enum Piped {
     Loaded,
     /// The dump failed; nothing was committed.
     DumpFailed(Failed),
-    /// The load failed; nothing was committed.
+    /// The load failed, by what pg_restore says: if its connection broke, it may not know of the commit.
     LoadFailed(Failed),
 }
 
