@@ -132,7 +132,7 @@ impl Load {
         if let Some(warning) = facts.require_version(&self.server, client, cluster)? {
             tracing::warn!("{warning}");
         }
-        if let Some(warning) = facts.owners_warning(&self.passed_on) {
+        for warning in [facts.owners_warning(&self.passed_on), facts.published_warning()].into_iter().flatten() {
             tracing::warn!("{warning}");
         }
         connection.close().await;
@@ -256,12 +256,7 @@ impl ProvenLoad<'_> {
         if !used.is_empty() {
             notes.push(format!("what was loaded uses objects of the server itself: {}", listed(&used)));
         }
-        if let Some(published) = &facts.published {
-            notes.push(format!(
-                "publications of all tables publish the new tables, too, and a subscriber that lacks them stops: {}",
-                shown(published)
-            ));
-        }
+        notes.extend(facts.published_warning());
         Ok(notes)
     }
 

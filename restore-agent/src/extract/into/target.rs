@@ -50,7 +50,7 @@ pub(super) struct TargetFacts {
     /// Whether it is a superuser.
     pub(super) is_superuser: bool,
     /// Publications that publish whatever is created, in a list.
-    pub(super) published: Option<String>,
+    published: Option<String>,
     in_recovery: bool,
     read_only: bool,
     may_create: bool,
@@ -174,6 +174,14 @@ impl TargetFacts {
                  HINT: Load everything as objects of \"{role}\": -- --no-owner."
             )
         })
+    }
+
+    /// A warning about publications to which the new tables will belong.
+    pub(super) fn published_warning(&self) -> Option<String> {
+        let published = shown(self.published.as_ref()?);
+        Some(format!(
+            "publications of all tables publish the new tables, too, and a subscriber that lacks them stops: {published}"
+        ))
     }
 
     /// Fails if the role may not create a schema, or there is one of that name.
