@@ -98,6 +98,9 @@ impl Bed {
         let cluster = &archived.cluster;
         cluster.psql("create database shop");
         cluster.psql_in("shop", SHOP);
+        if major >= 15 {
+            cluster.psql_in("shop", "create publication sales for tables in schema \"Old Sales\"");
+        }
         archived.backup();
         let rows = cluster.psql_in("shop", &digest("public"));
         let moment = cluster.psql("select clock_timestamp()");

@@ -10,12 +10,16 @@ use super::options::PassedOn;
 use super::sql::{identifier, list, literal};
 use super::target::{TargetFacts, TargetServer};
 
-/// Objects in a schema and their parts: what belongs to them is dumped with them.
-const PARTS: &str = "WITH RECURSIVE part(classid, objid) AS (SELECT d.classid, d.objid FROM pg_catalog.pg_depend d \
+/// Objects in a schema and their parts: what belongs to them is dumped with them, but for what makes them members of publications. By name,
+/// because versions before 15 lack one of these catalogs.
+const PARTS: &str = "WITH RECURSIVE member_catalog AS (SELECT c.oid FROM pg_catalog.pg_class c \
+     WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relname IN ('pg_publication_rel', 'pg_publication_namespace')), \
+     part(classid, objid) AS (SELECT d.classid, d.objid FROM pg_catalog.pg_depend d \
      WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = $NAMESPACE \
+     AND d.classid NOT IN (SELECT oid FROM member_catalog) \
      UNION SELECT d.classid, d.objid FROM pg_catalog.pg_depend d \
      JOIN part p ON p.classid = d.refclassid AND p.objid = d.refobjid WHERE d.deptype IN ('a', 'i') \
-     AND d.classid <> 'pg_catalog.pg_publication_rel'::regclass \
+     AND d.classid NOT IN (SELECT oid FROM member_catalog) \
      AND NOT (d.classid = 'pg_catalog.pg_class'::regclass \
      AND (SELECT c.relnamespace FROM pg_catalog.pg_class c WHERE c.oid = d.objid) <> $NAMESPACE)) ";
 
