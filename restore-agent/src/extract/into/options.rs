@@ -18,8 +18,8 @@ const LONGEST_NAME: usize = 63;
 /// Where what is extracted is loaded.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct IntoArgs {
-    /// Load into this running server instead, under another name: a connection string or URI of libpq, without a password. Tables and
-    /// a schema go into a new schema of its database, a whole database into a new database.
+    /// Load tables or a schema into this running server instead, into a new schema of its database: a connection string or URI of libpq,
+    /// without a password.
     #[arg(
         long = "into",
         value_name = "CONNINFO",
