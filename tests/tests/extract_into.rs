@@ -138,6 +138,16 @@ impl Bed {
         serde_json::from_str(&output.stdout).unwrap()
     }
 
+    /// What is printed beside the output of an extraction that is refused, which has these texts.
+    #[track_caller]
+    fn refuse(&self, more: &[&str], expected: &[&str]) -> String {
+        let refused = self.extract(more).expect_status(1).stderr;
+        for text in expected {
+            assert!(refused.contains(text), "{text}: {refused}");
+        }
+        refused
+    }
+
     /// Fails if anything is left of a scratch directory, or a schema that does not belong there.
     #[track_caller]
     fn require_tidy(&self, schemas: &[&str]) {
@@ -251,7 +261,8 @@ fn a_schema_comes_under_another_name() {
     bed.archived.cluster.psql("create database other");
     bed.archived.cluster.psql_in("other", "create extension citext");
     let other = bed.server().replace("dbname=shop", "dbname=other");
-    let same = ["--schema", "\"Old Sales\"", "--into", &other, "--into-schema", "Old Sales", "--", "-T", "*.audit"];
+    let same =
+        ["--schema", "\"Old Sales\"", "--into", &other, "--into-schema", "Old Sales", "--", "-T", "*.audit"];
     bed.extract(&same).expect_success();
     let sql = "select to_regclass('\"Old Sales\".audit') is null, count(*) from \"Old Sales\".mails";
     assert_eq!(bed.archived.cluster.psql_in("other", sql), "t|20");
@@ -269,6 +280,22 @@ fn a_schema_comes_under_another_name() {
     require_note(&report, "until it commits, so");
     require_note(&report, "view rep.wealthy uses table public.accounts");
     bed.require_tidy(&["Old Sales", "pub", "public", "rep", "reports", &schema]);
+}
+
+/// A load by a role that may create a schema, and no more: owners are refused, with a warning before the restore, and left out they load.
+fn without_a_superusers_rights(bed: &Bed, weak: &str) {
+    let accounts = ["--table", "accounts", "--into", weak];
+    bed.shop("grant create on database shop to weak; create publication everything for all tables");
+    let refused = bed.refuse(&accounts, &["cannot make others the owners in its new schema: app."]);
+    bed.shop("drop publication everything");
+    let warned = refused.find("role \"weak\" is no superuser: unless").unwrap();
+    let published = refused.find("a subscriber that lacks them stops: everything").unwrap();
+    assert!(warned.max(published) < refused.find("reached cluster").unwrap(), "{refused}");
+    let own = ["--into-schema", "own", "--", "--no-owner", "--no-privileges"];
+    bed.extract(&[&accounts[..], &own].concat()).expect_success();
+    let sql = "select count(*), min(c.relowner::regrole::text) from own.accounts, pg_class c where c.oid = 'own.accounts'::regclass";
+    assert_eq!(bed.shop(sql), "100|weak");
+    bed.shop("drop schema own cascade");
 }
 
 /// R14: what would fail is refused, before anything is restored where that can be known, and by name; what fails after all leaves nothing.
@@ -307,46 +334,33 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
     // What only the moment shows, all of it at once.
     bed.shop("create schema elsewhere; alter extension citext set schema elsewhere");
     let all = ["orphans", "paints", "\"Old Sales\".mails"].map(|table| ["--table", table]).concat();
-    let refused = bed.extract(&[&all[..], &["--into", &server]].concat()).expect_status(1);
-    for expected in [
-        "lacks what the load needs: nothing was loaded",
-        "do not exist there: gone.",
-        "CREATE ROLE \"gone\"",
-        "--no-owner",
-        "Objects that it uses do not exist there: type public.shade.",
-        "Extension \"citext\" is in schema \"elsewhere\" there, and in \"public\" in the backup.",
-    ] {
-        assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
-    }
-    let parents = ["--table", "measures", "--table", "events", "--into", &server];
-    let refused = bed.extract(&parents).expect_status(1);
-    for expected in [
-        "none of which is extracted: public.events, public.measures: nothing was loaded",
-        "--table public.events_old --table public.measures_old",
-    ] {
-        assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
-    }
-    let refused = bed.extract(&["--schema", "reports", "--into", &server]).expect_status(1);
-    for expected in [
-        "rows that the server has today: totals: nothing was loaded",
-        "totals uses table public.accounts.",
-        "-- '--exclude-table=*.totals'",
-    ] {
-        assert!(refused.stderr.contains(expected), "{expected}: {}", refused.stderr);
-    }
-    // Without a superuser's rights.
-    bed.shop("grant create on database shop to weak; create publication everything for all tables");
-    let refused = bed.extract(&[&accounts[..], &["--into", &weak]].concat()).expect_status(1).stderr;
-    let warned = refused.find("role \"weak\" is no superuser: unless").unwrap();
-    let published = refused.find("a subscriber that lacks them stops: everything").unwrap();
-    assert!(warned.max(published) < refused.find("reached cluster").unwrap(), "{refused}");
-    bed.shop("drop publication everything");
-    assert!(refused.contains("cannot make others the owners in its new schema: app."), "{refused}");
-    let own = ["--into", &weak, "--into-schema", "own", "--", "--no-owner", "--no-privileges"];
-    bed.extract(&[&accounts[..], &own].concat()).expect_success();
-    assert_eq!(bed.shop("select count(*) from own.accounts"), "100");
-    assert_eq!(bed.shop("select relowner::regrole from pg_class where oid = 'own.accounts'::regclass"), "weak");
-    bed.shop("drop schema own cascade");
+    bed.refuse(
+        &[&all[..], &["--into", &server]].concat(),
+        &[
+            "lacks what the load needs: nothing was loaded",
+            "do not exist there: gone.",
+            "CREATE ROLE \"gone\"",
+            "--no-owner",
+            "Objects that it uses do not exist there: type public.shade.",
+            "Extension \"citext\" is in schema \"elsewhere\" there, and in \"public\" in the backup.",
+        ],
+    );
+    bed.refuse(
+        &["--table", "measures", "--table", "events", "--into", &server],
+        &[
+            "none of which is extracted: public.events, public.measures: nothing was loaded",
+            "--table public.events_old --table public.measures_old",
+        ],
+    );
+    bed.refuse(
+        &["--schema", "reports", "--into", &server],
+        &[
+            "rows that the server has today: totals: nothing was loaded",
+            "totals uses table public.accounts.",
+            "-- '--exclude-table=*.totals'",
+        ],
+    );
+    without_a_superusers_rights(&bed, &weak);
     // A failure after the rows were loaded.
     bed.shop(
         "create function refuse() returns event_trigger language plpgsql as $$begin raise 'no index today'; end$$;

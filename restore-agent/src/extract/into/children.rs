@@ -19,7 +19,7 @@ pub(super) async fn require_children(connection: &mut Connection, query: &str) -
     }
     bail!(
         "the rows of these tables are in partitions or inheriting tables, none of which is extracted: {}: nothing was loaded\nDETAIL: \
-         These have the rows: {}.\nHINT: Extract them, too, as with {}; or write the rows of one table to a file with --query.",
+         These have the rows: {}.\nHINT: Choose the tables with --table, and these with them: {}. Or write the rows to files with --query.",
         listed(&parents),
         listed(&children),
         patterns(&children)
@@ -32,7 +32,8 @@ fn patterns(names: &[String]) -> String {
     let first = names.first().map_or("", String::as_str);
     let common = names.iter().fold(first, |common, name| common_beginning(common, name));
     // A schema alone, or a part of a quoted name, is no pattern.
-    let says_enough = common.contains('.') && !common.ends_with('.') && common.matches('"').count().is_multiple_of(2);
+    let says_enough =
+        common.contains('.') && !common.ends_with('.') && common.matches('"').count().is_multiple_of(2);
     if names.len() > 1 && says_enough {
         return option(&format!("{common}*"));
     }

@@ -13,7 +13,8 @@
 //! | [`outcome`] | what a load left on the server |
 //! | [`sql`] | names and values in SQL |
 //!
-//! The load is one transaction, so a failure or a kill leaves nothing on the server. Everything before it only reads there.
+//! The load is one transaction, so the server has all of it or nothing. A kill of this process alone leaves nothing before the end of the dump
+//! is handed over; after that, pg_restore commits by itself. Everything before the load only reads there.
 
 mod children;
 mod moving;
@@ -32,8 +33,8 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use jiff::Timestamp;
+use walpoint_base::PgMajor;
 use walpoint_base::diagnostic::shown;
-use walpoint_base::{Diagnostic, PgMajor};
 use walpoint_pg::connect::Connection;
 use walpoint_runtime::human;
 
@@ -132,7 +133,9 @@ impl Load {
         if let Some(warning) = facts.require_version(&self.server, client, cluster)? {
             tracing::warn!("{warning}");
         }
-        for warning in [facts.owners_warning(&self.passed_on), facts.published_warning()].into_iter().flatten() {
+        for warning in
+            [facts.owners_warning(&self.passed_on), facts.published_warning()].into_iter().flatten()
+        {
             tracing::warn!("{warning}");
         }
         connection.close().await;
@@ -171,10 +174,11 @@ impl ProvenLoad<'_> {
             has_rows: !self.load.passed_on.has(&["schema-only"]),
         };
         let mut notes = moving.run().await?;
+        let locked = self.require_own_rows(instance).await?;
         notes.extend(self.require_needs(instance, &facts).await?);
         // Before the load, so that they are known if it fails, too.
         notes.iter().for_each(|note| tracing::info!("{note}"));
-        if let Some(locked) = self.require_own_rows(instance).await? {
+        if let Some(locked) = locked {
             tracing::warn!("{locked}");
             notes.push(locked);
         }
@@ -183,7 +187,8 @@ impl ProvenLoad<'_> {
         let table_count = match self.load.server.count_tables(&self.load.schema).await {
             Ok(count) => Some(count),
             Err(why) => {
-                let unknown = format!("the load is complete, and the number of its tables is not known: {why:#}");
+                let unknown =
+                    format!("the load is complete, and the number of its tables is not known: {why:#}");
                 tracing::warn!("{unknown}");
                 notes.push(unknown);
                 None
@@ -254,7 +259,7 @@ impl ProvenLoad<'_> {
         connection.close().await;
         let mut notes = Vec::new();
         if !used.is_empty() {
-            notes.push(format!("what was loaded uses objects of the server itself: {}", listed(&used)));
+            notes.push(format!("what is loaded uses objects of the server itself: {}", listed(&used)));
         }
         notes.extend(facts.published_warning());
         Ok(notes)

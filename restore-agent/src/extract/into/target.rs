@@ -252,8 +252,7 @@ mod tests {
 
     #[test]
     fn owners_are_kept_without_a_warning_only_for_a_superuser() {
-        let (kept, left_out) =
-            (PassedOn::default(), PassedOn::read(&["--no-owner".into()]).unwrap());
+        let (kept, left_out) = (PassedOn::default(), PassedOn::read(&["--no-owner".into()]).unwrap());
         let warned = facts(17).owners_warning(&kept).unwrap();
         assert!(warned.contains("belongs to \"app\"") && warned.contains("-- --no-owner"), "{warned}");
         assert_eq!(facts(17).owners_warning(&left_out), None);
