@@ -8,7 +8,7 @@
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
 //! missing by the next daemon. What cannot be copied is tried again after a while, until nothing is left, by the next daemon as well:
 //! as long as files are left, nothing behind them is noted as complete. A file whose object there is damaged is left, too, although a
-//! listing shows it ([`blocked`](super::blocked)).
+//! listing shows it ([`blocked`]).
 //!
 //! While it is behind, nothing is stored in that repository directly ([`beside`](super::beside)): what is acknowledged meanwhile waits,
 //! so that nothing lies behind a gap. One that has to acknowledge misses nothing while it has to: it is compared with the others once

@@ -8,7 +8,7 @@
 //! | [`unanswered`] | why it takes no sessions, though it should |
 //! | [`pace`] | what a person is shown of that |
 //! | [`arrival`] | how a server is judged that has arrived |
-//! | [`document`], [`text`] | what became of it, as JSON and for a person |
+//! | [`document`], [`mod@text`] | what became of it, as JSON and for a person |
 //! | [`ended`] | what to do about a server that has not arrived |
 //!
 //! What always holds: the server runs in a session of its own, so nothing that ends this program ends it, and it is never stopped or
