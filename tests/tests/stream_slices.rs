@@ -93,7 +93,6 @@ fn a_damaged_slice_under_a_live_session_costs_nothing_but_time() {
     let bed = flushing("10ms", 1);
     bed.cluster.psql("create table t as select 0 as n");
     bed.settle();
-    let door = bed.back_door();
     let over = || bed.daemon().log().contains("The stream starts over");
     for _ in 0..10 {
         bed.cluster.psql("insert into t values (1)");
