@@ -366,8 +366,10 @@ mod tests {
         let several = |all: &[(LineageId, Timestamp)]| {
             Why::SeveralLineages(all.iter().map(|(lineage, created)| moment(*lineage, *created)).collect())
         };
-        let newest =
-            |lineage, created| Why::NewestWithoutBackup { newest: moment(lineage, created), older: own };
+        let newest = |lineage, created| Why::NewestWithoutBackup {
+            newest: Box::new(moment(lineage, created)),
+            older: own,
+        };
         let damaged = |instead| Why::DamagedLineage { lineage: one, what: "damaged".into(), instead };
         for (why, is_of_anothers) in [
             (several(&[(own, before), (other, before)]), false),

@@ -120,7 +120,7 @@ pub enum Why {
     /// The newest lineage has WAL and no usable backup, so only an older one could be restored.
     NewestWithoutBackup {
         /// Where the WAL of the newest one ends.
-        newest: LineageMoment,
+        newest: Box<LineageMoment>,
         /// The older one.
         older: LineageId,
     },

@@ -205,7 +205,7 @@ fn newest_without_backup(
         target: request.target.clone(),
         timeline: request.timeline,
         lineage: Some(lineage.lineage().into()),
-        why: Why::NewestWithoutBackup { newest, older },
+        why: Why::NewestWithoutBackup { newest: Box::new(newest), older },
         missing: Vec::new(),
         nearest: Vec::new(),
         hints: vec![Hint::TakeBackupOf(id), Hint::OlderLineage { older, newest: id }],
