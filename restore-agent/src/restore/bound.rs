@@ -5,17 +5,16 @@
 //! may have removed it, and its marker says which lineage it had chosen. A new directory has none, nor has one in whose place another was
 //! since: what an earlier restore moved aside says nothing of that.
 //!
-//! Where it is not known whether another one was ([`Doubt`]), the plan is made without the binding. If that is another lineage's, a person
-//! has to choose.
+//! Where it is not known whether another one was ([`Doubt`]), the other lineages of the cluster decide ([`lineages`]): if one of them may be
+//! that one's, a person has to choose.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use jiff::Timestamp;
 use walpoint_base::{ClusterName, LineageId, SystemId};
-use walpoint_plan::restore::{Hint, RestoreRequest, Why};
+use walpoint_plan::restore::{Hint, RestoreRequest};
 use walpoint_repo::lineage::{BINDING, bound_elsewhere, bound_lineages};
 use walpoint_runtime::args::CommonArgs;
 use walpoint_storage::object::RepositoryId;
@@ -23,6 +22,7 @@ use walpoint_storage::object::RepositoryId;
 use super::decided::Decided;
 use super::directory::Contents;
 use super::existing::Existing;
+use super::lineages::{self, OtherLineage};
 use super::previous::{Record, Succession};
 use crate::plan::{self, NoPlan, Planned};
 
@@ -53,12 +53,12 @@ pub(super) async fn plan(
     bound: Option<&BoundLineage>,
 ) -> Result<Planned, NoPlan> {
     let Some(bound) = bound else { return plan::make(common, request).await };
-    if let (Some(doubt), None) = (&bound.doubt, bound.named) {
-        let without = plan::make(common, request).await;
-        bound.settle(doubt, without.map(|planned| (planned.lineage.id, planned.lineage.created)))?;
-    }
     bound.ask(request);
-    plan::make(common, request).await.map_err(|no_plan| bound.explain(no_plan))
+    let planned = plan::make(common, request).await.map_err(|no_plan| bound.explain(no_plan))?;
+    if let (Some(doubt), None) = (&bound.doubt, bound.named) {
+        bound.settle(doubt, lineages::others(common, &planned).await?)?;
+    }
+    Ok(planned)
 }
 
 impl BoundLineage {
@@ -94,39 +94,28 @@ impl BoundLineage {
         Ok(found.map(|lineage| Self { lineage, by: Some(path), named, doubt }))
     }
 
-    /// Refuses to choose where the directory with the binding may not be the predecessor. `without`: the lineage of the plan that is made
-    /// without it, and when that was created.
-    fn settle(&self, doubt: &Doubt, without: Result<(LineageId, Timestamp), NoPlan>) -> Result<(), NoPlan> {
-        let by = self.by.iter().map(|by| by.display().to_string()).collect::<String>();
-        match (doubt, without) {
-            (_, Ok((other, _))) if other == self.lineage => Ok(()),
-            (Doubt::Unknown, Ok((other, _))) => Err(self.undecided(&by, other)),
-            // Its server is perhaps the one that was there since.
-            (Doubt::Since(record), Ok((other, created))) if record.was_moved_before(created) => {
-                Err(self.undecided(&by, other))
-            }
-            (Doubt::Since(record), Err(NoPlan::Unreachable(refusal)))
-                if !is_of_another(&refusal.why, self.lineage, record) =>
-            {
-                Ok(())
-            }
-            (Doubt::Since(_), Ok(_) | Err(NoPlan::Failed(_))) => Ok(()),
-            (_, Err(NoPlan::Unreachable(mut refusal))) => {
-                refusal.hints.push(Hint::MaybeBound { by, lineage: self.lineage });
-                Err(NoPlan::Unreachable(refusal))
-            }
-            (Doubt::Unknown, Err(failed)) => Err(failed),
-        }
+    /// Refuses to choose where the directory with the binding may not be the predecessor, because another one was there since that may have
+    /// archived into one of the other lineages of the cluster.
+    fn settle(&self, doubt: &Doubt, others: Vec<OtherLineage>) -> Result<(), NoPlan> {
+        let may_be_its = |other: &OtherLineage| match doubt {
+            Doubt::Unknown => true,
+            Doubt::Since(record) => !record.was_moved_after(other.created),
+        };
+        let newest = others.into_iter().filter(may_be_its).max_by_key(|other| other.created);
+        newest.map_or(Ok(()), |other| Err(self.undecided(doubt, &other)))
     }
 
-    /// That a person has to choose. `other`: what is chosen where nothing was moved aside.
-    fn undecided(&self, by: &str, other: LineageId) -> NoPlan {
-        let lineage = self.lineage;
+    /// That a person has to choose.
+    fn undecided(&self, doubt: &Doubt, OtherLineage { id, created }: &OtherLineage) -> NoPlan {
+        let (lineage, by) = (self.lineage, self.by.as_deref().unwrap_or(Path::new(BINDING)).display());
+        let renamed = match doubt {
+            Doubt::Unknown => "An older version renamed the data directory at this path",
+            Doubt::Since(_) => "An interrupted restore renamed the data directory at this path",
+        };
         let error = anyhow!(
-            "could not determine which lineage to recover in: nothing was changed\nDETAIL: An earlier restore renamed the data directory \
-             at this path, and {by} binds it to lineage {lineage}. Without that file, recovery would be in lineage {other}, as in a new \
-             directory. Another cluster may have been at this path in between.\nHINT: If that restore was interrupted, and no other \
-             cluster has been at this path since, add --lineage {lineage}. Otherwise add --lineage {other}, or another one that \
+            "could not determine which lineage to recover in: nothing was changed\nDETAIL: {renamed}, and {by} binds it to lineage \
+             {lineage}. Lineage {id}, created {created:.0}, may be of another cluster that has been at this path since.\nHINT: If no \
+             other cluster has been there since, add --lineage {lineage}. Otherwise add --lineage {id}, or another one that \
              \"archive-agent status\" shows."
         );
         NoPlan::from(error)
@@ -160,20 +149,6 @@ impl BoundLineage {
             refusal.hints.push(Hint::BoundLineage { by, lineage: self.lineage });
         }
         no_plan
-    }
-}
-
-/// Whether a lineage that was not chosen is perhaps that of another cluster, which began after a data directory was moved aside.
-fn is_of_another(why: &Why, own: LineageId, moved: &Record) -> bool {
-    let may_be = |other: LineageId, created: Timestamp| other != own && moved.was_moved_before(created);
-    match why {
-        Why::SeveralLineages(all) => all.iter().any(|other| may_be(other.lineage, other.created)),
-        Why::SharedByLineages(all) => all.iter().any(|other| may_be(other.lineage, other.created)),
-        Why::NewestWithoutBackup { newest, .. } => may_be(newest.lineage, newest.created),
-        // When the damaged one was created is not known.
-        Why::DamagedLineage { instead, .. } => *instead != own,
-        // The plan in its own lineage says so too, or can be made.
-        _ => false,
     }
 }
 
@@ -222,8 +197,6 @@ fn usable(
 #[cfg(test)]
 mod tests {
     use walpoint_base::durable;
-    use walpoint_base::{Lsn, TimelineId};
-    use walpoint_plan::restore::{LineageMoment, SharingLineage};
 
     use super::super::steps::RestoreMode;
     use super::*;
@@ -317,76 +290,34 @@ mod tests {
 
     #[test]
     fn a_person_chooses_where_another_directory_may_have_been_in_its_place() {
-        let (two, one): (LineageId, LineageId) = ("7-2".parse().unwrap(), "7-1".parse().unwrap());
+        let [own, other, newer]: [LineageId; 3] = ["7-2", "7-1", "8-1"].map(|id| id.parse().unwrap());
         let record = serde_json::json!({
             "pgdata": "/d/data", "aside": "/d/data.walpoint-old-20260101T000000Z", "moves": []
         });
         let since = Doubt::Since(Box::new(serde_json::from_value(record).unwrap()));
         let by = Some(PathBuf::from("/d/data.walpoint-old-20260101T000000Z/walpoint.lineage"));
-        let bound = BoundLineage { lineage: two, by, named: None, doubt: None };
-        let [before, after] = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:01Z"].map(|at| at.parse().unwrap());
-        for (doubt, without, is_refused) in [
-            (&Doubt::Unknown, (two, after), false),
-            (&Doubt::Unknown, (one, before), true),
-            (&since, (two, after), false),
-            (&since, (one, before), false),
-            (&since, (one, after), true),
+        let bound = BoundLineage { lineage: own, by, named: None, doubt: None };
+        let others = |all: &[(LineageId, &str)]| -> Vec<OtherLineage> {
+            all.iter().map(|(id, at)| OtherLineage { id: *id, created: at.parse().unwrap() }).collect()
+        };
+        let (before, after) = ("2025-12-31T23:00:00Z", "2026-01-01T00:00:01Z");
+        for (doubt, all, chosen_beside) in [
+            (&Doubt::Unknown, others(&[]), None),
+            (&Doubt::Unknown, others(&[(other, before)]), Some("--lineage 7-1")),
+            (&since, others(&[]), None),
+            (&since, others(&[(other, before)]), None),
+            (&since, others(&[(newer, after)]), Some("--lineage 8-1")),
+            (&since, others(&[(newer, after), (other, before)]), Some("--lineage 8-1")),
         ] {
-            let settled = bound.settle(doubt, Ok(without));
-            let what = format!("{doubt:?} {without:?}");
-            assert_eq!(settled.is_err(), is_refused, "{what}");
-            if let Err(no_plan) = settled {
-                let NoPlan::Failed(failure) = no_plan else { panic!("{what}") };
-                let text = format!("{:#}", failure.error);
-                assert!(text.contains("--lineage 7-2") && text.contains("--lineage 7-1"), "{text}");
-            }
-        }
-        let failed = || NoPlan::from(anyhow!("the store is away"));
-        assert!(bound.settle(&Doubt::Unknown, Err(failed())).is_err());
-        assert!(bound.settle(&since, Err(failed())).is_ok(), "the plan in its own lineage says so");
-    }
-
-    #[test]
-    fn only_a_lineage_that_was_created_since_may_be_of_another_cluster() {
-        let [own, one, other]: [LineageId; 3] = ["7-2", "7-1", "8-1"].map(|id| id.parse().unwrap());
-        let record = serde_json::json!({
-            "pgdata": "/d/data", "aside": "/d/data.walpoint-old-20260101T000000Z", "moves": []
-        });
-        let moved: Record = serde_json::from_value(record).unwrap();
-        let [before, after] = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:01Z"].map(|at| at.parse().unwrap());
-        let shared = |lineage, created| SharingLineage { lineage, parent: None, created, newest: None };
-        let moment = |lineage, created| LineageMoment {
-            lineage,
-            parent: None,
-            created,
-            timeline: TimelineId::FIRST,
-            until: Lsn(0x300_0000),
-            time: None,
-        };
-        let several = |all: &[(LineageId, Timestamp)]| {
-            Why::SeveralLineages(all.iter().map(|(lineage, created)| moment(*lineage, *created)).collect())
-        };
-        let newest = |lineage, created| Why::NewestWithoutBackup {
-            newest: Box::new(moment(lineage, created)),
-            older: own,
-        };
-        let damaged = |instead| Why::DamagedLineage { lineage: one, what: "damaged".into(), instead };
-        for (why, is_of_anothers) in [
-            (several(&[(own, before), (other, before)]), false),
-            (several(&[(own, after), (one, before)]), false),
-            (several(&[(own, before), (other, after)]), true),
-            (several(&[(own, before), (one, after)]), true),
-            (Why::SharedByLineages(vec![shared(one, before)]), false),
-            (Why::SharedByLineages(vec![shared(own, after)]), false),
-            (Why::SharedByLineages(vec![shared(one, before), shared(one, after)]), true),
-            (newest(other, before), false),
-            (newest(own, after), false),
-            (newest(other, after), true),
-            (damaged(own), false),
-            (damaged(other), true),
-            (Why::NoBackup, false),
-        ] {
-            assert_eq!(is_of_another(&why, own, &moved), is_of_anothers, "{why:?}");
+            let what = format!("{doubt:?} {all:?}");
+            let Err(no_plan) = bound.settle(doubt, all) else {
+                assert_eq!(chosen_beside, None, "{what}");
+                continue;
+            };
+            let NoPlan::Failed(failure) = no_plan else { panic!("{what}") };
+            let text = format!("{:#}", failure.error);
+            let expected = chosen_beside.unwrap_or_else(|| panic!("{what}: {text}"));
+            assert!(text.contains("--lineage 7-2") && text.contains(expected), "{text}");
         }
     }
 }

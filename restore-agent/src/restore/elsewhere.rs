@@ -121,7 +121,7 @@ pub(super) fn read(copies: &WalCopies) -> String {
 }
 
 /// What each of the configured repositories answers that the plan does not read from.
-async fn ask<T>(
+pub(super) async fn ask<T>(
     common: &CommonArgs,
     planned: &Planned,
     question: impl AsyncFn(Repository) -> Result<T, RepoError>,

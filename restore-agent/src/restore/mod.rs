@@ -24,6 +24,7 @@
 //! | [`forks`] | what recovery reads at a fork without asking for it |
 //! | [`crate::settings`], [`command`] | the recovery settings |
 //! | [`mod@bound`] | the lineage that the data directory is bound to |
+//! | [`lineages`] | the cluster's other lineages |
 //! | [`origin`] | what the recovery will begin with |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`confined`] | a restore whose server is kept apart from the original |
@@ -68,6 +69,7 @@ mod identity;
 mod if_empty;
 mod kept;
 mod layout;
+mod lineages;
 mod named;
 mod opened;
 mod origin;

@@ -55,6 +55,9 @@ pub(crate) struct Record {
     /// Whether a directory that came in its place was completed; `None` in the record of an older program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     succeeded: Option<bool>,
+    /// When it was moved, by the clock of this machine; `None` in the record of an older program, where the name says when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    moved: Option<Timestamp>,
     /// Whether it is this run's own word, or root's: of another user's, root does only what that user could do.
     #[serde(skip)]
     trusted: bool,
@@ -84,7 +87,7 @@ impl Record {
         successor: Option<PathBuf>,
         now: Timestamp,
     ) -> anyhow::Result<Self> {
-        let now = second(now);
+        let (moved, now) = (now, second(now));
         let all = || directories.iter().map(|(d, _)| d.as_path()).chain([pgdata]);
         // One name for all, and a later one than any other has: also within a second, and if the clock was set back.
         let others = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
@@ -106,6 +109,7 @@ impl Record {
             moves: moves.collect(),
             successor,
             succeeded: Some(false),
+            moved: Some(moved),
             trusted: true,
         })
     }

@@ -118,7 +118,6 @@ pub(in crate::plan) fn hint(hint: &Hint, given: &CommandLine) -> String {
                 "{by} binds the data directory to lineage {lineage}. To recover in another one, name it with --lineage."
             )
         }
-        Hint::MaybeBound { by, lineage } => maybe_bound(by, *lineage),
         Hint::OlderLineage { older, newest } => older_lineage(*older, *newest),
         Hint::DamagedLineage { lineage, what } => damaged_lineage(*lineage, what),
         Hint::BesideDamaged { lineage, damaged } => {
@@ -134,13 +133,6 @@ pub(in crate::plan) fn hint(hint: &Hint, given: &CommandLine) -> String {
             lags_behind((ahead, behind), *until, *timeline, *lineage)
         }
     }
-}
-
-fn maybe_bound(by: &str, lineage: LineageId) -> String {
-    format!(
-        "{by} names lineage {lineage}. If the restore that renamed that directory was interrupted, and no other cluster has been in its \
-         place since, add --lineage {lineage}."
-    )
 }
 
 fn list(all: &[impl ToString]) -> String {

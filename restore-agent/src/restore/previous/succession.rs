@@ -6,10 +6,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::names::{at, candidates, moment, second};
 use super::{RECORD, Record};
+
+/// How much the clocks of two machines may differ.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 
 /// What is known of the directory that was to come in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +37,13 @@ impl Record {
         }
     }
 
-    /// Whether it was moved before a moment, by its name.
-    pub(crate) fn was_moved_before(&self, later: Timestamp) -> bool {
-        moment(&self.aside, &self.pgdata).is_some_and(|(time, _)| time < second(later))
+    /// Whether it was moved after a moment of another machine's clock, for certain.
+    pub(crate) fn was_moved_after(&self, earlier: Timestamp) -> bool {
+        let latest = earlier.saturating_add(CLOCKS_DIFFER).unwrap_or(Timestamp::MAX);
+        match self.moved {
+            Some(moved) => moved > latest,
+            None => moment(&self.aside, &self.pgdata).is_some_and(|(time, _)| time > second(latest)),
+        }
     }
 
     /// Writes into the record that a directory has come in its place.
@@ -119,11 +126,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_moved_before_a_moment_is_known_by_the_name() {
+    fn what_was_moved_after_a_moment_is_known_by_the_record_or_the_name() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let record = Record::plan(Path::new("/nowhere/data"), Vec::new(), None, at(1_000)).unwrap();
-        for (moment, before) in [(999, false), (1_000, false), (1_001, true)] {
-            assert_eq!(record.was_moved_before(at(moment)), before, "{moment}");
+        let of_an_older_program = Record { moved: None, ..record.clone() };
+        for record in [record, of_an_older_program] {
+            for (moment, after) in [(1_001, false), (1_000, false), (701, false), (700, false), (699, true)] {
+                assert_eq!(record.was_moved_after(at(moment)), after, "{moment}");
+            }
+            assert!(!record.was_moved_after(Timestamp::MAX));
         }
     }
 }

@@ -140,13 +140,6 @@ pub enum Hint {
         /// The lineage.
         lineage: LineageId,
     },
-    /// The lineage may be the one that a data directory is bound to which is not there any more; then it has to be named.
-    MaybeBound {
-        /// The file that says so.
-        by: String,
-        /// The lineage.
-        lineage: LineageId,
-    },
     /// An older lineage can be restored, which has nothing of the newer one.
     OlderLineage {
         /// The older one.
