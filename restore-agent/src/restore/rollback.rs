@@ -21,7 +21,7 @@ use super::existing::{self, Existing};
 use super::kept::{self, Kept};
 use super::originals;
 use super::outside_state::UsedDirectory;
-use super::previous::{self, Immovable, Record};
+use super::previous::{self, Immovable, Record, Succession};
 use super::reach;
 use super::refusal::OutsideRefusal;
 
@@ -126,7 +126,9 @@ fn roll_back(pgdata: &Path, vouched: bool) -> anyhow::Result<RollbackDocument> {
     })?;
     report.kept_paths = kept.iter().flat_map(Kept::paths).map(|path| path.display().to_string()).collect();
     report.kept = kept.iter().map(Kept::text).collect();
-    let unfinished = latest.successor.as_ref().filter(|_| !pgdata.exists());
+    // One that came back may have been lost since: then the one that had made room for it is the latest.
+    let came_back = latest.succession() == Succession::Completed;
+    let unfinished = latest.successor.as_ref().filter(|_| !came_back && !pgdata.exists());
     let back = match unfinished {
         Some(successor) => &previous::at(successor, pgdata)?.with_context(|| {
             format!(
@@ -223,7 +225,29 @@ fn refuse_running(pgdata: &Path, vouched: bool) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn what_made_room_for_a_directory_that_came_back_and_was_lost_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let pgdata = dir.path().canonicalize().unwrap().join("data");
+        let make = |content: &str| {
+            fs::create_dir(&pgdata).unwrap();
+            walpoint_base::durable::create(&pgdata.join("x"), content.as_bytes()).unwrap();
+        };
+        let back = || {
+            roll_back(&pgdata, false).unwrap();
+            fs::read_to_string(pgdata.join("x")).unwrap()
+        };
+        make("original");
+        Record::plan(&pgdata, Vec::new(), None, Timestamp::now()).unwrap().go().unwrap();
+        make("restored");
+        assert_eq!(back(), "original");
+        fs::remove_dir_all(&pgdata).unwrap();
+        assert_eq!(back(), "restored");
+    }
 
     #[test]
     fn a_server_that_is_in_recovery_was_not_promoted() {
