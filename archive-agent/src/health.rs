@@ -16,12 +16,6 @@ use crate::selection::selections;
 /// The task of each cluster that answers `archive-push`.
 pub(crate) const PUSH_SOCKET: &str = "push socket";
 
-/// What health calls all tasks of a cluster.
-pub(crate) const ALL_TASKS: &str = "all tasks";
-
-/// The task of each cluster that looks for dropped WAL.
-pub(crate) const QUEUE: &str = "queue";
-
 /// What health calls the configuration that a daemon was to reload and could not use.
 pub(crate) const CONFIGURATION: &str = "configuration";
 

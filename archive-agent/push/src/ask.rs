@@ -20,8 +20,13 @@ use crate::hung::{self, HungMark};
 /// How a push ended.
 #[derive(Debug)]
 pub(crate) enum PushAnswer {
-    /// Durable in every repository that has to acknowledge. What `pg_wal` shall remember of it.
-    Stored(Vec<String>),
+    /// Durable in every repository that has to acknowledge.
+    Stored {
+        /// What `pg_wal` has to remember of it.
+        remember: Vec<String>,
+        /// Whether the record of dropped WAL has to say that it was archived after all.
+        after_all: bool,
+    },
     /// The daemon says why not.
     Failed(String),
     /// Dropped: PostgreSQL takes it for archived. What its log says.
@@ -67,8 +72,11 @@ pub(crate) fn ask(socket: &Path, directory: &Path, file: &WalFile) -> PushAnswer
 
 fn judge(reply: PushReply, file: &WalFile) -> PushAnswer {
     match reply.outcome {
-        PushOutcome::Stored if reply.identity == file.identity => PushAnswer::Stored(reply.remember),
-        PushOutcome::Stored => PushAnswer::Failed(format!(
+        PushOutcome::Stored | PushOutcome::StoredAfterAll if reply.identity == file.identity => {
+            let after_all = reply.outcome == PushOutcome::StoredAfterAll;
+            PushAnswer::Stored { remember: reply.remember, after_all }
+        }
+        PushOutcome::Stored | PushOutcome::StoredAfterAll => PushAnswer::Failed(format!(
             "the daemon archived another file of that name (inode {}, PostgreSQL's is {})\nHINT: pgdata of this cluster in \
              the daemon's configuration must be this server's data directory.",
             reply.identity.inode, file.identity.inode
@@ -204,16 +212,19 @@ mod tests {
 
     #[test]
     fn stored_counts_only_for_the_same_file() {
-        let stored = asked(|f| {
-            vec![Some(PushReply { remember: vec!["a line".to_owned()], ..reply(PushOutcome::Stored, f, "") })]
-        });
-        assert!(matches!(stored, PushAnswer::Stored(lines) if lines == ["a line"]));
-        let other = asked(|f| {
-            let mut other = reply(PushOutcome::Stored, f, "");
-            other.identity.inode += 1;
-            vec![Some(other)]
-        });
-        assert!(matches!(other, PushAnswer::Failed(text) if text.contains("another file")));
+        for (outcome, expected) in [(PushOutcome::Stored, false), (PushOutcome::StoredAfterAll, true)] {
+            let stored = asked(|f| {
+                vec![Some(PushReply { remember: vec!["a line".to_owned()], ..reply(outcome, f, "") })]
+            });
+            assert!(matches!(stored, PushAnswer::Stored { remember, after_all }
+                if remember == ["a line"] && after_all == expected));
+            let other = asked(|f| {
+                let mut other = reply(outcome, f, "");
+                other.identity.inode += 1;
+                vec![Some(other)]
+            });
+            assert!(matches!(other, PushAnswer::Failed(text) if text.contains("another file")));
+        }
     }
 
     #[test]
@@ -239,7 +250,7 @@ mod tests {
         let answer = asked(|f| {
             vec![None, Some(reply(PushOutcome::Retry, f, "")), Some(reply(PushOutcome::Stored, f, ""))]
         });
-        assert!(matches!(answer, PushAnswer::Stored(_)));
+        assert!(matches!(answer, PushAnswer::Stored { .. }));
     }
 
     #[test]
@@ -285,7 +296,7 @@ mod tests {
             sleep(AGAIN * 2);
             stored.write(&mut stream).unwrap();
         });
-        assert!(matches!(ask(&socket, &dir, &file), PushAnswer::Stored(_)));
+        assert!(matches!(ask(&socket, &dir, &file), PushAnswer::Stored { .. }));
         assert!(!mark.is_set());
         daemon.join().unwrap();
         std::fs::remove_dir_all(dir).unwrap();

@@ -56,8 +56,12 @@ fn push(arguments: &Arguments) -> ExitCode {
     };
     let directory = arguments.path.parent().unwrap_or(Path::new("."));
     match ask::ask(&arguments.socket, directory, &file) {
-        PushAnswer::Stored(lines) => {
+        PushAnswer::Stored { remember: lines, after_all } => {
             remember(arguments, &file, &lines);
+            if after_all {
+                // It is stored all the same. Without the line it stays on record as dropped until a backup makes up for it.
+                dropped::record_archived(directory, file.name).ok();
+            }
             ExitCode::SUCCESS
         }
         PushAnswer::Failed(message) => {

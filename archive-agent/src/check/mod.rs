@@ -48,7 +48,6 @@ use crate::wal::bypass::Watch;
 use crate::wal::disk::{self, DiskError};
 use crate::wal::dropped;
 use crate::wal::socket::check_place;
-use crate::wal::unread::Settled;
 use crate::wal::upload::Uploader;
 use crate::walk::{BackupRoots, Entered, Measure};
 pub(crate) use crate::whose_files;
@@ -281,19 +280,11 @@ async fn silent(selection: &Selection<StoreSettings>, remote: bool) -> Option<Di
 }
 
 /// Reports WAL that recovery from the newest backups cannot pass, and that is known here: it was dropped, or archived although
-/// damaged. Whether there is any. What is stored of it is not read here.
+/// damaged. Whether there is any.
 async fn gap(report: &mut CheckReport, selection: &Selection<StoreSettings>, pgdata: &Path) -> bool {
     let what = "recovery";
     let look = report.take(what, dropped::look(&Uploader::new(selection, pgdata)).await);
-    let Some(look) = look else { return false };
-    let Settled { gap, open, archived } = look.settle(selection).await;
-    if let Some(open) = open {
-        report.warning(what, open, "");
-    }
-    if let Some(archived) = archived {
-        report.ok(what, archived);
-    }
-    let Some(gap) = gap else { return false };
+    let Some(gap) = look.flatten() else { return false };
     report.failed(
         what,
         gap.to_string(),

@@ -20,14 +20,12 @@ use walpoint_storage::store::StoreSettings;
 use super::OWNER_LIMIT;
 use super::health::{Board, Health};
 use super::task::keep_running;
-use crate::health::{ALL_TASKS, NoAnswer, PUSH_SOCKET, QUEUE};
+use crate::health::{NoAnswer, PUSH_SOCKET};
 use crate::wal::archiver::Archiver;
 use crate::wal::disk;
 use crate::wal::socket::Sockets;
 use crate::wal::upload::Uploader;
-use crate::wal::{
-    backfill, beside, catch_up, index, once, queue, read_back, ready, serve, split_brain, stream,
-};
+use crate::wal::{backfill, beside, catch_up, index, once, problems, ready, serve, split_brain, stream};
 
 /// How often to look whether another daemon is gone, or the data directory there.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,7 +83,7 @@ impl ClusterTasks {
         stop: CancellationToken,
         before: TaskTracker,
     ) {
-        let health = Arc::new(board.add(&self.cluster, ALL_TASKS.to_owned()));
+        let health = Arc::new(board.add(&self.cluster, "all tasks".to_owned()));
         let all = Arc::new(self);
         keep_running(&health, &stop, || {
             let (all, health) = (Arc::clone(&all), Arc::clone(&health));
@@ -189,18 +187,15 @@ impl ClusterTasks {
             };
             archiver.tell_refusals(move || health.working(), move |problem| failing.failing(kind(), problem))
         });
-        let telling = self.keep(QUEUE, board, stop, before, |archiver, health| {
-            queue::tell(archiver, move || health.working())
-        });
-        let reading_back = self.keep("reading dropped WAL", board, stop, before, |archiver, health| {
-            read_back::keep(archiver, move || health.working())
+        let telling = self.keep("queue", board, stop, before, |archiver, health| {
+            problems::tell(archiver, move || health.working())
         });
         let streaming = OptionFuture::from({ self.streams.clone() }.map(|settings| {
             self.keep("WAL stream", board, stop, before, move |archiver, health| {
                 stream::keep(archiver, Arc::clone(&settings), Arc::new(stream_reports(&health)))
             })
         }));
-        tokio::join!(backfilling, comparing, archiving, telling, reading_back, streaming);
+        tokio::join!(backfilling, comparing, archiving, telling, streaming);
     }
 
     /// Keeps a task of that name running until `stop`, from when `before` has ended and the data directory is there. Whatever it waits

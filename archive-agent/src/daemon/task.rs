@@ -14,14 +14,12 @@ use crate::wal::dropped::Gap;
 use crate::wal::reach::UnreachedIn;
 use crate::wal::split_brain::SplitBrains;
 use crate::wal::target::TargetError;
-use crate::wal::unread::Unread;
 
 /// The waits between restarts grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// The longest wait while WAL is on record that a backup makes up for: a person who took one soon looks whether that is settled. A look costs each
-/// repository that acknowledges a listing of its backups, and a request for each dropped file, for 200 at most. What is stored under
-/// their names is read once, and not by a look.
+/// The longest wait while WAL is on record that a backup makes up for: a person who took one soon looks whether that is settled. A look
+/// costs each repository that acknowledges a listing of its backups.
 const GAP_WAIT: Duration = Duration::from_secs(10);
 
 /// A task that ran this long was well: the next wait is a short one again.
@@ -58,8 +56,7 @@ where
 }
 
 fn longest_wait(error: &anyhow::Error) -> Duration {
-    let dropped = |cause: &(dyn Error + 'static)| cause.is::<Gap>() || cause.is::<Unread>();
-    if error.chain().any(dropped) { GAP_WAIT } else { WAITS.1 }
+    if error.chain().any(|cause| cause.is::<Gap>()) { GAP_WAIT } else { WAITS.1 }
 }
 
 /// What those who ask after a task's health tell apart.
@@ -68,9 +65,7 @@ fn kind_of(error: &anyhow::Error) -> ProblemKind {
         cause.is::<SplitBrains>()
             || matches!(cause.downcast_ref::<TargetError>(), Some(TargetError::SplitBrain(_)))
     };
-    let gap = |cause: &(dyn Error + 'static)| {
-        cause.is::<Gap>() || cause.is::<Unread>() || cause.is::<UnreachedIn>()
-    };
+    let gap = |cause: &(dyn Error + 'static)| cause.is::<Gap>() || cause.is::<UnreachedIn>();
     if error.chain().any(split) {
         ProblemKind::SplitBrain
     } else if error.chain().any(gap) {
@@ -158,11 +153,8 @@ mod tests {
     /// A12: a gap that a backup ended stays reported for seconds, however long it was there.
     #[tokio::test(start_paused = true)]
     async fn what_a_backup_ends_is_looked_at_soon() {
-        let cases: [(fn() -> anyhow::Error, Duration); 3] = [
-            (|| Gap::example().into(), GAP_WAIT),
-            (|| Unread::example().into(), GAP_WAIT),
-            (|| anyhow::anyhow!("no network"), WAITS.1),
-        ];
+        let cases: [(fn() -> anyhow::Error, Duration); 2] =
+            [(|| Gap::example().into(), GAP_WAIT), (|| anyhow::anyhow!("no network"), WAITS.1)];
         for (error, longest) in cases {
             let (board, stop) = (Board::default(), CancellationToken::new());
             let health = board.add(&"main".parse().unwrap(), "queue".to_owned());
@@ -195,6 +187,6 @@ mod tests {
         assert_eq!(kind_of(&anyhow::anyhow!("split brain: lineage x")), ProblemKind::Other);
         let gap = UnreachedIn::of("000000010000000000000003", "000000010000000000000009");
         assert_eq!(kind_of(&anyhow::Error::from(gap).context("queue")), ProblemKind::Gap);
-        assert_eq!(kind_of(&Unread::example().into()), ProblemKind::Gap, "until it is read");
+        assert_eq!(kind_of(&Gap::example().into()), ProblemKind::Gap);
     }
 }

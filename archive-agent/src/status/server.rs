@@ -18,7 +18,6 @@ use crate::check::{source, whose_files};
 use crate::wal::bypass::Watch;
 use crate::wal::dropped::{self, Gap};
 use crate::wal::target::TargetError;
-use crate::wal::unread::Settled;
 use crate::wal::upload::Uploader;
 use crate::wal::{ready, split_brain};
 
@@ -83,14 +82,11 @@ pub(super) struct ServerState {
     /// WAL that was dropped, or archived although damaged, and after which no backup begins. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped: Option<Gap>,
-    /// What was dropped and archived after all, as the daemon knows, for a person.
-    #[serde(skip)]
-    archived_later: Option<String>,
     /// Repositories in which another server's WAL is stored under this server's names, one sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     split_brains: Vec<String>,
-    /// What cannot be determined about dropped WAL and other servers: the repositories do not answer, or were not read.
+    /// What cannot be determined about dropped WAL and other servers: the repositories do not answer.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     undetermined: Vec<String>,
@@ -103,13 +99,13 @@ impl ServerState {
         let mut state = asked
             .with_context(|| format!("the server did not answer within {}", human::span(TIME_LIMIT)))??;
         if let Some(pgdata) = selection.settings.pgdata.as_deref().filter(|_| state.ready_count.is_some()) {
-            state.compare(&Uploader::new(selection, pgdata), selection).await;
+            state.compare(&Uploader::new(selection, pgdata), selection.chosen).await;
         }
         Ok(state)
     }
 
     /// Adds what the repositories show. One that does not answer hides that, and nothing of what the server says.
-    async fn compare(&mut self, uploader: &Uploader, selection: &Selection<StoreSettings>) {
+    async fn compare(&mut self, uploader: &Uploader, chosen: bool) {
         let limit = |what: &str| {
             format!(
                 "{what}: the repositories did not answer every request within {}",
@@ -129,7 +125,7 @@ impl ServerState {
             _ if matches!(unregistered, Ok(Some(_))) => self.archive_error = unregistered.ok().flatten(),
             // A repository that does not have to acknowledge may not have it yet.
             Ok(Ok(bypass)) => {
-                self.archive_error = bypass.filter(|_| !selection.chosen).map(|bypass| bypass.to_string())
+                self.archive_error = bypass.filter(|_| !chosen).map(|bypass| bypass.to_string())
             }
             Ok(Err(problem)) => {
                 self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
@@ -138,11 +134,7 @@ impl ServerState {
         }
         let what = "cannot determine whether WAL was dropped since the last backup";
         match dropped {
-            Ok(Ok(look)) => {
-                let Settled { gap, open, archived } = look.settle(selection).await;
-                (self.dropped, self.archived_later) = (gap, archived);
-                self.undetermined.extend(open);
-            }
+            Ok(Ok(gap)) => self.dropped = gap,
             Ok(Err(problem)) => {
                 self.undetermined.push(format!("{what}: {}", walpoint_words::format_chain(&problem)))
             }
@@ -174,7 +166,6 @@ impl ServerState {
         let at = self.lsn.map(|lsn| format!(", at {lsn}")).unwrap_or_default();
         let server = format!("PostgreSQL {}, {kind}, timeline {}{at}", self.server_version, self.timeline);
         let dropped = self.dropped.as_ref().map(|gap| ("DROPPED", gap.to_string()));
-        let later = self.archived_later.as_ref().map(|archived| ("dropped", archived.clone()));
         let split = self.split_brains.iter().map(|split| ("IDENTITY", split.clone()));
         let archiver = ("archiver", self.archiver(now));
         let bypass = self.archive_error.as_ref().map(|bypass| ("ARCHIVING", bypass.clone()));
@@ -185,7 +176,6 @@ impl ServerState {
             .chain(stream)
             .chain(bypass)
             .chain(dropped)
-            .chain(later)
             .chain(split)
             .chain(unknown)
             .collect()
@@ -247,7 +237,6 @@ impl ServerState {
             stream: None,
             archive_error: None,
             dropped: None,
-            archived_later: None,
             split_brains: Vec::new(),
             undetermined: Vec::new(),
             unarchived_bytes: unarchived(identity, &stats, position),

@@ -22,6 +22,7 @@ use walpoint_storage::object::Codec;
 
 use super::asking::OpenQuestions;
 use super::disk;
+use super::dropped::is_archived_after_all;
 use super::postmaster::{time_limit, within};
 use super::queue::{AT_ONCE, Overflow, Queue};
 use super::stored::LastStored;
@@ -136,7 +137,11 @@ impl<U: Upload> Archiver<U> {
                 tracing::debug!(file = %name, took_ms = begun.elapsed().as_millis(), "acknowledged");
                 question.stored(name);
                 let remember = self.uploader.to_remember(name);
-                PushReply { remember, ..reply(PushOutcome::Stored, identity, String::new()) }
+                let outcome = match is_archived_after_all(&self.uploader, name).await {
+                    true => PushOutcome::StoredAfterAll,
+                    false => PushOutcome::Stored,
+                };
+                PushReply { remember, ..reply(outcome, identity, String::new()) }
             }
             (Err(NotStored::Failed(problem)), Some(overflow)) => {
                 let message = self.queue.drop_file(name, &overflow, &problem);

@@ -130,9 +130,18 @@ impl Bed {
 
     /// Stores the whole segment of that name. Segments of one seed continue each other, and those of others do not.
     pub(crate) async fn put(&self, name: &str, seed: u8) {
+        self.put_flagged(name, seed, WalFlags::default()).await;
+    }
+
+    /// Stores that segment as one that was accepted although it is damaged.
+    pub(crate) async fn put_damaged(&self, name: &str, seed: u8) {
+        self.put_flagged(name, seed, WalFlags { damaged: true, ..WalFlags::default() }).await;
+    }
+
+    async fn put_flagged(&self, name: &str, seed: u8, flags: WalFlags) {
         let facts = facts(name.parse().unwrap(), seed);
         let content = Bytes::from(content(&facts, seed));
-        self.archive.put_segment(&facts, content, WalFlags::default()).await.unwrap();
+        self.archive.put_segment(&facts, content, flags).await.unwrap();
     }
 
     /// Writes the segment of that name into `pg_wal`, as [`Self::put`] stores it.

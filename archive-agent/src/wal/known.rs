@@ -13,7 +13,6 @@ use walpoint_base::{LineageId, SegmentName, TimelineHistory, TimelineId};
 
 use super::fork::Forks;
 use super::postmaster::{ServerStart, started};
-use super::read_back::ReadBack;
 use super::split_brain::SplitBrain;
 
 /// Segments remembered, the newest: more than are uploaded at once.
@@ -54,8 +53,6 @@ pub(super) struct Known {
     damaged: BTreeMap<TimelineId, String>,
     /// Of the timelines that are stored.
     pub(super) forks: Forks,
-    /// Of segments that were dropped.
-    pub(super) read_back: ReadBack,
 }
 
 impl Known {

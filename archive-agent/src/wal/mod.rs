@@ -13,6 +13,7 @@
 //! | [`presence`] | whether it is still the one that was opened |
 //! | [`identity`] | whether an archive holds this server's WAL or another's |
 //! | [`comparison`] | how a segment compares with the stored one |
+//! | [`ownership`] | whose the segment is that an archive has under a name |
 //! | [`damaged_copy`] | whether a damaged segment is the stored one all the same |
 //! | [`contradiction`] | histories that descend from another server's timeline than the stored one |
 //! | [`split_brain`] | what is said of another server's WAL, and looking for it |
@@ -39,8 +40,8 @@
 //! | [`unfinished`] | what could not be copied to one so far, and when that is tried again |
 //! | [`blocked`] | what one lacks because a damaged object is in its place |
 //! | [`queue`], [`dropped`] | how much may wait, and what was dropped beyond that |
-//! | [`read_back`] | whether what is stored under the name of a dropped segment can be read |
-//! | [`unread`] | what a command that does not read that takes from the daemon, and what it leaves open |
+//! | [`problems`] | what is wrong with all of that, looked for from time to time |
+//! | [`reach`] | whether all that is archived can be recovered |
 //! | [`bypass`] | whether finished WAL reaches the archive at all |
 //! | [`backfill`] | what the primary before a promotion did not archive |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
@@ -89,16 +90,17 @@ mod noting;
 pub(crate) mod once;
 mod opening;
 pub(crate) mod order;
+mod ownership;
 mod pace;
 mod points;
 pub(crate) mod postmaster;
 pub(crate) mod prepare;
 mod presence;
+pub(crate) mod problems;
 pub(crate) mod push;
 pub(crate) mod queue;
 pub(crate) mod reach;
 pub(crate) mod read;
-pub(crate) mod read_back;
 pub(crate) mod ready;
 mod resting;
 pub(crate) mod serve;
@@ -110,7 +112,6 @@ pub(crate) mod stream;
 pub(crate) mod target;
 mod target_error;
 mod unfinished;
-pub(crate) mod unread;
 mod unreadable;
 pub(crate) mod unwritten;
 pub(crate) mod upload;

@@ -17,6 +17,7 @@ use walpoint_runtime::owner;
 use walpoint_storage::store::StoreSettings;
 
 use super::check::history_in;
+use super::dropped::is_archived_after_all;
 use super::handed_over::{self, Giver};
 use super::known::Incarnation;
 use super::postmaster::time_limit;
@@ -62,11 +63,13 @@ async fn push_by(
     let problem = loop {
         let attempt = uploader.upload_from(name, path.clone(), accept_damaged);
         match tokio::time::timeout_at(deadline, attempt).await {
-            Ok(Ok(_)) if accept_damaged => return note_damage(uploader, name).await,
             Ok(Ok(_)) => {
-                if Giver::of_this_process() == Giver::Person {
+                if accept_damaged {
+                    note_damage(uploader, name).await?;
+                } else if Giver::of_this_process() == Giver::Person {
                     warn_of_gap(uploader, name).await;
                 }
+                note_archived(uploader, &path, name).await;
                 return Ok(());
             }
             // What is refused for good now may be taken in a moment, so nothing is dropped for that at once.
@@ -171,6 +174,17 @@ async fn note_damage(uploader: &Uploader, name: WalFileName) -> Result<(), Failu
     Ok(())
 }
 
+/// Adds to the record that a file of `pg_wal` which stood there as dropped is stored, sound. The push succeeded, whether or not that can
+/// be written.
+async fn note_archived(uploader: &Uploader, path: &Path, name: WalFileName) {
+    if lies_in_wal(uploader, path) && is_archived_after_all(uploader, name).await {
+        let wal = uploader.wal_directory();
+        if let Err(error) = dropped::record_archived(&wal, name) {
+            tracing::debug!(file = %name, "{} cannot be written: {error}", wal.join(dropped::FILE).display());
+        }
+    }
+}
+
 /// Notes that the newest segment that is stored before one of `pg_wal` on its path, in each repository, is this server's; then makes the
 /// segment durable. Where the disk is full, that counts for this segment, which makes room when it is archived.
 pub(crate) async fn push_of_same_server(common: &CommonArgs, path: &Path) -> Result<(), Failure> {
@@ -269,10 +283,13 @@ async fn overflow(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFile
 
 /// Whether a path is that of a file in the cluster's `pg_wal` that PostgreSQL waits for.
 async fn waits_here(uploader: &Uploader, queue: &Queue, path: &Path, name: WalFileName) -> bool {
+    queue.holds(name).await.unwrap_or(false) && lies_in_wal(uploader, path)
+}
+
+/// Whether a path is that of a file in the cluster's `pg_wal`.
+fn lies_in_wal(uploader: &Uploader, path: &Path) -> bool {
     let directory = path.parent().and_then(|directory| directory.canonicalize().ok());
-    queue.holds(name).await.unwrap_or(false)
-        && directory.is_some()
-        && directory == uploader.wal_directory().canonicalize().ok()
+    directory.is_some() && directory == uploader.wal_directory().canonicalize().ok()
 }
 
 /// Puts a file on record that archiving shall go on without. PostgreSQL hears at its next question that it was archived, unless

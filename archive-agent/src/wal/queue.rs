@@ -7,23 +7,16 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::bail;
 use tokio::sync::Notify;
 use walpoint_base::dropped::{DropReason, Dropped};
 use walpoint_base::{SegmentSize, WalFileName};
 use walpoint_runtime::human;
 
-use super::archiver::Archiver;
-use super::bypass::Watch;
 use super::disk::{self, DiskError};
-use super::dropped::{self, Look};
-use super::reach::{self, Looked, UnreachedIn};
-use super::read_back::ReadList;
+use super::problems::Looks;
 use super::ready;
-use super::upload::Upload;
 
 /// How long a file of a queue that is too long is tried before it is dropped, and for each MiB of it a little longer. Longer
 /// than an upload rests after a failure.
@@ -45,16 +38,7 @@ const HOPES_AFTER: usize = 8;
 pub(crate) const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// How often to look whether the queue became too long.
-const INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often to look whether a command without a daemon dropped anything.
-const RECORD_INTERVAL: Duration = Duration::from_secs(60);
-
-/// At one of so many of these looks the repositories are asked whether all that is archived can be recovered.
-const REACH_LOOKS: u32 = 10;
-
-/// So many looks in a row may each find another segment missing, which is on its way: then the next ones follow later.
-const CONFIRMING_LOOKS: u32 = 5;
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The files of a cluster that wait.
 #[derive(Debug)]
@@ -66,11 +50,8 @@ pub(crate) struct Queue {
     dropping: AtomicBool,
     /// Notified after every file that was dropped.
     pub(crate) dropped: Notify,
-    /// What is archived and cannot be recovered, until a look finds no such thing: whatever tells it is started again.
-    unreached: Mutex<Option<UnreachedIn>>,
-    /// Objects under the names of dropped segments that are to be read.
-    pub(super) to_read: ReadList,
-    bypass: Watch,
+    /// For the task that looks for problems.
+    pub(super) looks: Looks,
 }
 
 /// A queue that is longer than it may be.
@@ -97,9 +78,7 @@ impl Queue {
             max,
             dropping: AtomicBool::new(false),
             dropped: Notify::new(),
-            unreached: Mutex::default(),
-            to_read: ReadList::default(),
-            bypass: Watch::from_now(),
+            looks: Looks::from_now(),
         }
     }
 
@@ -206,116 +185,6 @@ fn comes_next(before: WalFileName, name: WalFileName, size: SegmentSize) -> bool
     before.timeline == name.timeline && (first == second || first.next() == second)
 }
 
-/// Looks whether anything was dropped that no backup makes up for; `working` is called whenever nothing was. An error names
-/// it: it is started again.
-pub(crate) async fn tell(archiver: Arc<Archiver>, working: impl Fn()) -> anyhow::Result<()> {
-    let (mut looks, mut server) = (0_u32, archiver.asking().server());
-    loop {
-        // First of all: this goes on, and each segment costs another gap.
-        let bypass = archiver.queue().bypass.look(archiver.uploader()).await;
-        if let Ok(Some(bypass)) = bypass {
-            return Err(bypass.into());
-        }
-        let Look { gap, unread, objects } = dropped::look(archiver.uploader()).await?;
-        archiver.queue().to_read.set(objects);
-        if let Some(gap) = gap {
-            return Err(gap.into());
-        }
-        if let Some(unread) = unread {
-            // Reading may take hours.
-            see_requested(&archiver).await?;
-            return Err(unread.into());
-        }
-        // What is on no record here shows in the repository, which takes more to read. Before another start of the server it may have
-        // archived nothing.
-        let asks = archiver.asking().server();
-        if std::mem::replace(&mut server, asks) != asks {
-            looks = 0;
-        }
-        let looked = looks.is_multiple_of(REACH_LOOKS);
-        let known =
-            !looked || is_reached(&archiver.queue().unreached, || reach::look(archiver.uploader())).await?;
-        looks = if known { looks.wrapping_add(1) } else { 0 };
-        see_requested(&archiver).await?;
-        bypass?;
-        if looked && let Some(damaged) = reach::damaged(archiver.uploader()).await? {
-            bail!("{damaged}");
-        }
-        working();
-        let dropped = archiver.queue().dropped.notified();
-        if tokio::time::timeout(RECORD_INTERVAL, dropped).await.is_ok() {
-            // The command puts it on record when it has heard of it.
-            tokio::time::sleep(INTERVAL).await;
-            looks = 0;
-        }
-    }
-}
-
-/// Whether PostgreSQL requests the archiving of what waits. An error says that it does not.
-async fn see_requested(archiver: &Archiver) -> anyhow::Result<()> {
-    see_waiting(archiver).await?;
-    // A standby's WAL waits until its promotion, where it archives at all.
-    if let Some(span) = archiver.asking().neglected().await?
-        && archiver.uploader().written_timeline().await.is_ok_and(|timeline| timeline.is_some())
-    {
-        bail!(
-            "WAL is waiting in {}, and PostgreSQL has not requested its archiving for {}\nHINT: Check \
-             pg_stat_archiver, and archive_command: it hangs, or it does not call archive-push.",
-            archiver.wal_directory().display(),
-            human::span(span)
-        );
-    }
-    Ok(())
-}
-
-/// Notes whether files wait. The look-ahead does so too, and may be switched off.
-pub(crate) async fn see_waiting<U: Upload>(archiver: &Archiver<U>) -> Result<(), DiskError> {
-    let status = ready::status_directory(archiver);
-    let directory = status.clone();
-    if let Ok(found) = disk::run(&status, move || ready::scan(&directory, 1, None)).await? {
-        archiver.asking().see(found.count > 0);
-    }
-    Ok(())
-}
-
-/// Whether all that is archived can be recovered, as far as that is known. An error says what cannot, as long as it is the same in the
-/// same words; `known` is that until a look finds nothing.
-async fn is_reached<F: Future<Output = anyhow::Result<Looked>>>(
-    known: &Mutex<Option<UnreachedIn>>,
-    look: impl Fn() -> F,
-) -> anyhow::Result<bool> {
-    let get = || known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let set = |now| *known.lock().unwrap_or_else(PoisonError::into_inner) = now;
-    let (reported, mut before) = (get(), None::<UnreachedIn>);
-    for looks in 0..CONFIRMING_LOOKS {
-        if looks > 0 {
-            // An upload may be overtaken by the next one.
-            tokio::time::sleep(INTERVAL).await;
-        }
-        match look().await? {
-            Looked::Nothing => {
-                set(None);
-                return Ok(true);
-            }
-            Looked::Unknown => break,
-            Looked::Found(found) if reported.as_ref().is_some_and(|reported| reported.is_same(&found)) => {
-                break;
-            }
-            Looked::Found(found) => match before {
-                Some(same) if same.is_same(&found) => {
-                    set(Some(same));
-                    break;
-                }
-                _ => before = Some(found),
-            },
-        }
-    }
-    match get() {
-        Some(unreached) => Err(unreached.into()),
-        None => Ok(false),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use walpoint_base::dropped::{Recorded, record};
@@ -383,52 +252,5 @@ mod tests {
         assert_eq!((row(&[]), row(&[(7, skipped)]), row(&[(7, full)])), (0, 0, 1));
         assert_eq!(row(&[(0, full), (LATELY + 1, full), (LATELY + 2, full)]), 2);
         assert_eq!(row(&[(1, full), (2, skipped), (3, full), (4, full)]), 2);
-    }
-
-    fn found(missing: &str, last: u32) -> Looked {
-        Looked::Found(UnreachedIn::of(
-            &format!("0000000100000000000000{missing}"),
-            &format!("00000001000000010000{last:04X}"),
-        ))
-    }
-
-    /// What the looks say one after the other, the last of them for ever.
-    async fn looked(
-        known: &Mutex<Option<UnreachedIn>>,
-        mut script: Vec<fn(u32) -> Looked>,
-    ) -> Result<bool, String> {
-        script.reverse();
-        let script = Mutex::new((script, 0_u32));
-        let look = || async {
-            let mut script = script.lock().unwrap();
-            script.1 += 1;
-            let next = if script.0.len() > 1 { script.0.pop().unwrap() } else { script.0[0] };
-            Ok(next(script.1))
-        };
-        is_reached(known, look).await.map_err(|error| error.to_string())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_gap_is_told_however_much_is_archived_behind_it_until_it_is_gone() {
-        let known = Mutex::new(None);
-        let gap: fn(u32) -> Looked = |last| found("0D", last);
-        let told = looked(&known, vec![gap]).await.unwrap_err();
-        assert!(told.contains("cannot pass segment 00000001000000000000000D"), "{told}");
-        // The task is started again while more is archived, an upload is overtaken, or the repository does not answer.
-        let overtaken: fn(u32) -> Looked = |last| found(&format!("{:02X}", 0x20 + last), last);
-        let unknown: fn(u32) -> Looked = |_| Looked::Unknown;
-        for script in [vec![overtaken, gap], vec![overtaken], vec![unknown]] {
-            assert_eq!(looked(&known, script).await.unwrap_err(), told, "in the same words");
-        }
-        let other: fn(u32) -> Looked = |last| found("1F", last);
-        let moved = looked(&known, vec![other]).await.unwrap_err();
-        assert!(moved.contains("segment 00000001000000000000001F"), "{moved}");
-        let same = || async { Ok(other(1)) };
-        let error = is_reached(&known, same).await.unwrap_err();
-        assert!(error.is::<UnreachedIn>(), "its kind shows, too");
-        let nothing: fn(u32) -> Looked = |_| Looked::Nothing;
-        assert!(looked(&known, vec![nothing]).await.unwrap());
-        assert!(looked(&known, vec![overtaken, nothing]).await.unwrap());
-        assert!(!looked(&known, vec![overtaken]).await.unwrap(), "it is looked at again soon");
     }
 }

@@ -1,14 +1,16 @@
 //! The record of WAL that recovery cannot pass: a file in `pg_wal`, written by the command that PostgreSQL runs (`queue_max`) or by an
-//! operator's command (`push --skip`, `push --accept-damaged`), because the daemon may see the data directory only to read it.
+//! operator's command (`push --skip`, `push --accept-damaged`), because the daemon may see the data directory only to read it. A base
+//! backup leaves it out with all of `pg_wal`: what a restored cluster cannot pass shows in the repository.
 //!
 //! A line for each file: its name, when it was dropped in seconds since 1970, and `skip` if an operator decided so; `damaged` if it
-//! was archived although it is damaged. Lines are
+//! was archived although it is damaged. `archived` ends what the lines of that file before it say: it was dropped, and was acknowledged
+//! as a sound one after all. It does not end `damaged`: what is stored keeps a sound copy from being stored in its place. Lines are
 //! only added; those that a newer backup makes up for mean nothing any more. A crash leaves a line or none, or the beginning
-//! of one, which is skipped.
+//! of one, which is skipped, as is one that this version does not know.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,6 +25,13 @@ const SKIP: &str = "skip";
 
 /// What a line ends with if the file was archived, damaged.
 const DAMAGED: &str = "damaged";
+
+/// What a line ends with if the file was archived after all, sound.
+const ARCHIVED: &str = "archived";
+
+/// Bytes at the end of the record in which a file that is archived is looked for: more than a thousand lines. One that was dropped longer
+/// ago stays on record until a backup makes up for it.
+const RECENT: u64 = 64 << 10;
 
 /// A file that was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,9 +64,17 @@ pub enum Recorded {
     DiskFull,
 }
 
+/// What a line says of a file.
+struct Line {
+    name: WalFileName,
+    at: i64,
+    /// `None`: it was archived after all.
+    reason: Option<DropReason>,
+}
+
 /// Adds a file to the record in that directory. After an error it must not go.
 pub fn record(directory: &Path, name: WalFileName, reason: DropReason) -> io::Result<Recorded> {
-    match append(directory, name, reason) {
+    match append(directory, name, Some(reason)) {
         Ok(()) => Ok(Recorded::Yes),
         Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             Ok(Recorded::DiskFull)
@@ -66,71 +83,98 @@ pub fn record(directory: &Path, name: WalFileName, reason: DropReason) -> io::Re
     }
 }
 
-fn append(directory: &Path, name: WalFileName, reason: DropReason) -> io::Result<()> {
+/// Adds that a file was archived after all. After an error it counts as dropped still.
+pub fn record_archived(directory: &Path, name: WalFileName) -> io::Result<()> {
+    append(directory, name, None)
+}
+
+fn append(directory: &Path, name: WalFileName, reason: Option<DropReason>) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut file = owned::open(&directory.join(FILE), OpenOptions::new().append(true))?;
     // On a line of its own, also after one that was cut off; at once, so that those of two processes do not mix.
     let line = match reason {
-        DropReason::QueueMax => format!("\n{name} {now}\n"),
-        DropReason::Skipped => format!("\n{name} {now} {SKIP}\n"),
-        DropReason::Damaged => format!("\n{name} {now} {DAMAGED}\n"),
+        Some(DropReason::QueueMax) => format!("\n{name} {now}\n"),
+        Some(DropReason::Skipped) => format!("\n{name} {now} {SKIP}\n"),
+        Some(DropReason::Damaged) => format!("\n{name} {now} {DAMAGED}\n"),
+        None => format!("\n{name} {now} {ARCHIVED}\n"),
     };
     file.write_all(line.as_bytes())?;
     file.sync_all()?;
-    std::fs::File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()
 }
 
-/// What stands in the record of that directory, oldest first; nothing if there is none. A file that is there several times is
-/// given once, with its first time; damaged or else skipped, if one of its lines says so.
+/// What recovery cannot pass by the record of that directory, oldest first; nothing if there is none. A file that is there several times
+/// is given once, with the time of its first line since it was archived last; damaged or else skipped, if one of its lines says so.
 pub fn read(directory: &Path) -> io::Result<Vec<Dropped>> {
-    let content = match std::fs::read(directory.join(FILE)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        content => content?,
-    };
-    let text = String::from_utf8_lossy(&content);
-    let mut all: Vec<Dropped> = Vec::new();
-    let mut known: HashMap<WalFileName, usize> = HashMap::new();
-    for dropped in text.lines().filter_map(parse) {
-        let at = *known.entry(dropped.name).or_insert(all.len());
-        match all.get_mut(at) {
-            Some(before) => before.reason = before.reason.max(dropped.reason),
-            None => all.push(dropped),
+    let text = text(directory)?;
+    let mut known: HashMap<WalFileName, (usize, Dropped)> = HashMap::new();
+    for (n, Line { name, at, reason }) in text.lines().filter_map(parse).enumerate() {
+        match (reason, known.get_mut(&name)) {
+            (Some(reason), Some((_, before))) => before.reason = before.reason.max(reason),
+            (Some(reason), None) => {
+                known.insert(name, (n, Dropped { name, at, reason }));
+            }
+            (None, Some((_, Dropped { reason: DropReason::Damaged, .. })) | None) => {}
+            (None, Some(_)) => {
+                known.remove(&name);
+            }
         }
     }
-    Ok(all)
+    let mut all: Vec<(usize, Dropped)> = known.into_values().collect();
+    all.sort_unstable_by_key(|(n, _)| *n);
+    Ok(all.into_iter().map(|(_, dropped)| dropped).collect())
 }
 
-/// Whether an operator's latest decision about a file is to go on without it. That it was archived damaged before does not matter:
-/// recovery cannot pass it either way, and what is stored keeps a sound copy from being stored in its place.
-pub fn is_skipped(directory: &Path, name: WalFileName) -> io::Result<bool> {
-    let content = match std::fs::read(directory.join(FILE)) {
+/// Whether the newest that the record of that directory says of a file is that it was dropped or skipped, as far as it says so in its
+/// last 64 KiB.
+pub fn is_dropped(directory: &Path, name: WalFileName) -> io::Result<bool> {
+    let mut file = match File::open(directory.join(FILE)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        content => content?,
+        file => file?,
     };
-    let text = String::from_utf8_lossy(&content);
-    let mut decisions = text.lines().rev().filter_map(parse);
-    let latest = decisions.find(|line| line.name == name && line.reason != DropReason::QueueMax);
-    Ok(latest.is_some_and(|line| line.reason == DropReason::Skipped))
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(RECENT)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let newest = text.lines().rev().filter_map(parse).find(|line| line.name == name);
+    Ok(matches!(newest.and_then(|line| line.reason), Some(DropReason::QueueMax | DropReason::Skipped)))
 }
 
-/// The newest line of the record in that directory, with its own time and reason.
+/// Whether an operator's latest decision about a file is to go on without it, and it was not archived since. That it was archived damaged
+/// before does not matter: recovery cannot pass it either way, and what is stored keeps a sound copy from being stored in its place.
+pub fn is_skipped(directory: &Path, name: WalFileName) -> io::Result<bool> {
+    let text = text(directory)?;
+    let mut decisions = text.lines().rev().filter_map(parse);
+    let latest = decisions.find(|line| line.name == name && line.reason != Some(DropReason::QueueMax));
+    Ok(latest.is_some_and(|line| line.reason == Some(DropReason::Skipped)))
+}
+
+/// The newest line of the record in that directory, with its own time and reason; `None` also if it says that a file was archived.
 pub fn newest(directory: &Path) -> io::Result<Option<Dropped>> {
+    let newest = text(directory)?.lines().rev().find_map(parse);
+    Ok(newest.and_then(|Line { name, at, reason }| Some(Dropped { name, at, reason: reason? })))
+}
+
+/// The content of the record; nothing if there is none.
+fn text(directory: &Path) -> io::Result<String> {
     match std::fs::read(directory.join(FILE)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        content => Ok(String::from_utf8_lossy(&content?).lines().rev().find_map(parse)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        content => Ok(String::from_utf8_lossy(&content?).into_owned()),
     }
 }
 
-fn parse(line: &str) -> Option<Dropped> {
+fn parse(line: &str) -> Option<Line> {
     let mut fields = line.split(' ');
     let (name, at) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     let reason = match fields.next() {
-        None => DropReason::QueueMax,
-        Some(SKIP) => DropReason::Skipped,
-        Some(DAMAGED) => DropReason::Damaged,
+        None => Some(DropReason::QueueMax),
+        Some(SKIP) => Some(DropReason::Skipped),
+        Some(DAMAGED) => Some(DropReason::Damaged),
+        Some(ARCHIVED) => None,
         Some(_) => return None,
     };
-    Some(Dropped { name, at, reason })
+    Some(Line { name, at, reason })
 }
 
 #[cfg(test)]
@@ -199,6 +243,60 @@ mod tests {
             DropReason::Damaged,
             "the report keeps what is stored"
         );
+    }
+
+    #[test]
+    fn a_file_that_was_archived_after_all_counts_no_more_until_it_is_dropped_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["000000010000000000000005", "000000010000000000000006", "00000002.history"]
+            .map(|name| name.parse::<WalFileName>().unwrap());
+        let drop = |name, reason| {
+            assert_eq!(record(dir.path(), name, reason).unwrap(), Recorded::Yes);
+        };
+        let archive = |name| record_archived(dir.path(), name).unwrap();
+        let left = || read(dir.path()).unwrap().iter().map(|dropped| dropped.name).collect::<Vec<_>>();
+        let dropped = || names.map(|name| is_dropped(dir.path(), name).unwrap());
+        assert_eq!((left(), dropped()), (vec![], [false; 3]), "there is no record");
+        drop(names[0], DropReason::QueueMax);
+        drop(names[1], DropReason::Skipped);
+        drop(names[2], DropReason::QueueMax);
+        assert_eq!((left(), dropped()), (names.to_vec(), [true; 3]));
+        archive(names[0]);
+        archive(names[1]);
+        assert_eq!((left(), dropped()), (names[2..].to_vec(), [false, false, true]));
+        assert!(!is_skipped(dir.path(), names[1]).unwrap(), "it is stored, and waits if that is in doubt");
+        assert_eq!(newest(dir.path()).unwrap(), None, "something was stored since");
+        drop(names[0], DropReason::QueueMax);
+        assert_eq!(left(), [names[2], names[0]]);
+        assert!(is_dropped(dir.path(), names[0]).unwrap());
+    }
+
+    #[test]
+    fn what_was_archived_damaged_stays_on_record_whatever_is_archived_later() {
+        let name = "000000010000000000000005".parse().unwrap();
+        let (full, damaged) = (Some(DropReason::QueueMax), Some(DropReason::Damaged));
+        for lines in [vec![damaged, None], vec![full, damaged, None], vec![full, None, damaged]] {
+            let dir = tempfile::tempdir().unwrap();
+            lines.iter().for_each(|reason| append(dir.path(), name, *reason).unwrap());
+            let read = read(dir.path()).unwrap();
+            assert_eq!(
+                read.iter().map(|one| one.reason).collect::<Vec<_>>(),
+                [DropReason::Damaged],
+                "{lines:?}"
+            );
+            assert!(!is_dropped(dir.path(), name).unwrap(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_archived_is_looked_for_at_the_end_of_a_long_record_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |n: u64| format!("0000000100000000{n:08X}").parse::<WalFileName>().unwrap();
+        let all: String = (0..30_000).map(|n| format!("\n{} 1790000000\n", name(n))).collect();
+        crate::durable::replace(&dir.path().join(FILE), all.as_bytes(), 0o600).unwrap();
+        let dropped = |n| is_dropped(dir.path(), name(n)).unwrap();
+        assert!(dropped(29_999) && dropped(29_000) && !dropped(0) && !dropped(30_000));
+        assert_eq!(read(dir.path()).unwrap().len(), 30_000);
     }
 
     #[test]

@@ -67,6 +67,16 @@ mod tests {
     }
 
     #[test]
+    fn every_outcome_of_a_push_arrives_as_sent() {
+        use PushOutcome::{Dropped, Failed, Retry, Stored, StoredAfterAll, Working};
+        for outcome in [Stored, StoredAfterAll, Failed, Retry, Dropped, Working] {
+            let (identity, message) = (request().identity, String::new());
+            let reply = PushReply { outcome, identity, message, remember: Vec::new() };
+            assert_eq!(PushReply::decode(&reply.encode().unwrap()[4..]).unwrap(), reply);
+        }
+    }
+
+    #[test]
     fn health_arrives_as_sent_and_is_no_push() {
         let asked = HealthRequest.encode().unwrap();
         assert_eq!(HealthRequest::decode(&asked[4..]).unwrap(), HealthRequest);

@@ -37,6 +37,9 @@ pub(crate) trait Upload: Send + Sync + 'static {
     /// [`Uploader::look`].
     fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send;
 
+    /// [`Uploader::holds_sound`].
+    fn holds_sound(&self, name: WalFileName) -> impl Future<Output = bool> + Send;
+
     /// [`Uploader::upload`].
     fn upload(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send;
 }
@@ -72,6 +75,10 @@ impl Upload for Uploader {
 
     fn look(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send {
         self.look(name)
+    }
+
+    fn holds_sound(&self, name: WalFileName) -> impl Future<Output = bool> + Send {
+        self.holds_sound(name)
     }
 
     fn upload(&self, name: WalFileName) -> impl Future<Output = Result<FileIdentity, UploadError>> + Send {

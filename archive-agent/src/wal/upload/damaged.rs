@@ -13,7 +13,7 @@ use walpoint_storage::error::Remedy;
 use super::admission::CandidateRepository;
 use super::{UploadError, UploadSource, Uploader, upload_error};
 use crate::wal::damaged_copy;
-use crate::wal::dropped::has_own;
+use crate::wal::ownership::has_own;
 use crate::wal::target::{TargetError, WalTarget, in_the_way};
 
 /// How long a repository may take to say what it has of a segment, if it is not to be stored there.

@@ -48,6 +48,9 @@ pub struct PushReply {
 pub enum PushOutcome {
     /// Durable in every repository that has to acknowledge.
     Stored,
+    /// [`Self::Stored`], of a file that is on record as dropped ([`crate::dropped`]) and was judged sound: the client adds that it was
+    /// archived after all.
+    StoredAfterAll,
     /// Not stored. The message says why.
     Failed,
     /// The daemon is going away: ask again.
@@ -81,6 +84,7 @@ impl Message for PushReply {
             PushOutcome::Retry => 2,
             PushOutcome::Dropped => 3,
             PushOutcome::Working => 4,
+            PushOutcome::StoredAfterAll => 5,
         });
         put_identity(out, &self.identity);
         put_text(out, &self.message);
@@ -95,6 +99,7 @@ impl Message for PushReply {
             2 => PushOutcome::Retry,
             3 => PushOutcome::Dropped,
             4 => PushOutcome::Working,
+            5 => PushOutcome::StoredAfterAll,
             _ => return None,
         };
         let (identity, message) = (take_identity(input)?, input.text()?);

@@ -2,7 +2,7 @@
 
 use super::script::End;
 use super::*;
-use crate::wal::queue::see_waiting;
+use crate::wal::problems::see_waiting;
 use crate::wal::ready::look_ahead;
 
 /// How far ahead of PostgreSQL.

@@ -1,7 +1,7 @@
 //! What `queue_max` and `push --skip` drop: file by file, only what exceeds the limit, only what could not be stored for the documented
 //! time, and never what is stored.
 
-use walpoint_base::dropped::{DropReason, record};
+use walpoint_base::dropped::{DropReason, record, record_archived};
 
 use super::*;
 
@@ -191,5 +191,24 @@ async fn a_skipped_file_is_dropped_only_if_it_cannot_be_stored() {
     let elsewhere = PushRequest { identity, ..requests[1].clone() };
     assert_eq!(bed.pushed(&elsewhere).await.0.outcome, PushOutcome::Failed, "another file of that name");
     bed.script().answers(Answer::Stores(Duration::ZERO));
-    assert_eq!(bed.pushed(&requests[1]).await.0.outcome, PushOutcome::Stored);
+    assert_eq!(bed.pushed(&requests[1]).await.0.outcome, PushOutcome::StoredAfterAll);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_file_that_is_stored_sound_is_answered_as_archived_after_all() {
+    let bed = Bed::new();
+    let requests: Vec<_> = (1..=4).map(|number| bed.finish(segment(number))).collect();
+    let wal = bed.archiver.wal_directory();
+    for (number, reason) in [(1, DropReason::QueueMax), (2, DropReason::Skipped), (3, DropReason::Skipped)] {
+        record(&wal, segment(number), reason).unwrap();
+    }
+    bed.script().holds_damaged(segment(3));
+    let outcome = async |n: usize| bed.pushed(&requests[n]).await.0.outcome;
+    for n in [0, 1] {
+        assert_eq!(outcome(n).await, PushOutcome::StoredAfterAll, "{n}");
+    }
+    assert_eq!(outcome(2).await, PushOutcome::Stored, "what is stored is damaged");
+    assert_eq!(outcome(3).await, PushOutcome::Stored, "it was never dropped");
+    record_archived(&wal, segment(1)).unwrap();
+    assert_eq!(outcome(0).await, PushOutcome::Stored, "it is on record already");
 }

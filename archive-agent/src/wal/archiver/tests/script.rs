@@ -47,6 +47,8 @@ struct State {
     /// Whether the repositories are there; if not, whether that lasts.
     missing: Option<bool>,
     unreadable: bool,
+    /// What is stored of these is damaged.
+    damaged: Vec<WalFileName>,
     attempts: Vec<Attempt>,
 }
 
@@ -85,6 +87,7 @@ impl Script {
             answer: Answer::Stores(Duration::ZERO),
             missing: None,
             unreadable: false,
+            damaged: Vec::new(),
             attempts: Vec::new(),
         };
         Self {
@@ -118,6 +121,11 @@ impl Script {
     /// From now on the files of `pg_wal` cannot be read.
     pub(super) fn reads_nothing(&self) {
         lock(&self.state).unreadable = true;
+    }
+
+    /// What is stored of a file was accepted although it is damaged.
+    pub(super) fn holds_damaged(&self, name: WalFileName) {
+        lock(&self.state).damaged.push(name);
     }
 
     /// All attempts, or those for one file.
@@ -171,6 +179,10 @@ impl Upload for Script {
             Ok(file) if !lock(&self.state).unreadable => Ok(FileIdentity::of(&file, false).unwrap()),
             _ => Err(UploadError { text: format!("\"{name}\" cannot be read"), permanent: true }),
         }
+    }
+
+    async fn holds_sound(&self, name: WalFileName) -> bool {
+        !lock(&self.state).damaged.contains(&name)
     }
 
     async fn upload(&self, name: WalFileName) -> Result<FileIdentity, UploadError> {
