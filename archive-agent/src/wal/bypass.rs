@@ -6,11 +6,13 @@
 //! another archiver stored before this one was put in its place, or what `expire` may have deleted since.
 
 use std::fmt;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName, dropped};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::catalog::{newer_than, stored_histories};
@@ -209,17 +211,21 @@ async fn marks(pgdata: &Path, timeline: TimelineId, size: SegmentSize) -> anyhow
     begun.retain(|name| name.timeline == timeline);
     begun.sort_unstable();
     let pgdata = pgdata.to_owned();
-    Ok(disk::run(&wal, move || read_marks(&pgdata, &begun, SystemTime::now())).await?)
+    let read = disk::run(&wal, move || read_marks(&pgdata, &begun, SystemTime::now())).await?;
+    read.with_context(|| {
+        format!("the record of dropped WAL, {}, cannot be read", wal.join(dropped::FILE).display())
+    })
 }
 
-/// Reads the marks of segments that were begun, in their order. Blocks.
-fn read_marks(pgdata: &Path, begun: &[SegmentName], now: SystemTime) -> Marks {
+/// Reads the marks of segments that were begun, in their order. An error if it is not known which ones were dropped: those are marked as
+/// archived, too. Blocks.
+fn read_marks(pgdata: &Path, begun: &[SegmentName], now: SystemTime) -> io::Result<Marks> {
     let (Some(started), Some(settled)) = (started(pgdata), now.checked_sub(SETTLED)) else {
-        return Marks::default();
+        return Ok(Marks::default());
     };
     let wal = pgdata.join("pg_wal");
     let mark = |name: SegmentName, mark: &str| wal.join(format!("archive_status/{name}.{mark}"));
-    let dropped = dropped::read(&wal).unwrap_or_default();
+    let dropped = dropped::read(&wal)?;
     let is_dropped = |name: SegmentName| dropped.iter().any(|dropped| dropped.name.segment() == Some(name));
     let finished = finished(&wal, begun);
     let done = finished.iter().rev().filter(|(name, _)| !is_dropped(*name)).find_map(|(name, _)| {
@@ -234,10 +240,10 @@ fn read_marks(pgdata: &Path, begun: &[SegmentName], now: SystemTime) -> Marks {
             && wal.join(name.to_string()).exists()
     });
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Marks {
+    Ok(Marks {
         done: done.map(|(name, at)| (name, i64::try_from(seconds(at)).unwrap_or(i64::MAX))),
         unmarked: unmarked.map(|(name, _)| *name),
-    }
+    })
 }
 
 /// The segments before the one that is being written, and when each was written last, in their order.
@@ -308,7 +314,7 @@ mod tests {
     }
 
     fn marks_of(bed: &Bed, begun: &[SegmentName]) -> Marks {
-        read_marks(&bed.pgdata(), begun, SystemTime::now())
+        read_marks(&bed.pgdata(), begun, SystemTime::now()).unwrap()
     }
 
     /// A standby was promoted with another command, and nothing of its timeline ever arrived.
@@ -403,7 +409,7 @@ mod tests {
         let between = SystemTime::now() + SETTLED;
         pause();
         server(&bed, &[&format!("{SECOND}.done")], 3600);
-        let done = |now| read_marks(&bed.pgdata(), &begun, now).done.map(|(name, _)| name);
+        let done = |now| read_marks(&bed.pgdata(), &begun, now).unwrap().done.map(|(name, _)| name);
         assert_eq!(done(between - Duration::from_secs(1)), None);
         assert_eq!(done(between), Some(begun[0]));
         let later = between + Duration::from_secs(60);
@@ -411,6 +417,12 @@ mod tests {
         let wal = bed.pgdata().join("pg_wal");
         dropped::record(&wal, SECOND.parse().unwrap(), dropped::DropReason::QueueMax).unwrap();
         assert_eq!(done(later), Some(begun[0]), "what was dropped is on record elsewhere");
+        dropped::record_archived(&wal, SECOND.parse().unwrap()).unwrap();
+        assert_eq!(done(later), Some(begun[1]), "it was archived after all");
+        std::fs::remove_file(wal.join(dropped::FILE)).unwrap();
+        std::fs::create_dir(wal.join(dropped::FILE)).unwrap();
+        let error = marks(&bed.pgdata(), TimelineId::FIRST, size()).await.unwrap_err();
+        assert!(error.to_string().contains("walpoint-dropped, cannot be read"), "{error}");
     }
 
     #[tokio::test]

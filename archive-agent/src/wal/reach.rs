@@ -7,6 +7,7 @@ use std::path::Path;
 use walpoint_base::{LineageId, SegmentName, TimelineId};
 use walpoint_repo::Repository;
 use walpoint_repo::catalog::{Catalog, Unreached};
+use walpoint_storage::RepoError;
 
 use super::disk;
 use super::target::WalTarget;
@@ -78,13 +79,14 @@ pub(crate) enum Looked {
     Unknown,
 }
 
-/// Looks for the first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered.
+/// Looks for the first repository that has to acknowledge and from which the newest WAL of this server cannot be recovered. An error
+/// about one is reported if it does not pass by itself and there is no such repository.
 pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
     let cluster = uploader.identity().await?;
     let Some(timeline) = uploader.written_timeline().await? else { return Ok(Looked::Nothing) };
     let wal = uploader.wal_directory();
     let required = |target: &&WalTarget| target.acknowledges;
-    let mut looked = Looked::Nothing;
+    let (mut looked, mut failed) = (Looked::Nothing, None);
     for target in uploader.targets().iter().filter(required) {
         let Ok(archive) = target.archive(&cluster).await else {
             looked = Looked::Unknown;
@@ -96,6 +98,10 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
                 return Ok(Looked::Found(UnreachedIn { repository: target.name().to_owned(), found }));
             }
             Ok(None) => {}
+            Err(error) if lasts(&error) => {
+                let what = format!("repository {}: could not determine what can be recovered", target.name());
+                failed.get_or_insert(error.context(what));
+            }
             Err(error) => {
                 tracing::debug!(
                     repository = target.name(),
@@ -106,7 +112,13 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Looked> {
             }
         }
     }
-    Ok(looked)
+    failed.map_or(Ok(looked), Err)
+}
+
+/// Whether an error says more than that a repository is away, or that an object expired meanwhile.
+fn lasts(error: &anyhow::Error) -> bool {
+    let passes = |error: &RepoError| error.is_transient() || error.is_not_found();
+    !error.chain().filter_map(|cause| cause.downcast_ref()).any(passes)
 }
 
 #[cfg(test)]
@@ -134,4 +146,19 @@ pub(crate) async fn damaged(uploader: &Uploader) -> anyhow::Result<Option<String
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::Bed;
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_that_does_not_pass_by_itself_is_reported() {
+        let bed = Bed::new().await;
+        let key = bed.archive.paths().segment("000000010000000000000005".parse().unwrap());
+        let corrupt = anyhow::Error::new(RepoError::corrupt(&key, "its header is invalid"));
+        assert!(lasts(&corrupt.context("could not determine what can be recovered")));
+        assert!(!lasts(&anyhow::Error::new(bed.unavailable()).context("could not be determined")));
+    }
 }
