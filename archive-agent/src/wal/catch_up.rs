@@ -159,10 +159,22 @@ async fn damaged_there(
         return Ok(None);
     }
     let to = open(target, &uploader.identity().await?).await?;
-    if !known {
-        uploader.take_blocked(target, &to).await?;
-    }
-    Ok(blocked::left(uploader, target, &to).await?)
+    Ok(damaged_in(uploader, target, &to, known).await)
+}
+
+/// Or why that is not known: the repository is not caught up then, and everything else is copied all the same.
+async fn damaged_in(
+    uploader: &Uploader,
+    target: &WalTarget,
+    to: &WalArchive,
+    known: bool,
+) -> Option<anyhow::Error> {
+    let noted = match known {
+        true => Ok(()),
+        false => uploader.take_blocked(target, to).await,
+    };
+    let left = blocked::left(uploader, target, to).await;
+    both(noted.err(), left.unwrap_or_else(|error| Some(error.into())))
 }
 
 /// Two reasons as one.
@@ -301,10 +313,13 @@ async fn open(target: &WalTarget, cluster: &WalIdentity) -> Result<WalArchive, T
 mod tests {
     use std::time::Duration;
 
+    use walpoint_base::WalFileName;
     use walpoint_storage::RepoError;
 
-    use super::super::fixtures::Bed;
+    use super::super::complete;
+    use super::super::fixtures::{Bed, two};
     use super::super::opening::OpenedTarget;
+    use super::super::target::in_the_way;
     use super::*;
 
     #[tokio::test]
@@ -321,6 +336,31 @@ mod tests {
         target.start_over_after(&anyhow::Error::new(refused).context("not caught up")).await;
         assert!(target.opened.lock().await.is_none());
         target.open_now().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_note_that_cannot_be_read_is_reported_beside_what_is_left_and_ends_no_comparison() {
+        let (main, far, uploader, _) = two().await;
+        let (target, name) = (&uploader.targets()[1], "000000010000000000000005");
+        far.put(name, 1).await;
+        far.damage(name);
+        let file: WalFileName = name.parse().unwrap();
+        let read = far.archive.can_be_read(&far.archive.paths().file(file)).await;
+        target.blocked.add(file, &TargetError::Repository(in_the_way(read.unwrap_err())));
+        let left = async |known| {
+            let left = damaged_in(&uploader, target, &far.archive, known).await;
+            left.map_or_else(String::new, |left| format_chain(&left))
+        };
+        let damaged = left(false).await;
+        assert!(
+            damaged.contains("1 file cannot be stored") && !damaged.contains(complete::FILE),
+            "{damaged}"
+        );
+        std::fs::create_dir(main.pgdata().join("pg_wal").join(complete::FILE)).unwrap();
+        let both = left(false).await;
+        let noted = format!("{} cannot be read", complete::FILE);
+        assert!(both.contains("1 file cannot be stored") && both.contains(&noted), "{both}");
+        assert!(!left(true).await.contains(&noted), "it was read before");
     }
 
     #[test]
