@@ -52,14 +52,15 @@ pub struct FoundPoints {
 }
 
 impl WalArchive {
-    /// Stores the restore points of a segment with that content. Names that no recovery target can ask for are left out: empty or
+    /// Stores the restore points of a segment whose content has that hash. Names that no recovery target can ask for are left out: empty or
     /// over-long ones.
     pub(super) async fn store_points(
         &self,
-        timeline: TimelineId,
+        segment: SegmentName,
         points: &[RestorePoint],
-        segment: NameHash,
+        hash: NameHash,
     ) -> Result<()> {
+        let timeline = segment.timeline;
         let points: Vec<&RestorePoint> = points.iter().filter(|point| fits(point)).collect();
         let (size, kind) = match points.len() {
             0..=SINGLE => (1, ObjectKind::RestorePoint),
@@ -69,7 +70,7 @@ impl WalArchive {
             let sealed = batch.first().map(|first| {
                 let key = match kind {
                     ObjectKind::RestorePoint => self.paths().point(&first.name, timeline, first.lsn),
-                    _ => self.paths().point_batch(timeline, first.lsn, segment),
+                    _ => self.paths().point_batch(timeline, first.lsn, hash),
                 };
                 let mut content = Vec::new();
                 for point in batch {
@@ -79,7 +80,7 @@ impl WalArchive {
             });
             async move {
                 match sealed {
-                    Some(sealed) => self.create_points(&sealed?).await,
+                    Some(sealed) => self.create_points(segment, &sealed?).await,
                     None => Ok(()),
                 }
             }
@@ -107,7 +108,7 @@ impl WalArchive {
             let (rest, (read, batch)) = cpu::run(work).await??;
             (points, count) = (rest, count.saturating_add(read));
             match batch {
-                Some(batch) => self.create_points(&batch).await?,
+                Some(batch) => self.create_points(name, &batch).await?,
                 None => break,
             }
         }
@@ -121,14 +122,15 @@ impl WalArchive {
         Ok(sealed)
     }
 
-    /// Creates an object of restore points. A damaged one of that name keeps no segment from being stored: it only helps to find a name.
-    async fn create_points(&self, object: &SealedObject) -> Result<()> {
+    /// Creates an object of restore points of a segment. A damaged one of that name keeps the segment from nothing: it only helps to find a
+    /// name. The segment is acknowledged then, and comes again only if a person hands it over.
+    async fn create_points(&self, segment: SegmentName, object: &SealedObject) -> Result<()> {
         match self.create_sound(object).await {
             Err(RepoError::Corrupt { key, .. }) => {
                 tracing::warn!(
                     repository = self.repository().name(),
                     "{key} is damaged\nDETAIL: The segment is stored all the same. A restore may not find restore points of it by name.\n\
-                     HINT: Move that object away. Its restore points are stored when the segment is pushed again."
+                     HINT: Move that object away, fetch segment {segment} from the archive, and push it: that stores its restore points."
                 );
                 Ok(())
             }

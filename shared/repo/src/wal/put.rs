@@ -115,7 +115,7 @@ impl WalArchive {
         if facts.restore_points.is_empty() || self.is_anothers(facts.name, hash).await? {
             return Ok(());
         }
-        self.store_points(facts.name.timeline, &facts.restore_points, NameHash::of(&hash)).await
+        self.store_points(facts.name, &facts.restore_points, NameHash::of(&hash)).await
     }
 
     /// Whether a segment is about to be refused, because other content is stored under its name: its restore points are another
@@ -220,8 +220,8 @@ impl WalArchive {
         reader.write_to(std::io::sink()).await.map(drop).map_err(in_the_way)
     }
 
-    /// Reads an object to its end, with the parts that it names; `false` if it is gone. Of which kind it is says its key. One whose key does
-    /// not counts as damaged as long as it is there.
+    /// Reads an object of this lineage to its end, with the parts that it names; `false` if it is gone. Its key shows of which kind it is. One
+    /// whose key does not counts as damaged as long as it is there.
     pub async fn can_be_read(&self, key: &Key) -> Result<bool> {
         let again = |kind, name| self.read_again(kind, name, key.clone());
         let read = match self.paths().parse(key) {
@@ -307,7 +307,7 @@ impl WalArchive {
         let sealed = self.seal_table(kind, key, meta, table).map_err(|e| failed(key, e))?;
         let sealed = sealed.kept_with(content.keeper());
         match self.store().create_once(&sealed).await {
-            // The table's hash tells nobody anything: name the contents'.
+            // The hash of the table means nothing to a person: name those of the contents.
             Err(RepoError::Conflict { key, .. }) => {
                 let theirs = self.table(&key, kind).await?.map_or(table.hash, |t| t.hash);
                 Err(RepoError::Conflict { key, ours: table.hash, theirs })
