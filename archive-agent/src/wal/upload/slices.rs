@@ -12,11 +12,12 @@ use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::slices::{SliceFacts, SliceName};
 use walpoint_storage::RepoError;
 use walpoint_storage::error::Remedy;
+use walpoint_storage::layout::Key;
 use walpoint_storage::object::ContentHash;
 
 use super::{UploadError, Uploader, upload_error};
 use crate::wal::presence;
-use crate::wal::target::{TargetError, WalTarget};
+use crate::wal::target::WalTarget;
 
 /// What became of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +94,8 @@ impl Uploader {
         for (target, hash) in self.required().into_iter().zip(hashes) {
             let archive = target.archive_at(&cluster, name.timeline).await;
             let archive = archive.map_err(|error| upload_error(target, &error))?;
-            match archive.header(name).await? {
+            let header = archive.header(name).await;
+            match header.map_err(|error| upload_error(target, &error.into()))? {
                 None => return Ok(false),
                 Some(header) if header.hash == *hash => {}
                 Some(_) => {
@@ -190,15 +192,23 @@ async fn put(
         target.answers()?;
         let archive = target.archive_at(cluster, facts.segment.timeline).await?;
         target.is_still(archive.repository()).await?;
-        archive.put_slice(&facts, session, content).await.map(drop)?;
-        Ok(())
-    };
-    match target.or_start_over(store).await {
-        Ok(()) => Ok(PutSlice::Stored),
-        Err(TargetError::Repository(RepoError::Corrupt { key, remedy: Some(Remedy::MoveAway), .. })) => {
-            Ok(PutSlice::InTheWay(format!("repository {}: {key} is damaged", target.name())))
+        let end = facts.start + content.len() as u64;
+        let slice = archive.paths().slice(facts.segment, facts.start, end, session);
+        match archive.put_slice(&facts, session, content).await {
+            Ok(_) => Ok(PutSlice::Stored),
+            Err(error) => Ok(unless_in_the_way(&slice, target.name(), error)?),
         }
-        Err(error) => Err(upload_error(target, &error)),
+    };
+    target.or_start_over(store).await.map_err(|error| upload_error(target, &error))
+}
+
+/// That a damaged object has a slice's own name. Any other one is an error like others: under another name it would be in the way, too.
+fn unless_in_the_way(slice: &Key, repository: &str, error: RepoError) -> Result<PutSlice, RepoError> {
+    match error {
+        RepoError::Corrupt { key, remedy: Some(Remedy::MoveAway), .. } if key == *slice => {
+            Ok(PutSlice::InTheWay(format!("repository {repository}: {key} is damaged")))
+        }
+        error => Err(error),
     }
 }
 
@@ -209,6 +219,22 @@ mod tests {
 
     use super::*;
     use crate::wal::fixtures::{size, two};
+
+    #[tokio::test]
+    async fn only_a_damaged_object_of_its_own_name_is_in_the_way_of_a_slice() {
+        let (main, ..) = two().await;
+        let segment: SegmentName = "000000010000000000000005".parse().unwrap();
+        let start = segment.number(size()).unwrap().start(size());
+        let slice = |session| main.archive.paths().slice(segment, start, start + 8192, session);
+        let stored = |key: &Key| {
+            let error = RepoError::in_the_way(key, "its header is invalid");
+            unless_in_the_way(&slice(1), "main", error)
+        };
+        assert!(matches!(stored(&slice(1)), Ok(PutSlice::InTheWay(_))));
+        for other in [slice(2), main.archive.paths().segment(segment)] {
+            assert!(stored(&other).is_err(), "{other}");
+        }
+    }
 
     /// Promise 1: what a create left damaged keeps the name of its slice for ever. Another session, which begins where its segment does,
     /// stores the same bytes under other names, and what is damaged hides none of them.
