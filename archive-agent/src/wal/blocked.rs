@@ -108,13 +108,18 @@ impl Uploader {
 }
 
 /// Why files are not stored in a repository, if damaged objects are in their places still. Up to the first one of them, those that can be
-/// read are forgotten, and the files of those that were moved away are missed like any other.
+/// read, or are another lineage's, are forgotten, and the files of those that were moved away are missed like any other.
 pub(super) async fn left(
     uploader: &Uploader,
     target: &WalTarget,
     archive: &WalArchive,
 ) -> Result<Option<anyhow::Error>, RepoError> {
     while let Some((key, name)) = target.blocked.first() {
+        // The parent's, for example, into which WAL went before: it has another place.
+        if !archive.paths().holds(&key) {
+            target.blocked.clear(key);
+            continue;
+        }
         let read = {
             let _memory = uploader.memory_to_read(archive.lineage().segment_size).await;
             read(archive, &key, name).await
@@ -199,6 +204,21 @@ mod tests {
         assert!(kept_by("clusters/main/7-1/points/6162/00000001-0000000005000028", Some(Remedy::MoveAway)));
         let file = WalFileName::History(walpoint_base::TimelineId::new(2).unwrap());
         assert!(is_of(&"clusters/main/7-1/history/00000002.history".parse().unwrap(), file));
+    }
+
+    /// A copy's lineage begins with the names of its parent's.
+    #[tokio::test]
+    async fn a_damaged_object_of_the_parent_lineage_keeps_nothing_from_being_stored() {
+        let (_main, far, uploader, _) = two().await;
+        let (target, parent, file) = (&uploader.targets()[1], &far.archive, NAMES[0].parse().unwrap());
+        far.put(NAMES[0], 1).await;
+        far.damage(NAMES[0]);
+        let error = read(parent, &parent.paths().file(file), file).await.unwrap_err();
+        target.blocked.add(file, &TargetError::Repository(in_the_way(error)));
+        assert!(left(&uploader, target, parent).await.unwrap().is_some());
+        let child = parent.repository().wal(&far.next_lineage().await);
+        assert!(left(&uploader, target, &child).await.unwrap().is_none());
+        assert!(!target.missed_any(), "it lacks nothing for that");
     }
 
     #[tokio::test]

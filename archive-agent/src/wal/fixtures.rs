@@ -12,9 +12,9 @@ use walpoint_base::{
     ClusterName, Lsn, PgMajor, SegmentFacts, SegmentName, SegmentSize, SystemId, TimelineId, WalFileName,
 };
 use walpoint_pg::wal::WalIdentity;
-use walpoint_repo::Repository;
 use walpoint_repo::repository::NewLineage;
 use walpoint_repo::wal::{WalArchive, WalFlags};
+use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::config::ClusterSettings;
 use walpoint_storage::RepoError;
@@ -45,6 +45,18 @@ pub(super) fn size() -> SegmentSize {
 
 fn cluster() -> ClusterName {
     "main".parse().unwrap()
+}
+
+fn new_lineage() -> NewLineage {
+    NewLineage {
+        system_id: SYSTEM,
+        major: PgMajor::new(17).unwrap(),
+        segment_size: size(),
+        wal_block_size: 8192,
+        block_size: 8192,
+        relation_segment_blocks: 131_072,
+        ack: vec![],
+    }
 }
 
 /// The history of the timeline that begins in the middle of this segment, so many bytes behind its start.
@@ -101,19 +113,15 @@ impl Bed {
         let settings = StoreSettings::at(dir.path().join("repository").to_str().unwrap());
         std::fs::create_dir(dir.path().join("repository")).unwrap();
         let repository = Repository::init(name, &settings, None).await.unwrap().repository;
-        let new = NewLineage {
-            system_id: SYSTEM,
-            major: PgMajor::new(17).unwrap(),
-            segment_size: size(),
-            wal_block_size: 8192,
-            block_size: 8192,
-            relation_segment_blocks: 131_072,
-            ack: vec![],
-        };
         // As it is opened for archiving: whoever asks tries again.
         let repository = repository.with_limits(repository.store().limits().once());
-        let lineage = repository.create_lineage(&cluster(), new).await.unwrap();
+        let lineage = repository.create_lineage(&cluster(), new_lineage()).await.unwrap();
         Self { archive: repository.wal(&lineage), settings, name: name.to_owned(), dir }
+    }
+
+    /// Creates another lineage of the cluster.
+    pub(super) async fn next_lineage(&self) -> Lineage {
+        self.archive.repository().create_lineage(&cluster(), new_lineage()).await.unwrap()
     }
 
     /// The data directory.

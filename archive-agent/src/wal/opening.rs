@@ -223,8 +223,10 @@ impl WalTarget {
             LineageChange::Other => {
                 tracing::info!(repository = self.name, lineage = %lineage.id, "archiving into another lineage from now on");
                 self.lineages_left.fetch_add(1, Ordering::AcqRel);
-                // What it has of that one is compared first.
+                // What it has of that one is compared first, from the beginning on.
                 self.beside.forget();
+                self.unfinished.forget();
+                self.blocked.forget();
             }
             LineageChange::Anew => {
                 tracing::error!(repository = self.name, lineage = %lineage.id, "the lineage was deleted, and registered again");
@@ -234,5 +236,28 @@ impl WalTarget {
         let archive = open.repository.wal(&lineage);
         open.archive = Some((*cluster, by, archive.clone()));
         Ok(archive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::two;
+    use super::super::unfinished::Tried;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_could_not_be_copied_into_a_lineage_is_forgotten_with_it() {
+        let (main, far, uploader, cluster) = two().await;
+        let target = &uploader.targets()[1];
+        target.archive(&cluster).await.unwrap();
+        let (timeline, problem) = (TimelineId::FIRST, "it is damaged".to_owned());
+        let file = "000000010000000000000005".to_owned();
+        target.unfinished.set_tried("main", Some(Tried { timeline, file, failures: 16, problem }));
+        target.archive(&cluster).await.unwrap();
+        assert!(target.unfinished.tried("main").is_some(), "it is the same lineage");
+        let next = far.next_lineage().await;
+        binding::add(&main.pgdata(), &next.cluster, far.archive.repository().id(), next.id).unwrap();
+        assert_eq!(target.archive(&cluster).await.unwrap().lineage().id, next.id);
+        assert!(target.unfinished.tried("main").is_none());
     }
 }

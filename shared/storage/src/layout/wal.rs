@@ -279,6 +279,11 @@ impl WalPaths {
         (self.point_batch(timeline, lsn, NameHash::parse(segment)?) == *key).then_some((timeline, lsn))
     }
 
+    /// Whether an object is one of this lineage, whatever it is.
+    pub fn holds(&self, key: &Key) -> bool {
+        key.as_str().strip_prefix(&self.root).is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// What an object below `wal/` or `history/` is; `None` for a stranger.
     pub fn parse(&self, key: &Key) -> Option<WalEntry> {
         let name = key.as_str().strip_prefix(&self.root)?.strip_prefix('/')?;
