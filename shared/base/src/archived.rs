@@ -1,4 +1,5 @@
-//! What a data directory remembers of its archives: the newest segment of each timeline that was stored from it, by its hash.
+//! What a data directory remembers of its archives: of each repository, lineage and timeline the newest segment that was stored from it, by
+//! its hash.
 //!
 //! It lies in `pg_wal`, which a base backup leaves out: so a copy of the server does not have it, and a server that did not
 //! archive for a while still can show that what is stored is its own. The daemon writes it, or, where that may only read the
@@ -30,7 +31,7 @@ pub const FILE: &str = "walpoint-archived";
 /// What it is called from then on, if something that is no file is in its place.
 const ASIDE: &str = "walpoint-archived.damaged";
 
-/// Lines that are kept, the newest.
+/// Lines that are kept, those that were added last.
 const LINES: usize = 32;
 
 /// Bytes that it has from the start: as many as all its lines take.
@@ -44,11 +45,15 @@ pub fn line(place: &str, segment: SegmentName, hash: &str) -> String {
     format!("{place} {segment} {hash}")
 }
 
-/// The newest segment of a timeline that was stored in a place from that directory, and its hash, if it is known.
-pub fn read(wal: &Path, place: &str, timeline: TimelineId) -> Option<(SegmentName, String)> {
-    let mut file = File::open(wal.join(FILE)).ok()?;
-    file.lock_shared().ok()?;
-    of(&text(&mut file).ok()?, place, timeline).map(|(segment, hash)| (segment, hash.to_owned()))
+/// The newest segment of a timeline that was stored in a place from that directory, and its hash, if it is known. An error if the file is
+/// there and cannot be read.
+pub fn read(wal: &Path, place: &str, timeline: TimelineId) -> io::Result<Option<(SegmentName, String)>> {
+    let mut file = match File::open(wal.join(FILE)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    file.lock_shared()?;
+    Ok(of(&text(&mut file)?, place, timeline).map(|(segment, hash)| (segment, hash.to_owned())))
 }
 
 /// Creates the file with room for its lines, durably, unless it has that.
