@@ -137,9 +137,12 @@ impl Ancestry<'_> {
         neighbors::before(name, Some(self.history), self.cluster.segment_size)
     }
 
-    /// Whether the directory has a segment that lies before the server's own timeline.
+    /// Whether the directory has a segment that lies before the server's own timeline. One that cannot be read shows nothing.
     async fn has(&self, name: SegmentName) -> Result<bool, RepoError> {
-        comparison::begun(self.wal, name, self.cluster.segment_size).await
+        let size = self.cluster.segment_size;
+        let Some(number) = name.number(size) else { return Ok(false) };
+        let path = self.wal.join(name.to_string());
+        Ok(disk::look(self.wal, move || comparison::has_begun(&path, number, size)).await?)
     }
 
     /// The segment that the server's own timeline begins in.

@@ -2,7 +2,7 @@
 //!
 //! What is not finished, not sound or not there proves nothing.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -15,8 +15,11 @@ use walpoint_storage::object::{ContentHash, Sealer};
 
 use super::check::{SegmentVerdict, history_in};
 use super::disk;
-use super::read::OpenFile;
+use super::read::{OpenFile, ReadError};
 use super::unreadable;
+
+/// How often a segment that its server writes to is read.
+const READINGS: usize = 4;
 
 /// How a segment of a directory compares with the one of the same name in an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,19 +153,34 @@ pub(super) async fn finished(wal: &Path, name: SegmentName) -> Result<bool, Repo
     Ok(disk::look(wal, move || is_finished(&directory, name)).await?)
 }
 
-/// [`has_begun`] of a segment of a directory, where that may hang.
+/// [`begins`] of a segment of a directory, where that may hang.
 pub(super) async fn begun(wal: &Path, name: SegmentName, size: SegmentSize) -> Result<bool, RepoError> {
     let Some(number) = name.number(size) else { return Ok(false) };
     let path = wal.join(name.to_string());
-    Ok(disk::look(wal, move || has_begun(&path, number, size)).await?)
+    let file = path.clone();
+    let begun = disk::look(wal, move || begins(&file, number, size)).await?;
+    begun.map_err(|source| unread(&path, source))
 }
 
-/// Whether the first page of a file is that of a segment: one that waits to be used again has another address or none. Blocks.
+/// [`begins`], where a file that cannot be read shows nothing. Blocks.
 pub(crate) fn has_begun(path: &Path, number: SegmentNo, size: SegmentSize) -> bool {
+    matches!(begins(path, number, size), Ok(true))
+}
+
+/// Whether the first page of a file is that of a segment: one that waits to be used again has another address or none. An error if it is
+/// there and cannot be read. Blocks.
+pub(super) fn begins(path: &Path, number: SegmentNo, size: SegmentSize) -> io::Result<bool> {
     // xlp_magic, xlp_info and xlp_tli, then xlp_pageaddr (src/include/access/xlog_internal.h).
     let mut header = [0; 16];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok() && header.ends_with(&number.start(size).0.to_le_bytes())
+    match std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header)) {
+        Ok(()) => Ok(header.ends_with(&number.start(size).0.to_le_bytes())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn unread(path: &Path, source: io::Error) -> RepoError {
+    RepoError::Io { what: format!("{} cannot be read", path.display()), source }
 }
 
 fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
@@ -178,27 +196,63 @@ fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
 
 /// Whether a file is a whole segment of that cluster and name.
 fn is_sound(path: &Path, name: SegmentName, cluster: &WalIdentity) -> bool {
-    inspect(path, name, cluster).is_some_and(|facts| facts.whole)
+    matches!(inspect(path, name, cluster), Ok((Some(facts), false)) if facts.whole)
 }
 
 /// The edges of a finished segment in a directory; `None` if it cannot be read or is damaged.
 pub(super) async fn edges(wal: &Path, name: SegmentName, cluster: &WalIdentity) -> Option<ChainFacts> {
-    let (path, cluster) = (wal.join(name.to_string()), *cluster);
-    let facts = disk::run(wal, move || inspect(&path, name, &cluster)).await.ok()??;
-    let end = if facts.whole { facts.chain.end } else { ChainEnd::UNKNOWN };
-    Some(ChainFacts { end, ..facts.chain })
+    edges_if_read(wal, name, cluster).await.ok()?
 }
 
-/// What a sound segment says about itself. Blocks.
-fn inspect(path: &Path, name: SegmentName, cluster: &WalIdentity) -> Option<SegmentFacts> {
+/// The edges of a segment in a directory, though its server may be writing it; `None` if it is damaged or not there. An error if it cannot be
+/// read, or changes all the time.
+pub(super) async fn edges_if_read(
+    wal: &Path,
+    name: SegmentName,
+    cluster: &WalIdentity,
+) -> Result<Option<ChainFacts>, RepoError> {
+    let (path, cluster) = (wal.join(name.to_string()), *cluster);
+    let mut before: Option<ChainFacts> = None;
+    for _ in 0..READINGS {
+        let file = path.clone();
+        let (facts, changed) = match disk::run(wal, move || inspect(&file, name, &cluster)).await? {
+            Ok(inspected) => inspected,
+            Err(ReadError::Length { .. }) => return Ok(None),
+            Err(ReadError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(ReadError::Io { source, .. }) => return Err(unread(&path, source)),
+            Err(ReadError::Changed { .. }) => continue,
+        };
+        let chain = facts.map(|facts| {
+            let end = if facts.whole && !changed { facts.chain.end } else { ChainEnd::UNKNOWN };
+            ChainFacts { end, ..facts.chain }
+        });
+        // What is written stays as it is: a beginning that two readings found holds.
+        let holds = chain.zip(before).is_some_and(|(chain, before)| chain.begin == before.begin);
+        if !changed || holds {
+            return Ok(chain);
+        }
+        before = chain;
+    }
+    Err(unread(&path, io::Error::other("it changed while it was read")))
+}
+
+/// What a segment says about itself, `None` if it is damaged, and whether it changed while it was read. Blocks.
+fn inspect(
+    path: &Path,
+    name: SegmentName,
+    cluster: &WalIdentity,
+) -> Result<(Option<SegmentFacts>, bool), ReadError> {
     let history = path.parent().and_then(|directory| history_in(directory, name.timeline));
-    let file = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes()).ok()?;
+    let file = OpenFile::open(path, WalFileName::Segment(name), cluster.segment_size.bytes())?;
     let mut verdict =
         SegmentVerdict::new(name, file.identity.size, history.as_ref().map(|(history, _)| history));
     let read = file.read(&mut vec![0; 1 << 20], |piece| {
         verdict.add(piece);
         ControlFlow::Continue(())
     });
-    read.ok()?;
-    verdict.pronounce(cluster).ok()
+    let changed = matches!(read, Err(ReadError::Changed { .. }));
+    if !changed {
+        read?;
+    }
+    Ok((verdict.pronounce(cluster).ok(), changed))
 }

@@ -47,20 +47,22 @@ pub(super) async fn shows(
     Ok(false)
 }
 
-/// The newest segment of a timeline that the directory remembers to have stored in an archive, unless that has other content now.
+/// The newest segment of a timeline that the directory remembers to have stored in an archive, unless that has other content. A note
+/// that cannot be read shows nothing.
 pub(super) async fn claimed(
     wal: &Path,
     archive: &WalArchive,
     timeline: TimelineId,
 ) -> Result<Option<SegmentName>, RepoError> {
-    let (directory, of) = (wal.to_owned(), archive.clone());
-    let Some(claim) = disk::run(wal, move || claim::read(&directory, &of, timeline)).await? else {
-        return Ok(None);
+    let claim = match claim::noted(wal, archive, timeline).await {
+        Ok(claim) => claim,
+        Err(RepoError::Io { .. }) => None,
+        Err(error) => return Err(error),
     };
-    Ok(match header(archive, claim.segment).await? {
-        StoredNeighbor::Sound(header) if header.hash != claim.hash => None,
-        _ => Some(claim.segment),
-    })
+    match claim {
+        Some(claim) => claim::unless_replaced(archive, claim).await,
+        None => Ok(None),
+    }
 }
 
 /// Follows what is copied of one timeline from one archive to another: nothing is copied behind another server's WAL, and what is

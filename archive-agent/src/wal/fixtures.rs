@@ -284,6 +284,11 @@ fn find(directory: &Path, name: &str) -> Option<PathBuf> {
     found.or_else(|| directories.iter().find_map(|directory| find(directory, name)))
 }
 
+/// The edges of the segment of that name as [`Bed::put`] stores it.
+pub(super) fn chain(name: SegmentName, seed: u8) -> ChainFacts {
+    facts(name, seed).chain
+}
+
 /// What the WAL reader says of a segment.
 fn facts(name: SegmentName, seed: u8) -> SegmentFacts {
     let size = size();

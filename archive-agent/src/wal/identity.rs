@@ -18,7 +18,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
 use super::check::history_in;
-use super::comparison::{Comparison, beginning, has_begun, segment};
+use super::comparison::{Comparison, beginning, begins, has_begun, segment};
 use super::disk;
 use super::split_brain::SplitBrain;
 
@@ -197,14 +197,14 @@ pub(super) async fn on_path(
 }
 
 /// The newest segment of a timeline that was begun in a directory. It looks into no more files than it has to: those that wait to be
-/// used again, whose names lie behind that, and that one.
+/// used again, whose names lie behind that, and that one. An error if one of them cannot be read.
 pub(super) async fn newest_begun(
     wal: &Path,
     timeline: TimelineId,
     size: SegmentSize,
 ) -> Result<Option<SegmentNo>, RepoError> {
     let directory = wal.to_owned();
-    let found = disk::run(wal, move || find_newest_begun(&directory, timeline, size, has_begun)).await?;
+    let found = disk::run(wal, move || find_newest_begun(&directory, timeline, size, begins)).await?;
     found.map_err(|error| RepoError::Internal(format!("{} cannot be read: {error}", wal.display())))
 }
 
@@ -212,7 +212,7 @@ fn find_newest_begun(
     wal: &Path,
     timeline: TimelineId,
     size: SegmentSize,
-    mut has_begun: impl FnMut(&Path, SegmentNo, SegmentSize) -> bool,
+    mut begins: impl FnMut(&Path, SegmentNo, SegmentSize) -> io::Result<bool>,
 ) -> io::Result<Option<SegmentNo>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(wal)? {
@@ -220,8 +220,14 @@ fn find_newest_begun(
         numbers.extend(name.number(size).filter(|_| name.timeline == timeline));
     }
     numbers.sort_unstable_by_key(|number| std::cmp::Reverse(*number));
-    let path = |number: SegmentNo| wal.join(number.name(timeline, size).to_string());
-    Ok(numbers.into_iter().find(|number| has_begun(&path(*number), *number, size)))
+    for number in numbers {
+        let path = wal.join(number.name(timeline, size).to_string());
+        let begun = begins(&path, number, size);
+        if begun.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))? {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
 }
 
 async fn listed(
@@ -320,7 +326,7 @@ mod tests {
         let mut seen = Vec::new();
         let found = find_newest_begun(&wal, TimelineId::FIRST, size, |path, number, size| {
             seen.push(number.0);
-            has_begun(path, number, size)
+            begins(path, number, size)
         });
         assert_eq!((found.unwrap(), seen), (Some(SegmentNo(3)), vec![4, 3]));
         assert!(newest_begun(&wal.join("none"), TimelineId::FIRST, size).await.is_err());

@@ -1,5 +1,5 @@
 //! What this process knows of a lineage in one repository: the histories that are there, the newest segments that it stored
-//! there itself, and what was refused as another server's.
+//! there itself, what `pg_wal` could not be made to remember, and what was refused as another server's.
 //!
 //! What always holds: it is all of one lineage, and of one start of the server on one directory of WAL. When the data directory
 //! is bound to another lineage, or was put back to an earlier state, all of it is forgotten. Nothing here survives the process.
@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use walpoint_base::{LineageId, SegmentName, TimelineHistory, TimelineId};
 
+use super::claim::SegmentClaim;
 use super::fork::Forks;
 use super::postmaster::{ServerStart, started};
 use super::split_brain::SplitBrain;
@@ -47,6 +48,8 @@ pub(super) struct Known {
     under_way: Vec<SegmentName>,
     /// Timelines of which this process stored a segment that was not there.
     claimed: BTreeSet<TimelineId>,
+    /// The newest segment of each timeline that `pg_wal` should remember and does not, because that could not be written.
+    unnoted: BTreeMap<TimelineId, SegmentClaim>,
     /// With the first segment that was refused, if it was one.
     refused: BTreeMap<TimelineId, (SplitBrain, Option<SegmentName>)>,
     /// Histories that are stored and damaged, while this server has its own; what is wrong.
@@ -146,6 +149,22 @@ impl Known {
         if self.stored.len() > SEGMENTS {
             self.stored.pop_front();
         }
+    }
+
+    /// `pg_wal` could not be made to remember a segment that is this server's. It counts as noted, which does not vouch for what follows.
+    pub(super) fn add_unnoted(&mut self, claim: SegmentClaim, incarnation: Incarnation) {
+        if self.incarnation != Some(incarnation) {
+            return;
+        }
+        let newest = self.unnoted.entry(claim.segment.timeline).or_insert(claim);
+        if newest.segment <= claim.segment {
+            *newest = claim;
+        }
+    }
+
+    /// The newest segment of a timeline that could not be noted.
+    pub(super) fn unnoted(&self, timeline: TimelineId) -> Option<SegmentClaim> {
+        self.unnoted.get(&timeline).copied()
     }
 
     /// Something was refused as another server's.

@@ -296,7 +296,9 @@ async fn claimed(
     let mut claimed = Vec::new();
     for candidate in possible {
         let (directory, archive) = (wal.to_owned(), repository.wal(&candidate.lineage));
-        if disk::run(wal, move || claim::read(&directory, &archive, written)).await?.is_some() {
+        let noted = disk::run(wal, move || claim::read(&directory, &archive, written)).await?;
+        // What cannot be read shows nothing.
+        if matches!(noted, Ok(Some(_))) {
             claimed.push(candidate.lineage.id);
         }
     }

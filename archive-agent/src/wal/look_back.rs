@@ -6,12 +6,11 @@
 use futures_util::TryStreamExt;
 use walpoint_base::chain::{ChainEnd, Link};
 use walpoint_base::{SegmentName, TimelineId, WalFileName};
-use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
 use super::claim;
 use super::comparison::{self, Comparison};
-use super::disk;
+use super::damaged_copy;
 use super::neighbors::{Newcomer, StoredNeighbor, before, header, newest_before, stored_between};
 use super::target::TargetError;
 
@@ -121,18 +120,22 @@ impl Newcomer<'_> {
             Comparison::Unknown => {}
         }
         // A server that never archived what is stored may fit behind it all the same: equal loads write records of equal lengths.
-        if end != ChainEnd::UNKNOWN
-            && self.is_asked()
-            && stored.timeline == self.name.timeline
-            && !self.has_noted(stored).await?
-            && !self.is_stored().await?
-            && !self.is_shown_elsewhere(stored).await?
-            && !self.has_recycled(stored).await?
-        {
-            return Err(self.not_shown(format!(
-                "segment {stored} is stored and not in pg_wal, and nothing shows that this server wrote it{}",
-                self.same_server()
-            )));
+        if end != ChainEnd::UNKNOWN && self.is_asked() && stored.timeline == self.name.timeline {
+            let noted = self.has_noted(stored).await;
+            let is_own = matches!(noted, Ok(true))
+                || self.is_stored().await?
+                || self.is_shown_elsewhere(stored).await?
+                || self.has_recycled(stored).await?
+                || self.has_damaged(stored).await?;
+            if !is_own {
+                // What could not be read may have shown it.
+                noted?;
+                return Err(self.not_shown(format!(
+                    "segment {stored} is stored, pg_wal does not have it as it is stored, and nothing shows that this \
+                     server wrote it{}",
+                    self.same_server()
+                )));
+            }
         }
         let broken = |file: String, found| {
             self.split(format!("{file} does not continue {stored}, which is stored: {found}"))
@@ -153,19 +156,13 @@ impl Newcomer<'_> {
         }
     }
 
-    /// The newest segment of a timeline that the directory remembers to have stored in this archive, if that is there with this
-    /// content still.
+    /// The newest segment of a timeline that the directory remembers to have stored in this archive, or this process for it, if that is
+    /// there with this content still.
     async fn noted(&self, timeline: TimelineId) -> Result<Option<SegmentName>, TargetError> {
-        let (directory, archive) = (self.wal.to_owned(), self.archive.clone());
-        let claim = disk::run(self.wal, move || claim::read(&directory, &archive, timeline))
-            .await
-            .map_err(RepoError::from)?;
-        let Some(claim) = claim else { return Ok(None) };
-        Ok(match header(self.archive, claim.segment).await? {
-            StoredNeighbor::Sound(header) if header.hash != claim.hash => None,
-            // It may have expired, and what is damaged proves nothing.
-            _ => Some(claim.segment),
-        })
+        match claim::newest((self.target, self.archive), self.wal, timeline).await? {
+            Some(claim) => Ok(claim::unless_replaced(self.archive, claim).await?),
+            None => Ok(None),
+        }
     }
 
     /// Whether the directory remembers that it stored a segment, or one behind it on its timeline.
@@ -184,6 +181,16 @@ impl Newcomer<'_> {
         }
     }
 
+    /// Whether the directory has a stored segment, damaged since then: what is sound of it, and what lies around it, show that. Where no note
+    /// could be written, nothing else does.
+    async fn has_damaged(&self, stored: SegmentName) -> Result<bool, TargetError> {
+        if !self.is_here(stored).await? {
+            return Ok(false);
+        }
+        let of = (self.target, self.archive);
+        Ok(damaged_copy::is_own(of, self.cluster, self.wal, stored).await?)
+    }
+
     /// Refuses what a server wrote or received behind a segment that is missing here and there, while segments before that one are
     /// stored that are not known to be this server's: it may have come from elsewhere to this place.
     async fn behind_a_gap(&self, missing: SegmentName) -> Result<(), TargetError> {
@@ -191,7 +198,8 @@ impl Newcomer<'_> {
         if !self.is_asked() || missing.timeline != timeline {
             return Ok(());
         }
-        let claim = self.noted(timeline).await?;
+        let noted = self.noted(timeline).await;
+        let claim = noted.as_ref().ok().copied().flatten();
         let Some(other) = stored_between(self.archive, claim, Some(missing), timeline).await? else {
             return Ok(());
         };
@@ -203,6 +211,8 @@ impl Newcomer<'_> {
         {
             return Ok(());
         }
+        // What could not be read may have shown it.
+        noted?;
         Err(self.not_shown(format!(
             "segment {missing} is neither stored nor in pg_wal, {other} before it is stored, and nothing shows that this server wrote \
              what is stored before {}{}",

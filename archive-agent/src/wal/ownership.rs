@@ -5,10 +5,11 @@ use std::path::Path;
 use walpoint_base::SegmentName;
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::{WalArchive, WalHeader};
+use walpoint_storage::RepoError;
 
 use super::comparison::{self, Comparison};
 use super::target::WalTarget;
-use super::{claim, damaged_copy, disk};
+use super::{claim, damaged_copy};
 
 /// Whose the segment is that an archive has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,47 +20,47 @@ enum Owner {
     Content,
 }
 
-/// Whether an archive has this server's segment of a name. It may be damaged.
+/// Whether an archive has this server's segment of a name. It may be damaged. An error if what decides cannot be read.
 pub(super) async fn has_own(
     target: &WalTarget,
     archive: &WalArchive,
     (cluster, wal): (&WalIdentity, &Path),
     name: SegmentName,
-) -> bool {
-    let Ok(Some(header)) = archive.header(name).await else { return false };
-    match owner(target, archive, (cluster, wal), &header).await {
-        Owner::This => true,
-        Owner::Other => false,
+) -> Result<bool, RepoError> {
+    let Some(header) = archive.header(name).await? else { return Ok(false) };
+    match owner(target, archive, (cluster, wal), &header).await? {
+        Owner::This => Ok(true),
+        Owner::Other => Ok(false),
         Owner::Content => damaged_copy::is_damaged_copy(archive, cluster, wal, name).await,
     }
 }
 
 /// Whose the segment is that an archive has: this server's as this process knows, as the directory remembers, or as the file in
-/// it shows, damaged or not. Where nothing shows that the timeline is this server's, a damaged one shows nothing.
+/// it shows, damaged or not. Where nothing shows that the timeline is this server's, a damaged one shows nothing. An error if what may show
+/// it cannot be read.
 async fn owner(
     target: &WalTarget,
     archive: &WalArchive,
     (cluster, wal): (&WalIdentity, &Path),
     header: &WalHeader,
-) -> Owner {
+) -> Result<Owner, RepoError> {
     let (name, lineage) = (header.name(), archive.lineage().id);
     if target.known(lineage, |known| known.has_stored(name)) {
-        return Owner::This;
+        return Ok(Owner::This);
     }
-    let (directory, of) = (wal.to_owned(), archive.clone());
-    let read = disk::run(wal, move || claim::read(&directory, &of, name.timeline)).await;
-    let claim = read.unwrap_or_default();
-    match claim {
-        Some(claim) if claim.segment == name && claim.hash == header.hash => Owner::This,
-        Some(claim) if claim.segment == name => Owner::Other,
+    match claim::newest((target, archive), wal, name.timeline).await {
+        Ok(Some(claim)) if claim.segment == name && claim.hash == header.hash => Ok(Owner::This),
+        Ok(Some(claim)) if claim.segment == name => Ok(Owner::Other),
         // What it stored behind this one continues what is stored.
-        Some(claim) if claim.segment > name => Owner::This,
-        _ => match comparison::content(archive, cluster, wal, name, header.hash).await {
-            Comparison::Same => Owner::This,
+        Ok(Some(claim)) if claim.segment > name => Ok(Owner::This),
+        claim => match comparison::content(archive, cluster, wal, name, header.hash).await {
+            Comparison::Same => Ok(Owner::This),
+            Comparison::Other(_) => Ok(Owner::Other),
             Comparison::Unknown if target.known(lineage, |known| known.has_claimed(name.timeline)) => {
-                Owner::Content
+                Ok(Owner::Content)
             }
-            Comparison::Other(_) | Comparison::Unknown => Owner::Other,
+            // What could not be read may have shown it.
+            Comparison::Unknown => claim.map(|_| Owner::Other),
         },
     }
 }

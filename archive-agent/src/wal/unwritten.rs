@@ -13,8 +13,7 @@ use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 
 use super::claim;
-use super::disk;
-use super::identity::on_path;
+use super::identity::{self, on_path};
 use super::split_brain::SplitBrain;
 
 /// What shows that, if anything does; `wal` is the directory of the server that writes the timeline.
@@ -26,13 +25,12 @@ pub(crate) async fn unwritten(
 ) -> Result<Option<SplitBrain>, RepoError> {
     let Some(newest) = newest_begun(wal, timeline, size).await? else { return Ok(None) };
     let Some(stored) = newest_stored_behind(archive, newest).await? else { return Ok(None) };
-    // The server may have written it since.
-    if newest_begun(wal, timeline, size).await?.is_none_or(|newest| newest >= stored) {
+    // The server may have written it since, and to what cannot be read.
+    let newest = identity::newest_begun(wal, timeline, size).await?;
+    if newest.is_none() || newest >= stored.number(size) {
         return Ok(None);
     }
-    let (directory, noting) = (wal.to_owned(), archive.clone());
-    let noted = disk::run(wal, move || claim::read(&directory, &noting, timeline)).await;
-    if noted?.is_some_and(|claim| claim.segment >= stored) {
+    if claim::noted(wal, archive, timeline).await?.is_some_and(|claim| claim.segment >= stored) {
         return Ok(None);
     }
     let what = format!(
@@ -64,4 +62,24 @@ async fn newest_stored_behind(
         }
     }
     Ok(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Bed, size};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_segment_that_cannot_be_read_is_not_taken_for_one_that_was_not_written() {
+        let bed = Bed::new().await;
+        let (wal, stored) = (bed.pgdata().join("pg_wal"), "000000010000000000000005");
+        bed.write("000000010000000000000003", 1);
+        bed.put(stored, 1).await;
+        let found = async || unwritten(&bed.archive, &wal, TimelineId::FIRST, size()).await;
+        assert!(found().await.unwrap().is_some());
+        // It cannot be read like a file.
+        std::fs::create_dir(wal.join(stored)).unwrap();
+        let error = found().await.unwrap_err().to_string();
+        assert!(error.contains(stored), "{error}");
+    }
 }

@@ -24,13 +24,12 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore};
 use walpoint_base::chain::ChainFacts;
 use walpoint_base::socket::FileIdentity;
-use walpoint_base::{Diagnostic, SegmentName, TimelineId, WalFileName};
+use walpoint_base::{SegmentName, TimelineId, WalFileName};
 use walpoint_pg::control::ControlFile;
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::{SealedSegment, Stored, WalArchive, WalContent};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::human;
-use walpoint_storage::RepoError;
 use walpoint_storage::object::Level;
 use walpoint_storage::store::StoreSettings;
 
@@ -281,7 +280,9 @@ impl Uploader {
         let cluster = self.identity().await?;
         for target in self.targets.iter().filter(|target| target.acknowledges) {
             let archive = target.archive(&cluster).await.map_err(|error| upload_error(target, &error))?;
-            if archive.header(segment).await?.is_some_and(|header| header.damaged) {
+            let header =
+                archive.header(segment).await.map_err(|error| upload_error(target, &error.into()))?;
+            if header.is_some_and(|header| header.damaged) {
                 return Ok(true);
             }
         }
@@ -316,23 +317,14 @@ impl Uploader {
             // With no repository open it is still worth knowing what is wrong with the file.
             let prepared = match self.prepare(file, open.clone(), share.memory, file.rules).await {
                 Err(PrepareError::Check(error))
-                    if error.is_damage() && all_open && accepted(file.name, &open).await? =>
+                    if error.is_damage() && all_open && accepted(file.name, &group).await? =>
                 {
                     let most = unit.saturating_mul(opened);
                     let memory = WalMemory::wait_again(self.directories(file), purpose, most).await;
                     self.prepare(file, open, memory, Rules { accept_damaged: true, ..file.rules }).await?
                 }
                 Err(PrepareError::Check(error)) if error.is_damage() && all_open && stored.is_none() => {
-                    let sound = match self.sound(file, group.iter().chain(&rest)).await? {
-                        Sound::Unknown(away) => {
-                            let away = format!("it may be sound in an unreachable repository: {}", away.text);
-                            let text = Diagnostic::gather("", [error.to_string(), away]).into();
-                            return Err(UploadError { text, permanent: true });
-                        }
-                        sound => self.is_sound(file, sound).await?,
-                    };
-                    let identity = sound.ok_or_else(|| UploadError::from(error))?;
-                    remember_sound(file, group.iter().chain(&rest)).await?;
+                    let identity = self.sound_instead(file, error, group.iter().chain(&rest)).await?;
                     return Ok(Kept { identity, as_it_is: false });
                 }
                 prepared => prepared?,
@@ -437,16 +429,18 @@ impl Uploader {
     }
 }
 
-/// Whether each of these archives holds a segment of that name that was stored although damaged. Then it is not judged again:
+/// Whether each of these repositories holds a segment of that name that was stored although damaged. Then it is not judged again:
 /// equal content is stored already, other content is a conflict.
-async fn accepted(name: WalFileName, archives: &[WalArchive]) -> Result<bool, RepoError> {
+async fn accepted(name: WalFileName, group: &[CandidateRepository<'_>]) -> Result<bool, UploadError> {
     let WalFileName::Segment(name) = name else { return Ok(false) };
-    for archive in archives {
-        if !archive.header(name).await?.is_some_and(|header| header.damaged) {
+    for one in group {
+        let Some(archive) = one.archive() else { return Ok(false) };
+        let header = archive.header(name).await.map_err(|error| upload_error(one.target, &error.into()))?;
+        if !header.is_some_and(|header| header.damaged) {
             return Ok(false);
         }
     }
-    Ok(!archives.is_empty())
+    Ok(!group.is_empty())
 }
 
 /// Stores a segment that belongs there, and says that it is stored only if nothing of another server came in between.

@@ -5,15 +5,18 @@
 //! archive for a while still can show that what is stored is its own. The daemon writes it, or, where that may only read the
 //! directory, the command that PostgreSQL runs.
 //!
-//! A line for each repository, lineage and timeline: `<repository> <lineage> <uid of the lineage> <segment> <hash>`. It is synced before an
-//! acknowledgement: after a crash of the machine the newest segment that was stored may be gone from `pg_wal`, and nothing else
-//! shows whose it is. A line is replaced in its place, so that a write that is torn leaves the others; the segment of the torn one is not
-//! acknowledged yet, and in `pg_wal` as it is stored. What is no line, whatever its
-//! bytes are, says nothing and goes with the next note; a file that cannot be read, or is none, is replaced by that.
+//! A line for each: `<repository> <lineage> <uid of the lineage> <segment> <hash>`, in the order in which they were added. A line that changes
+//! keeps its place and its length. Where one is added to 32 others, the first of them goes. What is no line, whatever its bytes are,
+//! says nothing and goes with the next note; a file that cannot be read, or is none, is replaced by that.
 //!
-//! Where `pg_wal` is full, only archiving empties it, so a note must take no room: the file has its length from the start
-//! ([`prepare`]), with empty lines in place of those to come, and is written in place. A filesystem that never writes in place (Btrfs,
+//! Where `pg_wal` is full, only archiving empties it, so a note must take no room: the file has 8 KiB from the start ([`prepare`]),
+//! with empty lines in place of those to come, and each note writes all of them in place. A filesystem that never writes in place (Btrfs,
 //! ZFS) needs room all the same.
+//!
+//! A note is synced before an acknowledgement: after a crash of the machine the newest segment that was stored may be gone from `pg_wal`, and
+//! nothing else shows whose it is. A crash in the middle of a note leaves each sector of the file as it was or as it was to be. So it may
+//! tear the line that changes; its segment is not acknowledged yet, and in `pg_wal` as it is stored. Where a line goes, those behind it move,
+//! and some of them may be torn or lost: then nothing is known of these.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -202,7 +205,10 @@ mod tests {
         note(dir.path(), &[claim("a 1", six, 6), claim("a 2", five, 5)]).unwrap();
         note(dir.path(), &[claim("a 1", five, 5), "no line at all".to_owned()]).unwrap();
         note(dir.path(), &[claim("a 1", "000000020000000000000007", 7)]).unwrap();
-        let newest = |place: &str| read(dir.path(), place, timeline).map(|(segment, _)| segment.to_string());
+        let newest = |place: &str| {
+            let found = read(dir.path(), place, timeline).unwrap();
+            found.map(|(segment, _)| segment.to_string())
+        };
         assert_eq!(newest("a 1").as_deref(), Some(six), "not an earlier one");
         assert_eq!(newest("a 2").as_deref(), Some(five));
         assert_eq!(newest("a 3"), None);
@@ -229,7 +235,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[20] = 0xFF;
         durable::replace(&path, &bytes, 0o600).unwrap();
-        let known = |place| read(dir.path(), place, TimelineId::FIRST).is_some();
+        let known = |place| read(dir.path(), place, TimelineId::FIRST).unwrap().is_some();
         assert!(!known("a 1") && known("a 2"));
         note(dir.path(), &[claim("a 1", "000000010000000000000006", 7)]).unwrap();
         assert!(known("a 1") && known("a 2"));
@@ -260,24 +266,28 @@ mod tests {
             };
             let before = room();
             assert_eq!(before.1, ROOM);
-            assert_eq!(read(dir.path(), "a 1", TimelineId::FIRST).is_some(), of_an_earlier_version);
+            assert_eq!(read(dir.path(), "a 1", TimelineId::FIRST).unwrap().is_some(), of_an_earlier_version);
             for timeline in 1..2 * LINES {
                 note(dir.path(), &[claim(place, &format!("{timeline:08X}0000000000000005"), 7)]).unwrap();
                 assert_eq!(room(), before, "{timeline}");
             }
             let newest = TimelineId::new(u32::try_from(2 * LINES).unwrap() - 1).unwrap();
-            assert!(read(dir.path(), place, newest).is_some());
+            assert!(read(dir.path(), place, newest).unwrap().is_some());
             prepare(dir.path()).unwrap();
             assert_eq!(room(), before);
         }
     }
 
     #[test]
-    fn what_is_no_file_is_put_aside() {
+    fn what_is_no_file_is_an_error_to_read_and_put_aside_by_a_note() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
+        assert!(matches!(read(dir.path(), "a 1", TimelineId::FIRST), Ok(None)));
         std::fs::create_dir(&path).unwrap();
+        assert!(read(dir.path(), "a 1", TimelineId::FIRST).is_err());
         note(dir.path(), &[claim("a 1", "000000010000000000000005", 5)]).unwrap();
-        assert!(read(dir.path(), "a 1", TimelineId::FIRST).is_some() && dir.path().join(ASIDE).is_dir());
+        assert!(
+            read(dir.path(), "a 1", TimelineId::FIRST).unwrap().is_some() && dir.path().join(ASIDE).is_dir()
+        );
     }
 }

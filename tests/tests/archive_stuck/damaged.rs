@@ -144,7 +144,7 @@ fn store_both(bed: &Bed, names: &[String; 2]) {
     }
 }
 
-fn flip(path: &Path, at: usize) {
+pub(super) fn flip(path: &Path, at: usize) {
     let mut content = std::fs::read(path).unwrap();
     content[at] ^= 1;
     std::fs::write(path, content).unwrap();

@@ -223,7 +223,9 @@ pub(super) async fn archives(
     let Some(timeline) = timeline else { return Ok(false) };
     for (repository, lineage) in lineages {
         let (directory, archive) = (wal.to_owned(), repository.wal(lineage));
-        if tokio::task::spawn_blocking(move || claim::read(&directory, &archive, timeline)).await?.is_some() {
+        let noted = tokio::task::spawn_blocking(move || claim::read(&directory, &archive, timeline)).await?;
+        // What cannot be read shows nothing.
+        if matches!(noted, Ok(Some(_))) {
             return Ok(true);
         }
     }
