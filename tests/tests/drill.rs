@@ -1,5 +1,7 @@
 //! `restore-agent drill`: a copy beside production that is recovered, checked, measured and removed.
 
+mod stream_bed;
+
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -178,6 +180,58 @@ fn a_drill_passes_and_leaves_nothing_on_13() {
 #[test]
 fn a_drill_passes_and_leaves_nothing_on_19() {
     a_drill_passes_and_leaves_nothing(19);
+}
+
+/// R10: the recovery point is that of the start: a drill that takes hours does not make up for an archive that lags.
+#[test]
+fn what_is_archived_during_a_drill_is_not_in_its_recovery_point() {
+    let bed = Bed::new(17);
+    let path = |name: &str| bed.place.with_file_name(name);
+    let (begun, go, file) = (path("rpo.begun"), path("rpo.go"), path("rpo.toml"));
+    let wait = format!("touch {}; until test -e {}; do sleep 0.1; done", begun.display(), go.display());
+    fs::write(&file, format!("[[check]]\nname = 'long'\ncommand = '{wait}'\ntimeout = '10m'\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let (file, bindir) = (file.display().to_string(), bed.bindir());
+    let more = ["--target-immediate", "--skip", "amcheck", "--rpo", "1ms", "--checks", file.as_str()];
+    let mut command = bed.archived.agent.command("restore-agent", bed.arguments(&bindir, &more));
+    let log = path("rpo.log");
+    let mut drill = Background::start(&mut command, &log);
+    wait::until_true(Duration::from_secs(90), "a drill at its check", || begun.exists());
+    bed.archived.cluster.psql("insert into rows values (21)");
+    bed.archived.settle();
+    fs::write(&go, "").unwrap();
+    assert_eq!(drill.wait(Duration::from_secs(90)), 3, "{}", drill.log());
+    assert!(drill.log().contains("1 target missed"), "{}", drill.log());
+}
+
+/// R10: what was streamed of the open segment is in the recovery point, whatever the target is.
+#[test]
+fn what_was_streamed_is_in_the_recovery_point_of_a_drill() {
+    let builder = Cluster::builder().major(17).segment_size_mb(1);
+    let archived = Archived::start_with(builder, Store::local(), |mut agent| {
+        agent.tables = stream_bed::STREAM.to_owned();
+        let line = format!("scratch_directory = \"{}\"", agent.place().join("scratch").display());
+        agent.cluster_line(&line)
+    });
+    let place = archived.agent.place().join("scratch");
+    fs::create_dir(&place).unwrap();
+    user::give(&place);
+    let bed = Bed { archived, place };
+    let cluster = &bed.archived.cluster;
+    cluster.psql("create table rows as select generate_series(1, 10) as n");
+    bed.archived.backup();
+    bed.archived.settle();
+    std::thread::sleep(Duration::from_secs(20));
+    let since = std::time::Instant::now();
+    cluster.psql("insert into rows select generate_series(11, 20)");
+    stream_bed::wait_durable(cluster);
+    let before = since.elapsed().as_secs_f64();
+    let skip =
+        ["--json", "--target-immediate", "--skip", "amcheck", "--skip", "tables", "--skip", "page-checksums"];
+    let report = json(&bed.drill(&skip).expect_success());
+    let rpo = report["rpo_seconds"].as_f64().unwrap();
+    // The start of the command takes a moment, too.
+    assert!(rpo < before + 10.0, "{before}: {report:#}");
 }
 
 /// Starts a copy as its drill said, and stops it.

@@ -67,13 +67,13 @@ pub(super) struct DrillReport {
     /// The target of the recovery time. Absent if none was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rto_target_seconds: Option<f64>,
-    /// The recovery point: from the newest commit that can be recovered to the start of the drill. Absent if that commit is unknown.
+    /// The recovery point: from the newest commit that could be recovered then to the start of the drill. Absent if that commit is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rpo_seconds: Option<f64>,
     /// The target of the recovery point. Absent if none was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rpo_target_seconds: Option<f64>,
-    /// The newest commit that can be recovered. Absent if it is unknown.
+    /// The newest commit that could be recovered when the drill started. Absent if it is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) newest_commit_time: Option<Timestamp>,
     /// The checks, in the order in which they were made.

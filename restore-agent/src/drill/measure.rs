@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use walpoint_base::{PgTimestamp, RecoveryTarget};
 use walpoint_runtime::human;
-
-use crate::plan::Planned;
-use crate::server::Instance;
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,17 +42,21 @@ impl Measured {
     }
 }
 
-/// The newest commit that can be recovered: what was replayed to the end of the archive, or what the archive's windows say. `known`: the
-/// latter.
+/// The newest commit that could be recovered at the start. `known`: what the archive's windows showed then. `replayed`: the last one of a
+/// recovery to the end of the archive, in which is what was archived since the start, too. `backup`: the latest one that the backup holds.
 pub(super) fn newest_commit(
-    planned: &Planned,
-    instance: &Instance,
-    known: Option<PgTimestamp>,
+    known: Option<Timestamp>,
+    replayed: Option<Timestamp>,
+    backup: Option<Timestamp>,
+    start: Timestamp,
 ) -> Option<Timestamp> {
-    let replayed = instance.position.last_commit.filter(|_| planned.plan.target == RecoveryTarget::Latest);
-    // A backup holds what was committed before it ended; without a later commit that is what is certain.
-    let backup = planned.plan.backup.latest_commit.map(PgTimestamp::to_time);
-    replayed.or_else(|| known.map(PgTimestamp::to_time)).or(backup)
+    match (known, replayed) {
+        (Some(known), Some(replayed)) => Some(known.min(replayed)),
+        (Some(known), None) => Some(known),
+        (None, Some(replayed)) if replayed <= start => Some(replayed),
+        // A backup holds what was committed before it ended; without a later commit that is what is certain.
+        (None, _) => backup,
+    }
 }
 
 /// How long before `start` it was; nothing where clocks disagree.
@@ -82,5 +82,24 @@ mod tests {
         let (early, late) =
             ("2026-11-21T10:00:00Z".parse().unwrap(), "2026-11-21T10:01:00Z".parse().unwrap());
         assert_eq!((since(early, late), since(late, early)), (Duration::from_secs(60), Duration::ZERO));
+    }
+
+    #[test]
+    fn only_what_the_archive_had_at_the_start_counts_for_the_recovery_point() {
+        let at = |minute: u32| Some(format!("2026-11-21T10:{minute:02}:00Z").parse::<Timestamp>().unwrap());
+        let start = at(30).unwrap();
+        for (known, replayed, newest) in [
+            // Archived during the drill, and committed before it or during it.
+            (at(10), at(29), at(10)),
+            (at(10), at(40), at(10)),
+            (at(10), None, at(10)),
+            // What was not replayed was not recovered.
+            (at(20), at(15), at(15)),
+            (None, at(25), at(25)),
+            (None, at(40), at(5)),
+            (None, None, at(5)),
+        ] {
+            assert_eq!(newest_commit(known, replayed, at(5), start), newest, "{known:?} {replayed:?}");
+        }
     }
 }

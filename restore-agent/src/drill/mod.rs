@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use walpoint_base::durable;
+use walpoint_base::{PgTimestamp, RecoveryTarget, durable};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FINDINGS, Failure};
 use walpoint_runtime::{output, shutdown};
@@ -264,7 +264,12 @@ impl Drill<'_> {
         if let Some(extraction) = &self.args.extraction {
             extraction.rehearsal.prove(self.common, scratch, &planned).await?;
         }
-        let instance = scratch.open(planned).await?;
+        let selection: Selection<StoreSettings> = self.common.select_to_read()?;
+        let (lineage, timeline) = (planned.lineage.clone(), planned.plan.timeline);
+        // Now: what is archived while the copy recovers could not have been recovered at the start.
+        let known = list::newest_commit(&selection, &lineage, timeline);
+        let (opened, known) = tokio::join!(scratch.open(planned), known);
+        let instance = opened?;
         let checking = Instant::now();
         let mut findings = self.look_into(&instance, scratch).await;
         let listing = Instant::now();
@@ -285,22 +290,25 @@ impl Drill<'_> {
         findings.checks.extend(self.stop(scratch, &instance).await?);
         let ended = self.began.elapsed().saturating_sub(listed);
         let took = checking.elapsed().saturating_sub(listed);
-        self.report(scratch, &instance, findings, (ended, took)).await
+        self.report(scratch, &instance, findings, (ended, took), known.map(PgTimestamp::to_time))
     }
 
-    /// The report. `ended`: how long everything to the last check took; `took`: the checks alone.
-    async fn report(
+    /// The report. `ended`: how long everything to the last check took; `took`: the checks alone. `known`: the newest commit that the
+    /// archive had at the start.
+    fn report(
         &self,
         scratch: &ScratchRestore<'_>,
         instance: &Instance,
         findings: Findings,
         (ended, took): (Duration, Duration),
+        known: Option<Timestamp>,
     ) -> Result<DrillReport, Failure> {
         let restored = scratch.restored().context("nothing was restored")?;
         let planned = &restored.planned;
-        let selection: Selection<StoreSettings> = self.common.select_to_read()?;
-        let known = list::newest_commit(&selection, planned.lineage.id, planned.plan.timeline).await;
-        let newest = measure::newest_commit(planned, instance, known);
+        let replayed =
+            instance.position.last_commit.filter(|_| planned.plan.target == RecoveryTarget::Latest);
+        let backup = planned.plan.backup.latest_commit.map(PgTimestamp::to_time);
+        let newest = measure::newest_commit(known, replayed, backup, self.started);
         let has_failed = findings.checks.iter().any(CheckResult::has_failed);
         let measured = Measured {
             rto: (!has_failed).then_some(ended),

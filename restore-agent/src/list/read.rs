@@ -2,10 +2,13 @@
 
 use anyhow::anyhow;
 use futures_util::future::join_all;
-use walpoint_base::{BackupId, ClusterName, LineageId, PgTimestamp, TimelineId};
-use walpoint_repo::Repository;
-use walpoint_repo::catalog::status::ClusterStatus;
+use walpoint_base::{
+    BackupId, ClusterName, LineageId, Lsn, PgTimestamp, SegmentName, SegmentNo, SegmentSize, TimelineId,
+};
+use walpoint_pg::wal::{RecordKind, RecordReader};
+use walpoint_repo::catalog::status::{ClusterStatus, WindowStatus};
 use walpoint_repo::catalog::{Catalog, Newest};
+use walpoint_repo::{Lineage, Repository, cpu};
 use walpoint_runtime::args::Selection;
 use walpoint_runtime::exit::Failure;
 use walpoint_storage::RepoError;
@@ -64,17 +67,24 @@ pub(super) fn nothing_listed(cluster: &ClusterName, listed: &[Listed]) -> Failur
     }
 }
 
-/// The latest commit of a lineage that can be recovered on the path to a timeline; `None` if no repository that can be read shows one.
+/// The latest commit of a lineage that can be recovered on the path to a timeline, what was streamed of its open segment included; `None`
+/// if no repository that can be read shows one.
 pub(crate) async fn newest_commit(
     selection: &Selection<StoreSettings>,
-    lineage: LineageId,
+    lineage: &Lineage,
     timeline: TimelineId,
 ) -> Option<PgTimestamp> {
     let newest = Newest { backups: 0, restore_points: 0 };
     let read = selection.repositories.iter();
     let read = read.map(|(name, settings)| Listed::of(name, settings, &selection.cluster, newest));
     let listed = join_all(read).await;
-    latest_time(&listed, lineage, timeline)
+    let streamed = selection.repositories.iter().zip(&listed).map(|((name, settings), listed)| async move {
+        let ends = windows(listed, lineage.id, timeline).map(|window| window.until_lsn);
+        let (segment, until) = open_segment(ends.max()?, timeline, lineage.segment_size)?;
+        newest_streamed((name, settings), lineage, segment, until).await
+    });
+    let streamed = join_all(streamed).await.into_iter().flatten().max();
+    latest_time(&listed, lineage.id, timeline).max(streamed)
 }
 
 /// The latest time in what was listed of a timeline. Others have commits of their own.
@@ -83,11 +93,58 @@ pub(super) fn latest_time(
     lineage: LineageId,
     timeline: TimelineId,
 ) -> Option<PgTimestamp> {
-    let contents = listed.iter().filter_map(|one| one.contents.as_ref().ok());
-    let lineages = contents.flat_map(|contents| &contents.status.lineages);
-    let timelines = lineages.filter(|one| one.lineage == lineage).flat_map(|one| &one.timelines);
-    let windows = timelines.filter(|one| one.timeline == timeline).flat_map(|one| &one.windows);
+    let windows = listed.iter().flat_map(|one| windows(one, lineage, timeline));
     windows.filter_map(|window| window.until_time).max()
+}
+
+/// The windows of a timeline.
+fn windows(
+    listed: &Listed,
+    lineage: LineageId,
+    timeline: TimelineId,
+) -> impl Iterator<Item = &WindowStatus> + '_ {
+    let lineages = listed.contents.iter().flat_map(|contents| &contents.status.lineages);
+    let timelines = lineages.filter(move |one| one.lineage == lineage).flat_map(|one| &one.timelines);
+    timelines.filter(move |one| one.timeline == timeline).flat_map(|one| &one.windows)
+}
+
+/// The segment in which a window ends, and where, unless it ends with a whole one: the time of a window is that of whole segments.
+pub(super) fn open_segment(
+    until: Lsn,
+    timeline: TimelineId,
+    size: SegmentSize,
+) -> Option<(SegmentName, Lsn)> {
+    let number = SegmentNo::of(until, size);
+    (until > number.start(size)).then(|| (number.name(timeline, size), until))
+}
+
+/// The latest commit in what a repository has of the open segment. Where that cannot be read, the window says what is certain.
+async fn newest_streamed(
+    (name, settings): (&str, &StoreSettings),
+    lineage: &Lineage,
+    segment: SegmentName,
+    until: Lsn,
+) -> Option<PgTimestamp> {
+    let read = async {
+        let repository = Repository::open(name, &settings.impatient()).await?;
+        repository.wal_to_read(lineage).await?.get_incomplete(segment).await
+    };
+    let file = read.await.unwrap_or_else(|error| {
+        tracing::debug!("what was streamed of {segment} to repository \"{name}\" could not be read: {error}");
+        None
+    })?;
+    cpu::run(move || latest_in(segment, &file.content, until)).await.ok().flatten()
+}
+
+/// The latest time of a transaction's end in the beginning of a segment, as far as that can be decoded.
+fn latest_in(segment: SegmentName, content: &[u8], until: Lsn) -> Option<PgTimestamp> {
+    let mut reader = RecordReader::new();
+    let records = reader.segment(segment, content).ok()?.map_while(Result::ok);
+    let times = records.take_while(|record| record.end <= until).filter_map(|record| match record.kind {
+        RecordKind::Commit(end) | RecordKind::Abort(end) => Some(end.time),
+        _ => None,
+    });
+    times.max()
 }
 
 /// What a repository holds of a cluster.

@@ -1,6 +1,6 @@
 //! What is printed of contents that are written by hand.
 
-use walpoint_base::{BackupId, PgMajor, PgTimestamp, TimelineId};
+use walpoint_base::{BackupId, Lsn, PgMajor, PgTimestamp, SegmentSize, TimelineId};
 use walpoint_repo::backup::{BackupKind, BackupStage, Method};
 use walpoint_repo::catalog::RestorePointStatus;
 use walpoint_repo::catalog::status::{
@@ -12,7 +12,7 @@ use walpoint_storage::RepoError;
 
 use super::document::ListDocument;
 use super::options::PlanOptions;
-use super::read::{Contents, Listed, Unlisted, latest_time, nothing_listed};
+use super::read::{Contents, Listed, Unlisted, latest_time, nothing_listed, open_segment};
 use super::{ListArgs, Sections, text};
 
 const DEFAULT: ListArgs = ListArgs { backups: false, restore_points: false };
@@ -330,4 +330,16 @@ fn only_the_timelines_own_commits_count_for_it() {
     assert_eq!(latest(1), Some(time("2026-11-21T12:00:00Z")));
     assert_eq!(latest(2), Some(time("2026-11-21T11:00:00Z")));
     assert_eq!(latest(3), None);
+}
+
+#[test]
+fn a_window_that_ends_within_a_segment_has_more_than_whole_segments() {
+    let open = |until: u64| {
+        let size = SegmentSize::new(16 << 20).unwrap();
+        let found = open_segment(Lsn(until), TimelineId::FIRST, size);
+        found.map(|(name, until)| (name.to_string(), until.0))
+    };
+    assert_eq!(open(0x500_0000), None);
+    let name = "000000010000000000000005".to_owned();
+    assert_eq!(open(0x500_0158), Some((name, 0x500_0158)));
 }
