@@ -89,20 +89,12 @@ impl Reachable {
         let mut refused = None;
         for (role, database) in roles.iter().flat_map(|role| FIRST.map(|database| (*role, database))) {
             match self.connect(&options, role, database).await {
-                Ok(mut connection) => {
-                    let position = state(&mut connection).await?.0;
-                    let database = database.to_owned();
-                    let superuser = superuser(&mut connection).await?.unwrap_or_else(|| role.to_owned());
-                    // The session that waits has the rights of the ones that follow.
-                    connection.close().await;
-                    let (connection, superuser) = match self.connect(&options, &superuser, &database).await {
-                        Ok(connection) => (connection, superuser),
-                        // Another superuser than the one that got in may not be let in from here.
-                        Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet(Some(error))),
-                        Err(_) => (self.connect(&options, role, &database).await?, (*role).to_owned()),
+                Ok(connection) => {
+                    let opened = self.waiting_session(connection, &options, (role, database)).await;
+                    return match opened {
+                        Ok(session) => Ok(FirstSession::Open(Box::new(session))),
+                        Err(error) => not_yet(error),
                     };
-                    let session = Session { connection, superuser, database, position };
-                    return Ok(FirstSession::Open(Box::new(session)));
                 }
                 Err(error) if is_not_yet(&error) => return Ok(FirstSession::NotYet(Some(error))),
                 Err(error) => refused = refused.or(Some(error)),
@@ -110,6 +102,39 @@ impl Reachable {
         }
         Ok(refused.map_or(FirstSession::NotYet(None), FirstSession::Refused))
     }
+
+    /// The session that waits, by one that got in: with the rights of the sessions that follow.
+    async fn waiting_session(
+        &self,
+        mut connection: Connection,
+        options: &str,
+        (role, database): (&str, &str),
+    ) -> anyhow::Result<Session> {
+        let position = state(&mut connection).await?.0;
+        let superuser = superuser(&mut connection).await?.unwrap_or_else(|| role.to_owned());
+        connection.close().await;
+        let (connection, superuser) = match self.connect(options, &superuser, database).await {
+            Ok(connection) => (connection, superuser),
+            Err(error) if is_not_yet(&error) => return Err(error.into()),
+            // Another superuser than the one that got in may not be let in from here.
+            Err(_) => (self.connect(options, role, database).await?, role.to_owned()),
+        };
+        Ok(Session { connection, superuser, database: database.to_owned(), position })
+    }
+}
+
+/// What a session means that broke before it could wait: where the server ended it, that shows next.
+fn not_yet(error: anyhow::Error) -> anyhow::Result<FirstSession> {
+    match error.downcast::<Error>() {
+        Ok(error) if is_not_yet(&error) => Ok(FirstSession::NotYet(Some(error))),
+        Ok(error) => Err(error.into()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a session broke, or was refused, as it is where its server ends or starts.
+pub(crate) fn is_broken(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(is_not_yet)
 }
 
 /// What became of the first session.
@@ -166,8 +191,9 @@ fn escaped(value: &str) -> String {
 
 /// Whether a server that starts may take the session later.
 fn is_not_yet(error: &Error) -> bool {
-    // 57P03: it starts, or is not consistent. Class 53: it lacks what another session may give back.
-    let passes = |state: &str| state == "57P03" || state.starts_with("53");
+    // 57P01, 57P02: it ends, or starts again after a crash. 57P03: it starts, or is not consistent. Class 53: it lacks what another session
+    // may give back.
+    let passes = |state: &str| matches!(state, "57P01" | "57P02" | "57P03") || state.starts_with("53");
     error.sqlstate().map_or_else(|| error.is_transient(), passes)
 }
 
@@ -204,6 +230,26 @@ mod tests {
         let newer = ["event_triggers", "transaction_timeout", "idle_session_timeout"];
         assert_eq!(newer.map(|name| old.contains(&format!("-c {name}="))), [false; 3]);
         assert_eq!(newer.map(|name| new.contains(&format!("-c {name}="))), [true; 3]);
+    }
+
+    #[test]
+    fn a_session_that_its_server_ended_is_tried_again() {
+        use walpoint_pg::connect::ServerReport;
+        let refused = |state: &str| Error::Server {
+            host: "/run/pg".into(),
+            report: Box::new(ServerReport { sqlstate: state.into(), ..ServerReport::default() }),
+        };
+        let lost = || Error::Lost { host: "/run/pg".into(), source: std::io::ErrorKind::BrokenPipe.into() };
+        for error in [refused("57P01"), refused("57P02"), refused("57P03"), refused("53300"), lost()] {
+            let error = anyhow::Error::from(error);
+            assert!(is_broken(&error), "{error}");
+            assert!(matches!(not_yet(error), Ok(FirstSession::NotYet(Some(_)))));
+        }
+        // What a damaged catalog says lasts.
+        let lasting = ["58P01", "28000"].map(|state| anyhow::Error::from(refused(state)));
+        for error in lasting.into_iter().chain([anyhow::anyhow!("no such column")]) {
+            assert!(!is_broken(&error) && not_yet(error).is_err());
+        }
     }
 
     #[test]

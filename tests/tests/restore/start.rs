@@ -273,6 +273,27 @@ fn a_server_that_ends_is_reported_with_its_log() {
     assert!(output.stdout.contains("to stop it: ") && running.is_alive(), "{output:#?}");
 }
 
+/// A server that ends while it is checked is not called paused, and its moment not right.
+#[test]
+fn a_server_that_ends_during_its_checks_has_ended() {
+    let bed = Bed::new(17);
+    let (file, pid) = (bed.place("end.toml"), bed.place("back").join("postmaster.pid"));
+    let pid = pid.display();
+    let end = format!("kill -QUIT $(head -n 1 {pid}); while test -e {pid}; do sleep 0.1; done; sleep 1");
+    fs::write(&file, format!("[[check]]\nname = 'the end'\ncommand = '{end}'\n")).unwrap();
+    user::give(&file);
+    let options = ["--json", "--target-time", &bed.five, "--check", file.to_str().unwrap()];
+    let (output, running) = bed.restore("back", &options);
+    let report = json(&output.expect_status(1));
+    let started = &report["started"];
+    assert_eq!((&started["state"], &started["pid"]), (&"ended".into(), &Value::Null), "{report:#}");
+    assert_eq!((&started["verdict"], &started["resume_command"]), (&Value::Null, &Value::Null), "{report:#}");
+    assert_eq!(started["checks"][0]["result"], "passed", "{report:#}");
+    let problems = started["problems"].to_string();
+    assert!(problems.contains("its server ended after recovery had stopped"), "{report:#}");
+    assert!(!running.is_alive());
+}
+
 /// Whatever ends restore-agent, the server recovers.
 #[test]
 fn the_server_outlives_a_restore_that_is_interrupted_or_killed() {

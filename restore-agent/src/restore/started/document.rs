@@ -37,7 +37,7 @@ pub(in crate::restore) struct StartedDocument {
     pub(super) recovery_seconds: f64,
     /// The checks, in the order in which they were made.
     pub(super) checks: Vec<CheckDocument>,
-    /// Whether the checks say that this is the right moment. Absent if there were none, or they were not made.
+    /// Whether the checks say that this is the right moment. Absent if there were none, they were not made, or the server has ended since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) verdict: Option<Verdict>,
     /// What is wrong with it.

@@ -18,8 +18,31 @@ const LINES: usize = 10;
 /// How a server ended, and what kept it from starting, if that was not the server itself.
 pub(super) type Ending = (ExitStatus, Option<String>);
 
+/// When a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// Before it was seen where it was to stop.
+    Before,
+    /// After that.
+    After,
+}
+
+impl When {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Before => "before recovery was where it was to stop",
+            Self::After => "after recovery had stopped",
+        }
+    }
+}
+
 /// It has ended by itself.
-pub(super) fn ended(launched: &Launched, plan: &LaunchPlan, (status, complaint): Ending) -> anyhow::Error {
+pub(super) fn ended(
+    launched: &Launched,
+    plan: &LaunchPlan,
+    when: When,
+    (status, complaint): Ending,
+) -> anyhow::Error {
     let logs = [launched.log(), launched.start_log()];
     let lines = logs.iter().map(|log| last_lines(log, LINES, plan.owner)).find(|lines| !lines.is_empty());
     let lines: Vec<String> = complaint.into_iter().chain(lines.unwrap_or_default()).collect();
@@ -41,8 +64,8 @@ pub(super) fn ended(launched: &Launched, plan: &LaunchPlan, (status, complaint):
         }
     };
     anyhow!(
-        "the cluster was restored, and its server ended before recovery was where it was to stop ({status}){details}\nDETAIL: Its log \
-         is {}.\nHINT: {hint}",
+        "the cluster was restored, and its server ended {} ({status}){details}\nDETAIL: Its log is {}.\nHINT: {hint}",
+        when.text(),
         launched.log().display()
     )
 }

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio::io::AsyncReadExt;
@@ -89,6 +90,14 @@ impl Launched {
     /// How it ended, if it did.
     pub(super) fn status(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         self.child.try_wait().context("the state of the restored server is unknown")
+    }
+
+    /// How it ended, if it does so within a time; it is looked at once in any case.
+    pub(super) async fn end_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => Some(status),
+            _ => tokio::time::timeout(limit, self.child.wait()).await.ok()?.ok(),
+        }
     }
 
     /// What kept it from starting, if that was not the server itself.
@@ -181,6 +190,20 @@ mod tests {
         assert_eq!(address("42\n/data\n1700000000\n", 42), None, "it is being written");
         let starts = file("/run/pg", "*").replace("ready   ", "starting");
         assert_eq!(address(&starts, 42).map(|(_, takes_sessions)| takes_sessions), Some(false));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_ended_is_seen_at_once() {
+        let launched = |script: &str| {
+            let child = Command::new("sh").args(["-c", script]).kill_on_drop(true).spawn().unwrap();
+            let pid = child.id().unwrap();
+            Launched { child, pid, pgdata: PathBuf::new(), owner: None, printed_earlier: 0 }
+        };
+        let mut runs = launched("exec sleep 600");
+        assert_eq!(runs.end_within(Duration::ZERO).await, None);
+        let mut ends = launched("exit 3");
+        let status = ends.end_within(Duration::from_secs(30)).await.unwrap();
+        assert_eq!((status.code(), ends.end_within(Duration::ZERO).await), (Some(3), Some(status)));
     }
 
     #[test]

@@ -26,7 +26,8 @@ mod unseen;
 mod watch;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +39,7 @@ use walpoint_words::format_chain;
 use self::arrival::Arrival;
 use self::document::ServerState;
 pub(super) use self::document::StartedDocument;
+use self::ended::When;
 use self::launch::Launched;
 pub(super) use self::options::StartArgs;
 pub(super) use self::text::text;
@@ -45,13 +47,16 @@ use self::watch::{Arrived, Known, Watch, Watched};
 use super::RestoreArgs;
 use super::confined;
 use super::owners::Owner;
-use crate::checks::{self, Check, CheckDocument, CheckOutcome};
+use crate::checks::{self, Check, CheckDocument, CheckOutcome, CheckResult};
 use crate::plan::{CommandLine, Planned};
 use crate::server::{self, Programs, Reached, ServerUser};
 use crate::shell;
 
 /// What a person puts in the place of `TIME`.
 const ANOTHER: [&str; 2] = ["--target-time", "TIME"];
+
+/// How long a server may take to end that a broken session or a failed check was perhaps the first sign of.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// What a restored server is started with.
 #[derive(Debug, Clone)]
@@ -155,15 +160,18 @@ impl Starting {
         };
         let started = match arrived {
             None => attempt.left(&launched, &known, ended::interrupted()),
-            Some(Err(error)) => attempt.left(&launched, &known, error),
+            // A server that ends takes its session along.
+            Some(Err(error)) => match launched.end_within(ENDING).await {
+                Some(status) => attempt.ended(&mut launched, &known, (When::Before, status)).await,
+                None => attempt.left(&launched, &known, error),
+            },
             Some(Ok(Watched::Late)) => {
                 attempt.left(&launched, &known, ended::late(self.args.start_timeout.unwrap_or_default()))
             }
             Some(Ok(Watched::Refused(error))) => attempt.left(&launched, &known, ended::refused(error)),
             Some(Ok(Watched::Consistent)) => attempt.standby(&launched, &known),
             Some(Ok(Watched::Ended(status))) => {
-                let complaint = launched.complaint().await;
-                attempt.ended(&launched, &known, (status, complaint))
+                attempt.ended(&mut launched, &known, (When::Before, status)).await
             }
             Some(Ok(Watched::Arrived(arrived))) => {
                 attempt.show_start(&launched);
@@ -176,8 +184,15 @@ impl Starting {
                     _ = terminate.recv() => None,
                 };
                 let is_interrupted = checked.is_none();
-                attempt.checks = checked.unwrap_or_default().iter().map(CheckDocument::of).collect();
-                attempt.arrived(&launched, &arrived, is_interrupted)
+                let checked = checked.unwrap_or_default();
+                // A server that has ended is neither paused nor promoted, whatever its checks found.
+                let has_failed = checked.iter().any(CheckResult::has_failed);
+                let ended = launched.end_within(if has_failed { ENDING } else { Duration::ZERO }).await;
+                attempt.checks = checked.iter().map(CheckDocument::of).collect();
+                match ended {
+                    Some(status) => attempt.ended(&mut launched, &known, (When::After, status)).await,
+                    None => attempt.arrived(&launched, &arrived, is_interrupted),
+                }
             }
         };
         Ok(started)
@@ -238,10 +253,16 @@ impl Attempt<'_> {
         Started { document, failure: None }
     }
 
-    fn ended(&self, launched: &Launched, known: &Known, how: ended::Ending) -> Started {
-        let error = ended::ended(launched, self.plan, how);
-        let document = self.document(launched, known);
-        failed(StartedDocument { state: ServerState::Ended, pid: None, ..document }, error)
+    async fn ended(
+        &mut self,
+        launched: &mut Launched,
+        known: &Known,
+        (when, status): (When, ExitStatus),
+    ) -> Started {
+        let complaint = launched.complaint().await;
+        let error = ended::ended(launched, self.plan, when, (status, complaint));
+        let (document, checks) = (self.document(launched, known), std::mem::take(&mut self.checks));
+        failed(StartedDocument { state: ServerState::Ended, pid: None, checks, ..document }, error)
     }
 
     /// It is where it was to stop, or where it stopped by itself.
@@ -335,12 +356,15 @@ impl Started {
         text
     }
 
-    /// What failed, for the record: the checks one by one, else what is wrong.
+    /// What failed, for the record: the checks one by one, unless their server has ended; else what is wrong.
     pub(super) fn issues(&self) -> Vec<String> {
         let failed = self.document.checks.iter().filter(|check| check.result == CheckOutcome::Failed);
         let failed: Vec<String> = failed
             .map(|check| format!("{}: {}", check.name, check.message.as_deref().unwrap_or("failed")))
             .collect();
-        if failed.is_empty() { self.document.problems.clone() } else { failed }
+        match failed.is_empty() || self.document.state == ServerState::Ended {
+            true => self.document.problems.clone(),
+            false => failed,
+        }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Both lag behind: `pg_control` has what the pages on disk need, and the title the segment that is being replayed.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use walpoint_base::{Lsn, SegmentName, SegmentSize};
 use walpoint_pg::control::{CONTROL_FILE, ClusterState, ControlFile};
+use walpoint_pg::label::BACKUP_LABEL_FILE;
 
 use crate::restore::owners::Owner;
 use crate::server::owner;
@@ -27,11 +29,19 @@ pub(super) fn replayed(data: Data<'_>, pid: u32, size: SegmentSize) -> Option<Ls
 
 /// Whether what was replayed makes the data consistent.
 pub(super) fn is_consistent(data: Data<'_>) -> bool {
-    control(data).is_some_and(|control| {
-        control.state == ClusterState::InArchiveRecovery
-            && !control.backup_start_point.is_valid()
-            && !control.backup_end_required
-    })
+    has_begun(data.0)
+        && control(data).is_some_and(|control| {
+            control.state == ClusterState::InArchiveRecovery
+                && !control.backup_start_point.is_valid()
+                && !control.backup_end_required
+        })
+}
+
+/// Whether `pg_control` says something of this recovery. Until the server has written it, it is that of the backup, which a standby's says
+/// is in recovery and needs nothing; then the server puts the label out of the way.
+fn has_begun(pgdata: &Path) -> bool {
+    let label = std::fs::symlink_metadata(pgdata.join(BACKUP_LABEL_FILE));
+    label.is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn control((pgdata, owner): Data<'_>) -> Option<ControlFile> {
@@ -75,6 +85,15 @@ mod tests {
         );
         assert_eq!(found("postgres: startup waiting for 000000010000000000000005"), None);
         assert_eq!(found("postgres: startup recovering x"), None);
+    }
+
+    #[test]
+    fn the_control_file_of_the_backup_says_nothing_of_the_recovery() {
+        let dir = tempfile::tempdir().unwrap();
+        walpoint_base::durable::create(&dir.path().join("backup_label"), b"").unwrap();
+        assert!(!has_begun(dir.path()));
+        walpoint_base::durable::remove(&dir.path().join("backup_label")).unwrap();
+        assert!(has_begun(dir.path()));
     }
 
     #[test]

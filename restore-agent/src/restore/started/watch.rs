@@ -13,7 +13,7 @@ use super::unanswered::Unanswered;
 use super::{LaunchPlan, unseen};
 use crate::plan::Planned;
 use crate::server::end::PlannedEnd;
-use crate::server::session::{FirstSession, PeerUser, Session, state};
+use crate::server::session::{FirstSession, PeerUser, Session, is_broken, state};
 use crate::server::{Instance, Position, Reachable, Reached, ServerUser};
 
 /// How often it is looked at.
@@ -136,7 +136,12 @@ impl Watch<'_> {
                     known.seen = Seen { lsn, last_commit: position.last_commit, by_server: true };
                     let is_there = is_paused || !position.is_in_recovery || self.plan.is_standby;
                     if let Some(session) = session.take_if(|_| is_there) {
-                        return self.arrived(session, position, known).await;
+                        match self.arrived(session, position, known).await {
+                            Err(error) if is_broken(&error) => {
+                                tracing::debug!("the restored server did not say where it is: {error:#}");
+                            }
+                            arrived => return arrived,
+                        }
                     }
                 }
             }
