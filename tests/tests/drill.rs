@@ -403,10 +403,14 @@ fn scenarios_run_by_name_and_in_turn() {
     let backup = format!("drill.c-backup = {{ kind = \"backup\", rto = \"10m\", rpo = \"10m\", {quick} }}");
     let extract = "drill.d-extract = { kind = \"extract\", database = \"postgres\", tables = [\"rows\"], output_min = \"200B\" }";
     let large = "drill.e-large = { kind = \"extract\", database = \"postgres\", query = \"table rows\", output_min = \"1GiB\" }";
+    let none = "drill.e-none = { kind = \"extract\", database = \"postgres\", query = \"select n from rows where false\" }";
     let gone = "drill.f-gone = { kind = \"backup\", checks = \"/nowhere/checks.toml\" }";
-    let bed = Bed::with(17, &[&latest, future, &backup, extract, large, gone]);
+    let bed = Bed::with(17, &[&latest, future, &backup, extract, large, none, gone]);
     let printed = bed.drill(&["--all-scenarios", "--json"]).expect_status(1);
-    assert!(printed.stderr.contains("3 of 6 scenarios failed: b-future, e-large, f-gone"), "{printed:#?}");
+    assert!(
+        printed.stderr.contains("4 of 7 scenarios failed: b-future, e-large, e-none, f-gone"),
+        "{printed:#?}"
+    );
     let report = json(&printed);
     let run = |name: &str| {
         let runs = report["scenarios"].as_array().unwrap();
@@ -431,8 +435,8 @@ fn scenarios_run_by_name_and_in_turn() {
     assert_eq!(kinds("d-extract"), ["\"recovery\" \"passed\"", "\"extraction\" \"passed\""], "{report:#}");
     assert!(run("d-extract")["drill"]["output_bytes"].as_u64().unwrap() >= 200, "{report:#}");
     assert_eq!(kinds("e-large"), ["\"recovery\" \"passed\"", "\"extraction\" \"failed\""], "{report:#}");
-    // The rows and the line of the columns' names.
-    assert_eq!(run("e-large")["drill"]["output_bytes"], 2 + 9 * 2 + 11 * 3, "{report:#}");
+    assert_eq!(run("e-large")["drill"]["output_bytes"], 9 * 2 + 11 * 3, "{report:#}");
+    assert_eq!(run("e-none")["drill"]["checks"][1]["message"], "it is empty", "{report:#}");
     assert_eq!(bed.scratch(), [] as [PathBuf; 0], "what was extracted is left");
     let missed = bed.drill(&["--scenario", "d-extract", "--rto", "1ms", "--json"]).expect_status(3);
     assert_eq!(
@@ -462,6 +466,7 @@ fn scenarios_are_on_record(bed: &Bed) {
         "\"c-backup\" \"backup\" \"success\"",
         "\"d-extract\" \"extract\" \"success\"",
         "\"e-large\" \"extract\" \"failed\"",
+        "\"e-none\" \"extract\" \"failed\"",
         "\"f-gone\" \"backup\" \"failed\"",
     ];
     assert_eq!(last, expected, "{listed:#}");
@@ -471,12 +476,12 @@ fn scenarios_are_on_record(bed: &Bed) {
     // Behind the backup. What could not run is on record with its reason.
     let listed = json(&bed.archived.agent.run(&["evidence", "list", "--json"]).expect_success());
     let (unreachable, gone) =
-        (&listed["repositories"][0]["records"][2], &listed["repositories"][0]["records"][6]);
+        (&listed["repositories"][0]["records"][2], &listed["repositories"][0]["records"][7]);
     assert_eq!(unreachable["target"], "time 2199-01-01 00:00:00.000000+00", "{listed:#}");
     assert!(unreachable["issues"][0].is_string() && unreachable["backups"].is_null(), "{listed:#}");
     assert!(gone["issues"][0].as_str().unwrap().contains("/nowhere/checks.toml"), "{listed:#}");
     // What the command line changed is no run of the scenario.
-    let changed = &listed["repositories"][0]["records"][7];
+    let changed = &listed["repositories"][0]["records"][8];
     assert_eq!((&changed["outcome"], &changed["rto"]["met"]), (&"partial".into(), &false.into()));
     assert!(changed["scenario"].as_str().unwrap().ends_with("; scenario d-extract, changed by --rto"));
     assert!(changed["scenario_name"].is_null(), "{changed:#}");

@@ -12,6 +12,7 @@ use walpoint_runtime::exit::Failure;
 
 use super::destination::Destination;
 use super::passed_on::Shape;
+use super::query::CopyFormat;
 use super::{ExtractArgs, Extraction, release, require_database};
 use crate::plan::Planned;
 use crate::scratch::ScratchRestore;
@@ -36,13 +37,14 @@ pub(crate) struct Rehearsal {
 }
 
 impl Rehearsal {
-    /// The options of `extract` that ask for the same.
+    /// The options of `extract` that ask for the same. Of a query only its rows are written: without any, nothing is.
     fn options(&self) -> ExtractArgs {
         ExtractArgs {
             database: Some(self.database.clone()),
             tables: self.tables.clone(),
             schemas: self.schemas.clone(),
             query: self.query.clone(),
+            format: self.query.as_ref().map(|_| CopyFormat::Text),
             client_bindir: self.client_bindir.clone(),
             ..ExtractArgs::default()
         }
@@ -81,5 +83,24 @@ impl Rehearsal {
             extraction.prove(scratch, &planned, &destination).await.map_err(|failure| failure.error)?;
         work.run(&destination, instance, scratch.user()).await?;
         destination.written()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_that_gives_no_row_gives_nothing() {
+        let rehearsal = |query: Option<&str>| Rehearsal {
+            database: "shop".to_owned(),
+            tables: Vec::new(),
+            schemas: Vec::new(),
+            query: query.map(str::to_owned),
+            client_bindir: None,
+        };
+        // The others begin with the names of the columns, or with a header.
+        assert_eq!(rehearsal(Some("select 1 where false")).options().format, Some(CopyFormat::Text));
+        assert_eq!(rehearsal(None).options().format, None);
     }
 }
