@@ -443,6 +443,7 @@ fn scenarios_run_by_name_and_in_turn() {
         (&json(&missed)["scenario"], &json(&missed)["rto_target_seconds"]),
         (&"d-extract".into(), &0.001.into())
     );
+    assert!(json(&missed)["notes"].to_string().contains("changed by --rto"), "{missed:#?}");
     let unknown = bed.drill(&["--scenario", "d-extrat"]).expect_status(2);
     assert!(unknown.stderr.contains("HINT: Perhaps you meant \"d-extract\"."), "{unknown:#?}");
     scenarios_are_on_record(&bed);

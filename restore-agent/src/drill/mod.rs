@@ -320,6 +320,7 @@ impl Drill<'_> {
         let mut notes = planned.notes(&CommandLine::given());
         notes.extend(scratch.notes().iter().cloned());
         notes.extend(findings.notes);
+        notes.extend(self.args.changed());
         Ok(DrillReport {
             result: if has_failed || !missed.is_empty() { DrillResult::Failed } else { DrillResult::Passed },
             scenario: self.args.scenario.clone(),

@@ -180,6 +180,13 @@ impl DrillArgs {
         target.given().into_iter().chain(scratch.changing()).chain(own).collect()
     }
 
+    /// What to know of a drill that the command line made another one than its scenario.
+    pub(super) fn changed(&self) -> Option<String> {
+        let name = self.scenario.as_ref().filter(|_| !self.changed_by.is_empty())?;
+        let options = self.changed_by.join(", ");
+        Some(format!("this is not a run of scenario \"{name}\", but another drill, changed by {options}"))
+    }
+
     /// Whether a check that every drill makes is made. A drill of an extraction proves that alone.
     pub(super) fn makes(&self, check: Skipped) -> bool {
         self.extraction.is_none() && !self.skip.contains(&check)
@@ -250,6 +257,12 @@ mod tests {
         assert_eq!(merged(&place, text).changed_by, none);
         let lighter = ["--target-immediate", "--skip", "amcheck", "--rto", "100h"];
         assert_eq!(merged(&lighter, text).changed_by, ["--target-immediate", "--skip", "--rto"]);
+        let note = merged(&["--rto", "1h"], text).changed();
+        assert_eq!(
+            note.as_deref(),
+            Some("this is not a run of scenario \"nightly\", but another drill, changed by --rto")
+        );
+        assert_eq!(merged(&place, text).changed(), None);
         let others = [
             ["--target-time", "1 hour ago"],
             ["--target-lsn", "0/1"],
