@@ -1,5 +1,7 @@
 //! The drills of the configuration: one by its name, all of them in turn, and a list of them.
 
+use std::collections::BTreeMap;
+
 use anyhow::anyhow;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -7,13 +9,14 @@ use tokio_util::sync::CancellationToken;
 use walpoint_base::nearest::nearest;
 use walpoint_base::{ClusterName, Diagnostic, ScenarioName};
 use walpoint_runtime::args::{CommonArgs, Selection};
+use walpoint_runtime::config::DrillScenario;
 use walpoint_runtime::exit::{FAILED, Failure};
 use walpoint_runtime::output;
 use walpoint_storage::store::StoreSettings;
 
 use super::document::{DrillDocument, DrillReport, DrillResult};
 use super::last::{self, ScenarioList};
-use super::{DrillArgs, Drilled, Order, ended};
+use super::{DrillArgs, Drilled, Order, ended, stopped};
 
 /// What all drills of the configuration found.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -101,25 +104,35 @@ pub(super) async fn all(
     if selection.settings.drill.is_empty() {
         return Err(none(&selection.cluster));
     }
-    let mut runs = Vec::new();
-    for (name, scenario) in &selection.settings.drill {
-        if interrupted.is_cancelled() {
-            break;
-        }
+    let make = async |name: &ScenarioName, scenario: &DrillScenario| {
         tracing::info!("scenario \"{name}\" begins");
         let args = args.over(name, scenario);
-        let made = Order { common, args: &args, is_alone: false }.make(interrupted).await;
-        runs.push(ScenarioRun::of(name, made));
-    }
+        Order { common, args: &args, is_alone: false }.make(interrupted).await
+    };
+    let runs = in_turn(&selection.settings.drill, interrupted, make).await;
     let report = DrillsReport::of(&selection.cluster, runs);
     match common.json {
         true => output::json(&DrillDocument::Several(&report))?,
         false => output::text(&report.text())?,
     }
-    if interrupted.is_cancelled() {
-        return Err(anyhow!("the drills were interrupted").into());
-    }
     report.verdict()
+}
+
+/// Makes drills in the order of their names. After an interruption none begins, and each of these is one that did not run.
+async fn in_turn(
+    drills: &BTreeMap<ScenarioName, DrillScenario>,
+    interrupted: &CancellationToken,
+    make: impl AsyncFn(&ScenarioName, &DrillScenario) -> Result<Drilled, Failure>,
+) -> Vec<ScenarioRun> {
+    let mut runs = Vec::new();
+    for (name, scenario) in drills {
+        let made = match interrupted.is_cancelled() {
+            true => Err(stopped()),
+            false => make(name, scenario).await,
+        };
+        runs.push(ScenarioRun::of(name, made));
+    }
+    runs
 }
 
 /// Lists the drills of the configuration.
@@ -190,6 +203,25 @@ impl DrillsReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_drill_that_an_interruption_kept_from_running_has_not_passed() {
+        let scenario = || toml::from_str::<DrillScenario>("kind = \"backup\"").unwrap();
+        let drills = ["a", "b"].map(|name| (name.parse::<ScenarioName>().unwrap(), scenario()));
+        let interrupted = CancellationToken::new();
+        let make = async |_: &ScenarioName, _: &DrillScenario| {
+            interrupted.cancel();
+            Err(anyhow!("no space").into())
+        };
+        let runs = in_turn(&BTreeMap::from(drills), &interrupted, make).await;
+        let cluster: ClusterName = "main".parse().unwrap();
+        let report = DrillsReport::of(&cluster, runs);
+        assert_eq!(report.result, DrillResult::Failed);
+        assert_eq!(
+            report.text(),
+            "scenarios of cluster main:\n  NOT RUN  a: no space\n  NOT RUN  b: the drill was interrupted\n"
+        );
+    }
 
     #[test]
     fn one_that_fails_or_cannot_run_fails_all_and_is_named() {
