@@ -68,12 +68,19 @@ impl LargestTables {
         if more > 0 {
             named.push(format!("and {more} more"));
         }
-        match named.is_empty() {
-            false => Outcome::Failed(named.join("; ")),
-            true => {
-                let count = u64::try_from(self.tables.len()).unwrap_or(u64::MAX);
-                Outcome::Passed(Some(human::count(count, "table")))
+        let all = self.tables.len();
+        let read = self.tables.iter().filter(|table| table.is_counted).count();
+        let count = |tables: usize| human::count(u64::try_from(tables).unwrap_or(u64::MAX), "table");
+        match (named.is_empty(), read) {
+            (false, _) => Outcome::Failed(named.join("; ")),
+            (true, read) if read == all => Outcome::Passed(Some(count(all))),
+            (true, 0) => {
+                Outcome::Skipped(format!("{}, none of which could be read to its end in time", count(all)))
             }
+            (true, read) => Outcome::Passed(Some(format!(
+                "{} of {all}; the others were not read to their end",
+                count(read)
+            ))),
         }
     }
 
@@ -196,6 +203,28 @@ mod tests {
             ..ServerReport::default()
         };
         Error::Server { host: "/socket".into(), report: Box::new(report) }.into()
+    }
+
+    #[test]
+    fn what_was_not_read_to_its_end_is_not_called_readable() {
+        let table = |is_counted| Table {
+            database: "shop".into(),
+            schema: "public".into(),
+            name: "orders".into(),
+            quoted: "public.orders".into(),
+            bytes: 8192,
+            rows: 1,
+            is_counted,
+        };
+        let outcome = |read: &[bool]| {
+            let tables = read.iter().map(|is_counted| table(*is_counted)).collect();
+            LargestTables { tables, ..LargestTables::default() }.outcome()
+        };
+        assert_eq!(outcome(&[true, true]), Outcome::Passed(Some("2 tables".into())));
+        let some = "1 table of 2; the others were not read to their end";
+        assert_eq!(outcome(&[true, false]), Outcome::Passed(Some(some.into())));
+        let none = "2 tables, none of which could be read to its end in time";
+        assert_eq!(outcome(&[false, false]), Outcome::Skipped(none.into()));
     }
 
     #[test]
