@@ -135,10 +135,10 @@ impl Instance {
         if is_in_recovery { self.promote().await } else { Ok(()) }
     }
 
-    /// The databases that take sessions.
+    /// The databases that take sessions. What an interrupted `DROP DATABASE` left does not (`DATCONNLIMIT_INVALID_DB`).
     pub(crate) async fn databases(&self) -> anyhow::Result<Vec<String>> {
         let mut connection = self.connect(&self.database, Some(Duration::from_secs(60))).await?;
-        let sql = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY datname";
+        let sql = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname";
         let rows = connection.query(sql).await?;
         let names: Result<Vec<String>, _> = rows.iter().map(|row| row.get("datname")).collect();
         connection.close().await;
