@@ -135,6 +135,11 @@ fn a_drill_passes_and_leaves_nothing(major: u32) {
     // What a DROP DATABASE leaves that was interrupted takes no sessions in production either.
     bed.archived.cluster.psql("create database half_dropped");
     bed.archived.cluster.psql("update pg_database set datconnlimit = -2 where datname = 'half_dropped'");
+    // A server would follow it, and write there.
+    let link = bed.archived.cluster.pgdata().join("global/link");
+    std::os::unix::fs::symlink(bed.place.with_file_name("outside"), &link).unwrap();
+    user::give(&link);
+    bed.archived.backup();
     bed.archived.settle();
     let checks = bed.place.with_file_name("checks.toml");
     let text = "[[check]]\nname = 'all rows'\nquery = 'select count(*) from rows'\nexpect = 20\n\
@@ -143,6 +148,7 @@ fn a_drill_passes_and_leaves_nothing(major: u32) {
                 ('max_logical_replication_workers', '4'), ('archive_timeout', '3600'), ('autovacuum', 'on'))\"\nexpect_rows = 0\n\
                 [[check]]\nname = 'inside'\nquery = \"select pg_tablespace_location(oid) like 'pg_tblspc/%' from pg_tablespace where \
                 spcname = 'elsewhere'\"\n\
+                [[check]]\nname = 'no link'\ncommand = 'cd \"$PGHOST/../data/global\" && test ! -L link'\n\
                 [[check]]\nname = 'command'\ncommand = 'test -S \"$PGHOST/.s.PGSQL.$PGPORT\" && echo \"$PGDATABASE\"'\nexpect = 'postgres'\n";
     fs::write(&checks, text).unwrap();
     fs::set_permissions(&checks, fs::Permissions::from_mode(0o644)).unwrap();
@@ -158,7 +164,7 @@ fn a_drill_passes_and_leaves_nothing(major: u32) {
         "{report:#}"
     );
     assert_eq!(result(&report, "page checksums")["result"], "passed");
-    for name in ["all rows", "apart", "inside", "command", "count(*) = 2"] {
+    for name in ["all rows", "apart", "inside", "no link", "command", "count(*) = 2"] {
         assert_eq!(result(&report, name)["result"], "passed", "{report:#}");
     }
     let rto = report["rto_seconds"].as_f64().unwrap();

@@ -87,6 +87,8 @@ pub(crate) struct Copier {
     pub(crate) roots: Arc<OpenRoots>,
     /// Where it writes to.
     pub(crate) filesystems: Arc<Filesystems>,
+    /// Whether the server that will run here may not reach what is outside.
+    pub(crate) is_confined: bool,
 }
 
 /// A window whose block lists are being read.
@@ -390,7 +392,8 @@ impl Copier {
     /// Where an entry goes; `None` if it is not restored.
     fn place(&self, entry: &FileEntry) -> Option<PathBuf> {
         let path = &entry.path;
-        if is_left_out(path, &self.layout) {
+        let leads_out = self.is_confined && matches!(entry.content, EntryContent::Link { .. });
+        if is_left_out(path, &self.layout) || leads_out && self.layout.is_among_data(path) {
             return None;
         }
         let control = self.layout.is_data(path) && path.path.as_bytes() == CONTROL_FILE.as_bytes();

@@ -128,6 +128,7 @@ impl Restore {
             delta: self.marker.delta,
             roots: Arc::clone(roots),
             filesystems,
+            is_confined: self.confine.is_some(),
         };
         let written = copier.copy().await;
         drop(copier);

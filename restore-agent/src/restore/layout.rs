@@ -98,6 +98,15 @@ impl Layout {
         self.is_data(path) && path.path.as_bytes() == b"pg_wal"
     }
 
+    /// Whether something lies where a server keeps data that it opens to write to it. What a link there leads to is the original's, on the
+    /// original's machine, and PostgreSQL follows it; the backup does not hold that, so nothing is lost without the link.
+    pub(crate) fn is_among_data(&self, path: &TablePath) -> bool {
+        let mut components = path.path.as_bytes().split(|b| *b == b'/');
+        let first = components.next().unwrap_or_default();
+        let is_servers = matches!(first, b"base" | b"global") || first.starts_with(b"pg_");
+        self.is_data(path) && is_servers && components.next().is_some()
+    }
+
     /// Whether something lies directly in a tablespace and is not the directory of a version of PostgreSQL. No backup holds
     /// such a thing, but one that lies could name any directory a tablespace and put files there.
     pub(crate) fn is_stray(&self, path: &TablePath, is_directory: bool) -> bool {
@@ -216,6 +225,19 @@ mod tests {
         assert!(!stray("pg_tblspc/16400/PG_17_202406281/5/16401", false) && !stray("base/5/1", false));
         assert!(stray("pg_tblspc/16400/authorized_keys", false) && stray("pg_tblspc/16400/x", true));
         assert!(stray("pg_tblspc/16400/PG_17_202406281", false));
+    }
+
+    #[test]
+    fn what_a_server_writes_to_is_known() {
+        let among = |path: &str| layout().is_among_data(&TablePath::data(path).unwrap());
+        for data in ["base/5/16384", "global/1262", "pg_xact/0000", "pg_tblspc/16400/PG_17_202406281/5/1"] {
+            assert!(among(data), "{data}");
+        }
+        for other in ["postgresql.conf", "pg_hba.conf", "conf.d/own.conf", "log", "log/a"] {
+            assert!(!among(other), "{other}");
+        }
+        let extra = TablePath { root: Root::Extra(0), ..TablePath::data("base/5/16384").unwrap() };
+        assert!(!layout().is_among_data(&extra));
     }
 
     #[test]
