@@ -16,7 +16,7 @@ use super::cancel::Cancel;
 use super::error::{ConnectFailure, Error};
 use super::report::ServerReport;
 use super::rows::Rows;
-use super::settings::{ConnInfo, Replication, SessionTarget};
+use super::settings::{ConnInfo, Host, Replication, SessionTarget};
 use super::wire::{Fault, Incoming, Wire};
 
 /// How long a statement may take unless [`Connection::set_limit`] says otherwise. Catalog queries take milliseconds.
@@ -34,6 +34,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// What is known when a session begins.
 pub(super) struct Established {
     pub(super) host: String,
+    pub(super) server: Host,
     pub(super) user: String,
     pub(super) database: String,
     pub(super) replication: Replication,
@@ -81,6 +82,11 @@ impl Connection {
     /// The server, as messages name it.
     pub fn host(&self) -> &str {
         &self.session.host
+    }
+
+    /// The server as it was reached: of several hosts that one, and of several addresses of its name that one.
+    pub fn server(&self) -> &Host {
+        &self.session.server
     }
 
     /// The role of the session.

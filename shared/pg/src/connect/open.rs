@@ -7,6 +7,7 @@ use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use postgres_protocol::message::backend::Message;
@@ -99,7 +100,7 @@ async fn try_host(
             _ => host.to_string(),
         };
         for encryption in encryptions(info.tls.mode, &address) {
-            let attempt = try_address(info, &shown, &address, *encryption, target, &prepared);
+            let attempt = try_address(info, (host, &shown), &address, *encryption, target, &prepared);
             match limited(info.connect_timeout, attempt).await {
                 Ok(connection) => return Ok(Some(connection)),
                 Err(Setback { failure, other_encryption }) => {
@@ -180,7 +181,7 @@ async fn addresses(host: &Host) -> Result<Vec<Address>, ConnectFailure> {
 /// One try: a session of the kind wanted, or why not.
 async fn try_address(
     info: &ConnInfo,
-    shown: &str,
+    (server, shown): (&Host, &str),
     address: &Address,
     encryption: Encryption,
     target: SessionTarget,
@@ -218,6 +219,7 @@ async fn try_address(
     wire.logged_in();
     let mut established = Established {
         host: shown.to_owned(),
+        server: reached(server, address),
         user: info.user.clone(),
         database: info.database.clone(),
         replication: info.replication,
@@ -243,6 +245,25 @@ async fn try_address(
             Err(failure.into())
         }
     }
+}
+
+/// A host with the address, or the directory of the socket, at which it was reached.
+fn reached(host: &Host, address: &Address) -> Host {
+    let place = match (&host.place, address) {
+        // A settings' address has no scope, without which one of a link leads nowhere.
+        (_, Address::Network(SocketAddr::V6(address))) if address.scope_id() != 0 => host.place.clone(),
+        (ServerAddress::Network { name, .. }, Address::Network(address))
+            if *name != address.ip().to_string() =>
+        {
+            ServerAddress::Network { name: name.clone(), address: Some(address.ip()) }
+        }
+        (ServerAddress::DefaultSocket, Address::Path(path)) => {
+            let directory = path.parent().map(Path::to_owned);
+            directory.map_or(ServerAddress::DefaultSocket, ServerAddress::Directory)
+        }
+        (place, _) => place.clone(),
+    };
+    Host { place, port: host.port }
 }
 
 /// Puts TLS around the socket if it is to be; gives the server certificate's hash too.
@@ -354,4 +375,32 @@ fn shuffled<T>(mut items: Vec<T>, wanted: bool) -> Vec<T> {
         return keyed.into_iter().map(|(_, item)| item).collect();
     }
     items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_known_by_the_address_at_which_it_was_reached() {
+        let named = |name: &str, address: Option<&str>| Host {
+            place: ServerAddress::Network {
+                name: name.to_owned(),
+                address: address.map(|address| address.parse().unwrap()),
+            },
+            port: 5433,
+        };
+        let network = |text: &str| Address::Network(text.parse().unwrap());
+        for (host, address, expected) in [
+            (named("db1", None), network("10.0.0.1:5433"), named("db1", Some("10.0.0.1"))),
+            (named("db1", Some("10.0.0.1")), network("10.0.0.1:5433"), named("db1", Some("10.0.0.1"))),
+            (named("10.0.0.1", None), network("10.0.0.1:5433"), named("10.0.0.1", None)),
+            (named("db1", None), network("[fe80::1%2]:5433"), named("db1", None)),
+        ] {
+            assert_eq!(reached(&host, &address), expected);
+        }
+        let socket = Host { place: ServerAddress::DefaultSocket, port: 5433 };
+        let reached = reached(&socket, &Address::Path("/run/postgresql/.s.PGSQL.5433".into()));
+        assert_eq!(reached.place, ServerAddress::Directory("/run/postgresql".into()));
+    }
 }

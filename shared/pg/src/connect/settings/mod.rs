@@ -187,6 +187,33 @@ impl ConnInfo {
         })
     }
 
+    /// A connection string for programs of libpq with which they do as a connection string or URI says, at one server only. What it says
+    /// nothing of, they take from their environment.
+    pub fn text_at(text: &str, host: &Host) -> Result<String, SettingsError> {
+        let (name, address) = match &host.place {
+            ServerAddress::DefaultSocket => (String::new(), None),
+            ServerAddress::Directory(directory) => (directory.display().to_string(), None),
+            ServerAddress::Abstract(name) => (format!("@{name}"), None),
+            ServerAddress::Network { name, address } => (name.clone(), *address),
+        };
+        let mut pairs = syntax::parse(text)?;
+        pairs.retain(|(name, _)| !["host", "hostaddr", "port"].contains(&name.as_str()));
+        pairs.push(("host".to_owned(), name));
+        pairs.push(("hostaddr".to_owned(), address.map(|address| address.to_string()).unwrap_or_default()));
+        pairs.push(("port".to_owned(), host.port.to_string()));
+        let quoted = |value: &str| value.replace('\\', r"\\").replace('\'', r"\'");
+        let words: Vec<String> =
+            pairs.iter().map(|(name, value)| format!("{name}='{}'", quoted(value))).collect();
+        Ok(words.join(" "))
+    }
+
+    /// The same, at one server only.
+    #[must_use]
+    pub fn at(mut self, host: Host) -> Self {
+        self.hosts = vec![host];
+        self
+    }
+
     /// The same, asking for another kind of session.
     #[must_use]
     pub fn with_replication(mut self, replication: Replication) -> Self {

@@ -48,6 +48,28 @@ fn what_the_string_says_beats_the_service_and_that_the_environment() {
 }
 
 #[test]
+fn settings_of_several_servers_can_lead_to_one_of_them() {
+    let environment = environment().with("PGHOST", "env").with("PGHOSTADDR", "10.9.9.9").with("PGPORT", "9");
+    for (text, user, options) in [
+        (r"host=a,b port=1,2 user='it\'s \\ me' hostaddr=10.0.0.1,10.0.0.2".to_owned(), r"it's \ me", None),
+        ("postgresql://u@a:1,b:2/d?options=-c%20x%3D1".to_owned(), "u", Some("-c x=1")),
+        (String::new(), "os", None),
+    ] {
+        for host in ["b", "/run/b", "@b"] {
+            let place = host::hosts(host, "", "2").unwrap().remove(0);
+            let led = ConnInfo::text_at(&text, &place).unwrap();
+            let info = ConnInfo::parse_in(&led, &environment).unwrap_or_else(|e| panic!("{led}: {e}"));
+            assert_eq!(info.hosts(), std::slice::from_ref(&place), "{led}");
+            assert_eq!((info.user(), info.options.as_deref()), (user, options), "{led}");
+            assert_eq!(read(&text).at(place.clone()).hosts(), [place]);
+        }
+        let place = host::hosts("b", "10.0.0.2", "2").unwrap().remove(0);
+        let led = ConnInfo::text_at(&text, &place).unwrap();
+        assert_eq!(ConnInfo::parse_in(&led, &environment).unwrap().hosts(), [place], "{led}");
+    }
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused() {
     for (text, expected) in [
         ("hots=x", "hots"),
