@@ -414,10 +414,13 @@ fn scenarios_run_by_name_and_in_turn() {
     let large = "drill.e-large = { kind = \"extract\", database = \"postgres\", query = \"table rows\", output_min = \"1GiB\" }";
     let none = "drill.e-none = { kind = \"extract\", database = \"postgres\", query = \"select n from rows where false\" }";
     let gone = "drill.f-gone = { kind = \"backup\", checks = \"/nowhere/checks.toml\" }";
-    let bed = Bed::with(17, &[&latest, future, &backup, extract, large, none, gone]);
+    let parent = "drill.g-parent = { kind = \"extract\", database = \"postgres\", tables = [\"parts\"] }";
+    let bed = Bed::with(17, &[&latest, future, &backup, extract, large, none, gone, parent]);
+    bed.archived.cluster.psql("create table parts (n int) partition by range (n); create table parts_all partition of parts default");
+    bed.archived.settle();
     let printed = bed.drill(&["--all-scenarios", "--json"]).expect_status(1);
     assert!(
-        printed.stderr.contains("4 of 7 scenarios failed: b-future, e-large, e-none, f-gone"),
+        printed.stderr.contains("5 of 8 scenarios failed: b-future, e-large, e-none, f-gone, g-parent"),
         "{printed:#?}"
     );
     let report = json(&printed);
@@ -446,6 +449,8 @@ fn scenarios_run_by_name_and_in_turn() {
     assert_eq!(kinds("e-large"), ["\"recovery\" \"passed\"", "\"extraction\" \"failed\""], "{report:#}");
     assert_eq!(run("e-large")["drill"]["output_bytes"], 9 * 2 + 11 * 3, "{report:#}");
     assert_eq!(run("e-none")["drill"]["checks"][1]["message"], "it is empty", "{report:#}");
+    // A table comes out, and none of the rows of its partitions.
+    assert_eq!(kinds("g-parent"), ["\"recovery\" \"passed\"", "\"extraction\" \"failed\""], "{report:#}");
     assert_eq!(bed.scratch(), [] as [PathBuf; 0], "what was extracted is left");
     let missed = bed.drill(&["--scenario", "d-extract", "--rto", "1ms", "--json"]).expect_status(3);
     assert_eq!(
@@ -478,6 +483,7 @@ fn scenarios_are_on_record(bed: &Bed) {
         "\"e-large\" \"extract\" \"failed\"",
         "\"e-none\" \"extract\" \"failed\"",
         "\"f-gone\" \"backup\" \"failed\"",
+        "\"g-parent\" \"extract\" \"failed\"",
     ];
     assert_eq!(last, expected, "{listed:#}");
     assert_eq!(listed["scenarios"][2]["last_drill"]["rto"]["met"], true, "{listed:#}");

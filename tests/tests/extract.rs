@@ -53,6 +53,10 @@ impl Bed {
              create table \"{}\" as select generate_series(1, 7) as n;
              create table events (at int) partition by range (at);
              create table events_old partition of events for values from (0) to (10);
+             create table events_new partition of events for values from (10) to (20) partition by range (at);
+             create table events_new_1 partition of events_new for values from (10) to (20);
+             create unlogged table drafts (n int);
+             create view ids as select id from accounts;
              insert into events select generate_series(0, 4)",
             HOSTILE.replace('"', "\"\"")
         );
@@ -67,7 +71,7 @@ impl Bed {
         let rows = cluster.psql_in("shop", DIGEST);
         let moment = cluster.psql("select clock_timestamp()");
         std::thread::sleep(Duration::from_millis(20));
-        cluster.psql_in("shop", "drop table accounts");
+        cluster.psql_in("shop", "drop table accounts cascade");
         archived.settle();
         Bed { archived, place, outputs, moment, rows }
     }
@@ -256,6 +260,46 @@ fn tables_of_any_name_partitions_and_queries() {
     assert_eq!(table("events_old")["partition_of"], "public.events");
     assert_eq!(table("events")["kind"], "partitioned-table");
     bed.require_tidy(&["dump", "rows.csv"]);
+}
+
+/// R12: a table whose rows are all in partitions that no pattern matches is refused, and what else comes without rows is a warning.
+#[test]
+fn what_would_come_without_its_rows_is_refused_or_warned_about() {
+    let bed = Bed::new(17);
+    let output = bed.output("x.sql");
+    let extract = |more: &[&str]| {
+        bed.extract(&[&["--database", "shop", "--output", &output, "--force", "--table"], more].concat())
+    };
+    let refused = extract(&["events"]).expect_status(1).stderr;
+    for expected in [
+        "none of which is extracted: public.events: nothing was extracted",
+        "--table public.events_new --table public.events_new_1 --table public.events_old.",
+        "-- --table-and-children=public.events.",
+    ] {
+        assert!(refused.contains(expected), "{expected}: {refused}");
+    }
+    // A leaf alone is no part of the copy of its table.
+    extract(&["events", "--table", "events_new_1"]).expect_status(1);
+    bed.require_tidy(&[]);
+    let left_out = "extracted without them: public.events_new, public.events_new_1";
+    let some = extract(&["events", "--table", "events_old", "--json"]).expect_success();
+    let report: Value = serde_json::from_str(&some.stdout).unwrap();
+    assert!(some.stderr.contains(left_out) && report["notes"].to_string().contains(left_out), "{some:#?}");
+    for all in [&["events", "--", "--table-and-children=events"][..], &["accounts"]] {
+        let all = extract(all).expect_success().stderr;
+        assert!(!all.contains("left out") && !all.contains("extracted without"), "{all}");
+    }
+    // Definitions alone are asked for.
+    extract(&["events", "--", "--schema-only"]).expect_success();
+    let others = extract(&["drafts", "--table", "ids", "--table", "pg_am"]).expect_success().stderr;
+    for expected in [
+        "because a recovery empties them: public.drafts",
+        "views are extracted without rows",
+        "filled with it: public.ids",
+        "which no server lets the output create: pg_am",
+    ] {
+        assert!(others.contains(expected), "{expected}: {others}");
+    }
 }
 
 /// R12: an extraction that is killed leaves no output under its name; the next one removes what it left, and ends its server.

@@ -1,16 +1,19 @@
 //! `restore-agent extract --into`: tables and schemas of a moment straight into a running server, under another name. Production's own
 //! objects are looked at before and after: nothing of them may change.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
-use walpoint_tests::process::Output;
+use walpoint_tests::process::{Background, Output};
 use walpoint_tests::store::Store;
-use walpoint_tests::{testbed, user};
+use walpoint_tests::{testbed, user, wait};
 
 /// What a shop has: tables that lead to each other and to others, a sequence beside them, a partition, and owners.
 const SHOP: &str = "
@@ -33,6 +36,7 @@ const SHOP: &str = "
     create table measures_old () inherits (measures);
     create table orphans as select 1 as n;
     create table paints (shade shade);
+    create unlogged table drafts (n int);
     create view rich as select id from accounts where number > 500;
     create schema reports;
     create materialized view reports.totals as select count(*) as n from accounts;
@@ -48,6 +52,8 @@ const SHOP: &str = "
     create schema \"Old Sales\";
     create table \"Old Sales\".mails (id serial primary key, mail public.citext unique, kind text);
     create table \"Old Sales\".audit (id int);
+    create index accounts_customer on \"Old Sales\".audit (id);
+    create materialized view \"Old Sales\".kinds as select count(*) as n from \"Old Sales\".mails;
     create function \"Old Sales\".latest() returns int language sql as 'select 1';
     insert into \"Old Sales\".mails (mail) select 'a' || n from generate_series(1, 20) n";
 
@@ -120,6 +126,11 @@ impl Bed {
 
     /// Extracts from before the damage, with programs that the server understands.
     fn extract(&self, more: &[&str]) -> Output {
+        let arguments = self.arguments(more);
+        self.archived.agent.restore(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
         let major = self.archived.cluster.major();
         let bindir =
             |major, program| testbed::pg_program(major, program).parent().unwrap().display().to_string();
@@ -130,7 +141,34 @@ impl Bed {
         }
         all.extend(["--database", "shop"]);
         all.extend(more);
-        self.archived.agent.restore(&all)
+        all.into_iter().map(str::to_owned).collect()
+    }
+
+    /// A directory of client programs of which the one that loads does more than that. `before` and `after`: what its script does.
+    fn clients(&self, name: &str, before: &str, after: &str) -> String {
+        let directory = self.scratch.with_file_name(name);
+        fs::create_dir(&directory).unwrap();
+        user::give(&directory);
+        let real =
+            |program| testbed::pg_program(self.archived.cluster.major(), program).display().to_string();
+        let when = |what: &str| format!("case \"$*\" in *--single-transaction*) {what};; esac");
+        let load = format!("{}\n'{}' \"$@\" || exit\n{}", when(before), real("pg_restore"), when(after));
+        for (program, script) in
+            [("pg_dump", format!("exec '{}' \"$@\"", real("pg_dump"))), ("pg_restore", load)]
+        {
+            let path = directory.join(program);
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        directory.display().to_string()
+    }
+
+    /// The outcome and the issues of the last record of the evidence.
+    fn last_record(&self) -> (String, String) {
+        let records = self.archived.agent.run(&["evidence", "list", "--json"]).expect_success();
+        let records: Value = serde_json::from_str(&records.stdout).unwrap();
+        let record = records["repositories"][0]["records"].as_array().unwrap().last().unwrap();
+        (record["outcome"].as_str().unwrap().to_owned(), record["issues"].to_string())
     }
 
     fn loaded(&self, more: &[&str]) -> Value {
@@ -162,7 +200,7 @@ impl Bed {
 #[track_caller]
 fn require_note(report: &Value, text: &str) {
     let notes = report["notes"].as_array().unwrap();
-    let has = |note: &Value| note["message"].as_str().is_some_and(|message| message.contains(text));
+    let has = |note: &Value| note.to_string().contains(text);
     assert!(notes.iter().any(has), "no note about {text}: {report:#}");
 }
 
@@ -252,7 +290,9 @@ fn a_schema_comes_under_another_name() {
     );
     let sql =
         format!("select count(*) || ' ' || count(kind) || ' ' || max({schema}.latest()) from {schema}.mails");
-    assert_eq!((bed.shop(&sql), &report["table_count"]), ("20 0 1".to_owned(), &1.into()), "{report:#}");
+    assert_eq!((bed.shop(&sql), &report["table_count"]), ("20 0 1".to_owned(), &2.into()), "{report:#}");
+    require_note(&report, "filled anew from what is loaded, and may have had other rows at that moment");
+    require_note(&report, "right before: kinds");
     assert_eq!(
         bed.shop(&format!("insert into {schema}.mails default values returning id")).lines().next(),
         Some("21")
@@ -271,15 +311,42 @@ fn a_schema_comes_under_another_name() {
     assert_eq!(bed.shop(&digest("pub")), bed.rows);
     assert_eq!(bed.shop("select count(*) from pub.rich"), "99");
     assert_eq!(bed.shop("select pg_typeof(mood) from pub.accounts limit 1"), "pub.mood");
-    assert_eq!(report["table_count"], 8, "{report:#}");
+    assert_eq!(report["table_count"], 9, "{report:#}");
+    require_note(&report, "because a recovery empties them: public.drafts");
     assert_eq!(bed.shop("select count(*) from pub.measures"), "1");
     assert_eq!(bed.shop(OBJECTS), before, "production changed");
     let passed = ["--", "--no-owner", "--exclude-table=*.totals"];
     let report = bed.loaded(&[&["--schema", "reports", "--into-schema", "rep"], &passed[..]].concat());
     assert_eq!(bed.shop("select count(*) from rep.wealthy"), "0");
+    require_note(&report, "views show the rows that these have today");
     require_note(&report, "until it commits, so");
     require_note(&report, "view rep.wealthy uses table public.accounts");
     bed.require_tidy(&["Old Sales", "pub", "public", "rep", "reports", &schema]);
+}
+
+/// Names that would be taken twice, what is PostgreSQL's own, and an extension that would have to be in a schema that only the load creates.
+fn what_cannot_be_moved_is_refused(bed: &Bed, server: &str) {
+    bed.refuse(
+        &["--table", "accounts", "--table", "\"Old Sales\".audit", "--into", server],
+        &[
+            "loaded into one schema: \"Old Sales\".accounts_customer, public.accounts_customer",
+            "one at a time",
+        ],
+    );
+    bed.refuse(
+        &["--table", "pg_stat_activity", "--into", server],
+        &["of PostgreSQL itself, which cannot be loaded: pg_stat_activity: nothing was loaded", "--query"],
+    );
+    bed.archived.cluster.psql("create database bare");
+    bed.archived.cluster.psql_in("bare", "drop schema public");
+    let bare = server.replace("dbname=shop", "dbname=bare");
+    bed.refuse(
+        &["--table", "\"Old Sales\".mails", "--into", &bare, "--into-schema", "public"],
+        &[
+            "Extension \"citext\" is in schema \"public\" in the backup, and that name is the one of the schema that is loaded.",
+            "Choose another name with --into-schema",
+        ],
+    );
 }
 
 /// A load by a role that may create a schema, and no more: owners are refused, with a warning before the restore, and left out they load.
@@ -348,10 +415,11 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
     bed.refuse(
         &["--table", "measures", "--table", "events", "--into", &server],
         &[
-            "none of which is extracted: public.events, public.measures: nothing was loaded",
+            "none of which is extracted: public.events, public.measures: nothing was extracted",
             "--table public.events_old --table public.measures_old",
         ],
     );
+    what_cannot_be_moved_is_refused(&bed, &server);
     bed.refuse(
         &["--schema", "reports", "--into", &server],
         &[
@@ -375,4 +443,59 @@ fn what_cannot_be_loaded_is_refused_by_name_and_a_failure_leaves_nothing() {
     bed.shop("drop event trigger refuse; drop function refuse(); alter extension citext set schema public");
     bed.require_tidy(&["Old Sales", "elsewhere", "public", "reports", "taken"]);
     assert_eq!(bed.shop(OBJECTS), before, "production changed");
+}
+
+/// R14: what the server has committed is reported and recorded as loaded, whatever became of the programs, of this process and of its report;
+/// an interruption before that leaves nothing, and says so.
+#[test]
+fn a_load_is_reported_by_what_the_server_has_of_it() {
+    let bed = Bed::new(17);
+    let server = bed.server();
+    let load = |clients: &str, schema: &str| {
+        let more =
+            ["--table", "accounts", "--into", &server, "--into-schema", schema, "--client-bindir", clients];
+        bed.arguments(&more)
+    };
+    // The answer to the commit is lost, and the report, too.
+    let lost = bed.clients("lost", ":", "echo 'pg_restore: error: connection lost' >&2; exit 1");
+    let arguments =
+        [load(&lost, "lost"), ["--json", "--log-format", "text"].map(str::to_owned).to_vec()].concat();
+    let mut command = bed.archived.agent.command("restore-agent", &arguments);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let ended = command.stdin(Stdio::null()).stdout(full).output().unwrap();
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{log}");
+    for expected in [
+        "connection lost",
+        "was committed: everything was loaded",
+        "loaded 1 table into schema \"lost\"",
+        "its report could not be printed",
+    ] {
+        assert!(log.contains(expected), "{expected}: {log}");
+    }
+    assert_eq!(bed.last_record(), ("success".to_owned(), "null".to_owned()));
+    assert_eq!(bed.shop("select count(*) from lost.accounts"), "100");
+    // An interruption, after the commit and before anything.
+    for (name, is_committed) in [("after", true), ("before", false)] {
+        let begun = bed.scratch.with_file_name(format!("{name}.begun"));
+        let hang = format!("touch '{}'; sleep 600", begun.display());
+        let (before, after) = if is_committed { (":", hang.as_str()) } else { (hang.as_str(), ":") };
+        let arguments = load(&bed.clients(name, before, after), name);
+        let mut command = bed.archived.agent.command("restore-agent", &arguments);
+        let mut running = Background::start(&mut command, &bed.scratch.with_file_name(format!("{name}.log")));
+        wait::until_true(Duration::from_secs(90), "a load", || begun.exists());
+        running.signal(Signal::TERM);
+        let status = running.wait(Duration::from_secs(60));
+        let (log, (outcome, issues)) = (running.log(), bed.last_record());
+        assert!(log.contains("the extraction was interrupted"), "{log}");
+        if is_committed {
+            assert!(status == 0 && log.contains("loaded 1 table into schema \"after\""), "{status}: {log}");
+            assert_eq!((outcome.as_str(), issues.as_str()), ("success", "null"));
+            assert_eq!(bed.shop("select count(*) from after.accounts"), "100");
+        } else {
+            assert!(status == 1 && log.contains("rolled back: nothing was loaded"), "{status}: {log}");
+            assert!(outcome == "failed" && issues.contains("nothing was loaded"), "{outcome}: {issues}");
+        }
+    }
+    bed.require_tidy(&["Old Sales", "after", "lost", "public", "reports"]);
 }

@@ -91,7 +91,7 @@ impl Drill<'_> {
             took: scratch.spans().recovery,
         });
         if let Some(extraction) = &self.args.extraction {
-            findings.checks.push(self.extract(extraction, instance, scratch, &mut findings.extracted).await);
+            self.extract(extraction, instance, scratch, &mut findings).await;
         }
         if let Some(programs) = scratch.programs().filter(|_| self.args.makes(Skipped::Amcheck)) {
             let began = Instant::now();
@@ -114,23 +114,24 @@ impl Drill<'_> {
         extraction: &Extraction,
         instance: &Instance,
         scratch: &mut ScratchRestore<'_>,
-        extracted: &mut Option<u64>,
-    ) -> CheckResult {
+        findings: &mut Findings,
+    ) {
         let began = Instant::now();
         let outcome = match extraction.rehearsal.run(self.common, scratch, instance).await {
             Err(error) => Outcome::Failed(walpoint_words::format_chain(&error)),
-            Ok(size) => {
-                *extracted = Some(size);
+            Ok((size, warnings)) => {
+                findings.extracted = Some(size);
+                findings.notes.extend(warnings);
                 judged(size, extraction.least)
             }
         };
-        CheckResult {
+        findings.checks.push(CheckResult {
             kind: CheckKind::Extraction,
             name: "the extraction is complete".to_owned(),
             database: Some(extraction.rehearsal.database.clone()),
             outcome,
             took: began.elapsed(),
-        }
+        });
     }
 }
 

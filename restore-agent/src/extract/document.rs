@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 use walpoint_base::Diagnostic;
+use walpoint_base::diagnostic::shown;
 
 use super::contents::{Database, Table};
 use crate::plan::PlanReport;
@@ -40,16 +41,9 @@ pub(super) struct ExtractReport {
     pub(super) output: String,
     /// Its size.
     pub(super) output_bytes: u64,
-    /// How long it took to write the files of the scratch instance.
-    pub(super) restore_seconds: f64,
-    /// How long it took from the start of its server to the target.
-    pub(super) recovery_seconds: f64,
-    /// How long everything took.
-    pub(super) seconds: f64,
-    /// Notes for the operator, one sentence each.
-    #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
-    #[schemars(with = "Vec<Diagnostic>")]
-    pub(super) notes: Vec<String>,
+    /// What it took.
+    #[serde(flatten)]
+    pub(super) costs: Costs,
 }
 
 /// What was loaded into a server.
@@ -72,6 +66,14 @@ pub(super) struct LoadReport {
     /// How many tables it has. Absent if the server did not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) table_count: Option<u64>,
+    /// What it took.
+    #[serde(flatten)]
+    pub(super) costs: Costs,
+}
+
+/// What an extraction took, and what a person should know of it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Costs {
     /// How long it took to write the files of the scratch instance.
     pub(super) restore_seconds: f64,
     /// How long it took from the start of its server to the target.
@@ -82,6 +84,18 @@ pub(super) struct LoadReport {
     #[serde(serialize_with = "walpoint_base::diagnostic::parts")]
     #[schemars(with = "Vec<Diagnostic>")]
     pub(super) notes: Vec<String>,
+}
+
+impl LoadReport {
+    /// Where it went, without secrets.
+    pub(super) fn place(&self) -> String {
+        place(&self.into_schema, &self.into_server)
+    }
+}
+
+/// A schema at a server, without secrets.
+pub(super) fn place(schema: &str, server: &str) -> String {
+    format!("schema {} at {server}", shown(schema))
 }
 
 /// What a moment holds.

@@ -5,9 +5,13 @@
 //! | [`destination`] | the output, which has its name only once it is complete |
 //! | [`passed_on`] | options of pg_dump that a person passes on, and those that would lead it elsewhere |
 //! | [`client`], [`pg_dump`], [`query`] | running PostgreSQL's client programs on the instance |
+//! | [`written`] | a dump into the output |
+//! | [`rows`] | whether what patterns select comes with its rows |
+//! | [`selection`], [`pipe`] | which objects patterns select, by pg_dump's reading; pg_dump into pg_restore |
+//! | [`names`], [`sql`] | names in messages and in SQL |
 //! | [`contents`], [`similar`] | what a moment holds, and what a pattern that matches nothing may have meant |
 //! | [`into`] | loading it straight into a running server |
-//! | [`document`], [`text`] | what was done, as JSON, and what a moment holds, for a person |
+//! | [`done`], [`document`], [`text`] | what was done, and its report: as JSON, and what a moment holds, for a person |
 //! | [`recorded`] | what was done, as evidence |
 //! | [`rehearsal`] | an extraction that a drill makes, whose output is thrown away |
 //!
@@ -20,16 +24,24 @@ mod client;
 mod contents;
 mod destination;
 mod document;
+mod done;
 mod into;
+mod names;
 mod passed_on;
 mod pg_dump;
+mod pipe;
 mod query;
 mod recorded;
 mod rehearsal;
+mod rows;
+mod selection;
 mod similar;
+mod sql;
 mod text;
+mod written;
 
 use std::ffi::OsString;
+use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,19 +49,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use walpoint_base::diagnostic::shown;
 use walpoint_plan::restore::Note;
 use walpoint_runtime::args::CommonArgs;
 use walpoint_runtime::exit::Failure;
-use walpoint_runtime::{help, human, output, shutdown};
+use walpoint_runtime::{help, human, shutdown};
 
 use self::destination::Destination;
-use self::document::{ExtractDocument, ExtractReport, Extracted, ListReport, Listed, LoadReport, Loaded};
+use self::document::{Costs, ExtractReport, Extracted, ListReport, Listed, LoadReport, Loaded};
+use self::done::Done;
 use self::into::{IntoArgs, Load, ProvenLoad};
 use self::passed_on::Shape;
 use self::pg_dump::Dump;
 use self::query::{CopyFormat, Query};
 pub(crate) use self::rehearsal::Rehearsal;
+use self::written::WrittenDump;
 use crate::plan::{self, CommandLine, Planned};
 use crate::scratch::{Moment, OpenMoment, SCRATCH, ScratchArgs, ScratchRequest, ScratchRestore};
 use crate::server::{Instance, Reached, ServerUser};
@@ -146,12 +161,29 @@ struct Extraction<'a> {
 /// What is run on the instance.
 enum Work<'a> {
     List,
-    Dump(Dump<'a>),
+    Dump(WrittenDump<'a>),
     Query(Query<'a>),
     Load(ProvenLoad<'a>),
 }
 
+/// A moment that is open, and what is run there.
+struct Opened<'a> {
+    work: Work<'a>,
+    instance: Instance,
+    moment: Moment,
+    notes: Vec<String>,
+}
+
 impl Work<'_> {
+    /// Fails if what is written would lack all rows of a table. What a person should know of the rows.
+    async fn look(&self, instance: &Instance, user: &ServerUser) -> anyhow::Result<Vec<String>> {
+        match self {
+            Self::Dump(dump) => dump.look(instance, user).await,
+            // Of what is loaded, more is looked at.
+            Self::List | Self::Query(_) | Self::Load(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Writes what is extracted; nothing of a list, nor of what is loaded into a server.
     async fn run(
         &self,
@@ -178,40 +210,53 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
     let extraction = Extraction { common, args, load: load.as_ref(), began };
     let interrupted = shutdown::on_signal()?;
     let mut scratch = ScratchRestore::new(common, request);
-    let stopped = || Failure::from(anyhow!("the extraction was interrupted"));
-    let planned = tokio::select! {
-        planned = scratch.plan() => planned,
-        () = interrupted.cancelled() => return Err(stopped()),
-    };
-    let planned = match planned {
-        Ok(planned) => planned,
-        Err(no_plan) if args.list || load.is_some() || destination.path().is_some() => {
+    let planned = match unless(&interrupted, scratch.plan()).await {
+        Some(Ok(planned)) => planned,
+        Some(Err(no_plan)) if args.list || load.is_some() || destination.path().is_some() => {
             return Err(plan::refused(common, no_plan));
         }
         // Standard output is for the rows.
-        Err(no_plan) => return Err(plan::refused_to(common, no_plan, beside)),
+        Some(Err(no_plan)) => return Err(plan::refused_to(common, no_plan, beside)),
+        None => return Err(stopped()),
     };
-    let extracted = tokio::select! {
-        extracted = extraction.carry_out(&mut scratch, planned, destination) => extracted,
-        () = interrupted.cancelled() => Err(stopped()),
-    };
+    let ended = extraction.carry_out(&mut scratch, planned, destination, &interrupted).await;
     let took = began.elapsed();
+    let printed = match &ended {
+        Some(Ok(done)) => done.print(common),
+        _ => Ok(()),
+    };
     let closed = scratch.close().await;
-    if let Some(restored) = scratch.restored().filter(|_| !args.list && !interrupted.is_cancelled()) {
-        let into = load.as_ref().map(Load::place);
-        recorded::ended(common, args, into.as_deref(), &restored.planned, (&extracted, took)).await;
+    if let (Some(ended), Some(restored), false) = (&ended, scratch.restored(), args.list) {
+        let into = match ended {
+            Ok(Done::Loaded(report)) => Some(report.place()),
+            _ => load.as_ref().map(Load::place),
+        };
+        recorded::ended(common, args, into.as_deref(), &restored.planned, (ended, took)).await;
     }
-    match (extracted, closed) {
-        (Ok(()), closed) => {
+    match ended.unwrap_or_else(|| Err(stopped())) {
+        Ok(_) => {
             closed.context("everything was extracted, and the scratch instance could not be removed")?;
-            Ok(())
+            printed
         }
-        (Err(failure), closed) => {
+        Err(failure) => {
             if let Err(left) = closed {
                 tracing::warn!("{}", walpoint_words::format_chain(&left));
             }
             Err(failure)
         }
+    }
+}
+
+fn stopped() -> Failure {
+    anyhow!("the extraction was interrupted").into()
+}
+
+/// Work that an interruption ends: `None` then. What is done is done, also if both come at once.
+async fn unless<T>(interrupted: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = interrupted.cancelled() => None,
     }
 }
 
@@ -228,7 +273,7 @@ fn usage(common: &CommonArgs, args: &ExtractArgs, is_load: bool) -> anyhow::Resu
     if args.query.as_deref().is_some_and(|sql| query::statement(sql).is_empty()) {
         bail!("--query: the query is empty");
     }
-    let shape = passed_on::read(&args.passed_on)?;
+    let shape = passed_on::read(&args.passed_on)?.shape;
     if shape == Shape::Directory && args.output.is_none() {
         bail!("a dump in the format \"directory\" needs --output");
     }
@@ -242,15 +287,36 @@ fn beside(text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-impl Extraction<'_> {
-    /// Opens the instance, and writes what is asked for.
+impl<'a> Extraction<'a> {
+    /// Does what is asked for. `None`: it was interrupted, and nothing of it was done.
     async fn carry_out(
         &self,
         scratch: &mut ScratchRestore<'_>,
         planned: Planned,
         destination: Destination,
-    ) -> Result<(), Failure> {
-        let work = self.prove(scratch, &planned, &destination).await?;
+        interrupted: &CancellationToken,
+    ) -> Option<Result<Done, Failure>> {
+        let opened = match unless(interrupted, self.open(scratch, planned, &destination)).await? {
+            Ok(opened) => opened,
+            Err(failure) => return Some(Err(failure)),
+        };
+        match &opened.work {
+            Work::List => unless(interrupted, self.list(opened)).await,
+            Work::Dump(_) | Work::Query(_) => {
+                unless(interrupted, self.write(scratch, opened, destination)).await
+            }
+            Work::Load(load) => self.load(scratch, load, &opened, interrupted).await,
+        }
+    }
+
+    /// Opens the instance.
+    async fn open(
+        &self,
+        scratch: &mut ScratchRestore<'_>,
+        planned: Planned,
+        destination: &Destination,
+    ) -> Result<Opened<'a>, Failure> {
+        let work = self.prove(scratch, &planned, destination).await?;
         let instance = scratch.open(planned).await?;
         let planned = scratch.restored().context("nothing was restored")?.planned.clone();
         if let Reached::Elsewhere(where_it_ended) = &instance.reached {
@@ -265,13 +331,7 @@ impl Extraction<'_> {
         if let Some(database) = &self.args.database {
             require_database(&instance, database).await?;
         }
-        match &work {
-            Work::List => return self.list(&instance, moment, notes).await,
-            Work::Load(load) => return self.load(scratch, load, &instance, (moment, notes)).await,
-            Work::Dump(_) | Work::Query(_) => {}
-        }
-        work.run(&destination, &instance, scratch.user()).await?;
-        self.place(scratch, destination, moment, notes)
+        Ok(Opened { work, instance, moment, notes })
     }
 
     /// Finds the client program and proves that it takes its options, before anything is restored.
@@ -280,7 +340,7 @@ impl Extraction<'_> {
         scratch: &mut ScratchRestore<'_>,
         planned: &Planned,
         destination: &Destination,
-    ) -> Result<Work<'_>, Failure> {
+    ) -> Result<Work<'a>, Failure> {
         let Some(database) = self.args.database.as_deref().filter(|_| !self.args.list) else {
             return Ok(Work::List);
         };
@@ -298,90 +358,96 @@ impl Extraction<'_> {
             let (programs, user) = (into::programs(client)?, scratch.user());
             return Ok(Work::Load(load.prove(self.args, programs, planned.lineage.major, user).await?));
         }
-        let dump = Dump {
-            program: client(pg_dump::PROGRAM)?,
-            database,
-            tables: &self.args.tables,
-            schemas: &self.args.schemas,
-            passed_on: &self.args.passed_on,
-        };
+        let (tables, schemas) = (&self.args.tables[..], &self.args.schemas[..]);
+        let (program, passed_on) = (client(pg_dump::PROGRAM)?, &self.args.passed_on[..]);
+        let options = passed_on::read(passed_on).map_err(Failure::usage)?;
+        let is_all = tables.is_empty() && schemas.is_empty() && options.selecting.is_empty();
+        let pg_restore = if is_all { None } else { Some(client(pipe::LOADER)?) };
+        let dump = Dump { program, database, tables, schemas, passed_on };
         dump.prove(destination, scratch.user()).await.map_err(Failure::usage)?;
-        Ok(Work::Dump(dump))
+        Ok(Work::Dump(WrittenDump { dump, pg_restore, options }))
     }
 
-    /// Loads into a server, and reports.
+    /// Loads into a server. `None`: it was interrupted before.
     async fn load(
         &self,
         scratch: &ScratchRestore<'_>,
         load: &ProvenLoad<'_>,
-        instance: &Instance,
-        (moment, mut notes): (Moment, Vec<String>),
-    ) -> Result<(), Failure> {
-        let loaded = load.run(instance, scratch.user(), &moment).await?;
+        opened: &Opened<'_>,
+        interrupted: &CancellationToken,
+    ) -> Option<Result<Done, Failure>> {
+        let (instance, user, moment) = (&opened.instance, scratch.user(), &opened.moment);
+        let notes = match unless(interrupted, load.prepare(instance, user, moment)).await? {
+            Ok(notes) => notes,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let loaded = match load.run(instance, user, moment, interrupted).await {
+            Ok(loaded) => loaded,
+            Err(error) => return Some(Err(error.into())),
+        };
         tracing::info!("{} in {}", loaded.sentence(), human::span(self.began.elapsed()));
-        if !self.common.json {
-            return Ok(());
-        }
-        notes.extend(loaded.notes);
-        output::json(&ExtractDocument::Loaded(&LoadReport {
+        Some(Ok(Done::Loaded(LoadReport {
             result: Loaded::Loaded,
-            moment,
+            moment: moment.clone(),
             database: self.args.database.clone().unwrap_or_default(),
             into_server: loaded.server,
             into_database: loaded.database,
             into_schema: loaded.schema,
             table_count: loaded.table_count,
-            restore_seconds: scratch.spans().restore.as_secs_f64(),
-            recovery_seconds: scratch.spans().recovery.as_secs_f64(),
-            seconds: self.began.elapsed().as_secs_f64(),
-            notes,
-        }))
+            costs: self.costs(scratch, [&opened.notes[..], &notes, &loaded.notes].concat()),
+        })))
     }
 
-    /// Prints what the moment holds.
-    async fn list(&self, instance: &Instance, moment: Moment, notes: Vec<String>) -> Result<(), Failure> {
-        let databases = contents::databases(instance).await?;
+    /// What the moment holds.
+    async fn list(&self, opened: Opened<'_>) -> Result<Done, Failure> {
+        let Opened { instance, moment, notes, .. } = opened;
+        let databases = contents::databases(&instance).await?;
         let held = match &self.args.database {
-            Some(database) => Some(contents::of_database(instance, database).await?),
+            Some(database) => Some(contents::of_database(&instance, database).await?),
             None => None,
         };
         let (schemas, tables) = held.map(|held| (held.schemas, held.tables)).unzip();
         let database = self.args.database.clone();
-        let report =
-            ListReport { result: Listed::Listed, moment, databases, database, schemas, tables, notes };
-        match self.common.json {
-            true => output::json(&ExtractDocument::Listed(&report)),
-            false => output::text(&text::list(&report)),
-        }
+        let result = Listed::Listed;
+        Ok(Done::Listed(ListReport { result, moment, databases, database, schemas, tables, notes }))
     }
 
-    /// Gives the output its name, and reports.
-    fn place(
+    /// Writes the output, and gives it its name.
+    async fn write(
         &self,
         scratch: &ScratchRestore<'_>,
+        opened: Opened<'_>,
         destination: Destination,
-        moment: Moment,
-        notes: Vec<String>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Done, Failure> {
+        let Opened { work, instance, moment, mut notes } = opened;
+        let warnings = work.look(&instance, scratch.user()).await?;
+        // Before the output, so that they are known if that fails, too.
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        notes.extend(warnings);
+        work.run(&destination, &instance, scratch.user()).await?;
         let path = destination.path().map(Path::to_owned);
         let size = destination.place()?;
-        let (Some(path), Some(output_bytes)) = (path, size) else { return Ok(()) };
+        let (Some(path), Some(output_bytes)) = (path, size) else { return Ok(Done::Printed) };
         let (size, took) = (human::size(output_bytes), human::span(self.began.elapsed()));
         tracing::info!("wrote \"{}\" ({size}) in {took}", path.display());
-        if !self.common.json {
-            return Ok(());
-        }
-        output::json(&ExtractDocument::Extracted(&ExtractReport {
+        Ok(Done::Extracted(ExtractReport {
             result: Extracted::Extracted,
             moment,
             database: self.args.database.clone().unwrap_or_default(),
             output: path.display().to_string(),
             output_bytes,
+            costs: self.costs(scratch, notes),
+        }))
+    }
+
+    /// How long everything took so far, with what a person should know.
+    fn costs(&self, scratch: &ScratchRestore<'_>, notes: Vec<String>) -> Costs {
+        Costs {
             restore_seconds: scratch.spans().restore.as_secs_f64(),
             recovery_seconds: scratch.spans().recovery.as_secs_f64(),
             seconds: self.began.elapsed().as_secs_f64(),
             notes,
-        }))
+        }
     }
 }
 

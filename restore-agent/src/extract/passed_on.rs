@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use walpoint_base::diagnostic::shown;
 
 /// What leads pg_dump to another server or another place, asks a person, or prints something else than a dump.
@@ -61,19 +61,59 @@ pub(super) enum Shape {
     Directory,
 }
 
+/// The options that decide what is selected: their long and their short names.
+const SELECTING: &[(&str, char)] = &[
+    ("exclude-extension", NO_SHORT),
+    ("exclude-schema", 'N'),
+    ("exclude-table", 'T'),
+    ("exclude-table-and-children", NO_SHORT),
+    ("extension", 'e'),
+    ("filter", NO_SHORT),
+    ("schema", 'n'),
+    ("table", 't'),
+    ("table-and-children", NO_SHORT),
+];
+
+/// The options that leave rows out on purpose.
+const WITHOUT_ROWS: &[(&str, char)] = &[
+    ("exclude-table-data", NO_SHORT),
+    ("exclude-table-data-and-children", NO_SHORT),
+    ("filter", NO_SHORT),
+    ("no-data", NO_SHORT),
+    ("schema-only", 's'),
+    ("section", NO_SHORT),
+    ("statistics-only", NO_SHORT),
+];
+
+/// In the place of a short name.
+const NO_SHORT: char = '\0';
+
 /// What the options say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PassedOptions {
+    /// What pg_dump writes.
+    pub(super) shape: Shape,
+    /// Those that decide what is selected.
+    pub(super) selecting: Vec<OsString>,
+    /// Whether all rows of what is selected are asked for.
+    pub(super) has_all_rows: bool,
+}
+
+/// What was read so far.
 #[derive(Debug, Default)]
 struct Read {
     format: Option<String>,
+    selecting: Vec<OsString>,
+    leaves_rows_out: bool,
 }
 
 /// Reads the options; an error says which one cannot be passed on.
-pub(super) fn read(words: &[OsString]) -> anyhow::Result<Shape> {
+pub(super) fn read(words: &[OsString]) -> anyhow::Result<PassedOptions> {
     let mut read = Read::default();
     let mut words = words.iter().map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {
         let takes_next = match (word.strip_prefix("--"), word.strip_prefix('-')) {
-            (Some(""), _) | (None, None | Some("")) => return positional(&word),
+            (Some(""), _) | (None, None | Some("")) => return Err(positional(&word)),
             (Some(long), _) => read.long(long)?,
             (None, Some(short)) => read.short(short)?,
         };
@@ -84,7 +124,12 @@ pub(super) fn read(words: &[OsString]) -> anyhow::Result<Shape> {
         }
     }
     let format = read.format.unwrap_or_default().to_ascii_lowercase();
-    Ok(if ["d", "directory"].contains(&format.as_str()) { Shape::Directory } else { Shape::File })
+    let is_directory = ["d", "directory"].contains(&format.as_str());
+    Ok(PassedOptions {
+        shape: if is_directory { Shape::Directory } else { Shape::File },
+        selecting: read.selecting,
+        has_all_rows: !read.leaves_rows_out,
+    })
 }
 
 impl Read {
@@ -94,10 +139,12 @@ impl Read {
         if let Some((long, _)) = REFUSED.iter().find(|(long, _)| long.starts_with(name)) {
             return refuse(&format!("--{name}"), long);
         }
-        // As getopt_long completes it.
+        // As getopt_long completes it; pg_dump refuses what it cannot complete.
         let is_format = name.len() >= 2 && "format".starts_with(name);
+        self.leaves_rows_out |= is_one_of(WITHOUT_ROWS, name);
         match value {
             Some(value) if is_format => self.value("format", value),
+            Some(_) if is_one_of(SELECTING, name) => self.selecting.push(format!("--{word}").into()),
             None if LONG_WITH_VALUE.contains(&name) => return Ok(Some(name.to_owned())),
             _ => {}
         }
@@ -110,10 +157,12 @@ impl Read {
             if let Some((long, _)) = REFUSED.iter().find(|(_, short)| *short == option) {
                 return refuse(&format!("-{option}"), long);
             }
+            self.leaves_rows_out |= WITHOUT_ROWS.iter().any(|(_, short)| *short == option);
             if !SHORT_WITH_VALUE.contains(option) {
                 continue;
             }
-            let name = if option == 'F' { "format" } else { "" };
+            let selecting = SELECTING.iter().find(|(_, short)| *short == option).map(|(long, _)| *long);
+            let name = if option == 'F' { "format" } else { selecting.unwrap_or_default() };
             let value = word.get(at + option.len_utf8()..).unwrap_or_default();
             if value.is_empty() {
                 return Ok(Some(name.to_owned()));
@@ -127,12 +176,20 @@ impl Read {
     fn value(&mut self, name: &str, value: &str) {
         if name == "format" {
             self.format = Some(value.to_owned());
+        } else if SELECTING.iter().any(|(long, _)| *long == name) {
+            self.selecting.push(format!("--{name}={value}").into());
         }
     }
 }
 
-fn positional(word: &str) -> anyhow::Result<Shape> {
-    bail!(
+/// Whether a long option is one of these, whole or shortened.
+fn is_one_of(list: &[(&str, char)], name: &str) -> bool {
+    let is_whole = list.iter().any(|(long, _)| *long == name);
+    is_whole || !LONG_WITH_VALUE.contains(&name) && list.iter().any(|(long, _)| long.starts_with(name))
+}
+
+fn positional(word: &str) -> anyhow::Error {
+    anyhow!(
         "\"{}\" cannot be passed on to pg_dump: it is no option\nHINT: Name the database with --database, and join a value to its \
          option, as in --exclude-table=PATTERN.",
         shown(word)
@@ -213,7 +270,35 @@ mod tests {
             ("--filter=x", Shape::File),
             ("--no-password", Shape::File),
         ] {
-            assert_eq!(read(&words(line)).unwrap(), shape, "{line}");
+            assert_eq!(read(&words(line)).unwrap().shape, shape, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_selects_and_what_leaves_rows_out_is_known_however_it_is_written() {
+        for (line, selecting, has_all_rows) in [
+            ("--no-owner -xO --create --inserts", &[][..], true),
+            (
+                "-T a --exclude-table=b -Nc -n d",
+                &["--exclude-table=a", "--exclude-table=b", "--exclude-schema=c", "--schema=d"],
+                true,
+            ),
+            ("--table x -xte", &["--table=x", "--table=e"], true),
+            ("--exclude-sch=x --table-and-c=y", &["--exclude-sch=x", "--table-and-c=y"], true),
+            ("--table-and-children=x", &["--table-and-children=x"], true),
+            ("--schema=s", &["--schema=s"], true),
+            ("--schema-only", &[], false),
+            ("--schema-o", &[], false),
+            ("-xs", &[], false),
+            ("-ts", &["--table=s"], true),
+            ("--section=post-data", &[], false),
+            ("--exclude-table-data=x", &[], false),
+            ("--exclude-table-data x", &[], false),
+            ("--filter=f", &["--filter=f"], false),
+        ] {
+            let read = read(&words(line)).unwrap();
+            assert_eq!(read.selecting, selecting, "{line}");
+            assert_eq!(read.has_all_rows, has_all_rows, "{line}");
         }
     }
 }

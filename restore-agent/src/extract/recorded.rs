@@ -13,12 +13,12 @@ use super::ExtractArgs;
 use crate::plan::Planned;
 
 /// Records how it ended. `into`: the place on a server that it was loaded into, without secrets. What was refused before anything was restored is none, and neither is a list.
-pub(super) async fn ended(
+pub(super) async fn ended<T>(
     common: &CommonArgs,
     args: &ExtractArgs,
     into: Option<&str>,
     planned: &Planned,
-    (extracted, took): (&Result<(), Failure>, Duration),
+    (extracted, took): (&Result<T, Failure>, Duration),
 ) {
     let outcome = if extracted.is_ok() { Outcome::Success } else { Outcome::Failed };
     let said = Draft {

@@ -62,13 +62,13 @@ impl Rehearsal {
         extraction.prove(scratch, planned, &Destination::Standard).await.map(drop)
     }
 
-    /// Extracts. The size of what was written.
+    /// Extracts. The size of what was written, and what a person should know of it. Fails if a table comes without any of its rows.
     pub(crate) async fn run(
         &self,
         common: &CommonArgs,
         scratch: &mut ScratchRestore<'_>,
         instance: &Instance,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<(u64, Vec<String>)> {
         if let Reached::Elsewhere(where_it_ended) = &instance.reached {
             anyhow::bail!("{where_it_ended}: nothing was extracted");
         }
@@ -81,8 +81,9 @@ impl Rehearsal {
         let extraction = Extraction { common, args: &args, load: None, began: Instant::now() };
         let work =
             extraction.prove(scratch, &planned, &destination).await.map_err(|failure| failure.error)?;
+        let warnings = work.look(instance, scratch.user()).await?;
         work.run(&destination, instance, scratch.user()).await?;
-        destination.written()
+        Ok((destination.written()?, warnings))
     }
 }
 

@@ -4,27 +4,19 @@
 //! |---|---|
 //! | [`options`] | the options, and which options of pg_dump go with them |
 //! | [`target`] | the server: how it is reached, what it is, and that the name is free |
-//! | [`selection`] | the objects that patterns select, by pg_dump's reading |
 //! | [`moving`], [`queries`] | moving them into the new schema, in the scratch instance |
-//! | [`children`] | tables whose rows are in others |
 //! | [`needs`] | what the server must have for them |
 //! | [`views`] | what is loaded and reads tables of the server |
-//! | [`pipe`] | pg_dump into pg_restore |
 //! | [`outcome`] | what a load left on the server |
-//! | [`sql`] | names and values in SQL |
 //!
 //! The load is one transaction, so the server has all of it or nothing. A kill of this process alone leaves nothing before the end of the dump
 //! is handed over; after that, pg_restore commits by itself. Everything before the load only reads there.
 
-mod children;
 mod moving;
 mod needs;
 mod options;
 mod outcome;
-mod pipe;
 mod queries;
-mod selection;
-mod sql;
 mod target;
 mod views;
 
@@ -33,21 +25,25 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use jiff::Timestamp;
-use walpoint_base::PgMajor;
+use tokio_util::sync::CancellationToken;
 use walpoint_base::diagnostic::shown;
+use walpoint_base::{Diagnostic, PgMajor};
 use walpoint_pg::connect::Connection;
 use walpoint_runtime::human;
 
-use self::moving::{Move, listed};
+use self::moving::Move;
 use self::needs::Needs;
 pub(super) use self::options::IntoArgs;
 use self::options::PassedOn;
-use self::pipe::{LOADER, Piped};
-use self::selection::Selection;
+use self::outcome::Outcome;
 use self::target::{TargetFacts, TargetServer};
 use super::destination::Destination;
+use super::document::place;
+use super::names::listed;
 use super::pg_dump::Dump;
-use super::{ExtractArgs, client};
+use super::pipe::{self, Piped};
+use super::selection::Selection;
+use super::{ExtractArgs, sql};
 use crate::scratch::Moment;
 use crate::server::{Instance, Programs, ServerUser};
 
@@ -72,6 +68,8 @@ pub(super) struct LoadPrograms {
 #[derive(Debug)]
 pub(super) struct ProvenLoad<'a> {
     load: &'a Load,
+    /// The server that was looked at.
+    server: Box<TargetServer>,
     args: &'a ExtractArgs,
     programs: LoadPrograms,
 }
@@ -87,8 +85,15 @@ pub(super) struct LoadedSchema {
     pub(super) schema: String,
     /// How many tables it has. `None`: the server did not say.
     pub(super) table_count: Option<u64>,
-    /// What a person should know.
+    /// What a person should know of the load itself.
     pub(super) notes: Vec<String>,
+}
+
+/// What a person should know before the load.
+#[derive(Debug, Default)]
+struct Remarks {
+    notes: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Load {
@@ -112,7 +117,7 @@ impl Load {
 
     /// Where it goes, without secrets.
     pub(super) fn place(&self) -> String {
-        format!("schema {} at {}", shown(&self.schema), self.server.name())
+        place(&self.schema, &self.server.name())
     }
 
     /// Fails if the load is certain to fail, before anything is restored: the programs refuse their options, or nothing can be loaded
@@ -124,13 +129,14 @@ impl Load {
         cluster: PgMajor,
         user: &ServerUser,
     ) -> anyhow::Result<ProvenLoad<'a>> {
-        let proven = ProvenLoad { load: self, args, programs };
-        let options = proven.words(self.passed_on.for_dump());
+        let mut connection = self.server.connect().await?;
+        let server = Box::new(self.server.pinned(connection.server())?);
+        let proven = ProvenLoad { load: self, server, args, programs };
+        let options = proven.words([self.passed_on.for_dump(), self.passed_on.for_selection()].concat());
         proven.dump(&[], &[], &options).prove(&Destination::Standard, user).await?;
         let client = Programs::client_major(&proven.programs.load, user)?;
-        let mut connection = self.server.connect().await?;
-        let facts = self.look_at(&mut connection).await?;
-        if let Some(warning) = facts.require_version(&self.server, client, cluster)? {
+        let facts = proven.look_at(&mut connection).await?;
+        if let Some(warning) = facts.require_version(&proven.server, client, cluster)? {
             tracing::warn!("{warning}");
         }
         for warning in
@@ -141,27 +147,35 @@ impl Load {
         connection.close().await;
         Ok(proven)
     }
+}
 
-    /// Fails if nothing can be loaded into the server under that name.
-    async fn look_at(&self, connection: &mut Connection) -> anyhow::Result<TargetFacts> {
-        let facts = self.server.facts(connection).await?;
-        facts.require_writable(&self.server)?;
-        facts.require_free_schema(&self.server, connection, &self.schema).await?;
-        Ok(facts)
+impl Remarks {
+    /// Logs them. All of them.
+    fn logged(self) -> Vec<String> {
+        self.notes.iter().for_each(|note| tracing::info!("{note}"));
+        self.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        [self.notes, self.warnings].concat()
     }
 }
 
 impl ProvenLoad<'_> {
-    /// Loads.
-    pub(super) async fn run(
+    /// Fails if nothing can be loaded into the server under that name.
+    async fn look_at(&self, connection: &mut Connection) -> anyhow::Result<TargetFacts> {
+        let facts = self.server.facts(connection).await?;
+        facts.require_writable(&self.server)?;
+        facts.require_free_schema(&self.server, connection, &self.load.schema).await?;
+        Ok(facts)
+    }
+
+    /// Prepares the instance, and looks for what the load needs on the server, which is only read. What a person should know before.
+    pub(super) async fn prepare(
         &self,
         instance: &Instance,
         user: &ServerUser,
         moment: &Moment,
-    ) -> anyhow::Result<LoadedSchema> {
+    ) -> anyhow::Result<Vec<String>> {
         let selection = self.select(instance, user).await?;
         let facts = self.facts_again().await?;
-        let comment = format!("restored by restore-agent extract: {moment}");
         let moving = Move {
             instance,
             database: self.database(),
@@ -169,22 +183,37 @@ impl ProvenLoad<'_> {
             is_schema: !self.args.schemas.is_empty(),
             schema: &self.load.schema,
             owner: &facts.role,
-            comment: &comment,
+            comment: &comment(moment),
             keeps_owners: !self.load.passed_on.has(&["no-owner"]),
-            has_rows: !self.load.passed_on.has(&["schema-only"]),
+            has_rows: self.has_rows(),
         };
-        let mut notes = moving.run().await?;
-        let locked = self.require_own_rows(instance).await?;
-        notes.extend(self.require_needs(instance, &facts).await?);
-        // Before the load, so that they are known if it fails, too.
-        notes.iter().for_each(|note| tracing::info!("{note}"));
-        if let Some(locked) = locked {
-            tracing::warn!("{locked}");
-            notes.push(locked);
+        let mut remarks = moving.run().await?;
+        remarks.warnings.extend(self.require_own_rows(instance).await?);
+        self.require_needs(instance, &facts, &mut remarks).await?;
+        Ok(remarks.logged())
+    }
+
+    /// Loads. An interruption ends the load, and the server says what became of it.
+    pub(super) async fn run(
+        &self,
+        instance: &Instance,
+        user: &ServerUser,
+        moment: &Moment,
+        interrupted: &CancellationToken,
+    ) -> anyhow::Result<LoadedSchema> {
+        tracing::info!("loading into {}", place(&self.load.schema, &self.server.name()));
+        let mut notes = Vec::new();
+        if let Some(failed) = self.pipe(instance, user, interrupted).await? {
+            let schema = &self.load.schema;
+            let outcome = self.server.outcome(schema, &comment(moment)).await;
+            let explained = outcome.explain(failed, &self.server.name(), schema);
+            if outcome != Outcome::Committed {
+                return Err(explained.into());
+            }
+            tracing::warn!("{explained}");
+            notes.push(explained.to_string());
         }
-        tracing::info!("loading into {}", self.load.place());
-        self.pipe(instance, user).await?;
-        let table_count = match self.load.server.count_tables(&self.load.schema).await {
+        let table_count = match self.server.count_tables(&self.load.schema).await {
             Ok(count) => Some(count),
             Err(why) => {
                 let unknown =
@@ -195,12 +224,17 @@ impl ProvenLoad<'_> {
             }
         };
         Ok(LoadedSchema {
-            server: self.load.server.name(),
-            database: self.load.server.database().to_owned(),
+            server: self.server.name(),
+            database: self.server.database().to_owned(),
             schema: self.load.schema.clone(),
             table_count,
             notes,
         })
+    }
+
+    /// Whether rows are loaded, and not only definitions.
+    fn has_rows(&self) -> bool {
+        !self.load.passed_on.has(&["schema-only"])
     }
 
     fn database(&self) -> &str {
@@ -218,72 +252,91 @@ impl ProvenLoad<'_> {
 
     /// Which objects the patterns select.
     async fn select(&self, instance: &Instance, user: &ServerUser) -> anyhow::Result<Selection> {
-        let mut options = self.load.passed_on.for_selection();
-        options.extend(["--format=custom", "--schema-only", "--no-publications"].map(str::to_owned));
-        let options = self.words(options);
+        let options = self.words(self.load.passed_on.for_selection());
         let dump = self.dump(&self.args.tables, &self.args.schemas, &options);
-        let mut list = client::command(&self.programs.load, user);
-        list.arg("--list");
-        match pipe::contents(dump.connected(instance, user)?, list).await? {
-            Ok(list) => Ok(Selection::read(&list)),
-            Err(failed) => Err(dump.explain(&failed, instance).await),
-        }
+        Selection::of_dump(&dump, &self.programs.load, instance, user).await
     }
 
     /// The restore and the recovery took their time.
     async fn facts_again(&self) -> anyhow::Result<TargetFacts> {
-        let mut connection = self.load.server.connect().await?;
-        let facts = self.load.look_at(&mut connection).await?;
+        let mut connection = self.server.connect().await?;
+        let facts = self.look_at(&mut connection).await?;
         connection.close().await;
         Ok(facts)
     }
 
-    /// Fails if something would be filled with rows of today. A warning about what is locked on the server.
-    async fn require_own_rows(&self, instance: &Instance) -> anyhow::Result<Option<String>> {
+    /// Fails if something would be filled with rows of today. Warnings about what else has or shows rows that are not the moment's.
+    async fn require_own_rows(&self, instance: &Instance) -> anyhow::Result<Vec<String>> {
         let mut scratch = instance.connect(self.database(), None).await?;
-        if !self.load.passed_on.has(&["schema-only"]) {
+        let mut warnings = Vec::new();
+        if self.has_rows() {
             views::require_own_rows(&mut scratch, &self.load.schema).await?;
+            warnings.extend(views::filled(&mut scratch, &self.load.schema).await?);
         }
-        let locked = views::locked(&mut scratch, &self.load.schema).await?;
+        warnings.extend(views::readers(&mut scratch, &self.load.schema).await?);
         scratch.close().await;
-        Ok(locked)
+        Ok(warnings)
     }
 
     /// Fails if the server lacks something that is needed. What a person should know of what will be used there.
-    async fn require_needs(&self, instance: &Instance, facts: &TargetFacts) -> anyhow::Result<Vec<String>> {
+    async fn require_needs(
+        &self,
+        instance: &Instance,
+        facts: &TargetFacts,
+        remarks: &mut Remarks,
+    ) -> anyhow::Result<()> {
         let mut scratch = instance.connect(self.database(), None).await?;
         let needs = Needs::of_schema(&mut scratch, &self.load.schema, &self.load.passed_on).await?;
         scratch.close().await;
-        let mut connection = self.load.server.connect().await?;
-        let used = needs.require(&self.load.server, facts, &mut connection).await?;
+        let mut connection = self.server.connect().await?;
+        let used = needs.require(&self.load.schema, (&*self.server, facts), &mut connection).await?;
         connection.close().await;
-        let mut notes = Vec::new();
-        if !used.is_empty() {
-            notes.push(format!("what is loaded uses objects of the server itself: {}", listed(&used)));
+        if !used.names.is_empty() {
+            remarks
+                .notes
+                .push(format!("what is loaded uses objects of the server itself: {}", listed(&used.names)));
         }
-        notes.extend(facts.published_warning());
-        Ok(notes)
+        if !used.unknown.is_empty() {
+            remarks.warnings.push(format!(
+                "whether the server has what the load needs is not known of all, and the load fails if it lacks one: {}",
+                listed(&used.unknown)
+            ));
+        }
+        remarks.notes.extend(facts.published_warning());
+        Ok(())
     }
 
-    /// Dumps the new schema of the instance into the server.
-    async fn pipe(&self, instance: &Instance, user: &ServerUser) -> anyhow::Result<()> {
+    /// Dumps the new schema of the instance into the server. How that failed; the server may have committed all the same.
+    async fn pipe(
+        &self,
+        instance: &Instance,
+        user: &ServerUser,
+        interrupted: &CancellationToken,
+    ) -> anyhow::Result<Option<Diagnostic>> {
         let mut options = self.load.passed_on.for_dump();
         options.extend(
             ["--format=custom", "--compress=0", "--no-publications", "--no-subscriptions"].map(str::to_owned),
         );
         let (options, schemas) = (self.words(options), [sql::identifier(&self.load.schema)]);
-        let dump = self.dump(&[], &schemas, &options);
-        let mut load = self.load.server.command(&self.programs.load);
+        let dump = self.dump(&[], &schemas, &options).connected(instance, user)?;
+        let mut load = self.server.command(&self.programs.load);
         load.arg("--single-transaction").args(self.load.passed_on.for_load());
-        let dump = dump.connected(instance, user)?;
-        let failed = match pipe::run(dump, load).await {
-            Ok(Piped::Loaded) => return Ok(()),
-            Ok(Piped::DumpFailed(failed) | Piped::LoadFailed(failed)) => failed.diagnostic(),
-            Err(error) => walpoint_words::diagnostic(&error),
+        let piped = tokio::select! {
+            biased;
+            piped = pipe::run(dump, load) => piped,
+            () = interrupted.cancelled() => return Ok(Some(Diagnostic::new("the extraction was interrupted"))),
         };
-        let (server, schema) = (&self.load.server, &self.load.schema);
-        Err(server.outcome(schema).await.explain(failed, &server.name(), schema).into())
+        Ok(match piped {
+            Ok(Piped::Loaded) => None,
+            Ok(Piped::DumpFailed(failed) | Piped::LoadFailed(failed)) => Some(failed.diagnostic()),
+            Err(error) => Some(walpoint_words::diagnostic(&error)),
+        })
     }
+}
+
+/// What the comment on the schema says.
+fn comment(moment: &Moment) -> String {
+    format!("restored by restore-agent extract: {moment}")
 }
 
 impl LoadedSchema {
@@ -296,5 +349,5 @@ impl LoadedSchema {
 
 /// The programs, beside each other: an archive is read by the version that wrote it.
 pub(super) fn programs(find: impl Fn(&str) -> anyhow::Result<PathBuf>) -> anyhow::Result<LoadPrograms> {
-    Ok(LoadPrograms { dump: find(super::pg_dump::PROGRAM)?, load: find(LOADER)? })
+    Ok(LoadPrograms { dump: find(super::pg_dump::PROGRAM)?, load: find(pipe::LOADER)? })
 }

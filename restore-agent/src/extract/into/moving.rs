@@ -12,20 +12,26 @@ use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
 use walpoint_pg::connect::{Connection, Row, RowError};
 
-use super::children::require_children;
-use super::queries;
-use super::selection::{CLASS, NAMESPACE, Selection};
-use super::sql::{identifier, literal, oids};
+use super::super::names::{listed, names};
+use super::super::rows;
+use super::super::selection::{CLASS, NAMESPACE, Selection};
+use super::super::sql::{identifier, literal, oids};
+use super::{Remarks, queries};
 use crate::server::Instance;
 
 /// How long a statement may take, and a wait for a lock: nothing else runs there.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// Names that are listed.
-pub(super) const LISTED: usize = 10;
-
 /// The schema of what is not extracted of a schema that keeps its name. Messages show it if it is needed.
 const NOT_EXTRACTED: &str = "walpoint_not_extracted";
+
+/// How the name begins of a schema that had the new name at that moment; its OID follows ([`queries::RENAME_TAKEN`]).
+const TAKEN: &str = "walpoint_other_";
+
+/// Whether a schema stands in the instance for another one that had the new name.
+pub(super) fn is_stand_in(schema: &str) -> bool {
+    schema == NOT_EXTRACTED || schema.starts_with(TAKEN)
+}
 
 /// What is moved, and where to.
 #[derive(Debug)]
@@ -50,7 +56,7 @@ pub(super) struct Move<'a> {
 
 impl Move<'_> {
     /// Moves everything, in one transaction. What a person should know of it.
-    pub(super) async fn run(&self) -> anyhow::Result<Vec<String>> {
+    pub(super) async fn run(&self) -> anyhow::Result<Remarks> {
         self.instance.end_recovery().await?;
         let mut connection = self.instance.connect(self.database, Some(LIMIT)).await?;
         let moved = self.run_on(&mut connection).await;
@@ -58,7 +64,7 @@ impl Move<'_> {
         moved.context("the scratch instance could not be prepared")
     }
 
-    async fn run_on(&self, connection: &mut Connection) -> anyhow::Result<Vec<String>> {
+    async fn run_on(&self, connection: &mut Connection) -> anyhow::Result<Remarks> {
         connection.execute("SET search_path = ''").await?;
         // They hold locks, and what they did is seen by no one.
         apply(connection, queries::PREPARED_TRANSACTIONS).await?;
@@ -68,24 +74,23 @@ impl Move<'_> {
         let mut selected = self.selection.of(CLASS);
         selected
             .extend(numbers(connection, &queries::of(queries::SEQUENCES_OF_DEFAULTS, &selected, "")).await?);
-        let notes = self.separate(connection, &selected).await?;
+        let remarks = self.separate(connection, &selected).await?;
         match self.is_schema {
             true => self.rename(connection, &selected).await?,
             false => self.gather(connection, &selected).await?,
         }
         self.finish(connection).await?;
-        Ok(notes)
+        Ok(remarks)
     }
 
     /// Undoes what ties the selected tables to others. What a person should know of it.
-    async fn separate(&self, connection: &mut Connection, selected: &[u32]) -> anyhow::Result<Vec<String>> {
+    async fn separate(&self, connection: &mut Connection, selected: &[u32]) -> anyhow::Result<Remarks> {
         let of = |query| queries::of(query, selected, "");
-        if self.has_rows {
-            require_children(connection, &of(queries::CHILDLESS)).await?;
-        }
+        rows::require_none_of_system(connection, selected).await?;
+        let warnings = rows::warnings(connection, selected, self.has_rows).await?;
+        require_names(&names(connection, &of(queries::SAME_NAME)).await?)?;
         let keys = names(connection, &of(queries::KEYS_OUT)).await?;
         let partitions = names(connection, &of(queries::PARTITIONS_OF_OTHERS)).await?;
-        let incomplete = names(connection, &of(queries::INCOMPLETE)).await?;
         for query in [queries::DISOWN, queries::DROP_KEYS, queries::DETACH] {
             apply(connection, &of(query)).await?;
         }
@@ -102,29 +107,13 @@ impl Move<'_> {
                 listed(&partitions)
             ));
         }
-        if !incomplete.is_empty() {
-            notes.push(format!(
-                "partitions and inheriting tables that no pattern matches are left out with their rows, and their parent is extracted without \
-                 them: {}",
-                listed(&incomplete)
-            ));
-        }
-        Ok(notes)
+        Ok(Remarks { notes, warnings })
     }
 
     /// Moves tables into a new schema.
     async fn gather(&self, connection: &mut Connection, selected: &[u32]) -> anyhow::Result<()> {
         if selected.is_empty() {
             bail!("no table matches");
-        }
-        let twice = names(connection, &queries::of(queries::SAME_NAME, selected, "")).await?;
-        if !twice.is_empty() {
-            return Err(Diagnostic::new(format!(
-                "tables of the same name cannot be loaded into one schema: {}",
-                listed(&twice)
-            ))
-            .hint("Extract them one at a time: with its schema before its name, a pattern matches one table only.")
-            .into());
         }
         make_way(connection, self.schema).await?;
         connection.execute(&format!("CREATE SCHEMA {}", identifier(self.schema))).await?;
@@ -198,6 +187,18 @@ impl Move<'_> {
     }
 }
 
+/// Fails if there are names that several would have in one schema.
+fn require_names(twice: &[String]) -> anyhow::Result<()> {
+    if twice.is_empty() {
+        return Ok(());
+    }
+    Err(Diagnostic::new(format!("what has the same name cannot be loaded into one schema: {}", listed(twice)))
+        .hint(
+            "Load the tables to which these belong one at a time: with its schema before its name, a pattern matches one table only.",
+        )
+        .into())
+}
+
 /// Takes a name from a schema that had it at that moment.
 async fn make_way(connection: &mut Connection, schema: &str) -> anyhow::Result<()> {
     let taken = queries::RENAME_TAKEN.replace("$SCHEMA", &literal(schema));
@@ -215,25 +216,8 @@ async fn apply(connection: &mut Connection, query: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The names that a query gives.
-pub(super) async fn names(connection: &mut Connection, query: &str) -> anyhow::Result<Vec<String>> {
-    let rows = connection.query(query).await?;
-    let names: Result<Vec<String>, RowError> = rows.iter().map(|row| row.get("name")).collect();
-    Ok(names?)
-}
-
 async fn numbers(connection: &mut Connection, query: &str) -> anyhow::Result<Vec<u32>> {
     let rows = connection.query(query).await?;
     let numbers: Result<Vec<u32>, RowError> = rows.iter().map(|row| row.get("oid")).collect();
     Ok(numbers?)
-}
-
-/// The first names of many, and how many more there are.
-pub(super) fn listed(names: &[String]) -> String {
-    let first: Vec<String> = names.iter().take(LISTED).map(|name| shown(name)).collect();
-    let more = names.len().saturating_sub(LISTED);
-    match more {
-        0 => first.join(", "),
-        _ => format!("{}, and {more} more", first.join(", ")),
-    }
 }

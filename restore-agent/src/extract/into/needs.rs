@@ -3,11 +3,12 @@
 
 use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
-use walpoint_pg::connect::{Connection, Error, Row, RowError};
+use walpoint_pg::connect::{Connection, Error, Row, RowError, Rows};
 
-use super::moving::listed;
+use super::super::names::listed;
+use super::super::sql::{identifier, list, literal};
+use super::moving::is_stand_in;
 use super::options::PassedOn;
-use super::sql::{identifier, list, literal};
 use super::target::{TargetFacts, TargetServer};
 
 /// Objects in a schema and their parts: what belongs to them is dumped with them, but for what makes them members of publications. By name,
@@ -95,6 +96,24 @@ struct Lacking {
     hints: Vec<String>,
 }
 
+/// What the server has of the objects that are needed.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    /// Those that it has and that belong to no extension.
+    pub(super) names: Vec<String>,
+    /// Those of which it does not say whether it has them, and why.
+    pub(super) unknown: Vec<String>,
+}
+
+/// What the server says of an object.
+#[derive(Debug, PartialEq, Eq)]
+enum Probed {
+    Found,
+    Missing,
+    /// It refuses the question.
+    Unknown(String),
+}
+
 impl Needs {
     /// What a schema of the instance needs, as it is loaded with the options that are passed on.
     pub(super) async fn of_schema(
@@ -121,18 +140,18 @@ impl Needs {
         Ok(needs)
     }
 
-    /// Fails, naming everything, if the server lacks something without which the load would fail. The objects of the server's own that
-    /// what is loaded will use.
+    /// Fails, naming everything, if the server lacks something without which the load of a schema would fail. The objects of the server's
+    /// own that what is loaded will use.
     pub(super) async fn require(
         &self,
-        server: &TargetServer,
-        facts: &TargetFacts,
+        schema: &str,
+        (server, facts): (&TargetServer, &TargetFacts),
         connection: &mut Connection,
-    ) -> anyhow::Result<Vec<String>> {
+    ) -> anyhow::Result<Used> {
         let mut lacking = Lacking::default();
         self.look_for_roles(facts, connection, &mut lacking).await?;
         self.look_for_tablespaces(connection, &mut lacking).await?;
-        let used = self.look_for_objects(connection, &mut lacking).await?;
+        let used = self.look_for_objects(schema, connection, &mut lacking).await?;
         if lacking.details.is_empty() {
             return Ok(used);
         }
@@ -211,30 +230,31 @@ impl Needs {
         Ok(())
     }
 
-    /// Looks for each object. The names of those that are there.
+    /// Looks for each object. `loaded`: the schema that is loaded.
     async fn look_for_objects(
         &self,
+        loaded: &str,
         connection: &mut Connection,
         lacking: &mut Lacking,
-    ) -> anyhow::Result<Vec<String>> {
-        let (mut used, mut missing, mut extensions) = (Vec::new(), Vec::new(), Vec::new());
+    ) -> anyhow::Result<Used> {
+        let (mut used, mut missing, mut extensions) = (Used::default(), Vec::new(), Vec::new());
         for object in &self.objects {
-            let found = connection.query(&object.probe).await;
-            match (&object.extension, found) {
-                (_, Err(error)) if !is_missing(&error) => {
-                    tracing::debug!("whether {} is there is not known: {error}", shown(&object.name));
+            match (probed(connection.query(&object.probe).await)?, &object.extension) {
+                (Probed::Found, None) => used.names.push(object.name.clone()),
+                (Probed::Found, Some(_)) => {}
+                (Probed::Missing, None) => missing.push(object.name.clone()),
+                (Probed::Missing, Some(extension)) if !extensions.contains(extension) => {
+                    extensions.push(extension.clone());
                 }
-                (None, Ok(_)) => used.push(object.name.clone()),
-                (Some(_), Ok(_)) => {}
-                (Some(extension), Err(_)) if !extensions.contains(extension) => {
-                    extensions.push(extension.clone())
-                }
-                (Some(_), Err(_)) => {}
-                (None, Err(_)) => missing.push(object.name.clone()),
+                (Probed::Missing, Some(_)) => {}
+                (Probed::Unknown(why), _) => used.unknown.push(format!("{} ({why})", object.name)),
             }
         }
         for (extension, schema) in extensions {
-            lacking.add_extension(connection, &extension, &schema).await?;
+            match is_stand_in(&schema) {
+                true => lacking.add_in_loaded(&extension, loaded),
+                false => lacking.add_extension(connection, &extension, &schema).await?,
+            }
         }
         if !missing.is_empty() {
             lacking.details.push(format!("Objects that it uses do not exist there: {}.", listed(&missing)));
@@ -248,6 +268,17 @@ impl Needs {
 }
 
 impl Lacking {
+    /// An extension that lies in the schema of the backup whose name the load takes. No server can have it there before the load.
+    fn add_in_loaded(&mut self, extension: &str, loaded: &str) {
+        let (name, schema) = (shown(extension), shown(loaded));
+        self.details.push(format!(
+            "Extension \"{name}\" is in schema \"{schema}\" in the backup, and that name is the one of the schema that is loaded."
+        ));
+        self.hints.push(format!(
+            "Choose another name with --into-schema, and have extension \"{name}\" in schema \"{schema}\" there."
+        ));
+    }
+
     /// An extension of which an object was not found.
     async fn add_extension(
         &mut self,
@@ -304,10 +335,7 @@ pub(super) fn about(schema: &str, query: &str) -> String {
     format!("{PARTS}{query}").replace("$NAMESPACE", &namespace)
 }
 
-fn read<T>(
-    rows: &walpoint_pg::connect::Rows,
-    one: impl Fn(&Row) -> Result<T, RowError>,
-) -> anyhow::Result<Vec<T>> {
+fn read<T>(rows: &Rows, one: impl Fn(&Row) -> Result<T, RowError>) -> anyhow::Result<Vec<T>> {
     let all: Result<Vec<T>, RowError> = rows.iter().map(one).collect();
     Ok(all?)
 }
@@ -327,6 +355,16 @@ fn object(row: &Row) -> Result<Object, RowError> {
     Ok(Object { name: row.get("name")?, probe: row.get("probe")?, extension: extension.zip(schema) })
 }
 
+/// What an answer to the question for an object says. An error: there is none.
+fn probed(answer: Result<Rows, Error>) -> Result<Probed, Error> {
+    match answer {
+        Ok(_) => Ok(Probed::Found),
+        Err(error) if is_missing(&error) => Ok(Probed::Missing),
+        Err(Error::Server { report, .. }) => Ok(Probed::Unknown(report.message)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether an object that was asked for does not exist: undefined object, table, column, function or schema.
 fn is_missing(error: &Error) -> bool {
     error.sqlstate().is_some_and(|state| ["42704", "42P01", "42703", "42883", "3F000"].contains(&state))
@@ -334,6 +372,8 @@ fn is_missing(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use walpoint_pg::connect::ServerReport;
+
     use super::*;
 
     #[test]
@@ -343,5 +383,36 @@ mod tests {
         let needs = Needs { roles, ..Needs::default() };
         assert_eq!(needs.owners_other_than("loader"), ["app"]);
         assert_eq!(needs.owners_other_than("app"), ["loader"]);
+    }
+
+    #[test]
+    fn an_object_is_taken_for_there_or_missing_only_where_the_server_says_so() {
+        let refused = |sqlstate: &str| {
+            let report = ServerReport {
+                sqlstate: sqlstate.to_owned(),
+                message: "it says why".to_owned(),
+                ..ServerReport::default()
+            };
+            Err(Error::Server { host: "db1".to_owned(), report: Box::new(report) })
+        };
+        assert_eq!(probed(Ok(Rows::default())).unwrap(), Probed::Found);
+        assert_eq!(probed(refused("42704")).unwrap(), Probed::Missing);
+        assert_eq!(probed(refused("42809")).unwrap(), Probed::Unknown("it says why".to_owned()));
+        let after = std::time::Duration::from_secs(60);
+        probed(Err(Error::Timeout { host: "db1".to_owned(), after })).unwrap_err();
+    }
+
+    #[test]
+    fn an_extension_in_the_schema_that_is_loaded_is_named_with_its_own_schema() {
+        let mut lacking = Lacking::default();
+        lacking.add_in_loaded("citext", "Old Sales");
+        let text = [&lacking.details[..], &lacking.hints].concat().join(" ");
+        assert!(
+            text.contains("in schema \"Old Sales\" in the backup") && text.contains("--into-schema"),
+            "{text}"
+        );
+        // Neither of the schemas that stand for it in the instance is of use to a person.
+        assert!(is_stand_in("walpoint_not_extracted") && is_stand_in("walpoint_other_16384"));
+        assert!(!is_stand_in("public"));
     }
 }

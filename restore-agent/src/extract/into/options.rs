@@ -63,6 +63,7 @@ const NO_SHORT: char = '\0';
 /// The options that are passed on: long and short name, whether a value follows, and their use.
 const KNOWN: &[(&str, char, bool, Use)] = &[
     ("exclude-table", 'T', true, Use::Select),
+    ("table-and-children", NO_SHORT, true, Use::Select),
     ("schema-only", 's', false, Use::Dump),
     ("lock-wait-timeout", NO_SHORT, true, Use::Dump),
     ("no-owner", 'O', false, Use::Both),
@@ -172,10 +173,10 @@ mod tests {
     #[test]
     fn only_options_that_go_with_a_server_are_passed_on_each_to_the_right_program() {
         let read_well =
-            read("-O --no-acl --exclude-table=a* -T b -Tc --schema-only --lock-wait-timeout 5").unwrap();
+            read("-O --no-acl --exclude-table=a* -T b -Tc --table-and-children d --schema-only --lock-wait-timeout 5").unwrap();
         assert_eq!(
             read_well.for_selection(),
-            ["--exclude-table=a*", "--exclude-table=b", "--exclude-table=c"]
+            ["--exclude-table=a*", "--exclude-table=b", "--exclude-table=c", "--table-and-children=d"]
         );
         assert_eq!(
             read_well.for_dump(),

@@ -5,7 +5,7 @@ use walpoint_base::Diagnostic;
 use walpoint_base::diagnostic::shown;
 use walpoint_pg::connect::Error;
 
-use super::sql::{identifier, literal};
+use super::super::sql::{identifier, literal};
 use super::target::TargetServer;
 
 /// The schema is there already: seen at once, or by its index after a wait for the transaction that created it.
@@ -16,7 +16,9 @@ const EXISTS: &[&str] = &["42P06", "23505"];
 pub(super) enum Outcome {
     /// It was rolled back.
     RolledBack,
-    /// There is a schema of the name.
+    /// It was committed: the schema is there, with the comment that the load gives it.
+    Committed,
+    /// There is a schema of the name, which need not be of this load.
     Exists,
     /// The server did not say.
     Unknown {
@@ -26,23 +28,32 @@ pub(super) enum Outcome {
 }
 
 impl TargetServer {
-    /// What became of the transaction that creates a schema. It may be committing still, so a look for the schema is not enough: another
-    /// one of the same name, which is rolled back, can be created only once the first is gone.
-    pub(super) async fn outcome(&self, schema: &str) -> Outcome {
-        let created = async {
+    /// What became of the transaction that creates a schema with a comment. It may be committing still, so a look for the schema is not
+    /// enough: another one of the same name, which is rolled back, can be created only once the first is gone.
+    pub(super) async fn outcome(&self, schema: &str, comment: &str) -> Outcome {
+        let asked = async {
             let mut connection = self.connect().await?;
             let sql = format!(
                 "BEGIN READ WRITE; SET LOCAL lock_timeout = '20s'; CREATE SCHEMA {}; ROLLBACK",
                 identifier(schema)
             );
-            let created = connection.execute(&sql).await;
+            let outcome = match Outcome::read(connection.execute(&sql).await) {
+                Outcome::Exists => {
+                    connection.execute("ROLLBACK").await?;
+                    let sql = format!(
+                        "SELECT pg_catalog.obj_description(oid, 'pg_namespace') AS comment FROM pg_catalog.pg_namespace \
+                         WHERE nspname = {}",
+                        literal(schema)
+                    );
+                    let found: Option<String> = connection.query(&sql).await?.one()?.nullable("comment")?;
+                    Outcome::of_comment(found.as_deref(), comment)
+                }
+                other => other,
+            };
             connection.close().await;
-            anyhow::Ok(created)
+            anyhow::Ok(outcome)
         };
-        match created.await {
-            Ok(created) => Outcome::read(created),
-            Err(error) => Outcome::Unknown { why: format!("{error:#}") },
-        }
+        asked.await.unwrap_or_else(|error| Outcome::Unknown { why: format!("{error:#}") })
     }
 
     /// How many tables a schema has.
@@ -68,12 +79,20 @@ impl Outcome {
         }
     }
 
+    /// Whose a schema is, by its comment: `own` is the one of this load.
+    fn of_comment(found: Option<&str>, own: &str) -> Self {
+        if found == Some(own) { Self::Committed } else { Self::Exists }
+    }
+
     /// A failure of the load, and what it means.
     pub(super) fn explain(&self, failed: Diagnostic, server: &str, schema: &str) -> Diagnostic {
         let schema = shown(schema);
         match self {
             Self::RolledBack => {
                 failed.detail(format!("The transaction at {server} was rolled back: nothing was loaded."))
+            }
+            Self::Committed => {
+                failed.detail(format!("The transaction at {server} was committed: everything was loaded."))
             }
             Self::Exists => failed
                 .detail(format!("There is a schema \"{schema}\" at {server} now."))
@@ -101,6 +120,7 @@ mod tests {
         let unknown = Outcome::Unknown { why: "no connection\nHINT: Start it.".to_owned() };
         for (outcome, expected, other) in [
             (Outcome::RolledBack, "app@db1/shop was rolled back: nothing was loaded.", "not known"),
+            (Outcome::Committed, "was committed: everything was loaded.", "rolled back"),
             (Outcome::Exists, "a schema \"before\" at app@db1/shop now.", "rolled back"),
             (unknown, "committed is not known: no connection.", "rolled back"),
         ] {
@@ -111,5 +131,13 @@ mod tests {
         let lost = Error::Timeout { host: "db1".to_owned(), after: std::time::Duration::from_secs(60) };
         assert!(matches!(Outcome::read(Err(lost)), Outcome::Unknown { .. }));
         assert_eq!(Outcome::read(Ok(())), Outcome::RolledBack);
+        // A schema of the name that another one created is no proof of a commit.
+        for (found, expected) in [
+            (Some("of this load"), Outcome::Committed),
+            (Some("of another"), Outcome::Exists),
+            (None, Outcome::Exists),
+        ] {
+            assert_eq!(Outcome::of_comment(found, "of this load"), expected);
+        }
     }
 }

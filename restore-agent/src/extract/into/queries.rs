@@ -3,7 +3,7 @@
 //! `$SELECTED` stands for the OIDs of the selected tables, views and sequences, `$SCHEMA` for the name of the new schema as a value, `$OLD`
 //! for the name of the old one as SQL quotes it, as a value. Names of tables are complete where the search path is empty.
 
-use super::sql::{literal, oids};
+use super::super::sql::{literal, oids};
 
 /// A query about selected tables.
 pub(super) fn of(query: &str, selected: &[u32], schema: &str) -> String {
@@ -54,18 +54,6 @@ pub(super) const DROP_KEYS: &str = "WITH RECURSIVE parents AS (SELECT inhparent 
 pub(super) const PARTITIONS_OF_OTHERS: &str = "SELECT DISTINCT pg_catalog.format('%s', i.inhrelid::regclass) AS name \
      FROM pg_catalog.pg_inherits i WHERE i.inhrelid = ANY ($SELECTED) AND i.inhparent <> ALL ($SELECTED) ORDER BY 1";
 
-/// Partitions and other children that are not selected of tables that are. The rows of a session's own are lost by a recovery.
-pub(super) const INCOMPLETE: &str = "SELECT DISTINCT pg_catalog.format('%s', i.inhrelid::regclass) AS name \
-     FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't' \
-     WHERE i.inhparent = ANY ($SELECTED) AND i.inhrelid <> ALL ($SELECTED) ORDER BY 1";
-
-/// The same of tables of which no child is selected, with these tables.
-pub(super) const CHILDLESS: &str = "SELECT pg_catalog.format('%s', i.inhrelid::regclass) AS name, \
-     pg_catalog.format('%s', i.inhparent::regclass) AS parent \
-     FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't' \
-     WHERE i.inhparent = ANY ($SELECTED) AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits o \
-     WHERE o.inhparent = i.inhparent AND o.inhrelid = ANY ($SELECTED)) ORDER BY 2, 1";
-
 /// Detaches them. That of a partition may have been begun at that moment, which versions before 14 do not know.
 pub(super) const DETACH: &str = "SELECT pg_catalog.format(CASE WHEN c.relispartition \
      THEN 'ALTER TABLE %2$s DETACH PARTITION %1$s' || CASE WHEN (pg_catalog.to_jsonb(i) ->> 'inhdetachpending')::bool \
@@ -74,10 +62,18 @@ pub(super) const DETACH: &str = "SELECT pg_catalog.format(CASE WHEN c.relisparti
      FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
      WHERE i.inhrelid = ANY ($SELECTED) AND i.inhparent <> ALL ($SELECTED)";
 
-/// Selected tables of the same name.
-pub(super) const SAME_NAME: &str = "SELECT pg_catalog.format('%s', c.oid::regclass) AS name FROM pg_catalog.pg_class c \
-     WHERE c.oid = ANY ($SELECTED) AND EXISTS (SELECT FROM pg_catalog.pg_class o WHERE o.oid = ANY ($SELECTED) \
-     AND o.oid <> c.oid AND o.relname = c.relname) ORDER BY 1";
+/// What would have the same name in one schema, of selected tables, views and sequences and what follows them: indexes and sequences of
+/// tables, which share their names with these, and extended statistics.
+pub(super) const SAME_NAME: &str = "WITH moved AS (SELECT c.oid, c.relname FROM pg_catalog.pg_class c WHERE c.oid = ANY ($SELECTED) \
+     OR c.oid IN (SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = ANY ($SELECTED)) \
+     OR c.relkind = 'S' AND c.oid IN (SELECT d.objid FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass \
+     AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = ANY ($SELECTED) AND d.deptype IN ('a', 'i'))), \
+     statistics AS (SELECT pg_catalog.format('%I.%I', n.nspname, s.stxname) AS name, s.stxname FROM pg_catalog.pg_statistic_ext s \
+     JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace WHERE s.stxrelid = ANY ($SELECTED)) \
+     SELECT pg_catalog.format('%s', oid::regclass) AS name FROM moved WHERE relname IN \
+     (SELECT relname FROM moved GROUP BY 1 HAVING pg_catalog.count(*) > 1) \
+     UNION ALL SELECT name FROM statistics WHERE stxname IN \
+     (SELECT stxname FROM statistics GROUP BY 1 HAVING pg_catalog.count(*) > 1) ORDER BY 1";
 
 /// Renames a schema that has the new name.
 pub(super) const RENAME_TAKEN: &str = "SELECT pg_catalog.format('ALTER SCHEMA %I RENAME TO %I', nspname, \

@@ -10,10 +10,10 @@ use std::os::unix::process::CommandExt;
 use anyhow::{Context, bail};
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, PgMajor};
-use walpoint_pg::connect::{ConnInfo, Connection, Environment};
+use walpoint_pg::connect::{ConnInfo, Connection, Environment, Host};
 
+use super::super::sql;
 use super::options::PassedOn;
-use super::sql;
 use crate::scratch::CLUSTER_NAME;
 
 /// How long a statement on the server may take: all are short.
@@ -35,7 +35,7 @@ const FACTS: &str = "SELECT pg_catalog.current_setting('server_version_num')::in
 /// A server that is loaded into.
 #[derive(Debug, Clone)]
 pub(super) struct TargetServer {
-    /// As it was given.
+    /// As it was given, or what leads to one of the servers that were given.
     text: String,
     info: ConnInfo,
 }
@@ -68,6 +68,13 @@ impl TargetServer {
         }
         let info = ConnInfo::parse(text).context("--into")?;
         Ok(Self { text: text.to_owned(), info })
+    }
+
+    /// The one of the servers at which a session is. What loads must not choose anew among several hosts, or addresses of a name: another
+    /// server was not looked at, and could have no answer to what became of the load.
+    pub(super) fn pinned(&self, host: &Host) -> anyhow::Result<Self> {
+        let text = ConnInfo::text_at(&self.text, host).context("--into")?;
+        Ok(Self { text, info: self.info.clone().at(host.clone()) })
     }
 
     /// The server, the role and the database, without secrets.
@@ -220,6 +227,8 @@ impl TargetFacts {
 
 #[cfg(test)]
 mod tests {
+    use walpoint_pg::connect::{ServerAddress, SslMode};
+
     use super::*;
 
     fn facts(major: u16) -> TargetFacts {
@@ -248,6 +257,26 @@ mod tests {
         assert!(why.contains("passwrod") && !why.contains("geheim"), "{why}");
         let server = TargetServer::read("postgresql://app@db1:5433/shop").unwrap();
         assert_eq!((server.name().as_str(), server.database()), ("app@db1:5433/shop", "shop"));
+    }
+
+    #[test]
+    fn what_loads_is_led_to_the_server_that_was_looked_at() {
+        let place =
+            ServerAddress::Network { name: "db2".to_owned(), address: Some("10.0.0.2".parse().unwrap()) };
+        let host = Host { place, port: 5434 };
+        for text in [
+            "host=db1,db2 port=5433,5434 dbname=shop user=app sslmode=require",
+            "postgresql://app@db1:5433,db2:5434/shop?sslmode=require",
+        ] {
+            let pinned = TargetServer::read(text).unwrap().pinned(&host).unwrap();
+            assert_eq!(pinned.name(), "app@db2 (10.0.0.2):5434/shop");
+            let command = pinned.command(Path::new("pg_restore"));
+            let arguments: Vec<_> = command.get_args().map(|one| one.to_str().unwrap()).collect();
+            let [_, dbname] = arguments[..] else { panic!("{arguments:?}") };
+            let led = ConnInfo::parse(dbname.strip_prefix("--dbname=").unwrap()).unwrap();
+            assert_eq!((led.hosts(), led.user(), led.database()), (&[host.clone()][..], "app", "shop"));
+            assert_eq!(led.ssl_mode(), SslMode::Require);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use walpoint_base::Diagnostic;
 use walpoint_pg::connect::{Connection, RowError};
 
-use super::moving::{listed, names};
+use super::super::names::{listed, names};
 use super::needs;
 use crate::shell;
 
@@ -38,14 +38,30 @@ const FILLED_ELSEWHERE: &str = ", reached(view, classid, objid) AS (SELECT c.oid
      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = x.classid AND e.objid = x.objid AND e.deptype = 'e'))) \
      ORDER BY 1, 2";
 
-/// A warning about the server's own tables that the load of a schema locks.
-pub(super) async fn locked(connection: &mut Connection, schema: &str) -> anyhow::Result<Option<String>> {
+/// Materialized views in a schema that hold rows.
+const FILLED: &str = "SELECT pg_catalog.quote_ident(relname) AS name FROM pg_catalog.pg_class \
+     WHERE relnamespace = $NAMESPACE AND relkind = 'm' AND relispopulated ORDER BY 1";
+
+/// A warning about the server's own tables that what is loaded of a schema reads, and that the load locks.
+pub(super) async fn readers(connection: &mut Connection, schema: &str) -> anyhow::Result<Option<String>> {
     let readers = names(connection, &needs::about(schema, READERS)).await?;
     Ok((!readers.is_empty()).then(|| {
         format!(
-            "what is loaded uses tables or views of the server itself, on which the load holds ACCESS SHARE locks until it commits, so a \
-             statement that needs an exclusive lock there waits: {}",
+            "what is loaded uses tables or views of the server itself, and views show the rows that these have today: {}\nDETAIL: The load \
+             holds ACCESS SHARE locks on them until it commits, so a statement that needs an exclusive lock there waits.",
             listed(&readers)
+        )
+    }))
+}
+
+/// A warning about materialized views of a schema, none of which reads anything elsewhere.
+pub(super) async fn filled(connection: &mut Connection, schema: &str) -> anyhow::Result<Option<String>> {
+    let filled = names(connection, &needs::about(schema, FILLED)).await?;
+    Ok((!filled.is_empty()).then(|| {
+        format!(
+            "materialized views are filled anew from what is loaded, and may have had other rows at that moment, if they were not refreshed \
+             right before: {}",
+            listed(&filled)
         )
     }))
 }

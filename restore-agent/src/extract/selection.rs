@@ -1,6 +1,11 @@
 //! What patterns select, by pg_dump's own reading of them: a dump of the definitions, listed by pg_restore, names each object by its OIDs.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::pg_dump::Dump;
+use super::{client, pipe};
+use crate::server::{Instance, ServerUser};
 
 /// The catalog of tables, views and sequences (`pg_class`). Indexes are in it, too, and follow their tables.
 pub(super) const CLASS: u32 = 1259;
@@ -12,8 +17,25 @@ pub(super) const NAMESPACE: u32 = 2615;
 pub(super) struct Selection(BTreeSet<(u32, u32)>);
 
 impl Selection {
+    /// What a dump selects. Of its options, only those that select may be there. `pg_restore`: of the same installation.
+    pub(super) async fn of_dump(
+        dump: &Dump<'_>,
+        pg_restore: &Path,
+        instance: &Instance,
+        user: &ServerUser,
+    ) -> anyhow::Result<Self> {
+        let mut command = dump.connected(instance, user)?;
+        command.args(["--format=custom", "--schema-only", "--no-publications"]);
+        let mut list = client::command(pg_restore, user);
+        list.arg("--list");
+        match pipe::contents(command, list).await? {
+            Ok(list) => Ok(Self::read(&list)),
+            Err(failed) => Err(dump.explain(&failed, instance).await),
+        }
+    }
+
     /// Reads what `pg_restore --list` prints. Lines about no object of their own have no OIDs.
-    pub(super) fn read(list: &str) -> Self {
+    fn read(list: &str) -> Self {
         Self(list.lines().filter_map(object).collect())
     }
 

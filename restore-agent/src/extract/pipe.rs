@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, anyhow};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::super::client::{self, Failed, Running};
-use super::super::pg_dump;
+use super::client::{self, Failed, Running};
+use super::pg_dump;
 
 /// The program that loads.
 pub(super) const LOADER: &str = "pg_restore";
@@ -30,16 +30,20 @@ pub(super) enum Piped {
     LoadFailed(Failed),
 }
 
-/// Runs both to their ends. Both are killed if this is dropped.
-pub(super) async fn run(dump: Command, mut load: Command) -> anyhow::Result<Piped> {
-    load.stdin(Stdio::piped());
-    let mut dump = started(pg_dump::PROGRAM, dump, Stdio::piped())?;
-    let mut load = started(LOADER, load, Stdio::null())?;
-    let (from, to) = (dump.stdout(), load.stdin());
-    let (from, to) = from.zip(to).context("pg_dump and pg_restore are not connected")?;
-    let (carried, loaded) = tokio::join!(carry(dump, from, to), load.end());
-    let ((dumped, handed), loaded) = (carried?, loaded?);
-    match (dumped, handed, loaded) {
+/// How both programs ended.
+struct Both {
+    dumped: Result<(), Failed>,
+    /// Whether pg_restore took everything.
+    handed: io::Result<()>,
+    restored: Result<(), Failed>,
+    /// What pg_restore printed.
+    printed: Vec<u8>,
+}
+
+/// Loads. Both programs are killed if this is dropped.
+pub(super) async fn run(dump: Command, load: Command) -> anyhow::Result<Piped> {
+    let Both { dumped, handed, restored, .. } = both(dump, load, Stdio::null()).await?;
+    match (dumped, handed, restored) {
         (Ok(()), Ok(()), Ok(())) => Ok(Piped::Loaded),
         // pg_dump fails, too, if nothing reads what it writes.
         (_, Err(error), Err(failed)) if error.kind() == ErrorKind::BrokenPipe => {
@@ -53,21 +57,33 @@ pub(super) async fn run(dump: Command, mut load: Command) -> anyhow::Result<Pipe
     }
 }
 
-/// What an archive holds, as pg_restore lists it.
-pub(super) async fn contents(dump: Command, mut list: Command) -> anyhow::Result<Result<String, Failed>> {
-    list.stdin(Stdio::piped());
+/// What an archive holds, as pg_restore lists it. It need not read beyond the list, so what was handed over does not matter.
+pub(super) async fn contents(dump: Command, list: Command) -> anyhow::Result<Result<String, Failed>> {
+    let Both { dumped, restored, printed, .. } = both(dump, list, Stdio::piped()).await?;
+    Ok(dumped.and(restored).map(|()| String::from_utf8_lossy(&printed).into_owned()))
+}
+
+/// Runs both to their ends.
+async fn both(dump: Command, mut restore: Command, printed: Stdio) -> anyhow::Result<Both> {
+    restore.stdin(Stdio::piped());
     let mut dump = started(pg_dump::PROGRAM, dump, Stdio::piped())?;
-    let mut list = started(LOADER, list, Stdio::piped())?;
-    let (from, to) = (dump.stdout(), list.stdin());
+    let mut restore = started(LOADER, restore, printed)?;
+    let (from, to) = (dump.stdout(), restore.stdin());
     let (from, to) = from.zip(to).context("pg_dump and pg_restore are not connected")?;
-    let mut printed = list.stdout().context("pg_restore prints nothing")?;
-    let mut text = Vec::new();
-    let (carried, read, listed) =
-        tokio::join!(carry(dump, from, to), printed.read_to_end(&mut text), list.end());
-    // pg_restore need not read beyond the list, so what was handed over does not matter.
-    let (dumped, _) = carried?;
-    read.context("the list of pg_restore was not read")?;
-    Ok(dumped.and(listed?).map(|()| String::from_utf8_lossy(&text).into_owned()))
+    let printed = all_of(restore.stdout());
+    let (carried, printed, restored) = tokio::join!(carry(dump, from, to), printed, restore.end());
+    let (dumped, handed) = carried?;
+    let printed = printed.context("what pg_restore printed was not read")?;
+    Ok(Both { dumped, handed, restored: restored?, printed })
+}
+
+/// Everything that is printed, if anything is read of it.
+async fn all_of(printed: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut printed) = printed {
+        printed.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 fn started(program: &'static str, command: Command, stdout: Stdio) -> anyhow::Result<Running> {
@@ -139,6 +155,14 @@ mod tests {
         assert!(matches!(piped, Piped::DumpFailed(_)) && text == "one", "{text}: {piped:?}");
         let (text, piped) = ran("printf one; exit 1", "cat > FILE").await;
         assert!(matches!(piped, Piped::DumpFailed(_)) && text.is_empty(), "{text}: {piped:?}");
+    }
+
+    #[tokio::test]
+    async fn a_list_is_what_pg_restore_prints_of_a_dump_that_succeeded() {
+        let listed = contents(shell("printf one"), shell("cat; printf two")).await.unwrap();
+        assert_eq!(listed.unwrap(), "onetwo");
+        contents(shell("printf one; exit 1"), shell("cat")).await.unwrap().unwrap_err();
+        contents(shell("printf one"), shell("cat; exit 1")).await.unwrap().unwrap_err();
     }
 
     #[tokio::test]
