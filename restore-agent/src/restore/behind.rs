@@ -8,7 +8,7 @@
 //! | the file is of | it is |
 //! |---|---|
 //! | the timeline that recovery is asked for, which it can continue | [`super::unarchived`]'s: record by record, or said why not |
-//! | the same, and recovery ends where an incomplete copy does, or where that timeline begins | behind |
+//! | the same, and recovery ends where an incomplete copy does, or where that timeline begins, or the archive contradicts it | behind |
 //! | an ancestor of it, from which the path has more than is replayed | behind |
 //! | a timeline that left that one at the end or later | behind |
 //! | a timeline that left it before, and that the archive is yet to hear of | of a younger branch |
@@ -32,7 +32,7 @@ use walpoint_storage::RepoError;
 
 use self::verdict::{Branch, Known, Recovery, Verdict};
 use super::stored::{NotStored, Remains};
-use super::unarchived::{ReplayedSegment, continued_from, inspect};
+use super::unarchived::{ReplayedSegment, Unarchived, continued_from, inspect};
 use crate::plan::Planned;
 
 /// What recovery would leave out.
@@ -43,6 +43,8 @@ pub(super) struct Behind {
     younger: bool,
     end: Lsn,
     first: First,
+    /// Why recovery does not replay it, though it would replay WAL of that timeline.
+    why: Option<String>,
 }
 
 /// What has to be archived before the file itself.
@@ -55,13 +57,13 @@ enum First {
     History(PathBuf),
 }
 
-/// A file that a recovery to the end of WAL would leave out. `latest`: whether the newest timeline was asked for; `replayed`: what
-/// recovery continues with.
+/// A file that a recovery to the end of WAL would leave out. `latest`: whether the newest timeline was asked for; `unarchived`: what
+/// recovery continues with, or why it does not.
 pub(super) async fn find(
     found: &NotStored,
     planned: &Planned,
     latest: bool,
-    replayed: &[ReplayedSegment],
+    unarchived: &Unarchived,
 ) -> anyhow::Result<Option<Behind>> {
     let (plan, size) = (&planned.plan, planned.lineage.segment_size);
     if plan.target != RecoveryTarget::Latest || plan.signal != Signal::Recovery {
@@ -69,10 +71,10 @@ pub(super) async fn find(
     }
     let leaf = plan.leaf;
     let history = archived(found, leaf).await?.0.unwrap_or_else(|| TimelineHistory::root(leaf));
-    let goes_on = continued_from(plan, size).is_some();
+    let goes_on = continued_from(plan, size).is_some() && !unarchived.contradicted;
     let recovery = Recovery { history, end: plan.end(), goes_on, latest };
     for remains in [&found.here].into_iter().chain(&found.earlier) {
-        if let Some(mut behind) = in_one(found, remains, planned, &recovery, replayed).await? {
+        if let Some(mut behind) = in_one(found, remains, planned, &recovery, &unarchived.replayed).await? {
             let history = WalFileName::History(behind.file.timeline());
             behind.first = match std::ptr::eq(remains, &found.here) {
                 true if !remains.waiting.is_empty() => First::Waiting,
@@ -81,6 +83,7 @@ pub(super) async fn find(
                 }
                 _ => First::Nothing,
             };
+            behind.why = unarchived.left.clone().filter(|_| unarchived.contradicted);
             return Ok(Some(behind));
         }
     }
@@ -128,7 +131,8 @@ async fn in_one(
         let verdict = recovery.verdict(branch, file, end, size);
         if verdict != Verdict::Beside {
             let younger = verdict == Verdict::Younger;
-            return Ok(Some(Behind { file, path, younger, end: recovery.end, first: First::Nothing }));
+            let (end, first, why) = (recovery.end, First::Nothing, None);
+            return Ok(Some(Behind { file, path, younger, end, first, why }));
         }
     }
     Ok(None)
@@ -216,8 +220,9 @@ impl Behind {
             true => "in its pg_wal".to_owned(),
             false => format!("in {}, from before an earlier restore,", directory.display()),
         };
+        let why = self.why.iter().map(|why| format!("\nDETAIL: {why}.")).collect::<String>();
         anyhow::anyhow!(
-            "{}: \"{}\" {place} {what}, and no repository that was read ({read}) has it: nothing was changed\nHINT: {first}what \
+            "{}: \"{}\" {place} {what}, and no repository that was read ({read}) has it: nothing was changed{why}\nHINT: {first}what \
              there is of it with \"archive-agent push {}\", and run the same command again. With --discard-unarchived-wal \
              recovery ends without it, and the file is kept.",
             pgdata.display(),
@@ -235,10 +240,13 @@ mod tests {
     fn the_refusal_names_what_was_read() {
         let file = WalFileName::Segment("000000010000000000000003".parse().unwrap());
         let path = Path::new("/data/pg_wal").join(file.to_string());
-        let behind = Behind { file, path, younger: false, end: Lsn(0x300_0000), first: First::Nothing };
+        let (end, first) = (Lsn(0x300_0000), First::Nothing);
+        let behind = Behind { file, path, younger: false, end, first, why: Some("two copies differ".into()) };
         let text = behind.refusal(Path::new("/data"), "\"near\"").to_string();
         assert!(
-            text.contains("no repository that was read (\"near\") has it: nothing was changed"),
+            text.contains(
+                "no repository that was read (\"near\") has it: nothing was changed\nDETAIL: two copies differ.\nHINT: "
+            ),
             "{text}"
         );
     }

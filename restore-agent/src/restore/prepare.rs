@@ -209,7 +209,7 @@ async fn replay(
         }
     };
     let latest = args.target.follows_the_latest();
-    let left = behind::find(not_stored, planned, latest, &replay.unarchived.replayed).await?;
+    let left = behind::find(not_stored, planned, latest, &replay.unarchived).await?;
     let (pgdata, read) = (layout.pgdata(), elsewhere::read(&not_stored.copies));
     match (left, &replay.unarchived.hole) {
         _ if decided.does(&Step::LeaveWal) => Ok(replay),

@@ -56,6 +56,8 @@ pub(super) struct Unarchived {
     pub(super) required: RequiredSettings,
     /// Why others are not replayed.
     pub(super) left: Option<String>,
+    /// Whether that is because the archive has something else of a segment that its server wrote, which recovery does not replay either.
+    pub(super) contradicted: bool,
     /// Damage before WAL that the same server wrote.
     pub(super) hole: Option<Hole>,
     /// What shows that those in `pg_wal` are another server's than the archive's, if anything does.
@@ -135,16 +137,21 @@ impl Unarchived {
         while let Some(paths) = candidates.get(&number.name(plan.timeline, size)) {
             let name = number.name(plan.timeline, size);
             let mut fitting: Vec<FittingSegment<'_>> = Vec::new();
+            let mut is_contradicted = false;
             for path in paths.iter().filter(|path| !is_in(path, &astray)) {
                 match judge(&found.copies, planned, name, path, history.as_ref(), &end).await? {
                     Ok((facts, damage)) => fitting.push(FittingSegment { facts, damage, path }),
-                    Err(why) => self.left = Some(why),
+                    Err(unfit) => {
+                        is_contradicted |= unfit.is_contradicted && is_in(path, &own);
+                        self.left = Some(unfit.why);
+                    }
                 }
             }
             // The first of those that reach furthest.
             let proven = fitting.iter().rev().filter(|one| is_in(one.path, &own));
             let Some(best) = proven.max_by_key(|one| (one.facts.whole, one.facts.end)) else {
-                if let Some(one) = fitting.first() {
+                self.contradicted = is_contradicted;
+                if let Some(one) = fitting.first().filter(|_| !is_contradicted) {
                     self.left = Some(not_shown(last, plan.timeline, one.path));
                 } else if paths.iter().all(|path| is_in(path, &astray)) {
                     self.left = Some(format!(

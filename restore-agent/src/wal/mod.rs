@@ -64,4 +64,6 @@ pub(crate) mod session;
 pub(crate) mod source;
 pub mod spool;
 mod streamed;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod watchdog;

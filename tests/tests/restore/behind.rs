@@ -6,7 +6,7 @@ use std::path::Path;
 
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
-use walpoint_tests::cluster::Cluster;
+use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
@@ -346,5 +346,54 @@ fn what_an_earlier_restore_put_away_is_not_left_out() {
         bed.agent.run(&["push", path]).expect_success();
         bed.try_restore("data", &[second, "--resume-archiving", "--use-partial"]).expect_success();
         assert_eq!(rows(&mut bed, &ledger), "a1 b1", "{first} {second}");
+    }
+}
+
+/// A server that crashed was restored, the restored one was promoted in the segment that the crashed one had been writing, and was rolled
+/// back. `archives`: whether it archived.
+fn rolled_back(archives: bool) -> (Archived, Ledger) {
+    let (mut bed, mut ledger) = bed(17);
+    ledger.append_as(&bed.cluster, "a1");
+    bed.settle();
+    let open = ledger.append_as(&bed.cluster, "a2").segment;
+    bed.cluster.crash();
+    bed.try_restore("data", &["--replace", "--server-is-down", "--resume-archiving"]).expect_success();
+    if !archives {
+        bed.stop_daemon();
+        bed.cluster.set_last("archive_command", "false");
+    }
+    bed.cluster.start();
+    bed.cluster.wait_promoted();
+    ledger.append_as(&bed.cluster, "discarded");
+    if archives {
+        bed.settle();
+        wait::until_true(wait::SOON, "the old timeline's last segment is archived", || {
+            has(&bed, &format!("/{open}.partial/"))
+        });
+    }
+    bed.cluster.stop(Shutdown::Fast);
+    let place = bed.place("data");
+    let rollback = ["rollback", "--server-is-down", "--pgdata", place.to_str().unwrap()];
+    bed.agent.restore(&rollback).expect_success();
+    if !archives {
+        bed.start_daemon();
+    }
+    bed.cluster.start();
+    let next = ledger.append_as(&bed.cluster, "a3").segment;
+    assert_eq!((next, has(&bed, "00000002.history")), (open, archives));
+    (bed, ledger)
+}
+
+/// R4: a younger timeline left this one in the segment that the server was writing when it crashed, and the archive has an incomplete copy
+/// of that. The timeline is named, as `rollback` and `status` say: its rows are in the server's own segment alone.
+#[test]
+fn the_open_segment_of_a_timeline_that_a_younger_one_left_in_it_is_replayed() {
+    for way in ["--delta", "--replace"] {
+        let (mut bed, ledger) = rolled_back(true);
+        bed.cluster.crash();
+        let options = [way, "--server-is-down", "--resume-archiving", "--target-timeline", "1"];
+        let restored = bed.try_restore("data", &options).expect_success().stdout;
+        assert!(restored.contains("recovery replays unarchived WAL"), "{way}: {restored}");
+        assert_eq!(rows(&mut bed, &ledger), "a1 a2 a3", "{way}");
     }
 }

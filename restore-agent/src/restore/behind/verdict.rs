@@ -9,7 +9,7 @@ pub(super) struct Recovery {
     pub(super) history: TimelineHistory,
     /// Up to where it is replayed.
     pub(super) end: Lsn,
-    /// Whether recovery goes on from there to what `pg_wal` has of the same timeline.
+    /// Whether recovery goes on from there to what `pg_wal` has of the same timeline: what is not replayed of that, the report names.
     pub(super) goes_on: bool,
     /// Whether the newest timeline was asked for, and not one by its number.
     pub(super) latest: bool,
