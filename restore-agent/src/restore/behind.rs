@@ -15,7 +15,7 @@
 //! | any other: an older branch, what the path left behind, another server's of the same number | beside |
 //!
 //! A timeline counts only if the archive knows it or its history waits to be archived: a copy that archives nothing went its own way.
-//! Where a timeline was named, the branches that left it do not count either.
+//! Where a timeline was named, the branches that left it do not count either, and of a directory that `rollback` took away no branch does.
 
 mod verdict;
 
@@ -171,6 +171,7 @@ async fn branch(
     let history = own.or(archived).or_else(|| first.then(|| TimelineHistory::root(timeline)));
     let known = match () {
         () if remains.differ.contains(&name) => Known::Differs,
+        () if remains.rolled_back => Known::RolledBack,
         () if is_there || first => Known::Archived,
         () if remains.waiting.contains(&name) => Known::Waits,
         () => Known::Unknown,
@@ -224,7 +225,7 @@ impl Behind {
         anyhow::anyhow!(
             "{}: \"{}\" {place} {what}, and no repository that was read ({read}) has it: nothing was changed{why}\nHINT: {first}what \
              there is of it with \"archive-agent push {}\", and run the same command again. With --discard-unarchived-wal \
-             recovery ends without it, and the file is kept.",
+             (--delta or --replace) recovery ends without it, and the file is kept.",
             pgdata.display(),
             self.file,
             self.path.display()

@@ -203,8 +203,8 @@ async fn replay(
         Err(error) => {
             return Err(error.context(
                 "WAL in the data directory's pg_wal, which is not archived and which recovery would replay, \
-                 cannot be replayed\nHINT: To recover without that WAL, use --discard-unarchived-wal: the \
-                 restore keeps the files.",
+                 cannot be replayed\nHINT: To recover without that WAL, use --discard-unarchived-wal with \
+                 --replace or --delta: the restore keeps the files.",
             ));
         }
     };

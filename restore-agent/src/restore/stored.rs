@@ -69,6 +69,8 @@ pub(super) struct Remains {
     pub(super) apart: Option<String>,
     /// What shows which stored segments are theirs ([`vouched`]).
     pub(super) vouched: Vec<String>,
+    /// Whether `rollback` took their data directory away.
+    pub(super) rolled_back: bool,
 }
 
 /// How a file compares with what an archive has under its name.
@@ -144,7 +146,7 @@ impl NotStored {
         for record in asides.iter().filter(|record| record.wal() != self.here.directory) {
             let must_be_there = had_a_server(&record.aside);
             let remains = self.remains(&record.wal(), Whose::Own, must_be_there, planned).await?;
-            self.earlier.push(remains);
+            self.earlier.push(Remains { rolled_back: record.was_rolled_back(), ..remains });
         }
         Ok(())
     }
@@ -204,7 +206,8 @@ impl NotStored {
         let has_segments = files.iter().any(|name| matches!(name, WalFileName::Segment(_)));
         let apart = if has_segments { apart::shown(&self.copies, wal, &other, planned).await? } else { None };
         let vouched = vouched::look(&self.copies, wal, &files, planned).await?;
-        Ok(Remains { directory: wal.to_owned(), files, differ, damaged, waiting, apart, vouched })
+        let (directory, rolled_back) = (wal.to_owned(), false);
+        Ok(Remains { directory, files, differ, damaged, waiting, apart, vouched, rolled_back })
     }
 
     /// Those of the files that wait to be archived which no archive has. Of one that is not in `pg_wal` any more the name decides.

@@ -397,3 +397,22 @@ fn the_open_segment_of_a_timeline_that_a_younger_one_left_in_it_is_replayed() {
         assert_eq!(rows(&mut bed, &ledger), "a1 a2 a3", "{way}");
     }
 }
+
+/// R4: the timeline of a restored server that `rollback` took away was never archived, and is in the way of nothing that is restored later:
+/// neither of a repair or a replacement, nor of a restore when the data directory is lost.
+#[test]
+fn a_timeline_that_a_rollback_took_away_does_not_count() {
+    for ways in [&["--delta"][..], &["--replace"], &[]] {
+        let (mut bed, mut ledger) = rolled_back(false);
+        bed.settle();
+        ledger.append_as(&bed.cluster, "a4");
+        bed.cluster.crash();
+        if ways.is_empty() {
+            fs::remove_dir_all(bed.cluster.pgdata()).unwrap();
+        }
+        let options = [ways, &["--server-is-down", "--resume-archiving"]].concat();
+        bed.try_restore("data", &options).expect_success();
+        let expected = if ways.is_empty() { "a1 a2 a3" } else { "a1 a2 a3 a4" };
+        assert_eq!(rows(&mut bed, &ledger), expected, "{ways:?}");
+    }
+}

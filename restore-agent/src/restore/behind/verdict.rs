@@ -32,6 +32,8 @@ pub(super) enum Known {
     Waits,
     /// Neither.
     Unknown,
+    /// `rollback` took its server away: it was not to go on.
+    RolledBack,
     /// The archive has another history of that number: another server's timeline.
     Differs,
 }
@@ -66,7 +68,7 @@ impl Recovery {
             let until = self.history.served_until(timeline, number, size);
             return behind(until.is_some_and(|until| until > self.end));
         }
-        if !self.latest || branch.known == Known::Unknown {
+        if !self.latest || matches!(branch.known, Known::Unknown | Known::RolledBack) {
             return Verdict::Beside;
         }
         let before = Lsn(self.end.0.saturating_sub(1));
@@ -87,7 +89,7 @@ impl Recovery {
 mod tests {
     use walpoint_base::TimelineId;
 
-    use super::Known::{Archived, Differs, Unknown, Waits};
+    use super::Known::{Archived, Differs, RolledBack, Unknown, Waits};
     use super::Verdict::{Behind, Beside, Younger};
     use super::*;
 
@@ -284,6 +286,30 @@ mod tests {
         ]
     }
 
+    /// `rollback` took away the directory in which the file lies.
+    fn rolled_back() -> Vec<Case> {
+        let later = (root(), 0xB00_0000, true, true);
+        vec![
+            case("a branch that began before", later, (inside(), RolledBack), nine(2), FORK + 999, Beside),
+            case(
+                "a branch that left at the end",
+                (root(), END, true, true),
+                (boundary(), RolledBack),
+                nine(2),
+                END + 999,
+                Beside,
+            ),
+            case(
+                "what it had from before",
+                (root(), END, true, true),
+                (root(), RolledBack),
+                "000000010000000000000009.partial",
+                FORK,
+                Behind,
+            ),
+        ]
+    }
+
     /// Several promotions, and branches.
     fn beside_branches() -> Vec<Case> {
         vec![
@@ -349,7 +375,7 @@ mod tests {
     #[test]
     fn what_comes_after_the_end_is_told_from_what_lies_beside_it() {
         for Case { says, path, ends, goes_on, latest, branch: (of, known), file, until, is } in
-            [at_a_fork(), at_the_end(), beside_branches()].into_iter().flatten()
+            [at_a_fork(), at_the_end(), rolled_back(), beside_branches()].into_iter().flatten()
         {
             let recovery = Recovery { history: path, end: Lsn(ends), goes_on, latest };
             let branch = Branch { history: of, known };

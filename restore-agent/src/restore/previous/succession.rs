@@ -37,6 +37,12 @@ impl Record {
         }
     }
 
+    /// Whether a rollback took it away and put back what comes in its place. One that was interrupted has done neither for certain.
+    pub(crate) fn was_rolled_back(&self) -> bool {
+        let came = |successor| self.succeeded == Some(true) || is_gone(successor) && !is_gone(&self.pgdata);
+        self.successor.as_deref().is_some_and(came)
+    }
+
     /// Whether it was moved after a moment of another machine's clock, for certain.
     pub(crate) fn was_moved_after(&self, earlier: Timestamp) -> bool {
         let latest = earlier.saturating_add(CLOCKS_DIFFER).unwrap_or(Timestamp::MAX);
@@ -101,6 +107,7 @@ mod tests {
         };
         let first = move_aside(None);
         assert_eq!(first.succession(), Succession::Interrupted);
+        assert!(!first.was_rolled_back(), "a restore moved it aside");
         let older = Record { succeeded: None, ..first.clone() };
         assert_eq!(older.succession(), Succession::Unknown);
         // A rollback: what it puts back waits, and then it came.
@@ -112,9 +119,15 @@ mod tests {
             Succession::Interrupted,
             "a path that cannot be looked at is not gone"
         );
+        assert!(!second.was_rolled_back(), "what it puts back waits");
         first.undo().unwrap();
         assert_eq!(second.succession(), Succession::Completed);
+        assert!(second.was_rolled_back());
         fs::remove_dir(&pgdata).unwrap();
+
+        assert!(!second.was_rolled_back(), "both are gone, and nothing says that the other one came");
+        let came = Record { succeeded: Some(true), ..second.clone() };
+        assert!(came.was_rolled_back(), "what came was lost since");
 
         let third = move_aside(None);
         older.write(&third.aside, None).unwrap();
