@@ -236,7 +236,8 @@ impl InUse {
             Self::Unread(error) => format!("{shown}: {error}"),
             Self::Aside(aside) => format!(
                 "{shown} belongs to the data directory that was renamed to {0}: nothing was changed\nDETAIL: A link in {0} leads there, \
-                 so \"restore-agent rollback\" needs it.\nHINT: Choose another place with --tablespace OLD=NEW, --tablespace-dir, \
+                 or its walpoint-aside.json names it, so \"restore-agent rollback\" needs it.\nHINT: If a rollback was interrupted, run it \
+                 again. Otherwise choose another place with --tablespace OLD=NEW, --tablespace-dir, \
                  --flatten-tablespaces or --wal-dir, as the restore did that renamed it.",
                 aside.display()
             ),

@@ -270,11 +270,13 @@ fn remove_abandoned(directory: &Path) -> anyhow::Result<()> {
     durable::remove_abandoned(directory).map(drop).with_context(|| directory.display().to_string())
 }
 
-/// What is in the way in a directory outside, and of which data directory that was moved aside it is: one whose link still leads there.
+/// What is in the way in a directory outside, and of which data directory that was moved aside it is: one whose link still leads there, or
+/// whose record says that it belongs there and was not moved, or is back, as after an interruption.
 pub(crate) fn in_use(directory: &Path, location: &Path, asides: &[Record]) -> Option<InUse> {
     let leads = |record: &&Record| {
+        let is_named = record.pending().any(|from| from == directory || from == location);
         let existing = Existing::look(&record.aside).ok().flatten();
-        existing.is_some_and(|existing| existing.link_to(location, None).is_some())
+        is_named || existing.is_some_and(|existing| existing.link_to(location, None).is_some())
     };
     let in_use = InUse::look(directory)?;
     let of = asides.iter().find(leads).filter(|_| in_use == InUse::NotEmpty);
@@ -487,6 +489,12 @@ mod tests {
             let asides = [record];
             assert_eq!(in_use(&bed.path("fast"), &bed.path("fast"), &asides), Some(is));
             assert_eq!(in_use(&bed.path("fast/PG_17"), &bed.path("fast"), &asides), None, "it is empty");
+            if let Some(moved) = asides[0].moves.first() {
+                fs::remove_dir_all(&moved.from).unwrap();
+                durable::rename(&moved.to, &moved.from).unwrap();
+                let put_back = in_use(&moved.from, &moved.from, &asides);
+                assert_eq!(put_back, Some(InUse::Aside(asides[0].aside.clone())));
+            }
         }
     }
 }
