@@ -398,6 +398,23 @@ fn the_open_segment_of_a_timeline_that_a_younger_one_left_in_it_is_replayed() {
     }
 }
 
+/// With `--use-partial` recovery ends in the archive's incomplete copy, and the same command works once the server's own segment is
+/// archived.
+#[test]
+fn the_open_segment_of_a_timeline_that_a_younger_one_left_in_it_is_archived_and_used() {
+    let (mut bed, ledger) = rolled_back(true);
+    let open = bed.cluster.psql("select pg_walfile_name(pg_current_wal_lsn())");
+    bed.cluster.crash();
+    let options =
+        ["--delta", "--server-is-down", "--resume-archiving", "--target-timeline", "1", "--use-partial"];
+    let refused = bed.try_restore("data", &options).expect_status(1);
+    let path = bed.cluster.wal_dir().join(open).display().to_string();
+    assert!(refused.stderr.contains(&format!("archive-agent push {path}")), "{refused:#?}");
+    bed.agent.run(&["push", &path]).expect_success();
+    bed.try_restore("data", &options).expect_success();
+    assert_eq!(rows(&mut bed, &ledger), "a1 a2 a3");
+}
+
 /// R4: the timeline of a restored server that `rollback` took away was never archived, and is in the way of nothing that is restored later:
 /// neither of a repair or a replacement, nor of a restore when the data directory is lost.
 #[test]

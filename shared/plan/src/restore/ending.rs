@@ -6,7 +6,7 @@
 //! primary that died while it was writing it, if an operator stored what there was of it. What was streamed of a last segment is the
 //! timeline's own to its last record, also behind a fork: the plan ends there without an option.
 
-use walpoint_base::{Lsn, SegmentNo, SegmentSize, TimelineId};
+use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId};
 
 use super::facts::{Asking, BackupFacts, StopQuestion};
 use super::path::{Coverage, Path, SegmentRange};
@@ -270,6 +270,10 @@ impl<'a> Planner<'a> {
         let mut until = coverage.until;
         if let Some((cut, source)) = self.left_behind(path.timeline(), coverage)? {
             let name = coverage.missing.name(path.timeline(), size);
+            let (cut, source) = match self.beyond_forks(name)? {
+                Some(held) => (held, Some(ForkSource::Partial(path.timeline()))),
+                None => (cut, source),
+            };
             match (self.request.use_partial || self.facts.sliced.contains(&name), source) {
                 (true, Some(source)) => {
                     until = cut;
@@ -291,6 +295,16 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(Ok(self.build(path, backup, &ending, None, (until, StopAt::Requested))?))
+    }
+
+    /// Up to where an incomplete copy of a segment goes on behind all positions at which younger timelines left its own, if all that such
+    /// copies hold was asked for.
+    fn beyond_forks(&self, name: SegmentName) -> Asking<Option<Lsn>> {
+        if !self.request.use_partial {
+            return Ok(None);
+        }
+        let held = self.facts.partial(name)?;
+        Ok(held.filter(|held| self.facts.graph.left_at(name.timeline).all(|left| left < *held)))
     }
 
     /// Where the last child left `timeline` within the segment that is missing, and what has the bytes up to there.

@@ -119,8 +119,10 @@ fn latest_end(world: &World, leaf: TimelineId, from: Lsn, use_partial: bool) -> 
     };
     let heir = world.files.iter().any(|file| takes_over(&file));
     let partial = world.partials.get(&(leaf, number)).is_some_and(|held| *held >= left);
+    let held = world.partials.get(&(leaf, number)).copied();
+    let beyond = held.filter(|held| left_at(world, leaf).is_some_and(|left| left < *held));
     match use_partial {
-        true => (heir || partial).then_some(left),
+        true => beyond.or((heir || partial).then_some(left)),
         false => heir.then_some(until),
     }
 }

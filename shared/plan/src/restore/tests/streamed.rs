@@ -60,6 +60,23 @@ fn the_old_timeline_is_recovered_to_its_last_streamed_record_behind_the_fork() {
     assert!(plan.notes.contains(&Note::MoreUntil { timeline: tli(1), cut: FORK }), "{:?}", plan.notes);
 }
 
+/// The same of what was stored of it in another way, where all of that is asked for.
+#[test]
+fn the_old_timeline_is_recovered_to_the_end_of_its_incomplete_copy_behind_the_fork_on_request() {
+    let request = RestoreRequest { use_partial: true, ..latest(1) };
+    let held = Lsn(mb(10) + SIZE * 3 / 4);
+    let world = failed_over(held);
+    let plan = world.plan_with(facts(&world, false), &request).unwrap();
+    let fork = plan.fork.expect("a segment that is built");
+    assert_eq!((plan.until, fork.cut, fork.source), (held, held, ForkSource::Partial(tli(1))));
+    assert_eq!((fork.left, &plan.notes[..]), (false, &[Note::LastSegmentBuilt(fork)][..]));
+    // One that ends before has nothing that the younger timeline has not.
+    let world = failed_over(Lsn(mb(10) + SIZE / 4));
+    let plan = world.plan_with(facts(&world, false), &request).unwrap();
+    let fork = plan.fork.expect("a segment that is built");
+    assert_eq!((plan.until, fork.source), (FORK, ForkSource::Segment(tli(2))));
+}
+
 #[test]
 fn a_younger_timeline_reads_nothing_of_it_behind_the_fork() {
     let mut world = failed_over(Lsn(mb(10) + SIZE * 3 / 4));
