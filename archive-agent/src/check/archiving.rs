@@ -17,7 +17,8 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(65);
 
 /// What turns archiving on, also in a restored copy, where "on" in postgresql.conf would change nothing.
 const ARCHIVE: &str = "Run \"alter system set archive_mode = on\", which also overrides the off that a \
-    restore writes to postgresql.auto.conf, and restart PostgreSQL.";
+    restore writes to postgresql.auto.conf, and restart PostgreSQL. A restore without --resume-archiving also switches subscriptions \
+    off: if they are to run here, run \"alter system reset max_logical_replication_workers\" before the restart.";
 
 /// A segment that arrives sooner is not worth a word.
 const QUIET: Duration = Duration::from_secs(3);

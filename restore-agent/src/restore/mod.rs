@@ -26,6 +26,7 @@
 //! | [`mod@bound`] | the lineage that the data directory is bound to |
 //! | [`lineages`] | the cluster's other lineages |
 //! | [`origin`] | what the recovery will begin with |
+//! | [`as_copy`] | the settings that make a copy of it, and what to know of them |
 //! | [`finish`] | label, settings, signal, and `pg_control` last |
 //! | [`confined`] | a restore whose server is kept apart from the original |
 //! | [`finished`], [`requested`] | a restore of which only the marker is left; what a marker keeps of the command |
@@ -45,6 +46,7 @@
 //! start; the same command begins anew and finishes.
 
 mod apart;
+mod as_copy;
 mod behind;
 mod beneath;
 mod bound;
@@ -382,7 +384,7 @@ struct Around<'a> {
 async fn dry_run(
     common: &CommonArgs,
     args: &RestoreArgs,
-    planned: Planned,
+    mut planned: Planned,
     pgdata: PathBuf,
     decided: Decided,
 ) -> Result<(), Failure> {
@@ -412,6 +414,7 @@ async fn dry_run(
     {
         return Ok(prepared?);
     }
+    planned.remarks.extend(as_copy::note(args).map(str::to_owned));
     plan::print(common, &planned, &tablespaces)?;
     Ok(prepared?)
 }

@@ -26,8 +26,8 @@ use super::stored::{NotStored, Whose};
 use super::tablespaces::{self, RestoredTablespace, Wishes};
 use super::unarchived::Unarchived;
 use super::{
-    Restore, RestoreArgs, behind, command, elsewhere, failure, files, free_space, origin, outside, places,
-    required,
+    Restore, RestoreArgs, as_copy, behind, command, elsewhere, failure, files, free_space, origin, outside,
+    places, required,
 };
 use crate::plan::{self, Planned};
 
@@ -261,7 +261,7 @@ fn lineage(planned: &Planned) -> String {
 fn settings(args: &RestoreArgs, planned: &Planned, source: &command::RestoreSource) -> Vec<(String, String)> {
     let mut settings = vec![("restore_command".to_owned(), command::restore_command(source))];
     if !args.resume_archiving {
-        settings.push(("archive_mode".to_owned(), "off".to_owned()));
+        settings.extend(as_copy::SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
     settings.extend(planned.plan.settings.iter().map(|s| (s.name.to_owned(), s.value.clone())));
     settings

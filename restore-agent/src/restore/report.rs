@@ -22,7 +22,7 @@ use super::if_empty::PresentCluster;
 use super::start::{self, ConfigurationFiles};
 use super::started::{self, LaunchPlan, StartedDocument};
 use super::steps::RestoreMode;
-use super::{Done, Restore, RestoreArgs, origin, required};
+use super::{Done, Restore, RestoreArgs, as_copy, origin, required};
 use crate::plan::{self, CommandLine, PlanReport};
 use crate::{settings, shell};
 
@@ -278,21 +278,6 @@ fn waits_for_standbys(configuration: &str) -> Option<String> {
     ))
 }
 
-/// What to know of `archive_mode`, which is off unless archiving is to be resumed.
-fn not_archiving(args: &RestoreArgs) -> Option<&'static str> {
-    match (args.resume_archiving, args.standby) {
-        (true, _) => None,
-        (false, true) => Some(
-            "archive_mode is off, also after a promotion\nHINT: If the standby is to take over from its primary, restore it \
-             with --standby --resume-archiving, or set archive_mode = on and restart it before it is promoted.",
-        ),
-        (false, false) => Some(
-            "archive_mode is off, so that the copy cannot write into the archive it came from\nHINT: If it replaces the \
-             original for good, restore with --resume-archiving.",
-        ),
-    }
-}
-
 /// What to know of a copy that may be any of several servers.
 fn unbound(pgdata: &Path) -> String {
     format!(
@@ -344,6 +329,9 @@ impl Restore {
             (false, takes_sessions) => Pause::No { takes_sessions },
         };
         notes.extend(waits_for_standbys(&configuration).filter(|_| !args.standby));
+        if args.resume_archiving {
+            notes.extend(as_copy::left(&configuration).into_iter().map(str::to_owned));
+        }
         let shuts_down = if args.start.start { SWITCHED_ON } else { SHUTS_DOWN };
         notes.extend((pause == Pause::ShutsDown).then(|| shuts_down.to_owned()));
         notes.extend(
@@ -377,7 +365,7 @@ impl Restore {
     fn of_archiving(&self, common: &CommonArgs, args: &RestoreArgs) -> Vec<String> {
         let plan = &self.planned.plan;
         let unbound = origin::is_anyones(plan).then(|| unbound(self.layout.pgdata()));
-        let notes = not_archiving(args).map(str::to_owned).or_else(|| self.archives_elsewhere(common));
+        let notes = as_copy::note(args).map(str::to_owned).or_else(|| self.archives_elsewhere(common));
         notes.into_iter().chain(unbound).chain(not_known_in_use(args, plan.backup.id, &plan.target)).collect()
     }
 

@@ -4,6 +4,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -221,6 +222,60 @@ fn a_restored_copy_does_not_archive_unless_it_was_told_to() {
     assert!(keys.iter().any(|key| key.ends_with("history/00000002.history")), "{keys:#?}");
     assert!(keys.iter().any(|key| key.contains("/wal/00000002/")), "{keys:#?}");
     assert_eq!(bed.cluster.psql("select one from more"), "1");
+}
+
+/// F7: a copy of a subscriber connects to no publisher, also while production is down: it would advance production's replication slot, and
+/// production would never get these rows. What takes the original's place keeps its subscriptions.
+#[test]
+fn a_restored_copy_takes_no_rows_that_a_publisher_keeps_for_the_original() {
+    let mut bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    let publisher = Cluster::builder().conf("wal_level", "logical").in_dir(bed.cluster.dir()).start();
+    publisher.psql("create table r (n int primary key)");
+    publisher.psql("create publication p for table r");
+    publisher.psql("insert into r values (1)");
+    bed.cluster.psql("create table r (n int primary key)");
+    bed.cluster.psql(&format!("create subscription s connection '{}' publication p", publisher.conninfo()));
+    let count = "select count(*) from r";
+    bed.cluster.wait_for(count, "1");
+    bed.backup();
+    bed.settle();
+
+    let setting = "max_logical_replication_workers";
+    let dry = bed.try_restore("copy", &["--dry-run"]).expect_success();
+    assert!(dry.stdout.contains("subscriptions do not run"), "{dry:#?}");
+    let output = bed.try_restore("copy", &[]).expect_success();
+    assert!(output.stdout.contains(&format!("alter system reset {setting}")), "{output:#?}");
+    let follows = bed.restore("follows", &["--standby"]);
+    let takes_over = bed.restore("takes-over", &["--standby", "--resume-archiving"]);
+    let dry = bed.try_restore("other", &["--standby", "--resume-archiving", "--dry-run"]).expect_success();
+    assert!(!dry.stdout.contains("subscriptions do not run"), "{dry:#?}");
+    let written = |pgdata: &Path| {
+        let auto = std::fs::read_to_string(pgdata.join("postgresql.auto.conf")).unwrap();
+        auto.contains(setting)
+    };
+    assert!(written(&follows) && !written(&takes_over));
+    assert_ne!(value(&bed.cluster, &takes_over, setting).unwrap(), "0");
+
+    bed.cluster.stop(Shutdown::Fast);
+    let active = "select active from pg_replication_slots where slot_name = 's'";
+    publisher.wait_for(active, "f");
+    let mut copy = Cluster::start_restored(bed.cluster.dir(), bed.cluster.major(), bed.place("copy"));
+    copy.wait_promoted();
+    publisher.psql("insert into r values (2)");
+    let workers = "select count(*) from pg_stat_activity where backend_type like 'logical replication%'";
+    wait::holds_for(Duration::from_secs(3), "no connection of the copy", || {
+        copy.psql(workers) == "0" && publisher.psql(active) == "f"
+    });
+    assert_eq!(
+        (copy.psql("select subenabled from pg_subscription"), copy.psql(count)),
+        ("t".into(), "1".into())
+    );
+    copy.psql(&format!("alter system reset {setting}"));
+    copy.stop(Shutdown::Fast);
+    assert_ne!(value(&bed.cluster, copy.pgdata(), setting).unwrap(), "0");
+
+    bed.cluster.start();
+    bed.cluster.wait_for(count, "2");
 }
 
 /// R7, K6: without a configuration, from a URL alone: what recovery needs stands in `restore_command`.
