@@ -1,12 +1,13 @@
 //! Which blocks of files that are there are right already.
 //!
 //! Each block is read and its hash compared with the backup's; sizes and times of files say nothing. What has to be zero is
-//! made a hole. Memory is bounded by the window: 25 bytes for each block that is compared.
+//! made a hole, and so is a block that the disk cannot read: it is written anew, where the filesystem chooses. Memory is bounded by the
+//! window: 25 bytes for each block that is compared.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::{io, mem};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use walpoint_base::filesystem;
 use walpoint_repo::backup::{BlockSize, EntryContent, Hashing, ReadWindow};
 use walpoint_repo::cpu;
+use walpoint_runtime::human;
 
 use super::files::FileTarget;
 
@@ -127,24 +129,85 @@ fn compare_portion(
         let EntryContent::File(content) = &target.entry.content else {
             bail!("internal error: {} is compared and is no file", target.path.display())
         };
-        let context = || format!("{} cannot be read", target.path.display());
-        let file = target.read().with_context(context)?;
-        let at_once = (buffer.len() / size.as_usize()).max(1);
-        for run in same_file.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(at_once)) {
-            let lengths = run.iter().map(|block| size.block_len(content.length, block.number));
-            let length: usize = lengths.clone().sum();
-            let offset = run.first().map_or(0, |block| block.number * size.bytes());
-            let bytes = buffer.get_mut(..length).context("internal error: a run of blocks is too long")?;
-            file.read_exact_at(bytes, offset).with_context(context)?;
-            let mut rest = &*bytes;
-            for (block, length) in run.iter().zip(lengths) {
-                let (content, later) = rest.split_at_checked(length).unwrap_or((rest, &[]));
-                rest = later;
-                compared.push((hashing.block(content) == block.hash).then_some(content.len() as u64));
-            }
+        let file = target.read().with_context(|| unread(target))?;
+        let read = |bytes: &mut [u8], at: u64| file.read_exact_at(bytes, at);
+        let found = compare_file(read, content.length, same_file, &mut buffer, hashing, size)
+            .with_context(|| unread(target))?;
+        compared.extend(found.lengths);
+        if let Some((first, error)) = found.unreadable.first() {
+            tracing::warn!(
+                "{}: could not read {}, the first at byte {first}, and will write that anew: {error}\nHINT: Check the disk.",
+                target.path.display(),
+                human::count(found.unreadable.len() as u64, "block"),
+            );
+            let blocks: Vec<u64> = found.unreadable.iter().map(|(offset, _)| *offset).collect();
+            target.change().and_then(|file| release(&file, &blocks, content.length, size)).with_context(|| {
+                format!(
+                    "{} has blocks that cannot be read and cannot be replaced in place\nHINT: Remove this file and run the \
+                     same command again: it writes the file anew.",
+                    target.path.display()
+                )
+            })?;
         }
     }
     Ok(compared)
+}
+
+fn unread(target: &FileTarget) -> String {
+    format!("{} cannot be read", target.path.display())
+}
+
+/// What is known of blocks of one file.
+struct ComparedFile {
+    /// For each block its length if it is right.
+    lengths: Vec<Option<u64>>,
+    /// Where those begin that cannot be read, and why not.
+    unreadable: Vec<(u64, io::Error)>,
+}
+
+/// Compares blocks of one file of this length, in their order. `read` fills a buffer from a position on.
+fn compare_file(
+    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
+    length: u64,
+    blocks: &[Block],
+    buffer: &mut [u8],
+    hashing: &Hashing,
+    size: BlockSize,
+) -> anyhow::Result<ComparedFile> {
+    let mut compared = ComparedFile { lengths: Vec::with_capacity(blocks.len()), unreadable: Vec::new() };
+    let at_once = (buffer.len() / size.as_usize()).max(1);
+    for run in blocks.chunk_by(|a, b| a.number + 1 == b.number).flat_map(|run| run.chunks(at_once)) {
+        let lengths = run.iter().map(|block| size.block_len(length, block.number));
+        let total: usize = lengths.clone().sum();
+        let offset = run.first().map_or(0, |block| block.number * size.bytes());
+        let bytes = buffer.get_mut(..total).context("internal error: a run of blocks is too long")?;
+        let is_whole = match read(bytes, offset) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error.into()),
+            // One by one: which of them the disk cannot read.
+            Err(_) => false,
+        };
+        let mut rest = bytes;
+        for (block, length) in run.iter().zip(lengths) {
+            let (content, later) = mem::take(&mut rest).split_at_mut_checked(length).unwrap_or_default();
+            rest = later;
+            let offset = block.number * size.bytes();
+            let again = if is_whole { Ok(()) } else { read(content, offset) };
+            let is_right = again.is_ok() && hashing.block(content) == block.hash;
+            compared.lengths.push(is_right.then_some(content.len() as u64));
+            compared.unreadable.extend(again.err().map(|error| (offset, error)));
+        }
+    }
+    Ok(compared)
+}
+
+/// Makes blocks of a file of this length holes, given where they begin: to write only a part of a page the kernel would read the rest.
+fn release(file: &File, blocks: &[u64], length: u64, size: BlockSize) -> io::Result<()> {
+    for &start in blocks {
+        // Whole, also behind the end of the file.
+        punch(file, start, size.bytes())?;
+    }
+    file.set_len(length)
 }
 
 /// The ranges of files that are there and shall be zero: what is between the stored blocks.
@@ -230,8 +293,58 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use walpoint_base::durable;
+    use walpoint_storage::object::{RepositoryId, Sealer};
 
     use super::*;
+
+    /// Reads from a file in which these bytes cannot be read. What was read before it failed is in the buffer.
+    fn failing(
+        content: &[u8],
+        bad: [usize; 2],
+        kind: io::ErrorKind,
+    ) -> impl Fn(&mut [u8], u64) -> io::Result<()> {
+        move |bytes: &mut [u8], at: u64| {
+            let range = at as usize..at as usize + bytes.len();
+            bytes.copy_from_slice(&content[range.clone()]);
+            if bad.iter().any(|at| range.contains(at)) { Err(io::Error::from(kind)) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_read_is_not_right_and_those_around_it_are() {
+        let size = BlockSize::new(8192).unwrap();
+        let length = 4 * 8192 + 100;
+        let content: Vec<u8> = (0..length).map(|at| (at / 8192) as u8 + 1).collect();
+        let hashing = Hashing::new(&Sealer::plain(RepositoryId([1; 16])));
+        let hash = |number: u64| {
+            let start = number as usize * 8192;
+            hashing.block(&content[start..content.len().min(start + 8192)])
+        };
+        let blocks: Vec<Block> = (0..5).map(|number| Block { part: 0, number, hash: hash(number) }).collect();
+        let mut buffer = vec![0; READ];
+        let read = failing(&content, [2 * 8192 + 512, 4 * 8192 + 1], io::ErrorKind::Other);
+        let found = compare_file(read, length, &blocks, &mut buffer, &hashing, size).unwrap();
+        assert_eq!(found.lengths, [Some(8192), Some(8192), None, Some(8192), None]);
+        let offsets: Vec<u64> = found.unreadable.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(offsets, [2 * 8192, 4 * 8192]);
+        let shrunk = failing(&content, [512, 512], io::ErrorKind::UnexpectedEof);
+        assert!(compare_file(shrunk, length, &blocks, &mut buffer, &hashing, size).is_err());
+    }
+
+    #[test]
+    fn blocks_that_cannot_be_read_become_holes_and_the_file_keeps_its_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let length = 3 * 8192 + 100;
+        durable::create(&path, &vec![7; length]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        release(&file, &[8192, 3 * 8192], length as u64, BlockSize::new(8192).unwrap()).unwrap();
+        let content = std::fs::read(&path).unwrap();
+        assert_eq!(content.len(), length);
+        for (at, byte) in content.iter().enumerate() {
+            assert_eq!(*byte, if at / 8192 % 2 == 1 { 0 } else { 7 }, "{at}");
+        }
+    }
 
     #[test]
     fn what_shall_be_zero_becomes_a_hole() {
