@@ -35,6 +35,7 @@ use walpoint_plan::restore::{
     DoubtfulEnd, PlannedSegment, RestorePlan, RestoreRequest, SegmentDecoder, Unreachable,
 };
 use walpoint_repo::catalog::Catalog;
+use walpoint_repo::wal::slices::Superseded;
 use walpoint_repo::{Lineage, Repository};
 use walpoint_runtime::args::{CommonArgs, Selection};
 use walpoint_runtime::exit::{FAILED, Failure, USAGE};
@@ -42,7 +43,7 @@ use walpoint_runtime::{help, human, output};
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
 
-pub(crate) use self::ask::planned;
+pub(crate) use self::ask::{ATTEMPTS, planned};
 pub(crate) use self::document::PlanReport;
 pub(crate) use self::document::{LocationContents, TablespaceDocument};
 pub(crate) use self::probe::{ProbeArgs, probe, probe_arguments};
@@ -309,8 +310,14 @@ async fn compare(
 /// A failure to read a repository: wrong settings are the fault of the configuration.
 fn failed(error: RepoError) -> Failure {
     let status = if matches!(error, RepoError::Settings { .. }) { USAGE } else { FAILED };
-    Failure { status, error: error.into() }
+    let superseded = Superseded::is_why(&error);
+    let error = anyhow::Error::from(error);
+    Failure { status, error: if superseded { error.context(KEEPS_CHANGING) } else { error } }
 }
+
+/// What it means that what plans count on was replaced each time.
+const KEEPS_CHANGING: &str = "could not plan: the WAL that the server streams was replaced while it was read, several times in a row\n\
+    HINT: Run the same command again.";
 
 /// Prints the plan, and the tablespaces that replay creates, if it is known what lies there.
 pub(crate) fn print(

@@ -12,6 +12,7 @@ use walpoint_repo::Repository;
 use walpoint_repo::backup::{AnnouncedPacks, AnnouncementReason, Backups, NumberedAnnouncement};
 use walpoint_repo::catalog::Catalog;
 use walpoint_repo::planning::{self, creating_segments};
+use walpoint_repo::wal::slices::Superseded;
 use walpoint_runtime::args::Selection;
 use walpoint_storage::RepoError;
 use walpoint_storage::store::StoreSettings;
@@ -22,6 +23,9 @@ use crate::decoder::WalDecoder;
 
 /// How long a plan that one repository gave waits for the answers of the others. A store that hangs answers after minutes.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(20);
+
+/// Plans that are made at most while what they count on is replaced.
+pub(crate) const ATTEMPTS: u32 = 5;
 
 /// What one repository says.
 pub(super) type RepositoryAnswer = Result<(Catalog, Result<Planned, Box<Refused>>), RepoError>;
@@ -53,7 +57,30 @@ pub(super) async fn ask_all(
     }
 }
 
+/// Plans from one repository. While its server streams, what was listed of the newest segment is replaced now and then before it is read:
+/// that is planned again.
 async fn make_from(
+    name: &str,
+    settings: &StoreSettings,
+    cluster: &ClusterName,
+    request: &RestoreRequest,
+    decoder: &Arc<dyn SegmentDecoder>,
+) -> RepositoryAnswer {
+    again_while_superseded(async || make_once(name, settings, cluster, request, decoder).await).await
+}
+
+/// The answer to a question about what a repository holds. It is asked again, a few times, while what it reads is replaced.
+async fn again_while_superseded<T>(question: impl AsyncFn() -> Result<T, RepoError>) -> Result<T, RepoError> {
+    for _ in 1..ATTEMPTS {
+        match question().await {
+            Err(error) if Superseded::is_why(&error) => tracing::debug!("planning again: {error}"),
+            answer => return answer,
+        }
+    }
+    question().await
+}
+
+async fn make_once(
     name: &str,
     settings: &StoreSettings,
     cluster: &ClusterName,
@@ -144,4 +171,41 @@ async fn known_damage(
             found.announcement.written
         )
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_replaced_while_it_is_planned_with_is_planned_with_again() {
+        let error = |source: walpoint_storage::error::Source| RepoError::Unavailable {
+            what: "a slice".to_owned(),
+            store: "a store".to_owned(),
+            source,
+        };
+        let asked = Cell::new(0);
+        let replaced = async |times: u32| {
+            asked.set(0);
+            let question = async || {
+                asked.set(asked.get() + 1);
+                if asked.get() <= times { Err(error(Box::new(Superseded("gone")))) } else { Ok(7) }
+            };
+            again_while_superseded(question).await
+        };
+        assert!(matches!(replaced(ATTEMPTS - 1).await, Ok(7)));
+        assert_eq!(asked.get(), ATTEMPTS);
+        let failure = replaced(ATTEMPTS).await.unwrap_err();
+        assert!(Superseded::is_why(&failure) && asked.get() == ATTEMPTS, "{failure}");
+
+        asked.set(0);
+        let away = async || {
+            asked.set(asked.get() + 1);
+            Err::<(), _>(error("no answer".into()))
+        };
+        assert!(!Superseded::is_why(&again_while_superseded(away).await.unwrap_err()));
+        assert_eq!(asked.get(), 1, "an outage has its own time to last");
+    }
 }

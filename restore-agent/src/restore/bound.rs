@@ -17,6 +17,7 @@ use walpoint_base::{ClusterName, LineageId, SystemId};
 use walpoint_plan::restore::{Hint, RestoreRequest};
 use walpoint_repo::lineage::{BINDING, bound_elsewhere, bound_lineages};
 use walpoint_runtime::args::CommonArgs;
+use walpoint_runtime::exit::Failure;
 use walpoint_storage::object::RepositoryId;
 
 use super::decided::Decided;
@@ -46,8 +47,16 @@ enum Doubt {
     Since(Box<Record>),
 }
 
-/// Plans in the lineage that the data directory is bound to, if it is to one and no other one is named.
+/// Plans in the lineage that the data directory is bound to, if it is to one and no other one is named, or says why not.
 pub(super) async fn plan(
+    common: &CommonArgs,
+    request: &mut RestoreRequest,
+    bound: Option<&BoundLineage>,
+) -> Result<Planned, Failure> {
+    plan_in(common, request, bound).await.map_err(|no_plan| plan::refused(common, no_plan))
+}
+
+async fn plan_in(
     common: &CommonArgs,
     request: &mut RestoreRequest,
     bound: Option<&BoundLineage>,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use walpoint_base::{BackupId, Diagnostic};
+use walpoint_repo::wal::slices::Superseded;
 use walpoint_storage::RepoError;
 
 /// What to do when the backup is not what was stored.
@@ -42,6 +43,11 @@ pub(super) fn unread(backup: BackupId, error: anyhow::Error) -> anyhow::Error {
 pub(super) fn of_backup(error: &anyhow::Error) -> Option<String> {
     error.downcast_ref::<DamagedBackup>()?;
     damage(error)
+}
+
+/// Whether something failed because its plan counts on what was replaced in the repository since: another plan finds what took the place.
+pub(super) fn is_superseded(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<RepoError>()).any(Superseded::is_why)
 }
 
 /// Which object of the repository is damaged or missing, which a second attempt would meet again.

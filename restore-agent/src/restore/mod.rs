@@ -289,9 +289,8 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         return finished::end(common, args, &request.target, &pgdata, marker);
     }
     let bound = bound(common, args, &decided, &pgdata)?;
-    let planned = bound::plan(common, &mut request, bound.as_ref()).await;
-    let mut planned = planned.map_err(|no_plan| plan::refused(common, no_plan))?;
-    let mut stand_ins = StandIns::default();
+    let mut planned = bound::plan(common, &mut request, bound.as_ref()).await?;
+    let (mut stand_ins, mut plans_left) = (StandIns::default(), 1..plan::ATTEMPTS);
     let mut around = Around { pre_command: args.pre_command.as_deref(), starting };
     if let Some(starting) = &mut around.starting {
         starting.find_programs(&planned).await?;
@@ -305,7 +304,11 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
             restore(common, args, planned.clone(), pgdata.clone(), decided, &mut around).await
         };
         let Err(failure) = attempt else { return Ok(()) };
-        planned = stand_ins.instead(common, &request, &planned, failure).await?;
+        planned = if failure::is_superseded(&failure.error) && plans_left.next().is_some() {
+            bound::plan(common, &mut request, bound.as_ref()).await?
+        } else {
+            stand_ins.instead(common, &request, &planned, failure).await?
+        };
         // The next attempt starts over what this one left, as the same command would.
         decided = look()?.beside(originals::of(&pgdata, &configured));
     }
@@ -410,7 +413,7 @@ async fn dry_run(
     };
     // A plan that is not to be had is not printed: another one may take its place.
     if let Err(error) = prepared.as_ref()
-        && failure::of_backup(error).is_some()
+        && (failure::of_backup(error).is_some() || failure::is_superseded(error))
     {
         return Ok(prepared?);
     }

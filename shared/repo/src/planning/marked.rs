@@ -20,7 +20,11 @@ use walpoint_storage::error::{RepoError, Result};
 use crate::catalog::{TimelineWal, readable};
 use crate::cpu;
 use crate::index::{MarkCounts, first_of, group_of, last_of};
+use crate::wal::slices::Superseded;
 use crate::wal::{WalArchive, WalCopies};
+
+/// What became of an object that a plan counts on.
+const GONE: &str = "it was there when the plan was made, and is gone";
 
 /// Which mark is looked for.
 pub(super) struct Mark {
@@ -104,7 +108,7 @@ pub(super) async fn records<S: Send + 'static, T: Send + 'static>(
         let name = number.name(range.timeline, size);
         let Some(file) = copies.get(WalFileName::Segment(name)).await? else {
             if needed.contains(&(at, number)) {
-                return Err(RepoError::Internal(format!("{name} vanished while planning")));
+                return Err(Superseded::error(copies.first(), name.to_string(), GONE));
             }
             // Its neighbor is built from what else there is.
             continue;
@@ -147,12 +151,22 @@ pub(super) async fn in_built<S: Send + 'static, T: Send + 'static>(
             .map_err(undecodable(name))?;
     }
     let copy = SegmentName { timeline, ..fork.name };
-    let Some(file) = copies.get_incomplete(copy).await? else {
-        return Err(RepoError::Internal(format!("the incomplete copy of {copy} vanished while planning")));
-    };
-    let mut content = file.content;
+    let mut content = incomplete(copies, copy).await?;
     cut(&mut content, fork.cut.since(number.start(size)));
     cpu::run(move || feed(&mut search, copy, &content)).await?.map_err(undecodable(copy))
+}
+
+/// An incomplete copy that is planned with. Its server may have completed the segment since: what is stored then begins with what the
+/// copy held.
+async fn incomplete(copies: &WalCopies, copy: SegmentName) -> Result<Vec<u8>> {
+    let gone = match copies.get_incomplete(copy).await {
+        Ok(Some(file)) => return Ok(file.content),
+        Ok(None) => Superseded::error(copies.first(), format!("the incomplete copy of {copy}"), GONE),
+        Err(error) if Superseded::is_why(&error) => error,
+        Err(error) => return Err(error),
+    };
+    let whole = copies.get(WalFileName::Segment(copy)).await?;
+    whole.map(|file| file.content).ok_or(gone)
 }
 
 /// The segments of a range that are marked, and those whose header cannot be read: what is in them has to be looked at.

@@ -16,7 +16,9 @@ use super::archived::{archive, open};
 use super::decoder::{Decoder, content};
 use crate::catalog::LineageCatalog;
 use crate::index::tests::{Bed, bed};
-use crate::wal::slices::SliceFacts;
+use crate::planning::marked;
+use crate::wal::WalCopies;
+use crate::wal::slices::{SliceFacts, Superseded};
 
 /// Stores the only slice of a segment.
 async fn stream(bed: &Bed, segment: SegmentName, content: &[u8]) {
@@ -97,6 +99,31 @@ async fn what_was_streamed_counts_from_the_first_record_that_is_complete_in_it()
     stream(&bed, open_segment, &text).await;
     assert_eq!(bed.archive.copied_until(open_segment, &decoder).await.unwrap(), Some(END));
     assert_eq!(latest().await, (END, Some(END)));
+}
+
+/// Content as it is fed.
+fn fed(_: &mut (), _: SegmentName, content: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+    Ok(vec![content.to_vec()])
+}
+
+/// The segment may be completed between the plan and what is read for it.
+#[tokio::test]
+async fn a_copy_that_was_planned_with_is_read_from_the_whole_segment_once_that_is_stored() {
+    let (mut world, bed, open_segment, text) = begun().await;
+    let decoder: Arc<dyn SegmentDecoder> = Arc::new(Decoder);
+    stream(&bed, open_segment, &text).await;
+    let plan = latest(&world, &bed, &decoder).await.unwrap();
+    let copies = WalCopies::new(bed.archive.clone(), []);
+    let content = async || marked::in_built(&copies, &plan, || (), fed).await;
+    let copied = content().await.unwrap();
+    assert!(copied.len() == 1 && copied[0].iter().any(|byte| *byte != 0));
+
+    bed.archive.delete_slices(open_segment, &bed.archive.slices(open_segment).await.unwrap()).await.unwrap();
+    let gone = content().await.unwrap_err();
+    assert!(Superseded::is_why(&gone), "{gone}");
+    world.files.insert((tli(1), SegmentNo(3)));
+    archive(&world, &bed, &mut StdRng::seed_from_u64(1)).await;
+    assert!(content().await.unwrap() == copied);
 }
 
 /// Without a decoder slices count to their ends, as far as they are sound. What is wrong with them is one problem, however often they are

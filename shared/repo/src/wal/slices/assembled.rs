@@ -28,6 +28,24 @@ const LISTINGS: u32 = 16;
 /// Looks for more behind the end: a server that writes faster than its slices are read does not keep a reader for ever.
 const LOOKS: u32 = 8;
 
+/// Why what was listed cannot be read: its writer has put something else in its place since. Another listing finds that.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Superseded(pub &'static str);
+
+impl Superseded {
+    /// The failure to read something for that reason.
+    pub(crate) fn error(archive: &WalArchive, what: String, why: &'static str) -> RepoError {
+        let store = archive.repository().store().name().to_owned();
+        RepoError::Unavailable { what, store, source: Box::new(Self(why)) }
+    }
+
+    /// Whether something failed for that reason.
+    pub fn is_why(error: &RepoError) -> bool {
+        matches!(error, RepoError::Unavailable { source, .. } if source.is::<Self>())
+    }
+}
+
 type Fetched = (SliceName, Result<Option<(SliceHeader, Vec<u8>)>>);
 
 /// A segment's beginning as its slices have it.
@@ -316,12 +334,8 @@ impl AssembledSegment {
     }
 
     /// Another attempt may find the whole segment, or slices that stay.
-    fn replaced(&self, why: &str) -> RepoError {
-        RepoError::Unavailable {
-            what: self.archive.paths().sliced(self.segment).to_string(),
-            store: self.archive.store().name().to_owned(),
-            source: why.into(),
-        }
+    fn replaced(&self, why: &'static str) -> RepoError {
+        Superseded::error(&self.archive, self.archive.paths().sliced(self.segment).to_string(), why)
     }
 }
 

@@ -26,7 +26,7 @@ use walpoint_storage::layout::{Key, WalEntry};
 use walpoint_storage::object::{ContentHash, ObjectError, ObjectKind, ObjectReader, ObjectWriter};
 use walpoint_storage::store::{Creation, ListedObject};
 
-pub use self::assembled::{AssembledSegment, SlicedBeginning};
+pub use self::assembled::{AssembledSegment, SlicedBeginning, Superseded};
 pub use self::assembly::{Added, SliceAssembly};
 pub use self::header::{SLICE_HEADER, SliceFacts, SliceHeader};
 use super::WalArchive;
