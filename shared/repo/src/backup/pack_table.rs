@@ -17,7 +17,8 @@ pub struct PackUse {
     pub size: u32,
     /// Blocks in it, and each leaf, node and index block as one.
     pub units: u32,
-    /// How many of those this backup uses.
+    /// How many of those this backup uses, each counted as often as its files share it, at most `units`: never a proof that it
+    /// uses all.
     pub live: u32,
 }
 

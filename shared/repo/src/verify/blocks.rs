@@ -17,7 +17,7 @@ use walpoint_storage::layout::{ClusterPaths, Key};
 use super::report::{FindingKind, VerifyFinding};
 use super::{ContentCheck, Run};
 use crate::backup::{
-    BackupDescription, BackupReader, BlockRef, ManifestState, PackUnit, PackUse, ReadWindow, WindowLimits,
+    BackupDescription, BackupReader, BlockRef, ManifestState, PackUnit, ReadWindow, WindowLimits,
 };
 
 /// Units on their way: at most 8 MiB each, mostly a third.
@@ -26,8 +26,8 @@ const AT_ONCE: usize = 4;
 /// Blocks of a window: what is remembered of it is some megabytes.
 pub(super) const WINDOW: u32 = 1 << 18;
 
-/// Memory for which blocks were read of packs that no backup uses all of: enough for some hundred gigabytes as they are
-/// stored. What lies beyond is read with every backup that refers to it.
+/// Memory for which blocks were read of packs of which not all were: enough for some hundred gigabytes as they are stored. What
+/// lies beyond is read with every backup that refers to it.
 const MOST_BYTES: usize = 48 << 20;
 
 /// Blocks that are judged with each backup: some megabytes.
@@ -57,44 +57,36 @@ impl Run<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            // Where its tables are damaged, some of its blocks were not read with it.
-            if self.backup(id, &reader, &mut covered).await? {
-                let manifest = reader.manifest();
-                let used = manifest.packs.packs().iter().filter(|pack| pack.live == pack.units);
-                let owner = |pack: &PackUse| manifest.backups.get(usize::from(pack.backup.0)).copied();
-                covered.add_whole(used.filter_map(|pack| Some((owner(pack)?, pack.pack.0))));
-            }
+            self.backup(id, &reader, &mut covered).await?;
         }
         Ok(covered)
     }
 
-    /// Reads what a backup refers to and is not covered; whether its tables led to all of it.
+    /// Reads what a backup refers to and is not covered, as far as its tables lead to it.
     pub(super) async fn backup(
         &mut self,
         id: BackupId,
         reader: &BackupReader,
         covered: &mut Covered,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let limits = WindowLimits { blocks: WINDOW, ..WindowLimits::default() };
         let mut windows = reader.windows(limits);
         let owners = &reader.manifest().backups;
         loop {
             let window = match windows.next().await {
                 Ok(Some(window)) => Arc::new(window),
-                Ok(None) => return Ok(true),
+                Ok(None) => return Ok(()),
                 // The tables themselves are damaged: where the rest of the files are is not known.
-                Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(false),
-                Err(error) => return self.unreadable(id, error).map(|()| false),
+                Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => return Ok(()),
+                Err(error) => return self.unreadable(id, error),
             };
             let units = window.units_where(|_, _, _, at| {
                 let Some(owner) = owners.get(usize::from(at.frame.backup.0)) else { return true };
                 let pack = (*owner, at.frame.pack.0);
-                let users = self.packs.get(&pack).map_or(0, |(_, users)| users.len());
-                // What one backup alone uses of a pack is noted where it does not use all of it.
-                let whole = reader.manifest().packs.get(at.frame).is_some_and(|pack| pack.live == pack.units);
-                let alone = users < 2;
-                let is_new = (alone && whole) || covered.is_new(pack, at);
-                alone || is_new
+                // Noted in any case: what no backup uses of the pack is read at the end.
+                let units = reader.manifest().packs.get(at.frame).map_or(0, |pack| pack.units);
+                let is_new = covered.is_new(pack, units, at);
+                is_new || self.packs.get(&pack).is_none_or(|(_, users)| users.len() < 2)
             });
             let known = Arc::new(known_bad(reader));
             let check = Arc::clone(&self.check);
@@ -118,10 +110,10 @@ impl Run<'_> {
                         excused.extend(checked.excused);
                     }
                     Err(RepoError::NotFound { .. }) if self.is_gone(id).await? => {
-                        // All of the window was marked as read, and some of it was not: others that share it read it.
+                        // What others share of the window is read with them.
                         covered.forget_parts();
                         self.bad_pages(id, pages);
-                        return Ok(false);
+                        return Ok(());
                     }
                     Err(error @ (RepoError::Corrupt { .. } | RepoError::NotFound { .. })) => match owner {
                         Some(owner) => self.bad_pack(owner, pack, FindingKind::Damaged, error.to_string()),
@@ -131,6 +123,7 @@ impl Run<'_> {
                 }
             }
             drop(results);
+            covered.window_read();
             if !excused.is_empty() {
                 window.units_where(|part, number, _, at| {
                     if let Some(owner) = owners.get(usize::from(at.frame.backup.0))
@@ -217,58 +210,82 @@ impl Run<'_> {
     }
 }
 
-/// Which blocks of shared packs were read.
+/// Which blocks of packs were read.
 #[derive(Default)]
 pub(super) struct Covered {
-    /// Packs all of whose blocks were.
+    /// Packs that hold nothing but blocks, each of which was read.
     whole: BTreeSet<(BackupId, u32)>,
-    /// Of others sixteen bits for each frame, for its first blocks; few frames have more.
-    packs: BTreeMap<(BackupId, u32), Vec<u16>>,
-    /// The other blocks: frame and index.
-    more: BTreeSet<(BackupId, u32, u16, u8)>,
+    /// Of others, what was read or is asked for in the window that is being read.
+    packs: BTreeMap<(BackupId, u32), Asked>,
+    /// Packs of which that is every block.
+    complete: Vec<(BackupId, u32)>,
     /// Blocks that were read and have to be judged with other backups too.
     again: BTreeSet<(BackupId, u32, u16, u8)>,
     /// About how much memory that takes, in bytes.
     bytes: usize,
 }
 
+/// Which blocks of a pack were asked for.
+#[derive(Default)]
+struct Asked {
+    /// Sixteen bits for each frame, for its first blocks; few frames have more.
+    frames: Vec<u16>,
+    /// The other blocks: frame and index.
+    more: BTreeSet<(u16, u8)>,
+    /// How many they are.
+    blocks: u32,
+}
+
+impl Asked {
+    /// About how much memory it takes, in bytes.
+    fn bytes(&self) -> usize {
+        2 * self.frames.len() + 2 * size_of::<(u16, u8)>() * self.more.len()
+    }
+
+    /// Notes a block. Whether it is asked for the first time, or cannot be noted because there is no `room`.
+    fn is_new(&mut self, frame: u16, index: u8, room: bool) -> bool {
+        let noted = match 1u16.checked_shl(u32::from(index)) {
+            Some(bit) => {
+                let at = usize::from(frame);
+                if room && self.frames.len() <= at {
+                    self.frames.resize(at + 1, 0);
+                }
+                let Some(bits) = self.frames.get_mut(at) else { return true };
+                let noted = *bits & bit == 0;
+                *bits |= bit;
+                noted
+            }
+            None if room => self.more.insert((frame, index)),
+            None => return !self.more.contains(&(frame, index)),
+        };
+        self.blocks += u32::from(noted);
+        noted
+    }
+}
+
 impl Covered {
     /// Whether a data frame was read, as far as there was memory to know: one block is read with the others in its frame.
     pub(super) fn has_frame(&self, pack: (BackupId, u32), frame: u16) -> bool {
-        let frames = || self.packs.get(&pack)?.get(usize::from(frame)).copied();
-        self.whole.contains(&pack) || frames().is_some_and(|read| read != 0)
+        let bits = || self.packs.get(&pack)?.frames.get(usize::from(frame)).copied();
+        self.whole.contains(&pack) || bits().is_some_and(|bits| bits != 0)
     }
 
-    /// Whether a block is asked about for the first time, as far as there is memory to know.
-    fn is_new(&mut self, pack: (BackupId, u32), at: BlockRef) -> bool {
+    /// Whether a block of a pack of so many units is asked for the first time, as far as there is memory to know.
+    fn is_new(&mut self, pack: (BackupId, u32), units: u32, at: BlockRef) -> bool {
         if !self.again.is_empty() && self.again.contains(&(pack.0, pack.1, at.frame.frame, at.index)) {
             return true;
         }
         if self.whole.contains(&pack) {
             return false;
         }
-        let (frame, full) = (at.frame.frame, self.bytes >= MOST_BYTES);
-        let Some(mask) = 1u16.checked_shl(u32::from(at.index)) else {
-            let block = (pack.0, pack.1, frame, at.index);
-            if full {
-                return !self.more.contains(&block);
-            }
-            self.bytes += 2 * size_of_val(&block);
-            return self.more.insert(block);
-        };
-        let frames = self.packs.entry(pack).or_default();
-        if frames.len() <= usize::from(frame) {
-            if full {
-                return true;
-            }
-            self.bytes += 2 * (usize::from(frame) + 1 - frames.len());
-            frames.resize(usize::from(frame) + 1, 0);
+        let asked = self.packs.entry(pack).or_default();
+        let before = (asked.bytes(), asked.blocks);
+        let is_new = asked.is_new(at.frame.frame, at.index, self.bytes < MOST_BYTES);
+        self.bytes += asked.bytes() - before.0;
+        if asked.blocks > before.1 && asked.blocks == units {
+            self.complete.push(pack);
         }
-        frames.get_mut(usize::from(frame)).is_none_or(|read| {
-            let new = *read & mask == 0;
-            *read |= mask;
-            new
-        })
+        is_new
     }
 
     /// A block counts as not read, for every backup that refers to it; as far as there is memory to know.
@@ -278,22 +295,22 @@ impl Covered {
         }
     }
 
-    /// Forgets which blocks of packs were read, but for packs that were read as a whole.
+    /// Everything that was asked for was read.
+    fn window_read(&mut self) {
+        for pack in std::mem::take(&mut self.complete) {
+            let asked = self.packs.remove(&pack).unwrap_or_default();
+            self.bytes = self.bytes.saturating_sub(asked.bytes());
+            self.whole.insert(pack);
+        }
+    }
+
+    /// Not everything that was asked for was read: forgets which blocks of packs were, but for packs that were read as a whole.
     fn forget_parts(&mut self) {
         *self = Self {
             whole: std::mem::take(&mut self.whole),
             again: std::mem::take(&mut self.again),
             ..Self::default()
         };
-    }
-
-    /// Notes packs all of whose blocks were read.
-    fn add_whole(&mut self, packs: impl IntoIterator<Item = (BackupId, u32)>) {
-        for pack in packs {
-            let frames = self.packs.remove(&pack).unwrap_or_default();
-            self.bytes = self.bytes.saturating_sub(2 * frames.len());
-            self.whole.insert(pack);
-        }
     }
 }
 
@@ -357,4 +374,57 @@ async fn unit_of(
         Ok(Checked { bytes, known: recorded, bad, excused })
     })
     .await?
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::TimelineId;
+
+    use super::*;
+    use crate::backup::{BackupRef, FrameRef, PackNo};
+
+    fn block(frame: u16, index: u8) -> BlockRef {
+        BlockRef { frame: FrameRef { backup: BackupRef(1), pack: PackNo(0), frame }, index }
+    }
+
+    fn pack() -> (BackupId, u32) {
+        (BackupId::new(jiff::Timestamp::UNIX_EPOCH, TimelineId::FIRST, Lsn(1 << 24), 1), 0)
+    }
+
+    #[test]
+    fn a_pack_is_whole_once_each_of_its_blocks_was_read() {
+        let mut covered = Covered::default();
+        let blocks = [block(1, 0), block(1, 15), block(1, 16), block(2, 3)];
+        for at in &blocks[..3] {
+            assert!(covered.is_new(pack(), 4, *at));
+            assert!(!covered.is_new(pack(), 4, *at), "as often as files share it");
+        }
+        covered.window_read();
+        assert!(covered.has_frame(pack(), 1) && !covered.has_frame(pack(), 2));
+        assert!(covered.is_new(pack(), 4, blocks[3]), "though three were asked for twice");
+        covered.window_read();
+        assert!(covered.has_frame(pack(), 2) && blocks.iter().all(|at| !covered.is_new(pack(), 4, *at)));
+        assert_eq!(covered.bytes, 0);
+        covered.forget_parts();
+        assert!(covered.has_frame(pack(), 2), "it was read");
+    }
+
+    #[test]
+    fn what_was_asked_for_and_not_read_is_read_with_another_backup() {
+        let mut covered = Covered::default();
+        assert!(covered.is_new(pack(), 2, block(1, 0)) && covered.is_new(pack(), 2, block(1, 1)));
+        covered.forget_parts();
+        covered.window_read();
+        assert!(!covered.has_frame(pack(), 1) && covered.is_new(pack(), 2, block(1, 0)));
+    }
+
+    #[test]
+    fn what_there_is_no_memory_to_note_is_read_each_time() {
+        let mut covered = Covered { bytes: MOST_BYTES, ..Covered::default() };
+        for at in [block(1, 0), block(1, 16)] {
+            assert!(covered.is_new(pack(), 2, at) && covered.is_new(pack(), 2, at));
+        }
+        covered.window_read();
+        assert!(!covered.has_frame(pack(), 1));
+    }
 }

@@ -7,6 +7,7 @@ mod emptied;
 mod expiring;
 mod gaps;
 mod large;
+mod shared;
 mod slices;
 
 use std::io::Write;
