@@ -134,6 +134,8 @@ fn without_backup(mut dropped: Vec<Dropped>, newest: &[Option<BackupId>], size: 
     let made_up_for = |dropped: &Dropped, backup: &Option<BackupId>| {
         backup.is_some_and(|backup| makes_up_for(backup, dropped, size))
     };
+    // A label of a backup is for people: recovery reads none.
+    dropped.retain(|dropped| !matches!(dropped.name, WalFileName::Backup(..)));
     dropped.retain(|dropped| newest.is_empty() || !newest.iter().all(|backup| made_up_for(dropped, backup)));
     dropped
 }
@@ -236,6 +238,8 @@ mod tests {
         assert_eq!(left(&[behind(6), behind(5)]), names[1..], "the other one has to have it, too");
         assert_eq!(left(&[behind(6), None]), names, "it cannot be read, or has none");
         assert_eq!(left(&[]), names);
+        let label = dropped("000000010000000000000006.00000028.backup");
+        assert!(without_backup(vec![label], &[], size).is_empty(), "recovery needs none");
     }
 
     #[tokio::test]
