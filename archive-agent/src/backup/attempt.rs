@@ -12,6 +12,7 @@ use walpoint_repo::backup::BackupWriter;
 use walpoint_runtime::human;
 use walpoint_runtime::progress::ByteProgress;
 
+use super::deleted_wal;
 use super::lease::BackupLeases;
 use super::needed_wal::BackupWal;
 use super::own_wal::Checkpoints;
@@ -62,6 +63,7 @@ impl Attempt<'_> {
         let Self { request, chosen, copies, stolen } = *self;
         let started = source.start(request, copies).await?;
         let begun = started.begun();
+        request.unless_stopped(deleted_wal::refuse(begun, copies)).await?;
         tracing::info!(backup = %begun.id, size = human::size(begun.bytes), "copying");
         let replicas = Replicas::begin(request, begun, copies, chosen, stolen).await?;
         let copied = started.copy(request, &replicas).await;

@@ -5,6 +5,7 @@
 //! | [`preflight`] | proving beforehand that it can succeed |
 //! | [`request`] | what is asked of it, and the signal that ends it |
 //! | [`attempt`] | the way from the leases to the manifests |
+//! | [`deleted_wal`] | whether the WAL it begins with can still arrive |
 //! | [`lease`] | one backup of the cluster at a time |
 //! | [`source`] | where the files come from: the data directory, or the server that sends them |
 //! | [`memory`] | how many threads and buffers that takes |
@@ -25,6 +26,7 @@
 mod attempt;
 mod begun;
 mod database_copies;
+mod deleted_wal;
 mod lease;
 mod memory;
 mod needed_history;
