@@ -497,7 +497,7 @@ fn scenarios_are_on_record(bed: &Bed) {
     assert!(unreachable["issues"][0].is_string() && unreachable["backups"].is_null(), "{listed:#}");
     assert!(gone["issues"][0].as_str().unwrap().contains("/nowhere/checks.toml"), "{listed:#}");
     // What the command line changed is no run of the scenario.
-    let changed = &listed["repositories"][0]["records"][8];
+    let changed = &listed["repositories"][0]["records"][9];
     assert_eq!((&changed["outcome"], &changed["rto"]["met"]), (&"partial".into(), &false.into()));
     assert!(changed["scenario"].as_str().unwrap().ends_with("; scenario d-extract, changed by --rto"));
     assert!(changed["scenario_name"].is_null(), "{changed:#}");
