@@ -102,7 +102,7 @@ async fn what_was_streamed_counts_from_the_first_record_that_is_complete_in_it()
 }
 
 /// Content as it is fed.
-fn fed(_: &mut (), _: SegmentName, content: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
+fn fed(_: &mut (), _: SegmentName, content: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     Ok(vec![content.to_vec()])
 }
 
