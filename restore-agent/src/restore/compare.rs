@@ -304,7 +304,8 @@ mod tests {
         kind: io::ErrorKind,
     ) -> impl Fn(&mut [u8], u64) -> io::Result<()> {
         move |bytes: &mut [u8], at: u64| {
-            let range = at as usize..at as usize + bytes.len();
+            let start = usize::try_from(at).unwrap();
+            let range = start..start + bytes.len();
             bytes.copy_from_slice(&content[range.clone()]);
             if bad.iter().any(|at| range.contains(at)) { Err(io::Error::from(kind)) } else { Ok(()) }
         }
@@ -314,10 +315,10 @@ mod tests {
     fn a_block_that_cannot_be_read_is_not_right_and_those_around_it_are() {
         let size = BlockSize::new(8192).unwrap();
         let length = 4 * 8192 + 100;
-        let content: Vec<u8> = (0..length).map(|at| (at / 8192) as u8 + 1).collect();
+        let content: Vec<u8> = (0..length).map(|at| u8::try_from(at / 8192 + 1).unwrap()).collect();
         let hashing = Hashing::new(&Sealer::plain(RepositoryId([1; 16])));
         let hash = |number: u64| {
-            let start = number as usize * 8192;
+            let start = usize::try_from(number).unwrap() * 8192;
             hashing.block(&content[start..content.len().min(start + 8192)])
         };
         let blocks: Vec<Block> = (0..5).map(|number| Block { part: 0, number, hash: hash(number) }).collect();

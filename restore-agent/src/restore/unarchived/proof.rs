@@ -183,7 +183,9 @@ mod tests {
     /// Why a file with the records 5 and 6 is none, where the archive has these incomplete copies.
     async fn contradicted_by(copies: &[&[u8]]) -> Option<String> {
         let (dir, name) = (tempfile::tempdir().unwrap(), segment(1, 5));
-        let wal = archive(&StoreSettings::at(dir.path().join("store").to_str().unwrap())).await;
+        let store = dir.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        let wal = archive(&StoreSettings::at(store.to_str().unwrap())).await;
         for copy in copies {
             wal.put_file(WalFileName::Partial(name), content(name, copy)).await.unwrap();
         }
