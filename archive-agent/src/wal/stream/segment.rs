@@ -37,9 +37,11 @@ pub(super) struct StoredBefore {
 /// They hold other bytes than the server sends.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "split brain: slices of segment {segment} up to {end} are stored, and this server has other WAL there: another server wrote them, or \
-     this data directory was reset to an earlier state\nHINT: If this server is a copy, give it a lineage of its own \
-     (archive-agent init --new-lineage). If it is the right one, delete what lies below {segment}.slices in each repository."
+    "split brain: slices of segment {segment} up to {end} are stored, and this server has other WAL there: another server wrote them, \
+     this data directory was reset to an earlier state, or its file of that segment is damaged\nHINT: If \"archive-agent push\" calls \
+     pg_wal/{segment} damaged, keep the slices: they may be the only undamaged copy. If this server is a copy, give it a lineage of \
+     its own (archive-agent init --new-lineage). If it is the right one and its file is not damaged, move what lies below \
+     {segment}.slices in each repository to another place."
 )]
 pub(super) struct OtherServers {
     segment: SegmentName,
