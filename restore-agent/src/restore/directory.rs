@@ -216,8 +216,8 @@ impl InUse {
         match self {
             Self::Aside(aside) => format!(
                 "{shown} belongs to the data directory that was renamed to {0}: nothing was changed\nDETAIL: A link in {0} leads there, \
-                 and the data directory that is to come back needs this place.\nHINT: Rename {shown}, let the link in {0} lead to the \
-                 new name, and run the command again.",
+                 or its walpoint-aside.json names it, and the data directory that is to come back needs this place.\nHINT: Rename {shown}, \
+                 let the link in {0} lead to the new name, and run the command again.",
                 aside.display()
             ),
             Self::NotEmpty => format!(
