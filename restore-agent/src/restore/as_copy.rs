@@ -28,17 +28,21 @@ pub(super) fn note(args: &RestoreArgs) -> Option<&'static str> {
     }
 }
 
+/// Whether a server with this configuration archives, as far as that says so.
+pub(super) fn archives(configuration: &str) -> bool {
+    !settings::is_off(configuration, "archive_mode")
+}
+
 /// What to know of a server that takes the original's place with settings that make a copy: the backup is of a server that was restored
 /// as one.
 pub(super) fn left(configuration: &str) -> Vec<&'static str> {
-    let archives = !settings::is_off(configuration, "archive_mode");
     let subscribes = settings::value(configuration, "max_logical_replication_workers") != Some("0");
     let archiving = "archive_mode is off in the configuration of the backup: despite --resume-archiving, this server archives \
         nothing\nHINT: Before you start it, append archive_mode = on to postgresql.auto.conf.";
     let subscriptions = "max_logical_replication_workers is 0 in the configuration of the backup: subscriptions do not run\nHINT: \
         If the server that was backed up had once been restored as a copy, run \"alter system reset \
         max_logical_replication_workers\" and restart PostgreSQL.";
-    let notes = [(archives, archiving), (subscribes, subscriptions)];
+    let notes = [(archives(configuration), archiving), (subscribes, subscriptions)];
     notes.into_iter().filter(|(is_on, _)| !is_on).map(|(_, note)| note).collect()
 }
 

@@ -162,7 +162,7 @@ impl Restore {
         notes.extend(required::note(&done.raised));
         let pgdata = self.layout.pgdata();
         let files = self.configuration_files();
-        let pause = self.of_configuration(&files, args, &mut notes);
+        let (pause, archiving) = self.of_configuration(&files, args, &mut notes);
         // An interrupted run may have moved it.
         let was_moved = match self.decided.mode {
             RestoreMode::Replace { .. } => true,
@@ -206,7 +206,7 @@ impl Restore {
             removed_count: done.removed.entries,
             previous_pgdata: replaced.map(|record| record.aside.display().to_string()),
             seconds: took.as_secs_f64(),
-            archiving: args.resume_archiving,
+            archiving,
             unarchived_segments: self.unarchived.replayed.iter().map(|one| one.name).collect(),
             notes,
             start_command: files.command(pgdata, self.owner, None),
@@ -312,13 +312,13 @@ impl Restore {
         ConfigurationFiles::find(&self.layout, self.original(), major.get())
     }
 
-    /// Notes what to know of the restored configuration; what recovery does at the target under it.
+    /// Notes what to know of the restored configuration; what recovery does at the target under it, and whether its server archives.
     fn of_configuration(
         &self,
         files: &ConfigurationFiles,
         args: &RestoreArgs,
         notes: &mut Vec<String>,
-    ) -> Pause {
+    ) -> (Pause, bool) {
         let pgdata = self.layout.pgdata();
         let main = files.main.clone().unwrap_or_else(|| pgdata.join("postgresql.conf"));
         let configuration = settings::configuration_of(&main, pgdata);
@@ -338,7 +338,7 @@ impl Restore {
             files.data.as_deref().filter(|_| files.main.is_none()).map(|data| starts_in(data, pgdata)),
         );
         notes.extend(lead_out(start::links_out(pgdata), pgdata == self.original()));
-        pause
+        (pause, args.resume_archiving && as_copy::archives(&configuration))
     }
 
     /// What the server is started with.

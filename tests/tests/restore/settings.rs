@@ -156,6 +156,21 @@ fn a_restore_of_a_restored_cluster_begins_from_a_clean_slate() {
     assert_eq!(auto.matches("\nrestore_command").count(), 1, "{auto}");
 }
 
+/// F7: what takes the original's place is not said to archive where the backup's own configuration switches that off.
+#[test]
+fn a_backup_with_archiving_switched_off_is_not_said_to_archive() {
+    let bed = Archived::start(Cluster::builder().segment_size_mb(1), Store::local());
+    // It counts from the next start on.
+    bed.cluster.psql("alter system set archive_mode = off");
+    bed.backup();
+    bed.settle();
+    let output = bed.try_restore("back", &["--resume-archiving", "--json"]).expect_success();
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(report["archiving"], false, "{report:#}");
+    let says = |note: &serde_json::Value| note.to_string().contains("this server archives nothing");
+    assert!(report["notes"].as_array().unwrap().iter().any(says), "{report:#}");
+}
+
 /// F7: a restored copy does not archive, says so, and goes on saying so to who restores it; with `--resume-archiving` its
 /// WAL goes into the same archive, on the new timeline.
 #[test]
