@@ -79,9 +79,12 @@ impl Planner<'_> {
     /// Everything up to the end of a window.
     fn end_of(&self, window: &Window, named: bool) -> Asking<Moment> {
         let path = Path::to(self.facts, window.timeline);
-        let end = SegmentNo::before(window.until, self.facts.segment_size);
+        let size = self.facts.segment_size;
+        let end = SegmentNo::before(window.until, size);
+        // Where it ends inside a segment, that one may be lost as a whole.
+        let next = SegmentNo::of(window.until, size);
         let is_gap = match path {
-            Some(path) => path.last_present()? > Some(end) || path.last_lost(end.next())?.is_some(),
+            Some(path) => path.last_present()? > Some(end) || path.last_lost(next)?.is_some(),
             None => false,
         };
         // The end of the archive needs no target; before a gap the last record that is there has to be named.

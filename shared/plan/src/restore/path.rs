@@ -62,10 +62,10 @@ pub struct Coverage {
     /// path's bytes up to `until`, and then goes on with what the path left behind.
     pub by_ancestor: Option<TimelineId>,
     /// The timeline whose incomplete copy of segment `missing` alone holds the path's bytes up to `until`: left by the path in
-    /// that segment, or the path's own, the last of which nothing more is there.
+    /// that segment, or the path's own. In a gap, too: recovery to a target inside needs nothing behind it.
     pub by_partial: Option<TimelineId>,
-    /// What is wrong with the incomplete copy of the path's own segment `missing`, the last of which anything is there, if it cannot
-    /// be read: recovery asks for that segment, and nothing proves that it was never written.
+    /// What is wrong with the incomplete copy of the path's own segment `missing`, if it cannot be read: recovery asks for that segment,
+    /// and nothing proves that it was never written.
     pub damaged: Option<String>,
     /// The first segment whose right file is not there.
     pub missing: SegmentNo,
@@ -145,7 +145,7 @@ impl<'a> Path<'a> {
         let ancestor = self.ancestors_file(cursor, owner, read)?;
         let mut partial = if cursor > from { self.partial(cursor)? } else { None };
         let mut damaged = None;
-        if cursor > from && next.is_none() && lost.is_none() && self.may_end_in(cursor)? {
+        if cursor > from && self.may_end_in(cursor)? {
             let name = cursor.name(self.timeline(), self.size());
             damaged = self.facts.damaged_partial(name)?.map(str::to_owned);
             let own = self.facts.partial(name)?.map(|held| (name.timeline, held));
@@ -195,17 +195,15 @@ impl<'a> Path<'a> {
         })
     }
 
-    /// Whether the path may end in its own segment `number`: its timeline has begun, and none left it later. Where one left it inside,
-    /// what was streamed of it is this timeline's to its end; any other incomplete copy may be what the younger one's server had received.
+    /// Whether an incomplete copy of the path's own segment `number` is the path's to its end, whatever is there behind that: its timeline
+    /// has begun, and none left it inside. Where one did, what was streamed of it is; any other copy may be what the younger one's server
+    /// had received.
     fn may_end_in(&self, number: SegmentNo) -> Asking<bool> {
         let (timeline, size) = (self.timeline(), self.size());
         let begins = self.history.begin_of(timeline).is_some_and(|begin| begin < number.end(size));
-        let left = self.facts.graph.left_at(timeline).max();
-        Ok(match left.filter(|left| *left > number.start(size)) {
-            _ if !begins => false,
-            None => true,
-            Some(left) => left < number.end(size) && self.is_streamed(number)?,
-        })
+        let inside = |left: Lsn| number.start(size) < left && left < number.end(size);
+        let is_left = self.facts.graph.left_at(timeline).any(inside);
+        Ok(begins && (!is_left || self.is_streamed(number)?))
     }
 
     /// Whether some of the path's own segment `number` was streamed, and counts.

@@ -5,6 +5,7 @@ use walpoint_base::{Lsn, RecoveryTarget, SegmentName, SegmentNo};
 use crate::restore::testing::forked::{mb, on, world};
 use crate::restore::testing::world::*;
 use crate::restore::{windows, *};
+use crate::runs::Runs;
 
 /// Where timeline 2 left timeline 1.
 const FORK: Lsn = Lsn(10 * SIZE + SIZE / 2);
@@ -161,4 +162,53 @@ fn a_timeline_is_said_to_have_no_whole_segment_only_if_it_has_none() {
     world.backups.pop();
     let plan = world.plan(&asked(2)).unwrap();
     assert!(plan.notes.contains(&none_of(2)), "{:?}", plan.notes);
+}
+
+/// Later segments, stored whole, take nothing away from what was confirmed before them.
+#[test]
+fn what_was_streamed_of_a_segment_that_is_missing_serves_targets_in_it() {
+    // Before the position at which a younger timeline left, and behind all such positions.
+    for number in [9, 12] {
+        let (mut world, _) = world();
+        let (segment, held) = (SegmentNo(number), Lsn(mb(number) + SIZE / 2));
+        world.files.remove(&(tli(1), segment));
+        world.partials.insert((tli(1), segment), held);
+        let plan = world.plan(&on(1, RecoveryTarget::Lsn(Lsn(mb(number))))).unwrap();
+        let fork = plan.fork.expect("a segment that is built");
+        assert_eq!((fork.name, fork.cut), (segment.name(tli(1), size()), held));
+        assert_eq!((fork.source, plan.until), (ForkSource::Partial(tli(1)), held));
+        assert_eq!(plan.wal.last().unwrap().last, SegmentNo(number - 1));
+        let rule = StopRule::Lsn { at: Lsn(mb(number)), inclusive: true };
+        let (read, stopped) = world.recover(tli(1), plan.backup.start(), Some(&rule), plan.fork.as_ref());
+        assert_eq!((read.last().unwrap().start, stopped), (Lsn(mb(number)), true));
+        // What lies behind it is missing still, and the last moment before that is offered.
+        for target in [RecoveryTarget::Lsn(held), RecoveryTarget::Latest] {
+            let refused = world.plan(&on(1, target)).unwrap_err();
+            assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
+            assert_eq!(refused.missing, [SegmentRange { timeline: tli(1), first: segment, last: segment }]);
+            assert_eq!(refused.nearest[0].target, MomentTarget::Record(Lsn(mb(number))));
+        }
+        let windows = world.ask(|asked| windows::of_timeline(asked, tli(1)));
+        assert!(windows.iter().any(|window| window.until == held), "{windows:?}");
+    }
+}
+
+/// The whole one was stored, damaged or deleted since, and nothing follows it.
+#[test]
+fn what_was_streamed_of_a_segment_that_is_lost_serves_targets_in_it() {
+    let (mut world, _) = world();
+    let (segment, held) = (SegmentNo(12), Lsn(mb(12) + SIZE / 2));
+    world.files.retain(|(timeline, number)| *timeline != tli(1) || number.0 < 12);
+    world.partials.insert((tli(1), segment), held);
+    let facts = || {
+        let (mut facts, mut lost) = (world.facts(), Runs::default());
+        lost.insert(segment, 0);
+        facts.lose(tli(1), lost);
+        facts
+    };
+    let plan = world.plan_with(facts(), &on(1, RecoveryTarget::Lsn(Lsn(mb(12))))).unwrap();
+    assert_eq!((plan.fork.map(|fork| fork.cut), plan.until), (Some(held), held));
+    let refused = world.plan_with(facts(), &latest(1)).unwrap_err();
+    assert!(matches!(refused.why, Why::MissingWal { .. }), "{refused:?}");
+    assert_eq!(refused.nearest[0].target, MomentTarget::Record(Lsn(mb(12))), "not the end of the archive");
 }
