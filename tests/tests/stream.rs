@@ -2,13 +2,11 @@
 
 mod stream_bed;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
-use stream_bed::{STREAM, disaster, major, slices, streaming, wait_durable};
+use stream_bed::{STREAM, disaster, major, set_modes, slices, streaming, wait_durable};
 use walpoint_tests::agent::Agent;
 use walpoint_tests::archived::Archived;
 use walpoint_tests::cluster::{Cluster, Shutdown};
@@ -19,16 +17,6 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn rows(cluster: &Cluster) -> String {
     cluster.psql("select count(*) from t")
-}
-
-/// Sets the mode of a directory and of all below it.
-fn set_modes(directory: &Path, mode: u32) {
-    fs::set_permissions(directory, fs::Permissions::from_mode(mode)).unwrap();
-    for entry in fs::read_dir(directory).unwrap().flatten() {
-        if entry.file_type().unwrap().is_dir() {
-            set_modes(&entry.path(), mode);
-        }
-    }
 }
 
 #[test]

@@ -95,8 +95,13 @@ impl Gap {
     }
 }
 
-/// Looks for what recovery from the newest backups cannot pass. While a repository cannot be read, all on record counts.
+/// Looks for what recovery from the newest backups cannot pass.
 pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
+    Ok(Gap::of(&on_record(uploader).await?))
+}
+
+/// What recovery from the newest backups cannot pass. While a repository cannot be read, all on record counts.
+pub(super) async fn on_record(uploader: &Uploader) -> anyhow::Result<Vec<Dropped>> {
     let wal = uploader.wal_directory();
     let directory = wal.clone();
     let read = disk::run(&directory, move || {
@@ -106,14 +111,14 @@ pub(crate) async fn look(uploader: &Uploader) -> anyhow::Result<Option<Gap>> {
     });
     let dropped = read.await??;
     if dropped.is_empty() {
-        return Ok(None);
+        return Ok(dropped);
     }
     let cluster = uploader.identity().await?;
     let mut newest = Vec::new();
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         newest.push(newest_backup(uploader, target, &cluster).await.ok().flatten());
     }
-    Ok(Gap::of(&without_backup(dropped, &newest, cluster.segment_size)))
+    Ok(without_backup(dropped, &newest, cluster.segment_size))
 }
 
 /// The newest backup that this server can be recovered from.

@@ -51,7 +51,7 @@ use error::together;
 pub(super) use error::upload_error;
 use remember::{remember, remember_sound};
 use share::Share;
-pub(super) use slices::PutSlice;
+pub(super) use slices::{PutSlice, StoredWhole};
 pub(super) use source::UploadSource;
 
 /// A write that takes longer is worth a word.

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`open`] | a session: which server, which slot, from where on |
+//! | [`gaps`] | WAL that the stream does without |
 //! | [`slot`] | the replication slot that keeps WAL for the stream |
 //! | [`segment`] | what was received of the open segment and is not stored; no IO |
 //! | [`merge`] | which slices are put together, so that a slow segment has few; no IO |
@@ -14,8 +15,10 @@
 //! slices. Slices of a segment are stored only when the segment before it is stored as a whole, so at any time one segment of a timeline
 //! has slices, and recovery needs no others. A crash leaves slices; the next session continues behind them if they are what the server
 //! sends, and stores the bytes once more if they are not there. Slices are replaced only by one that holds all their bytes, and that was read
-//! back from each repository: a crash in between leaves both.
+//! back from each repository: a crash in between leaves both. A segment that an operator went on without counts as stored, and keeps its
+//! slices.
 
+mod gaps;
 mod merge;
 mod open;
 mod segment;

@@ -2,7 +2,8 @@
 //! missing.
 //!
 //! The stream begins with the segment up to which the slot says that all is durable, or with an older one that PostgreSQL still waits to
-//! archive. So what is reported as durable never lies behind WAL that is not.
+//! archive. So what is reported as durable never lies behind WAL that is not, unless an operator went on without that, or it was dropped
+//! and no commit waits for the stream.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::segment::OpenSegment;
 use super::session::{Rules, Session};
 use super::slot::{self, Slot};
 use super::store::{Earlier, SliceStore};
-use super::{NextStart, StreamReports};
+use super::{NextStart, StreamReports, gaps};
 use crate::wal::archiver::Archiver;
 use crate::wal::{check, disk};
 use crate::{session, whose_files};
@@ -43,15 +44,15 @@ pub(super) enum Opening {
     Waits(String),
     /// It cannot begin, which mostly passes by itself; why.
     Blocked(String),
-    /// It does not begin because the server must not keep more WAL; why.
+    /// It does not begin because the server must not keep more WAL, or must not confirm commits that are in no repository; why.
     Held(String),
 }
 
 /// Where a session begins.
 #[derive(Clone, Copy)]
-struct Start {
-    timeline: TimelineId,
-    number: SegmentNo,
+pub(super) struct Start {
+    pub(super) timeline: TimelineId,
+    pub(super) number: SegmentNo,
 }
 
 /// Begins a session; `next`: on the timeline that follows the last one.
@@ -97,7 +98,13 @@ pub(super) async fn open(
             oldest(archiver, &history, size, reserved).await?
         }
     };
+    let start = gaps::behind_given_up(archiver, &history, size, start).await?;
     let from = start.number.start(size);
+    if rules.synchronous
+        && let Some(held) = gaps::unconfirmed(archiver, &history, size, from).await?
+    {
+        return Ok(Opening::Held(held));
+    }
     if let Some(held) =
         over_limit(settings, &mut server, (slot, restart), (from, system.position), size).await?
     {

@@ -1,7 +1,9 @@
 //! One stream, from its start to the end of its timeline, of the connection or of the server.
 //!
 //! Nothing in the loop waits for a store: what is stored is a future beside the others, so signs of life are answered while stores hang.
-//! Where too much waits to be stored nothing more is read, and the server keeps the rest.
+//! Where too much waits to be stored nothing more is read, and the server keeps the rest. If that lasts, what comes is read and discarded: a
+//! server that cannot send cannot end the connection either, and its checkpoints wait for that where the slot is to lose WAL
+//! (`max_slot_wal_keep_size`). The next session begins with what is not stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,9 @@ const WAITING: usize = 8 << 20;
 
 /// How often to look after the server, and to give a sign of life.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// Nothing more is read for so long, at most.
+const UNREAD: Duration = Duration::from_secs(10);
 
 /// Nothing is done more often than this.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -84,6 +89,10 @@ pub(super) struct Session {
     unreadable: bool,
     heard: Instant,
     stopping: Option<Instant>,
+    /// Since when nothing more was read.
+    unread: Option<Instant>,
+    /// Whether what comes is discarded.
+    discards: bool,
 }
 
 fn ticks(period: Duration) -> Interval {
@@ -120,6 +129,8 @@ impl Session {
             unreadable: false,
             heard: Instant::now(),
             stopping: None,
+            unread: None,
+            discards: false,
         }
     }
 
@@ -135,7 +146,7 @@ impl Session {
                 return Ok(Ended::Timeline(next));
             }
             tokio::select! {
-                event = self.stream.next(), if self.has_room() => {
+                event = self.stream.next(), if self.discards || self.has_room() => {
                     if let Some(ended) = self.take(event?).await? {
                         return Ok(ended);
                     }
@@ -161,6 +172,10 @@ impl Session {
     async fn take(&mut self, event: StreamEvent) -> anyhow::Result<Option<Ended>> {
         self.heard = Instant::now();
         match event {
+            StreamEvent::Wal(WalPiece { server_end, .. }) if self.discards => {
+                self.server_end = self.server_end.max(server_end);
+            }
+            StreamEvent::TimelineEnd(_) if self.discards => return Ok(Some(Ended::Behind)),
             StreamEvent::Wal(WalPiece { bytes, server_end, .. }) => {
                 self.server_end = self.server_end.max(server_end);
                 self.add(&bytes)?;
@@ -282,6 +297,20 @@ impl Session {
         }
     }
 
+    /// Notes whether nothing more is read.
+    fn is_unread(&mut self, unread: bool) {
+        if !unread {
+            self.unread = None;
+        } else if self.unread.get_or_insert_with(Instant::now).elapsed() > UNREAD && !self.discards {
+            self.discards = true;
+            tracing::warn!(
+                "WAL from {} on cannot be stored: what the server sends is discarded meanwhile, and streamed again when the store \
+                 takes it",
+                self.durable
+            );
+        }
+    }
+
     /// Gives a sign of life, and looks whether the connection is worth keeping.
     async fn look(&mut self) -> anyhow::Result<Option<Ended>> {
         let silent = self.heard.elapsed();
@@ -290,6 +319,11 @@ impl Session {
             return Ok(Some(Ended::Behind));
         }
         let has_room = self.has_room();
+        if has_room && self.discards {
+            tracing::info!(from = %self.durable, "streaming WAL again that could not be stored");
+            return Ok(Some(Ended::Behind));
+        }
+        self.is_unread(!has_room && self.next.is_none());
         if !has_room {
             self.heard = Instant::now();
         }

@@ -17,9 +17,9 @@ use walpoint_runtime::backoff::Backoff;
 use walpoint_storage::object::ContentHash;
 
 use super::segment::{Slice, StoredBefore};
-use super::{EVER, StreamReports};
+use super::{EVER, StreamReports, gaps};
 use crate::wal::archiver::Archiver;
-use crate::wal::upload::{PutSlice, UploadError};
+use crate::wal::upload::{PutSlice, StoredWhole, UploadError};
 
 /// The waits before another try grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -143,7 +143,7 @@ impl SliceStore {
     }
 
     /// Stores a segment that was received to its end, after the slices of it that are under way, and deletes these and those of earlier
-    /// sessions that it is known to hold; its end. `hashes`: of what was received, for each repository.
+    /// sessions that it is known to hold; its end. Where an operator went on without it, or with a damaged one, they stay. `hashes`: of what was received, for each repository.
     pub(super) async fn whole(
         self: Arc<Self>,
         (name, end): (SegmentName, Lsn),
@@ -153,46 +153,58 @@ impl SliceStore {
     ) -> anyhow::Result<Lsn> {
         // What a merge stores after the others were deleted would stay.
         let merged = merges.for_each(|_| std::future::ready(())).map(Ok);
-        try_join(self.store_whole(name, &hashes, slices), merged).await?;
+        let (stored, ()) = try_join(self.store_whole(name, &hashes, slices), merged).await?;
         let uploader = self.archiver.uploader();
-        if let Err(error) = uploader.delete_slices(name, self.session, &earlier).await {
+        if stored == StoredWhole::Sound
+            && let Err(error) = uploader.delete_slices(name, self.session, &earlier).await
+        {
             tracing::warn!(file = %name, "the slices of this segment are left in place: {error}");
         }
         Ok(end)
     }
 
+    /// What is stored of it when it was stored, or an operator went on without it: then it is not, or damaged, and nothing else may hold
+    /// what its slices do.
     async fn store_whole(
         &self,
         name: SegmentName,
         hashes: &[ContentHash],
         mut slices: Storing,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<StoredWhole> {
         while let Some(stored) = slices.next().await {
             stored?;
         }
         let mut backoff = Backoff::new(WAITS.0, WAITS.1, EVER);
-        loop {
-            match self.try_whole(name, hashes).await {
-                Ok(()) => break,
+        let stored = loop {
+            let tried = self.try_whole(name, hashes).await;
+            match tried {
+                Ok(stored) if stored != StoredWhole::No => break stored,
+                _ if gaps::is_given_up(&self.archiver, name).await => {
+                    tracing::warn!(file = %name, "the WAL stream continues without this segment: its slices are left in place");
+                    break StoredWhole::No;
+                }
+                Ok(_) => {
+                    let text = "it was streamed to its end, and is not stored as a whole";
+                    (self.reports.failing)(&format!("{name}: {text}"));
+                }
                 Err(text) => (self.reports.failing)(&format!("{name}: {text}")),
             }
             self.is_current()?;
             backoff.wait().await;
-        }
-        self.is_current()
+        };
+        self.is_current()?;
+        Ok(stored)
     }
 
     /// The archiver may have stored it already, or another process the same.
-    async fn try_whole(&self, name: SegmentName, hashes: &[ContentHash]) -> Result<(), String> {
+    async fn try_whole(&self, name: SegmentName, hashes: &[ContentHash]) -> Result<StoredWhole, String> {
         let uploader = self.archiver.uploader();
-        if uploader.holds(name, hashes).await.map_err(|error| error.text)? {
-            return Ok(());
+        let stored = uploader.holds(name, hashes).await.map_err(|error| error.text)?;
+        if stored != StoredWhole::No {
+            return Ok(stored);
         }
         self.archiver.finished(WalFileName::Segment(name)).await?;
-        match uploader.holds(name, hashes).await.map_err(|error| error.text)? {
-            true => Ok(()),
-            false => Err("it was streamed to its end, and is not stored as a whole".to_owned()),
-        }
+        uploader.holds(name, hashes).await.map_err(|error| error.text)
     }
 
     /// Fails if what was stored before may not count any more: the data directory archives into another lineage, or a repository is another

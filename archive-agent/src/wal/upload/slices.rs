@@ -27,6 +27,17 @@ pub(in crate::wal) enum PutSlice {
     InTheWay(String),
 }
 
+/// What is stored of a segment as a whole, where the stream had all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::wal) enum StoredWhole {
+    /// Not each archive holds it.
+    No,
+    /// Each archive holds it, and one does as it was accepted although damaged: its slices may hold what recovery cannot have otherwise.
+    Damaged,
+    /// Each archive holds it, sound.
+    Sound,
+}
+
 impl Uploader {
     fn required(&self) -> Vec<&WalTarget> {
         self.targets.iter().filter(|target| target.acknowledges).collect()
@@ -85,18 +96,23 @@ impl Uploader {
         &'a self,
         name: SegmentName,
         hashes: &'a [ContentHash],
-    ) -> BoxFuture<'a, Result<bool, UploadError>> {
+    ) -> BoxFuture<'a, Result<StoredWhole, UploadError>> {
         self.compare_whole(name, hashes).boxed()
     }
 
-    async fn compare_whole(&self, name: SegmentName, hashes: &[ContentHash]) -> Result<bool, UploadError> {
-        let cluster = self.identity().await?;
+    async fn compare_whole(
+        &self,
+        name: SegmentName,
+        hashes: &[ContentHash],
+    ) -> Result<StoredWhole, UploadError> {
+        let (cluster, mut stored) = (self.identity().await?, StoredWhole::Sound);
         for (target, hash) in self.required().into_iter().zip(hashes) {
             let archive = target.archive_at(&cluster, name.timeline).await;
             let archive = archive.map_err(|error| upload_error(target, &error))?;
             let header = archive.header(name).await;
             match header.map_err(|error| upload_error(target, &error.into()))? {
-                None => return Ok(false),
+                None => return Ok(StoredWhole::No),
+                Some(header) if header.hash == *hash && header.damaged => stored = StoredWhole::Damaged,
                 Some(header) if header.hash == *hash => {}
                 Some(_) => {
                     return Err(UploadError::permanent(format!(
@@ -109,7 +125,7 @@ impl Uploader {
             }
         }
         self.are_still_there(WalFileName::Segment(name)).await?;
-        Ok(true)
+        Ok(stored)
     }
 
     /// Deletes the slices of a segment that the whole one holds: those of this session, and of earlier ones those that are named for
