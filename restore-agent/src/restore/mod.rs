@@ -67,7 +67,7 @@ mod finished;
 mod forks;
 mod free_space;
 mod gather;
-mod identity;
+pub(crate) mod identity;
 mod if_empty;
 mod kept;
 mod layout;
@@ -101,7 +101,7 @@ mod tablespaces;
 mod target_state;
 mod unarchived;
 mod vouched;
-mod workdir;
+pub(crate) mod workdir;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

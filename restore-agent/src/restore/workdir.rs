@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 static SILENT: Mutex<BTreeSet<(PathBuf, PathBuf)>> = Mutex::new(BTreeSet::new());
 
 /// Looks at the directory in which a process works; `None` if that does not answer. `process`: its directory in `/proc`.
-pub(super) fn look<T: Send + 'static>(
+pub(crate) fn look<T: Send + 'static>(
     process: &Path,
     look: impl FnOnce(&Path) -> T + Send + 'static,
 ) -> Option<T> {

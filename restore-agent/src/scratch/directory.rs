@@ -145,10 +145,20 @@ impl ScratchDirectory {
         if new {
             DirBuilder::new().mode(0o700).create(path).with_context(context)?;
         }
+        let marked = Self::marked(path, cluster, (new, kept));
+        if marked.is_err() && new {
+            // Without its mark no later run would remove it.
+            fs::remove_dir_all(path).ok();
+        }
+        marked.with_context(context)
+    }
+
+    /// Puts the mark into a directory that is there.
+    fn marked(path: &Path, cluster: &ClusterName, (new, kept): (bool, bool)) -> anyhow::Result<Self> {
         // As root the owner of the files has to pass through, and does so before anything is restored.
         let mode = if user::effective() == 0 { 0o711 } else { 0o700 };
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(context)?;
-        let meta = fs::symlink_metadata(path).with_context(context)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        let meta = fs::symlink_metadata(path)?;
         let mark = Mark {
             program: PROGRAM.to_owned(),
             device: meta.dev(),
@@ -158,7 +168,7 @@ impl ScratchDirectory {
             cluster: cluster.to_string(),
             started: Timestamp::now(),
         };
-        let lock = write_mark(path, &mark).with_context(context)?;
+        let lock = write_mark(path, &mark)?;
         Ok(Self { path: path.to_owned(), mark, _lock: lock })
     }
 

@@ -14,9 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use walpoint_base::user;
 
 use super::directory::{self, LOG, MARK, Mark, PREFIX};
+use crate::restore::identity::Identity;
+use crate::restore::workdir;
 
 /// Bytes of a mark that are read.
 const LONGEST: u64 = 64 << 10;
+
+/// Where the system shows its processes.
+const PROC: &str = "/proc";
 
 /// How long a server that is stopped may take.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -78,14 +83,15 @@ fn stop_server(directory: &Path) -> Result<(), String> {
             Err(TryLockError::Error(e)) => return Err(e.to_string()),
             Err(TryLockError::WouldBlock) if Instant::now() < until => {}
             Err(TryLockError::WouldBlock) => {
-                let pids: Vec<String> = working_in(&data).iter().map(u32::to_string).collect();
+                let pids: Vec<String> =
+                    working_in(&data, Path::new(PROC)).iter().map(u32::to_string).collect();
                 return Err(match pids.is_empty() {
                     true => "its server runs where it cannot be seen from here".to_owned(),
                     false => format!("its server does not end (process {})", pids.join(", ")),
                 });
             }
         }
-        for pid in working_in(&data) {
+        for pid in working_in(&data, Path::new(PROC)) {
             quit(pid);
         }
         std::thread::sleep(Duration::from_millis(250));
@@ -101,13 +107,16 @@ fn quit(pid: u32) {
     }
 }
 
-/// The processes of a PostgreSQL server that work in a data directory. The links are not followed.
-fn working_in(data: &Path) -> Vec<u32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+/// The processes of a PostgreSQL server that work in a data directory, whatever they call it: a mount gives it another name, and in
+/// another container another directory may have its name.
+fn working_in(data: &Path, proc: &Path) -> Vec<u32> {
+    let Some(here) = Identity::of(data) else { return Vec::new() };
+    let processes = fs::read_dir(proc).into_iter().flatten().flatten();
     let found = processes.filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
-        let works_here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == *data);
-        (works_here && is_a_server(&entry.path())).then_some(pid)
+        let process = entry.path();
+        let works_here = || workdir::look(&process, Identity::of).flatten() == Some(here);
+        (is_a_server(&process) && works_here()).then_some(pid)
     });
     found.collect()
 }
@@ -164,6 +173,29 @@ mod tests {
         assert!(linked.join(MARK).exists(), "a link is not followed");
         remove_all(place.path());
         assert!(copy.join(MARK).exists() && plain.join("precious").exists());
+    }
+
+    #[test]
+    fn a_server_is_found_whatever_it_calls_its_directory() {
+        use std::os::unix::fs::symlink;
+        let place = place();
+        let path = |name: &str| place.path().join(name);
+        fs::create_dir_all(path("data")).unwrap();
+        fs::create_dir_all(path("other")).unwrap();
+        symlink(path("data"), path("alias")).unwrap();
+        for (pid, cwd, name) in [
+            ("7", "alias", "postgres"),
+            ("8", "other", "postgres"),
+            ("9", "alias", "bash"),
+            ("10", "gone", "postgres"),
+        ] {
+            let process = place.path().join("proc").join(pid);
+            fs::create_dir_all(&process).unwrap();
+            symlink(path(cwd), process.join("cwd")).unwrap();
+            durable::create(&process.join("comm"), name.as_bytes()).unwrap();
+        }
+        assert_eq!(working_in(&path("data"), &path("proc")), [7]);
+        assert!(working_in(&path("gone"), &path("proc")).is_empty());
     }
 
     #[test]

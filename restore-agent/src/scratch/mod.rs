@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use tokio::task::JoinHandle;
 use walpoint_plan::restore::RestoreRequest;
 use walpoint_repo::backup::Backups;
 use walpoint_runtime::args::{CommonArgs, Selection};
@@ -110,6 +111,8 @@ pub(crate) struct Spans {
 pub(crate) struct ScratchRestore<'a> {
     common: &'a CommonArgs,
     request: ScratchRequest,
+    /// The scratch directory while it is made: an interruption ends what waits for it, and not what makes it.
+    making: Option<JoinHandle<anyhow::Result<ScratchDirectory>>>,
     directory: Option<ScratchDirectory>,
     programs: Option<Programs>,
     user: ServerUser,
@@ -125,6 +128,7 @@ impl<'a> ScratchRestore<'a> {
         Self {
             common,
             request,
+            making: None,
             directory: None,
             programs: None,
             user: ServerUser::default(),
@@ -191,13 +195,23 @@ impl<'a> ScratchRestore<'a> {
     }
 
     /// Makes the scratch directory, after removing what killed runs left in the same place.
-    async fn make_directory(&self, selection: &Selection<StoreSettings>) -> anyhow::Result<ScratchDirectory> {
+    async fn make_directory(&mut self, selection: &Selection<StoreSettings>) -> anyhow::Result<()> {
         let configured = selection.settings.scratch_directory.clone();
         let place = configured.unwrap_or_else(directory::default_place);
         let (given, cluster) = (self.request.directory.clone(), selection.cluster.clone());
         let kept = self.request.keep;
-        let made = tokio::task::spawn_blocking(move || directory::made(given, &place, &cluster, kept));
-        made.await.context("the scratch directory could not be made")?
+        let made = move || directory::made(given, &place, &cluster, kept);
+        self.making = Some(tokio::task::spawn_blocking(made));
+        self.made().await
+    }
+
+    /// Waits for the scratch directory, if it is being made.
+    async fn made(&mut self) -> anyhow::Result<()> {
+        let Some(making) = &mut self.making else { return Ok(()) };
+        let made = making.await.context("the scratch directory could not be made");
+        self.making = None;
+        self.directory = Some(made??);
+        Ok(())
     }
 
     /// Who runs programs before anything is restored: the user who will own the files.
@@ -273,7 +287,7 @@ impl OpenMoment for ScratchRestore<'_> {
         let selection: Selection<StoreSettings> = self.common.select_to_read()?;
         let programs = self.find_programs(&planned).await?;
         self.look_at_libraries(&planned, &programs).await?;
-        self.directory = Some(self.make_directory(&selection).await?);
+        self.make_directory(&selection).await?;
         self.restore(planned, &programs).await?;
         let began = Instant::now();
         let (Some(directory), Some(restored)) = (&self.directory, &self.restored) else {
@@ -301,6 +315,7 @@ impl OpenMoment for ScratchRestore<'_> {
     }
 
     async fn close(&mut self) -> anyhow::Result<Option<Kept>> {
+        self.made().await?;
         let stopped = self.stop().await;
         let Some(directory) = self.directory.take() else { return Ok(None) };
         // What still runs uses the files: a later run removes them.
@@ -313,5 +328,33 @@ impl OpenMoment for ScratchRestore<'_> {
         let start_command = start.map(|programs| self.user.start_command(programs, &directory.data()));
         let socket_directory = directory.socket();
         Ok(Some(Kept { directory: directory.path().to_owned(), start_command, socket_directory }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_that_is_made_during_an_interruption_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let (at, cluster) = (place.path().to_owned(), "main".parse().unwrap());
+        let common = CommonArgs::default();
+        let request = ScratchArgs::default().request(&TargetArgs::default(), Timestamp::now());
+        let mut scratch = ScratchRestore::new(&common, request.unwrap_or_else(|_| panic!("no request")));
+        let (made, wait) = mpsc::channel();
+        scratch.making = Some(tokio::task::spawn_blocking(move || {
+            wait.recv().unwrap();
+            ScratchDirectory::fresh(&at, &cluster, false)
+        }));
+        let interrupted = tokio::time::timeout(Duration::ZERO, scratch.made()).await;
+        assert!(interrupted.is_err() && scratch.path().is_none());
+        made.send(()).unwrap();
+        assert!(scratch.close().await.unwrap().is_none());
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
     }
 }
