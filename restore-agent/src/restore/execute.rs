@@ -303,7 +303,11 @@ impl Restore {
             until: (plan.target != RecoveryTarget::Latest).then(|| plan.replayed_until()),
             youngest: plan.youngest,
             without: plan.without.clone(),
-            settings: settings::targets(&settings::rewrite("", &self.settings, self.major())),
+            settings: settings::targets(&String::from_utf8_lossy(&settings::rewrite(
+                b"",
+                &self.settings,
+                self.major(),
+            ))),
         };
         note.write(anchor.path()).map_err(|error| anchor.explain(error))?;
         if let Some(owner) = self.owner {

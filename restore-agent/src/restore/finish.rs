@@ -58,7 +58,7 @@ impl Finish<'_> {
         let auto = self.pgdata.join("postgresql.auto.conf");
         let existing = read_if_plain(&auto).with_context(|| format!("{} cannot be read", auto.display()))?;
         let text = settings::rewrite(&existing, &self.settings, self.major.get());
-        self.file("postgresql.auto.conf", text.as_bytes())?;
+        self.file("postgresql.auto.conf", &text)?;
         // A backup of a standby brings its signal file along.
         for signal in [Signal::Recovery, Signal::Standby] {
             if signal != self.signal {
@@ -87,12 +87,12 @@ impl Finish<'_> {
     }
 }
 
-/// The text of a file; empty if there is none. A link is not followed: a hostile backup could point it anywhere.
-fn read_if_plain(path: &Path) -> io::Result<String> {
+/// The content of a file; empty if there is none. A link is not followed: a hostile backup could point it anywhere.
+fn read_if_plain(path: &Path) -> io::Result<Vec<u8>> {
     match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_file() => Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned()),
-        Ok(_) => Ok(String::new()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Ok(meta) if meta.is_file() => fs::read(path),
+        Ok(_) => Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e),
     }
 }

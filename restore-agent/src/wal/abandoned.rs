@@ -125,14 +125,13 @@ fn starts(pgdata: &Path) -> bool {
 
 /// Whether `recovery_target_timeline` is "latest", its default. What may be set elsewhere counts as something else.
 fn goes_to_the_latest(pgdata: &Path) -> bool {
-    let options = std::fs::read_to_string(pgdata.join("postmaster.opts")).unwrap_or_default();
+    let options = settings::text(&pgdata.join("postmaster.opts")).unwrap_or_default();
     if options.contains("recovery_target_timeline") || options.contains("recovery-target-timeline") {
         return false;
     }
     let wanted = |text: &str| settings::targets(text).remove("recovery_target_timeline");
-    let read = |path: &Path| std::fs::read_to_string(path);
     // The last one counts.
-    let found = match read(&pgdata.join("postgresql.auto.conf")).ok().as_deref().and_then(wanted) {
+    let found = match settings::text(&pgdata.join("postgresql.auto.conf")).ok().as_deref().and_then(wanted) {
         Some(found) => Some(found),
         None => {
             let given = ["config_file=", "config-file="].iter().find_map(|name| {

@@ -117,7 +117,7 @@ fn portion(history: &TimelineHistory, name: SegmentName, size: SegmentSize) -> P
 /// What a standby follows, by the histories that it was given or received and by its settings: `None` if that is not known, or if it
 /// has replayed behind the position at which that path leaves `timeline`, and cannot follow it.
 fn followed_by_standby(place: &WalDirectory, timeline: TimelineId) -> Option<TimelineHistory> {
-    let read = |name: &str| std::fs::read_to_string(place.pgdata.join(name)).unwrap_or_default();
+    let read = |name: &str| settings::text(&place.pgdata.join(name)).unwrap_or_default();
     // The later one counts.
     let text = [read("postgresql.conf"), read("postgresql.auto.conf")].join("\n");
     let settings = settings::targets(&text);

@@ -5,7 +5,6 @@
 //! where recovery stops before the cut, as planned, or where the end of the archive was asked for and is proven to be there still.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use walpoint_base::{Lsn, Recovery, SegmentName, TimelineId};
 use walpoint_plan::restore::{ForkSegment, ForkSource, Unfollowed};
@@ -166,7 +165,7 @@ impl ClusterArchive {
     /// The recovery targets that are set now.
     pub(super) fn targets(&self) -> BTreeMap<String, String> {
         let path = self.place().map(|place| place.pgdata.join("postgresql.auto.conf"));
-        let text = path.and_then(|path| fs::read_to_string(path).ok());
+        let text = path.and_then(|path| settings::text(&path).ok());
         settings::targets(&text.unwrap_or_default())
     }
 }

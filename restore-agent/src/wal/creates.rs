@@ -169,7 +169,7 @@ fn redo(place: &WalDirectory) -> Option<Lsn> {
 /// The position from which on no record is replayed: the restore knew it for the settings that it wrote, and an exclusive
 /// LSN says it by itself. `None` if that is not known.
 pub(crate) fn until(place: &WalDirectory) -> Option<Lsn> {
-    let text = fs::read_to_string(place.pgdata.join("postgresql.auto.conf")).ok()?;
+    let text = settings::text(&place.pgdata.join("postgresql.auto.conf")).ok()?;
     let mut targets = settings::targets(&text);
     if let Some(note) = TargetNote::read(&place.wal.join(spool::DIRECTORY))
         && note.settings == targets
