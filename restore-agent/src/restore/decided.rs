@@ -11,6 +11,7 @@ use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 use walpoint_base::WalFileName;
 
+use super::created::FoundLocations;
 use super::directory::Contents;
 use super::elsewhere;
 use super::existing::Existing;
@@ -23,7 +24,7 @@ use super::outside::{self, DirectoryStep, OfData, OutsideDirectory};
 use super::outside_state::OutsideState;
 use super::owners::Owner;
 use super::previous::Record;
-use super::refusal::Refusal;
+use super::refusal::{OutsideRefusal, Refusal};
 use super::running::{LockFile, RunningServer};
 use super::steps::{self, RestoreMode, Step, Which};
 use super::stored::{NotStored, Whose};
@@ -242,6 +243,20 @@ impl Decided {
         let repository = not_stored.copies.first().repository().name();
         steps::archived(&lost, |name| not_stored.here.differ.contains(name), repository)
             .map_err(|refusal| refusal.explain(pgdata))
+    }
+
+    /// Refuses what has to be moved aside or kept and cannot be. `wal`: the files of `pg_wal` that no archive has.
+    pub(super) fn prove_movable(
+        &self,
+        pgdata: &Path,
+        wal: &[String],
+        found: &FoundLocations,
+    ) -> anyhow::Result<()> {
+        outside::require_moves(&found.ours, self.of_data()).map_err(OutsideRefusal::explain)?;
+        if self.does(&Step::Keep) && !(wal.is_empty() && found.ours.is_empty()) {
+            Kept::prove_place(pgdata, wal, self.user)?;
+        }
+        Ok(())
     }
 
     /// What is done with the data directory, as far as it decides about the directories outside.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::beneath::Anchor;
@@ -75,6 +75,33 @@ pub(crate) struct Apart {
 }
 
 impl Kept {
+    /// Refuses, before anything is changed, what [`Kept::keep`] could not keep, because nothing can be made beside the data directory.
+    /// `wal`: the names of the files. `user`: for whom root acts.
+    pub(crate) fn prove_place(pgdata: &Path, wal: &[String], user: Option<Owner>) -> anyhow::Result<()> {
+        let place = pgdata.parent().unwrap_or(pgdata);
+        let can_be_written = || -> io::Result<()> {
+            reach::parent(pgdata, true, user)?;
+            Ok(rustix::fs::access(place, Access::WRITE_OK | Access::EXEC_OK)?)
+        };
+        let archived = wal.first().map(|first| {
+            format!(
+                " Or archive what no repository has, in order, for example with \"archive-agent push {}\": then nothing has to be \
+                 kept.",
+                pgdata.join("pg_wal").join(first).display()
+            )
+        });
+        can_be_written().with_context(|| {
+            format!(
+                "{} has WAL or tablespaces that exist nowhere else, and they cannot be kept beside it, because nothing can be \
+                 made in {}: nothing was changed\nHINT: Let this user write to {}, or run the same command as root.{}",
+                pgdata.display(),
+                place.display(),
+                place.display(),
+                archived.unwrap_or_default()
+            )
+        })
+    }
+
     /// Keeps files of `pg_wal` of a data directory, and notes directories that [`Kept::rename`] will rename. `None` if there
     /// is nothing to keep. Nothing is changed in the data directory. `user`: for whom root acts.
     pub(crate) fn keep(
@@ -283,6 +310,33 @@ mod tests {
         assert_eq!(all(&pgdata).unwrap(), std::slice::from_ref(&kept));
         assert_eq!(all(&dir.path().join("dat")).unwrap(), []);
         assert_eq!(all(&dir.path().join("missing/data")).unwrap(), []);
+    }
+
+    #[test]
+    fn where_nothing_can_be_kept_is_found_out_and_named() {
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let path = |name: &str| root.join(name);
+        fs::create_dir_all(path("closed/data")).unwrap();
+        fs::create_dir_all(path("open/data")).unwrap();
+        let wal = ["000000010000000000000007".to_owned()];
+        // Root writes anywhere, but not where another user's link leads it.
+        let (closed, user) = if rustix::process::geteuid().is_root() {
+            fs::create_dir(path("users")).unwrap();
+            chown(path("users"), Some(4711), Some(4711)).unwrap();
+            symlink(path("closed"), path("users/link")).unwrap();
+            (path("users/link/data"), Some(Owner { uid: 4711, gid: 4711 }))
+        } else {
+            fs::set_permissions(path("closed"), fs::Permissions::from_mode(0o500)).unwrap();
+            (path("closed/data"), None)
+        };
+        let why = format!("{:#}", Kept::prove_place(&closed, &wal, user).unwrap_err());
+        fs::set_permissions(path("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+        let parent = closed.parent().unwrap().display().to_string();
+        assert!(why.contains(&parent) && why.contains("nothing was changed\nHINT: "), "{why}");
+        assert!(why.contains(&format!("push {}/pg_wal/{}", closed.display(), wal[0])), "{why}");
+        Kept::prove_place(&path("open/data"), &wal, user).unwrap();
     }
 
     #[test]

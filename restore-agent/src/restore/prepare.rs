@@ -19,15 +19,14 @@ use super::existing::Existing;
 use super::layout::Layout;
 use super::named::{Named, OutsideOptions};
 use super::owners::{self, Owner, Owners};
-use super::refusal::OutsideRefusal;
 use super::requested::RequestedRecovery;
 use super::steps::{self, RestoreMode, Step};
 use super::stored::{NotStored, Whose};
 use super::tablespaces::{self, RestoredTablespace, Wishes};
 use super::unarchived::Unarchived;
 use super::{
-    Restore, RestoreArgs, as_copy, behind, command, elsewhere, failure, files, free_space, origin, outside,
-    places, required,
+    Restore, RestoreArgs, as_copy, behind, command, elsewhere, failure, files, free_space, origin, places,
+    required,
 };
 use crate::plan::{self, Planned};
 
@@ -71,7 +70,7 @@ impl Restore {
             Some(not_stored) => replay(args, &planned, &layout, &decided, created, not_stored).await?,
         };
         found.missing.iter().for_each(|missing| tracing::warn!("{missing}"));
-        outside::require_moves(&found.ours, decided.of_data()).map_err(OutsideRefusal::explain)?;
+        decided.prove_movable(layout.pgdata(), &unarchived.names, &found)?;
         let mut moved = outside.moved();
         moved.extend(found.paths().into_iter().map(|directory| (directory, None)));
         let replacement = decided.replacement(layout.pgdata(), moved)?;
