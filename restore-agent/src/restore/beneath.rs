@@ -288,11 +288,15 @@ fn open_each(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode) -> Re
 
 /// Removes what a directory has under a name.
 fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
+    let refused = match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        // Some filesystems say the second of a directory, and all of them of what is immutable.
+        Err(refused @ (Errno::ISDIR | Errno::PERM)) => refused,
         removed => return Ok(removed?),
-    }
-    let directory = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
+    };
+    let directory = match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused.into()),
+        directory => directory?,
+    };
     for entry in Dir::read_from(&directory)? {
         let entry = entry?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -339,6 +343,14 @@ mod tests {
             assert!(!path(name).exists(), "{name}");
         }
         assert_eq!(fs::read(path("outside/file")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_removed_is_not_called_no_directory() {
+        // Nothing can be removed there.
+        let own = File::open("/proc/self").unwrap();
+        let error = remove_at(own.as_fd(), OsStr::new("comm")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
     }
 
     #[test]

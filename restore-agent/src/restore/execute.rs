@@ -236,7 +236,7 @@ impl Restore {
                 anchor.is_ok_and(|anchor| is_claimed(&anchor))
             };
             let made = reach::make(other, self.named.has(other), self.owner, ours);
-            let made = Anchor::of(made.with_context(|| shown(other))?.into(), other);
+            let made = Anchor::of(made.with_context(|| self.not_made(other))?.into(), other);
             judged.prove(&made, is_claimed)?;
             open.push((other.clone(), made.into_directory().into()));
         }
@@ -257,6 +257,19 @@ impl Restore {
             roots.anchor(&wal)?.give(Some(Owner { uid: 0, gid: 0 }), 0o700).with_context(|| shown(&wal))?;
         }
         Ok(roots)
+    }
+
+    /// That a directory outside the data directory is neither there nor can be made: a link perhaps leads to it.
+    fn not_made(&self, directory: &Path) -> String {
+        let text = format!("the directory {} could not be opened or made", directory.display());
+        // What root may not do for a user says so itself.
+        match self.owner {
+            Some(_) => text,
+            None => format!(
+                "{text}\nHINT: Make it, or mount the filesystem on which it lies, and let this user write to it; or choose another \
+                 place with --tablespace OLD=NEW, --wal-dir or --extra-dir."
+            ),
+        }
     }
 
     /// Opens the data directory, and makes it if it is missing.

@@ -1,8 +1,10 @@
 //! What a restore that failed leaves behind, and what to do about it.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
 use walpoint_base::{BackupId, Diagnostic};
 use walpoint_repo::wal::slices::Superseded;
 use walpoint_storage::RepoError;
@@ -26,7 +28,35 @@ pub(super) fn incomplete(pgdata: &Path, error: anyhow::Error) -> anyhow::Error {
     let left = format!("{} is incomplete and cannot start", pgdata.display());
     match damage(&error) {
         Some(_) => error.context(DamagedBackup(format!("{left}\nHINT: {ANOTHER}"))),
-        None => error.context(format!("{left}\nHINT: Run the same command again.")),
+        None => {
+            let hint = match obstacle(&error) {
+                Some(obstacle) => format!("{obstacle}. Then run the same command again."),
+                None => "Run the same command again.".to_owned(),
+            };
+            error.context(format!("{left}\nHINT: {hint}"))
+        }
+    }
+}
+
+/// What to do about a file or directory that may not be changed, if that made a restore fail: the same command would end there again.
+fn obstacle(error: &anyhow::Error) -> Option<&'static str> {
+    // What a repository answers is about its own files.
+    if error.chain().any(|cause| cause.is::<RepoError>()) {
+        return None;
+    }
+    let cause: &io::Error = error.chain().find_map(|cause| cause.downcast_ref())?;
+    match Errno::from_io_error(cause)? {
+        Errno::ACCESS => Some(
+            "Let this user write to it and to the directory in which it lies, for example with \"chmod u+w\"",
+        ),
+        Errno::PERM => Some(
+            "It, or the directory in which it lies, may be immutable or belong to another user: \"lsattr -d\" shows the first, \
+             \"chattr -ia\" ends it",
+        ),
+        Errno::ROFS => {
+            Some("The filesystem in which it lies is mounted read-only: mount it so that it can be written")
+        }
+        _ => None,
     }
 }
 
@@ -56,4 +86,34 @@ fn damage(error: &anyhow::Error) -> Option<String> {
         |cause: &&RepoError| matches!(cause, RepoError::Corrupt { .. } | RepoError::NotFound { .. });
     let found = error.chain().filter_map(|cause| cause.downcast_ref()).find(damaged);
     found.map(|cause: &RepoError| Diagnostic::new(cause.to_string()).message().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_changed_is_named_with_what_to_do_about_it() {
+        for (errno, expected) in [
+            (Errno::ACCESS, Some("chmod u+w")),
+            (Errno::PERM, Some("chattr -ia")),
+            (Errno::ROFS, Some("read-only")),
+            (Errno::NOSPC, None),
+        ] {
+            let failed: io::Result<()> = Err(errno.into());
+            let failed = failed.context("/data/base/1/1259 cannot be repaired").unwrap_err();
+            let text = walpoint_words::format_chain(&incomplete(Path::new("/data"), failed));
+            assert!(
+                text.contains("/data/base/1/1259") && text.contains("un the same command again."),
+                "{text}"
+            );
+            assert!(expected.is_none_or(|expected| text.contains(expected)), "{text}");
+            assert_eq!(text.contains(". Then run"), expected.is_some(), "{text}");
+        }
+        let source = io::Error::from(Errno::ACCESS);
+        let read = RepoError::Io { what: "a pack".to_owned(), source };
+        assert_eq!(obstacle(&anyhow::Error::new(read)), None, "that is the repository's");
+    }
 }
