@@ -8,7 +8,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use walpoint_base::{BackupId, LineageId, TimelineId};
 use walpoint_plan::restore::{Facts, SegmentRange, windows};
-use walpoint_plan::retention::{Candidate, Decision};
+use walpoint_plan::retention::Candidate;
 use walpoint_plan::runs::Runs;
 use walpoint_storage::error::{Remedy, RepoError, Result};
 use walpoint_storage::layout::{ClusterObject, ClusterPaths};
@@ -83,7 +83,7 @@ impl Run<'_> {
                 self.sound_wal
                     .extend(anew.map(|(lineage, timeline, number)| (*lineage, *timeline, number.0)));
             }
-            needed.push(self.promised(lineage, &outlook.decisions).await?);
+            needed.push(self.promised(lineage, outlook).await?);
         }
         for NeededWal { lineage, .. } in &needed {
             self.acknowledging(lineage).await?;
@@ -330,10 +330,10 @@ impl Run<'_> {
     }
 
     /// Holds the WAL that is there against what backups and windows need.
-    async fn promised(&mut self, catalog: &mut LineageCatalog, decisions: &[Decision]) -> Result<NeededWal> {
+    async fn promised(&mut self, catalog: &mut LineageCatalog, outlook: &Outlook) -> Result<NeededWal> {
         let lineage = catalog.lineage().clone();
         self.graphs.insert(lineage.id, catalog.facts().graph.clone());
-        let Needed { onward, alone, need } = self.needed_by(&lineage, decisions);
+        let Needed { onward, alone, need } = self.needed_by(&lineage, &outlook.decisions);
         let backups = || onward.iter().chain(&alone);
         catalog.look_for(&backups().map(wal_of).collect::<Vec<_>>()).await?;
         for backup in backups() {
@@ -384,7 +384,10 @@ impl Run<'_> {
             }
             there.insert(timeline, wanted);
         }
-        for problem in catalog.problems() {
+        // Damaged announcements have findings of their own, which name the object and the way out.
+        let announcements = outlook.damaged_announcements.iter().map(|damaged| damaged.error().to_string());
+        let announcements: BTreeSet<String> = announcements.collect();
+        for problem in catalog.problems().into_iter().filter(|problem| !announcements.contains(problem)) {
             self.report.finding(VerifyFinding {
                 kind: FindingKind::Damaged,
                 object: format!("lineage {}", lineage.id),

@@ -133,6 +133,23 @@ async fn a_damaged_announcement_is_replaced_by_what_is_found() {
     assert!(!run(&bed, Depth::Full).await.findings.iter().any(|finding| finding.object == key.as_str()));
 }
 
+/// K4: whoever reads a lineage stumbles over a damaged announcement, and it is one finding all the same, with the way out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_announcement_is_one_finding_whatever_is_read() {
+    let (bed, ids) = readable_world().await;
+    flip_block(&path(&bed, ClusterPaths::new(&cluster()).pack(ids[1], 0).as_str()));
+    run(&bed, Depth::Full).await;
+    let key = ClusterPaths::new(&cluster()).announcement(0);
+    flip(&path(&bed, key.as_str()));
+    for depth in [Depth::Light, Depth::Sample(1.0), Depth::Full] {
+        let report = run(&bed, depth).await;
+        let of_it = |one: &&VerifyFinding| one.object == key.as_str() || one.what.contains(key.as_str());
+        let found: Vec<_> = report.findings.iter().filter(of_it).collect();
+        let [finding] = found[..] else { panic!("{depth:?} {found:#?}") };
+        assert!(matches!(finding.remedy, Cure::Announcement(_)), "{depth:?} {finding:#?}");
+    }
+}
+
 /// K4: what was found damaged is a finding of every later run, whatever that reads, until it is found whole again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_found_damaged_is_told_by_every_run() {
