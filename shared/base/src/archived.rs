@@ -2,8 +2,10 @@
 //! its hash.
 //!
 //! It lies in `pg_wal`, which a base backup leaves out: so a copy of the server does not have it, and a server that did not
-//! archive for a while still can show that what is stored is its own. The daemon writes it, or, where that may only read the
-//! directory, the command that PostgreSQL runs.
+//! archive for a while still can show that what is stored is its own. `pg_rewind` puts the source's in the place of the target's. What it
+//! says holds there, too: the segments that it names were complete on the source before the files were copied, and the target is consistent
+//! only behind what the source had written after that, so they are in the target's own history. The daemon writes it, or, where that may
+//! only read the directory, the command that PostgreSQL runs.
 //!
 //! A line for each: `<repository> <lineage> <uid of the lineage> <segment> <hash>`, in the order in which they were added. A line that changes
 //! keeps its place and its length. Where one is added to 32 others, the first of them goes. What is no line, whatever its bytes are,
@@ -18,10 +20,11 @@
 //! tear the line that changes; its segment is not acknowledged yet, and in `pg_wal` as it is stored. Where a line goes, those behind it move,
 //! and some of them may be torn or lost: then nothing is known of these.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::durable;
 use crate::owned;
@@ -43,6 +46,11 @@ const ROOM: u64 = 8192;
 /// How often it is opened again because another one took its place meanwhile.
 const OPENED: usize = 5;
 
+/// How often its lock is tried, and the pause before each further try: this program holds it for one write. Whatever else holds it, or is
+/// suspended with it, must not keep PostgreSQL waiting.
+const LOCK_TRIES: usize = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
 /// The line that says that a segment was stored; `place` names repository and lineage, `hash` is that of its content there.
 pub fn line(place: &str, segment: SegmentName, hash: &str) -> String {
     format!("{place} {segment} {hash}")
@@ -55,7 +63,7 @@ pub fn read(wal: &Path, place: &str, timeline: TimelineId) -> io::Result<Option<
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    file.lock_shared()?;
+    lock(&file, &wal.join(FILE), File::try_lock_shared)?;
     Ok(of(&text(&mut file)?, place, timeline).map(|(segment, hash)| (segment, hash.to_owned())))
 }
 
@@ -76,11 +84,12 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// Remembers durably that segments were stored, each where it is the newest one of its timeline there.
+/// Remembers durably that segments were stored, each where it is the newest one of its timeline there. A file that another process keeps
+/// locked stays as it is: what that one writes is not to be lost.
 pub fn note(wal: &Path, lines: &[String]) -> io::Result<()> {
     match note_in_place(wal, lines) {
         // No space in this one is none for another.
-        Err(error) if is_full(&error) => Err(error),
+        Err(error) if is_full(&error) || error.kind() == ErrorKind::WouldBlock => Err(error),
         Err(error) => replace(wal, lines).map_err(|_| error),
         Ok(()) => Ok(()),
     }
@@ -123,13 +132,46 @@ fn open_locked(wal: &Path) -> io::Result<File> {
     let path = wal.join(FILE);
     for _ in 0..OPENED {
         let file = owned::open(&path, OpenOptions::new().read(true).write(true).truncate(false))?;
-        file.lock()?;
+        lock(&file, &path, File::try_lock)?;
         let (own, named) = (file.metadata()?, path.symlink_metadata()?);
         if (own.dev(), own.ino()) == (named.dev(), named.ino()) || named.is_symlink() {
             return Ok(file);
         }
     }
     Err(io::Error::other(format!("{} is replaced again and again", path.display())))
+}
+
+/// Takes a lock of the file within about a second. An error of the kind `WouldBlock` names the file, and who holds the lock if that shows.
+fn lock(file: &File, path: &Path, take: impl Fn(&File) -> Result<(), TryLockError>) -> io::Result<()> {
+    for attempt in 0..LOCK_TRIES {
+        if attempt > 0 {
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        match take(file) {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let by = match file.metadata().ok().and_then(|meta| holder(&locks, meta.dev(), meta.ino())) {
+        Some(process) => format!("process {process}"),
+        None => "another process".to_owned(),
+    };
+    Err(io::Error::new(ErrorKind::WouldBlock, format!("{} is locked by {by}", path.display())))
+}
+
+/// The process that holds a lock of a file, by the content of `/proc/locks`; none that lives where this process cannot see it, or that
+/// only waits.
+fn holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let major = ((device >> 8) & 0xFFF) | ((device >> 32) & 0xFFFF_F000);
+    let minor = (device & 0xFF) | ((device >> 12) & 0xFFFF_FF00);
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip_while(|field| *field != "FLOCK");
+        let (process, of) = (fields.nth(3)?, fields.next()?);
+        process.parse().ok().filter(|process| of == file && *process > 0)
+    })
 }
 
 /// Puts a new file in the place of one that cannot be read or written, with what can be read of it.
@@ -276,6 +318,44 @@ mod tests {
             prepare(dir.path()).unwrap();
             assert_eq!(room(), before);
         }
+    }
+
+    #[test]
+    fn a_lock_that_another_process_keeps_is_an_error_that_names_the_file_and_no_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, five) = (dir.path().join(FILE), "000000010000000000000005");
+        note(dir.path(), &[claim("a 1", five, 5)]).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        let locked = |result: io::Result<()>| {
+            let error = result.unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::WouldBlock, "{text}");
+            assert!(text.starts_with(&format!("{} is locked by ", path.display())), "{text}");
+        };
+        locked(note(dir.path(), &[claim("a 1", "000000010000000000000006", 6)]));
+        locked(read(dir.path(), "a 1", TimelineId::FIRST).map(drop));
+        locked(prepare(dir.path()));
+        drop(held);
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "it is not replaced");
+        let (segment, _) = read(dir.path(), "a 1", TimelineId::FIRST).unwrap().unwrap();
+        assert_eq!(segment.to_string(), five);
+        note(dir.path(), &[claim("a 1", "000000010000000000000006", 6)]).unwrap();
+    }
+
+    #[test]
+    fn who_holds_a_lock_shows_in_the_kernels_list() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 08:01:42 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 4711 08:01:42 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 08:01:42 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ -1 08:01:43 0 EOF\n\
+                     no line at all\n";
+        let device = 0x801;
+        assert_eq!(holder(locks, device, 42), Some(4711));
+        assert_eq!(holder(locks, device, 43), None, "it is in another namespace");
+        assert_eq!(holder(locks, 0x802, 42), None);
+        assert_eq!(holder("", device, 42), None);
     }
 
     #[test]
