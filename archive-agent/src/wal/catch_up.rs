@@ -7,8 +7,9 @@
 //! A copy goes the way of every file. It is checked as it is read back, lies in a scratch directory for a moment, and is
 //! checked again as it is sealed for the other repository. A crash leaves the scratch directory; what was not copied is found
 //! missing by the next daemon. What cannot be copied is tried again after a while, until nothing is left, by the next daemon as well:
-//! as long as files are left, nothing behind them is noted as complete. A file whose object there is damaged is left, too, although a
-//! listing shows it ([`blocked`]).
+//! as long as files are left, nothing behind them is noted as complete. A repository that acknowledges and does not answer may hold some
+//! that the others lack: as long as it was not compared with, files may be left. A file whose object there is damaged is left, too,
+//! although a listing shows it ([`blocked`]).
 //!
 //! While it is behind, nothing is stored in that repository directly ([`beside`](super::beside)): what is acknowledged meanwhile waits,
 //! so that nothing lies behind a gap. One that has to acknowledge misses nothing while it has to: it is compared with the others once
@@ -195,6 +196,8 @@ struct Together {
     left: Option<anyhow::Error>,
     ended_early: bool,
     begin: Option<SegmentName>,
+    /// Why the first one could not be compared with that could not, and whether that one acknowledges.
+    failed: Option<(bool, anyhow::Error)>,
 }
 
 impl Together {
@@ -209,6 +212,22 @@ impl Together {
         }
         self.ended_early |= passed.ended_early;
         self.left = self.left.take().or(passed.left);
+    }
+
+    /// A repository could not be compared with. Those that acknowledge come first.
+    fn fails(&mut self, acknowledges: bool, error: anyhow::Error) {
+        self.failed.get_or_insert((acknowledges, error));
+    }
+
+    /// What a comparison leaves of which `all` or one that acknowledges had to go through. Of what was stored before each of them had
+    /// to acknowledge, one may hold what another one lacks: until both were compared with, it is not known that nothing is missing.
+    fn end(self, all: bool) -> anyhow::Result<(Option<anyhow::Error>, bool, Option<SegmentName>)> {
+        let Self { through, left, ended_early, begin, failed } = self;
+        let not_compared = match failed {
+            Some((_, error)) if all || !through => return Err(error),
+            failed => failed.filter(|(acknowledges, _)| *acknowledges).map(|(_, error)| error),
+        };
+        Ok((both(left, not_compared), ended_early, begin))
     }
 }
 
@@ -238,7 +257,7 @@ async fn compare(
     }
     let ranges = Ranges::of(uploader, (target, &to), &cluster, missed, known).await?;
     let (mut files, mut together) = (0, Together::default());
-    let (mut problem, mut away) = (None, false);
+    let mut away = false;
     // Those that acknowledge hold everything. What one of them cannot give, another repository may.
     let (first, others): (Vec<_>, Vec<_>) = uploader.targets().iter().partition(|source| source.acknowledges);
     for source in first.into_iter().chain(others).filter(|source| source.name() != target.name()) {
@@ -268,18 +287,13 @@ async fn compare(
             }
             Err(error) => {
                 source.start_over_after(&error).await;
-                problem.get_or_insert(error);
+                together.fails(source.acknowledges, error);
             }
         }
     }
     target.look_again().await?;
-    match problem {
-        Some(problem) if !together.through || target.acknowledges => Err(problem),
-        _ => {
-            let Together { left, ended_early, begin, .. } = together;
-            Ok(CaughtUp { files, away, left, ended_early, begin })
-        }
-    }
+    let (left, ended_early, begin) = together.end(target.acknowledges)?;
+    Ok(CaughtUp { files, away, left, ended_early, begin })
 }
 
 /// Opens a repository. One that does not answer soon rests meanwhile, so that no acknowledgement asks it whose WAL it holds.
@@ -374,6 +388,27 @@ mod tests {
         assert_eq!(together(vec![(true, Passed::default()), (false, left())]), (true, true, true));
         assert_eq!(together(vec![(true, left()), (true, Passed::default())]), (true, false, false));
         assert_eq!(together(vec![(true, left()), (false, Passed::default())]), (true, true, true));
+    }
+
+    #[test]
+    fn one_that_acknowledges_and_was_away_is_compared_with_later() {
+        let end = |all: bool, compared: &[(bool, bool)]| {
+            let mut together = Together::default();
+            for (acknowledges, answers) in compared {
+                match answers {
+                    true => together.add(*acknowledges, Passed::default()),
+                    false => together.fails(*acknowledges, anyhow::anyhow!("away")),
+                }
+            }
+            together.end(all).map(|(left, ..)| left.map(|left| left.to_string())).map_err(|e| e.to_string())
+        };
+        let away = "away".to_owned();
+        for compared in [[(true, true), (true, false)], [(true, false), (true, true)]] {
+            assert_eq!(end(false, &compared), Ok(Some(away.clone())), "it may hold what the other one lacks");
+            assert_eq!(end(true, &compared), Err(away.clone()));
+        }
+        assert_eq!(end(false, &[(true, true), (false, false)]), Ok(None));
+        assert_eq!(end(false, &[(true, false), (false, true)]), Err(away));
     }
 
     #[tokio::test]
