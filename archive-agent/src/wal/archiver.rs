@@ -361,7 +361,7 @@ impl<U: Upload> Archiver<U> {
         failed.retain(|_, since| since.elapsed() < REST_AFTER_FAILURE);
         match result {
             Ok(identity) => {
-                self.queue.stored();
+                self.queue.stored(name);
                 failed.remove(&name);
                 // Begun in a lineage that was left since, it may be there and not here.
                 let mut stored = self.remembered();

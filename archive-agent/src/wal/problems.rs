@@ -102,8 +102,10 @@ async fn look(archiver: &Archiver) -> Vec<anyhow::Error> {
         }
         [reached.err(), problem(damaged.map(|found| found.map(anyhow::Error::msg)))]
     };
+    let lately = archiver.queue().dropped_lately();
+    let gap = async { Ok(Gap::of(&dropped::on_record(uploader, &lately).await?)) };
     let (bypass, requested, gap, [unreached, damaged]) =
-        tokio::join!(looks.bypass.look(uploader), see_requested(archiver), dropped::look(uploader), reach);
+        tokio::join!(looks.bypass.look(uploader), see_requested(archiver), gap, reach);
     // First what lasts, and costs another gap with each segment.
     [problem(bypass), requested.err(), problem(gap), unreached, damaged].into_iter().flatten().collect()
 }

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -40,6 +41,9 @@ pub(crate) const AT_ONCE: Duration = Duration::from_millis(100);
 /// How often to look whether the queue became too long.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
+/// Files that were dropped are remembered up to so many.
+const REMEMBERED: usize = 1024;
+
 /// The files of a cluster that wait.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -48,6 +52,8 @@ pub(crate) struct Queue {
     max: Option<u64>,
     /// Whether a file was dropped and none was stored since.
     dropping: AtomicBool,
+    /// What this process dropped and did not store since, oldest first: where the disk is full, it is on no record.
+    lately: Mutex<Vec<Dropped>>,
     /// Notified after every file that was dropped.
     pub(crate) dropped: Notify,
     /// For the task that looks for problems.
@@ -77,6 +83,7 @@ impl Queue {
             wal: wal.to_owned(),
             max,
             dropping: AtomicBool::new(false),
+            lately: Mutex::default(),
             dropped: Notify::new(),
             looks: Looks::from_now(),
         }
@@ -152,14 +159,30 @@ impl Queue {
         }
     }
 
-    /// There is hope again.
-    pub(crate) fn stored(&self) {
+    /// A file was stored: there is hope again.
+    pub(crate) fn stored(&self, name: WalFileName) {
         self.dropping.store(false, Ordering::Relaxed);
+        self.lately().retain(|dropped| dropped.name != name);
+    }
+
+    /// What this process dropped and did not store since, whether or not it is on record.
+    pub(super) fn dropped_lately(&self) -> Vec<Dropped> {
+        self.lately().clone()
+    }
+
+    fn lately(&self) -> MutexGuard<'_, Vec<Dropped>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops a file. What PostgreSQL's log says about it.
     pub(crate) fn drop_file(&self, name: WalFileName, overflow: &Overflow, problem: &str) -> String {
         self.dropping.store(true, Ordering::Relaxed);
+        let at = jiff::Timestamp::now().as_second();
+        let mut lately = self.lately();
+        if lately.len() < REMEMBERED && lately.iter().all(|dropped| dropped.name != name) {
+            lately.push(Dropped { name, at, reason: DropReason::QueueMax });
+        }
+        drop(lately);
         self.dropped.notify_one();
         let message = format!(
             "dropped and not archived: {overflow}: {problem}\nDETAIL: Recovery cannot pass this file.\nHINT: Fix the store, \
@@ -225,6 +248,22 @@ mod tests {
         let old = format!("000000010000000100000001 {}\n", jiff::Timestamp::now().as_second() - LATELY - 1);
         walpoint_base::durable::replace(&path, old.as_bytes(), 0o600).unwrap();
         assert_eq!(retry_budget("000000010000000100000002"), long, "long ago");
+    }
+
+    #[test]
+    fn what_was_dropped_is_remembered_until_it_is_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::new(dir.path(), Some(1));
+        let overflow = Overflow { files: 9, bytes: 9 << 24, max: 1 };
+        let names = ["000000010000000000000005", "000000010000000000000006"];
+        let [first, second] = names.map(|name| name.parse::<WalFileName>().unwrap());
+        for name in [first, second, first] {
+            queue.drop_file(name, &overflow, "no answer");
+        }
+        let dropped = || queue.dropped_lately().iter().map(|dropped| dropped.name).collect::<Vec<_>>();
+        assert_eq!(dropped(), [first, second]);
+        queue.stored(first);
+        assert_eq!(dropped(), [second]);
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub(super) async fn unconfirmed(
     size: SegmentSize,
     from: Lsn,
 ) -> anyhow::Result<Option<String>> {
-    let mut record = gap::on_record(archiver.uploader()).await?;
+    let lately = archiver.queue().dropped_lately();
+    let mut record = gap::on_record(archiver.uploader(), &lately).await?;
     record.retain(|dropped| dropped.reason == DropReason::QueueMax);
     let names: Vec<SegmentName> = record.iter().filter_map(|dropped| whole(dropped.name)).collect();
     let is_before = |name: &&SegmentName| {
