@@ -2,10 +2,10 @@
 
 use std::cmp::Ordering;
 
-use walpoint_base::{RecoveryTarget, TargetTimeline, TimelineHistory};
+use walpoint_base::{LineageId, RecoveryTarget, TargetTimeline, TimelineHistory};
 use walpoint_plan::restore::{Hint, Note, RestorePlan, Unreachable, Why};
-use walpoint_repo::Repository;
 use walpoint_repo::catalog::Catalog;
+use walpoint_repo::{Lineage, Repository};
 
 use crate::plan::Planned;
 
@@ -52,16 +52,28 @@ pub(crate) fn best(plans: Vec<Planned>) -> Option<Planned> {
 
 /// Which of two plans goes further.
 pub(crate) fn reach(one: &Planned, other: &Planned) -> Ordering {
-    // Each repository has its own moment at which a lineage was created there.
-    let lineages = match one.lineage.id == other.lineage.id {
-        true => Ordering::Equal,
-        false => one.lineage.created.cmp(&other.lineage.created),
-    };
+    let lineages = newer(&one.lineage, &other.lineage);
     let position = |planned: &Planned| {
         let plan = &planned.plan;
         (plan.path.last().map_or(plan.timeline, |step| step.timeline), plan.until)
     };
     lineages.then_with(|| position(one).cmp(&position(other)))
+}
+
+/// Which of two lineages is newer. Each repository has its own moment at which a lineage was created there: in one that was added later, an
+/// older lineage has a later one.
+fn newer(one: &Lineage, other: &Lineage) -> Ordering {
+    match (comes_from(one, other.id), comes_from(other, one.id)) {
+        _ if one.id == other.id => Ordering::Equal,
+        (true, _) => Ordering::Greater,
+        (_, true) => Ordering::Less,
+        (false, false) => one.created.cmp(&other.created),
+    }
+}
+
+/// Whether a lineage was split off from that one.
+fn comes_from(lineage: &Lineage, id: LineageId) -> bool {
+    lineage.parent.is_some_and(|parent| parent.lineage == id)
 }
 
 fn rank(one: &Planned, other: &Planned) -> Ordering {
@@ -190,7 +202,8 @@ fn goes_on(plan: &RestorePlan, refusal: &Unreachable) -> bool {
 fn leads_elsewhere(planned: &Planned, refusal: &Unreachable, catalogs: &[Catalog]) -> bool {
     let (plan, latest) = (&planned.plan, planned.plan.target == RecoveryTarget::Latest);
     if let Some(lineage) = refusal.lineage.as_ref().filter(|lineage| lineage.id != plan.lineage) {
-        return latest && lineage.created > planned.lineage.created && proves_wal(&refusal.why);
+        let is_newer = lineage.created > planned.lineage.created && !comes_from(&planned.lineage, lineage.id);
+        return latest && is_newer && proves_wal(&refusal.why);
     }
     let Some(youngest) = refusal.youngest.as_ref().filter(|_| refusal.timeline == TargetTimeline::Latest)
     else {
@@ -230,4 +243,41 @@ pub(crate) fn telling(refusals: Vec<Refused>) -> Option<Unreachable> {
         |refused: &Refused| refused.refusal.nearest.iter().map(|moment| (moment.timeline, moment.lsn)).max();
     // Of equal ones `max_by_key` would take the last.
     refusals.into_iter().rev().max_by_key(offers).map(|refused| refused.refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use walpoint_base::{PgMajor, SegmentSize, SystemId};
+    use walpoint_repo::lineage::{LineageUid, ParentLineage};
+
+    use super::*;
+
+    fn lineage(n: u32, created: i64, parent: Option<u32>) -> Lineage {
+        let id = |n| LineageId { system_id: SystemId(7), n };
+        Lineage {
+            cluster: "main".parse().unwrap(),
+            id: id(n),
+            uid: LineageUid::random(),
+            major: PgMajor::new(17).unwrap(),
+            segment_size: SegmentSize::DEFAULT,
+            wal_block_size: 8192,
+            block_size: 8192,
+            relation_segment_blocks: 131_072,
+            created: jiff::Timestamp::from_second(created).unwrap(),
+            ack: Vec::new(),
+            parent: parent.map(|n| ParentLineage { lineage: id(n), fork: None, began: None, life: None }),
+        }
+    }
+
+    /// A repository that was added later has the older lineage with a later time.
+    #[test]
+    fn a_lineage_is_newer_than_the_one_that_it_was_split_off_from() {
+        let (first, late) = (lineage(1, 100, None), lineage(1, 300, None));
+        let (child, other) = (lineage(2, 200, Some(1)), lineage(3, 150, None));
+        for older in [&first, &late] {
+            assert_eq!((newer(&child, older), newer(older, &child)), (Ordering::Greater, Ordering::Less));
+        }
+        assert_eq!(newer(&first, &late), Ordering::Equal);
+        assert_eq!((newer(&child, &other), newer(&other, &late)), (Ordering::Greater, Ordering::Less));
+    }
 }
