@@ -1,6 +1,6 @@
 //! WAL that was dropped (`queue_max`, `push --skip`), or archived although it is damaged, and matters still: by the record of the data
-//! directory ([`walpoint_base::dropped`]), no backup makes up for it that begins behind it and is in every repository that has to
-//! acknowledge, and it was not stored in all of those after all, copied by catching up or archived by hand.
+//! directory ([`walpoint_base::dropped`]), and no backup makes up for it that begins behind it and is in every repository that has to
+//! acknowledge. An object of its name makes up for nothing: a damaged one may be why it was dropped.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,29 +8,20 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::join_all;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use tokio::time::Instant;
 use walpoint_base::dropped::{self, DropReason, Dropped};
 use walpoint_base::{BackupId, SegmentName, SegmentSize, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 
 use super::base;
 use super::disk;
-use super::ownership::has_own;
 use super::target::{TargetError, WalTarget};
 use super::upload::{Upload, Uploader};
 
 /// How long the repositories may take to say whether what they hold of a file is sound.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long they may take to say which files on record they hold after all, and how many of those are asked about, so many at a time.
-/// The others count.
-const AFTER_ALL: Duration = Duration::from_secs(2);
-const ASKED_ABOUT: usize = 256;
-const ASKED_AT_ONCE: usize = 8;
 
 /// WAL that was dropped, or archived although damaged, and after which no backup begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -129,8 +120,7 @@ pub(super) async fn on_record(uploader: &Uploader, lately: &[Dropped]) -> anyhow
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
         newest.push(newest_backup(uploader, target, &cluster).await.ok().flatten());
     }
-    let left = without_backup(dropped, &newest, cluster.segment_size);
-    Ok(uploader.not_stored(&cluster, left).await)
+    Ok(without_backup(dropped, &newest, cluster.segment_size))
 }
 
 /// What is on record, and what was dropped `lately` and is not.
@@ -206,37 +196,6 @@ impl Uploader {
                 false
             }
         }
-    }
-
-    /// What of this is not stored in every repository that has to acknowledge, as far as that is known soon.
-    async fn not_stored(&self, cluster: &WalIdentity, dropped: Vec<Dropped>) -> Vec<Dropped> {
-        let deadline = Instant::now() + AFTER_ALL;
-        let asked = dropped.get(..ASKED_ABOUT).unwrap_or(&dropped);
-        let mut stored = BTreeSet::new();
-        for some in asked.chunks(ASKED_AT_ONCE) {
-            let asking = some.iter().map(|dropped| self.all_hold_own(cluster, dropped.name));
-            let Ok(answers) = tokio::time::timeout_at(deadline, join_all(asking)).await else { break };
-            let answers = some.iter().zip(answers).filter(|(_, answer)| matches!(answer, Ok(true)));
-            stored.extend(answers.map(|(dropped, _)| dropped.name));
-        }
-        dropped.into_iter().filter(|dropped| !stored.contains(&dropped.name)).collect()
-    }
-
-    /// Whether every repository that has to acknowledge holds a segment, sound, and it is this server's: another one's may be what kept it
-    /// from being stored. No other kind of file is looked for.
-    async fn all_hold_own(&self, cluster: &WalIdentity, name: WalFileName) -> Result<bool, TargetError> {
-        let WalFileName::Segment(segment) = name else { return Ok(false) };
-        if !self.targets().iter().any(|target| target.acknowledges) {
-            return Ok(false);
-        }
-        let wal = self.wal_directory();
-        for target in self.targets().iter().filter(|target| target.acknowledges) {
-            let archive = target.archive_at(cluster, segment.timeline).await?;
-            if !has_own(target, &archive, (cluster, &wal), segment).await? {
-                return Ok(false);
-            }
-        }
-        self.all_hold_sound(cluster, segment).await
     }
 
     async fn all_hold_sound(&self, cluster: &WalIdentity, segment: SegmentName) -> Result<bool, TargetError> {
@@ -319,34 +278,6 @@ mod tests {
         main.put(second, 1).await;
         far.put_damaged(second, 1).await;
         assert!(!sound(second).await, "one accepted it although it is damaged");
-    }
-
-    #[tokio::test]
-    async fn what_every_repository_got_after_all_is_no_gap() {
-        let (main, far) = (Bed::named("main").await, Bed::named("far").await);
-        for bed in [&main, &far] {
-            let (repository, lineage) = (bed.archive.repository().id(), bed.archive.lineage());
-            binding::add(&main.pgdata(), &lineage.cluster, repository, lineage.id).unwrap();
-        }
-        let lineage = main.archive.lineage();
-        let cluster =
-            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
-        let uploader = uploader(&[&main, &far], &["main", "far"]);
-        let names = ["000000010000000000000005", "000000010000000000000006", "000000010000000000000007"];
-        let left = async || {
-            let left = uploader.not_stored(&cluster, names.map(dropped).to_vec()).await;
-            left.iter().map(|dropped| dropped.name.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(left().await, names);
-        for name in names {
-            main.write(name, 1);
-            main.put(name, 1).await;
-        }
-        assert_eq!(left().await, names, "one lacks them");
-        far.put(names[0], 1).await;
-        far.put_damaged(names[1], 1).await;
-        far.put(names[2], 2).await;
-        assert_eq!(left().await, names[1..], "one accepted a damaged one, and has another server's");
     }
 
     #[test]

@@ -110,6 +110,12 @@ pub(crate) async fn keep(
                 tokio::time::sleep(WAITS.0).await;
                 continue;
             }
+            Ok(Ended::Begun(start)) => {
+                tracing::info!(position = %start.switch, "comparing what is stored of a segment with what the server sends");
+                next = Some(start);
+                tokio::time::sleep(WAITS.0).await;
+                continue;
+            }
             Ok(Ended::Shutdown) => (reports.waiting)("the server is shutting down"),
             Ok(Ended::Behind) => {}
             Err(error) if is_passing(&error) => {

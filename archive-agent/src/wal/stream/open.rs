@@ -22,7 +22,7 @@ use walpoint_runtime::human;
 use super::segment::OpenSegment;
 use super::session::{Rules, Session};
 use super::slot::{self, Slot};
-use super::store::{Earlier, SliceStore};
+use super::store::{Earlier, Seen, SliceStore};
 use super::{NextStart, StreamReports, gaps};
 use crate::wal::archiver::Archiver;
 use crate::wal::{check, disk};
@@ -255,6 +255,8 @@ async fn begin(
     let history = disk::look(&wal, move || check::history_in(&directory, timeline)).await?;
     let history = history.map_or(HistoryHash::NONE, |(_, hash)| hash);
     let empty: Vec<blake3::Hasher> = archives.iter().map(|archive| archive.content_hasher()).collect();
+    // What comes after that look is compared by the next session.
+    let seen = Seen::of(archives.clone(), name).await?;
     let earlier = Earlier::of(&archives, name).await?;
     let (before, proven) = earlier.map(|earlier| (earlier.before, earlier.slices)).unzip();
     let proven = proven.unwrap_or_default();
@@ -271,7 +273,7 @@ async fn begin(
     };
     tracing::info!(%timeline, %from, slot = slot.map(SlotName::as_str), "streaming WAL");
     let segment = OpenSegment::at(from, timeline, size, empty.clone(), before);
-    let store = SliceStore::new(archiver, reports, history, (name, epoch));
+    let store = SliceStore::new(archiver, reports, history, (seen, epoch));
     let rules = Rules {
         synchronous: rules.synchronous,
         flush_interval: walpoint_runtime::config::duration(rules.flush_interval),

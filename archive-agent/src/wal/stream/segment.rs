@@ -27,17 +27,18 @@ impl Slice {
     }
 }
 
-/// Slices that an earlier session stored: up to here, and what they hold, for each repository.
+/// What is stored of the segment by others, slices of an earlier session or the whole one: up to here, and what it holds, for each repository;
+/// `None`: that one does not have so much.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StoredBefore {
     pub(super) end: Lsn,
-    pub(super) hashes: Vec<ContentHash>,
+    pub(super) hashes: Vec<Option<ContentHash>>,
 }
 
-/// They hold other bytes than the server sends.
+/// It holds other bytes than the server sends.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "split brain: slices of segment {segment} up to {end} are stored, and this server has other WAL there: another server wrote them, \
+    "split brain: segment {segment} is stored up to {end}, and this server has other WAL there: another server wrote it, \
      this data directory was reset to an earlier state, or its file of that segment is damaged\nHINT: If \"archive-agent push\" calls \
      pg_wal/{segment} damaged, keep the slices: they may be the only undamaged copy. If this server is a copy, give it a lineage of \
      its own (archive-agent init --new-lineage). If it is the right one and its file is not damaged, move what lies below \
@@ -89,7 +90,7 @@ impl OpenSegment {
     }
 
     /// Takes what belongs to this segment of the next bytes; the rest. Whether the slices of an earlier session turned out to be this
-    /// server's: then all up to their end is durable.
+    /// server's: then all up to their end is durable. Of a whole segment, that is for [`Self::is_complete`] to say.
     pub(super) fn add<'a>(&mut self, bytes: &'a [u8]) -> Result<(&'a [u8], Option<Lsn>), OtherServers> {
         let room = usize::try_from(self.end.since(self.position)).unwrap_or(usize::MAX);
         let (mut ours, rest) = bytes.split_at(room.min(bytes.len()));
@@ -103,10 +104,13 @@ impl OpenSegment {
             self.position = self.position + stored.len() as u64;
             ours = new;
             if self.position == before.end {
-                if self.hashes() != before.hashes {
+                let differs = |(stored, own): (&Option<ContentHash>, ContentHash)| {
+                    stored.is_some_and(|stored| stored != own)
+                };
+                if before.hashes.iter().zip(self.hashes()).any(differs) {
                     return Err(OtherServers { segment: self.name, end: before.end });
                 }
-                durable = self.before.take().map(|before| before.end);
+                durable = self.before.take().map(|before| before.end).filter(|end| *end < self.end);
             }
         }
         while !ours.is_empty() {
@@ -126,6 +130,11 @@ impl OpenSegment {
             (self.position, ours) = (self.position + now.len() as u64, later);
         }
         Ok((rest, durable))
+    }
+
+    /// Up to where others have stored it, as long as the server has not sent so much.
+    pub(super) fn awaits(&self) -> Option<Lsn> {
+        self.before.as_ref().map(|before| before.end)
     }
 
     /// What waits to be stored, in bytes.
@@ -213,7 +222,7 @@ mod tests {
     #[test]
     fn what_an_earlier_session_stored_is_not_stored_again_if_it_is_the_same() {
         let content = content();
-        let before = |hash| Some(StoredBefore { end: START + 1000, hashes: vec![hash] });
+        let before = |hash| Some(StoredBefore { end: START + 1000, hashes: vec![Some(hash)] });
         let mut ours = segment(before(hash(&content[..1000])));
         assert_eq!(ours.add(&content[..999]).unwrap(), (&[][..], None));
         assert_eq!((ours.waiting(), ours.position), (0, START + 999));
@@ -224,6 +233,21 @@ mod tests {
             (START + 1000, START + 1500, &[hash(&content[..1000])][..])
         );
         assert!(segment(before(hash(b"other"))).add(&content[..1500]).is_err());
+    }
+
+    /// Where one repository has the whole segment, nothing of it is confirmed before the others have it, too.
+    #[test]
+    fn nothing_is_stored_of_a_segment_that_others_have_whole() {
+        let content = content();
+        let whole = |bytes: &[u8]| Some(StoredBefore { end: START + SIZE, hashes: vec![Some(hash(bytes))] });
+        let mut ours = segment(whole(&content[..1 << 20]));
+        assert_eq!(ours.add(&content[..1500]).unwrap(), (&[][..], None));
+        assert_eq!((ours.waiting(), ours.awaits()), (0, Some(START + SIZE)));
+        let (rest, durable) = ours.add(&content[1500..]).unwrap();
+        assert_eq!((rest.len(), durable, ours.is_complete(), ours.awaits()), (100, None, true, None));
+        assert!(segment(whole(b"other")).add(&content).is_err());
+        let mut unknown = segment(Some(StoredBefore { end: START + SIZE, hashes: vec![None] }));
+        assert!(unknown.add(&content).is_ok() && unknown.is_complete());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use walpoint_runtime::human;
 use super::NextStart;
 use super::merge::Merging;
 use super::segment::OpenSegment;
-use super::store::{Merges, SliceStore, Storing};
+use super::store::{BegunBefore, Merges, SliceStore, Storing};
 use crate::wal::{disk, identity, postmaster};
 
 /// Slices that are stored at the same time.
@@ -30,6 +30,9 @@ const WAITING: usize = 8 << 20;
 
 /// How often to look after the server, and to give a sign of life.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// The server may be so long behind what is stored: a standby is.
+const AWAITED: Duration = Duration::from_secs(30);
 
 /// Nothing more is read for so long, at most.
 const UNREAD: Duration = Duration::from_secs(10);
@@ -61,6 +64,8 @@ pub(super) enum Ended {
     Shutdown,
     /// Another connection is worth a try.
     Behind,
+    /// Others have stored of the segment that begins there: the next session compares that.
+    Begun(NextStart),
 }
 
 /// A stream and what was received of it.
@@ -88,6 +93,7 @@ pub(super) struct Session {
     /// Whether it was reported that `pg_wal` cannot be read.
     unreadable: bool,
     heard: Instant,
+    began: Instant,
     stopping: Option<Instant>,
     /// Since when nothing more was read.
     unread: Option<Instant>,
@@ -128,6 +134,7 @@ impl Session {
             next: None,
             unreadable: false,
             heard: Instant::now(),
+            began: Instant::now(),
             stopping: None,
             unread: None,
             discards: false,
@@ -151,9 +158,19 @@ impl Session {
                         return Ok(ended);
                     }
                 }
-                Some(stored) = self.slices.next(), if !self.slices.is_empty() => self.advance(stored?).await?,
+                Some(stored) = self.slices.next(), if !self.slices.is_empty() => {
+                    if let Some(ended) = self.begun(&stored) {
+                        return Ok(ended);
+                    }
+                    self.advance(stored?).await?;
+                }
                 Some(merges) = self.merges.next(), if !self.merges.is_empty() => self.merged(merges),
-                Some(stored) = self.wholes.next(), if !self.wholes.is_empty() => self.advance(stored?).await?,
+                Some(stored) = self.wholes.next(), if !self.wholes.is_empty() => {
+                    if let Some(ended) = self.begun(&stored) {
+                        return Ok(ended);
+                    }
+                    self.advance(stored?).await?;
+                }
                 _ = flush.tick() => self.flush(),
                 _ = look.tick() => {
                     if let Some(ended) = self.look().await? {
@@ -162,6 +179,13 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// The end of the session, if others have stored of a segment of which it has stored nothing, or some more since.
+    fn begun(&self, stored: &anyhow::Result<Lsn>) -> Option<Ended> {
+        let BegunBefore { segment } = stored.as_ref().err()?.downcast_ref()?;
+        let switch = segment.number(self.size)?.start(self.size);
+        Some(Ended::Begun(NextStart { timeline: segment.timeline, switch }))
     }
 
     /// Whether more may be read.
@@ -177,6 +201,7 @@ impl Session {
             }
             StreamEvent::TimelineEnd(_) if self.discards => return Ok(Some(Ended::Behind)),
             StreamEvent::Wal(WalPiece { bytes, server_end, .. }) => {
+                self.unread = None;
                 self.server_end = self.server_end.max(server_end);
                 self.add(&bytes)?;
                 if self.rules.synchronous || self.segment.has_full() {
@@ -297,6 +322,19 @@ impl Session {
         }
     }
 
+    /// Reports that others have stored more of the segment than this server has of it, if that lasts.
+    fn looks_behind(&self) {
+        let awaited = self.segment.awaits().filter(|end| self.server_end < *end);
+        let Some(end) = awaited.filter(|_| self.began.elapsed() > AWAITED) else { return };
+        (self.store.reports.failing)(&format!(
+            "segment {} is stored up to {end}, and the WAL of this server ends before, at {}: another server wrote it, this data \
+             directory was reset to an earlier state, or it is a standby that has not received it yet: nothing more of it is stored\nHINT: \
+             \"archive-agent check\" shows more. If this server is a copy, give it a lineage of its own (archive-agent init \
+             --new-lineage).",
+            self.segment.name, self.server_end
+        ));
+    }
+
     /// Notes whether nothing more is read.
     fn is_unread(&mut self, unread: bool) {
         if !unread {
@@ -323,6 +361,7 @@ impl Session {
             tracing::info!(from = %self.durable, "streaming WAL again that could not be stored");
             return Ok(Some(Ended::Behind));
         }
+        self.looks_behind();
         self.is_unread(!has_room && self.next.is_none());
         if !has_room {
             self.heard = Instant::now();

@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, try_join};
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentName, WalFileName};
 use walpoint_repo::wal::WalArchive;
@@ -23,6 +24,10 @@ use crate::wal::upload::{PutSlice, StoredWhole, UploadError};
 
 /// The waits before another try grow from the first to the second.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Before a slice is stored, it is looked for what others have stored of its segment, if that was not done for so long: another server may
+/// have begun to.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is being stored, in the order in which it counts: up to where all is durable then.
 pub(super) type Storing = FuturesOrdered<BoxFuture<'static, anyhow::Result<Lsn>>>;
@@ -40,23 +45,63 @@ pub(super) struct SliceStore {
     /// Of the lineages and repositories that it began with.
     epoch: u64,
     history: HistoryHash,
-    /// The segment whose place was looked at last.
-    admitted: Mutex<SegmentName>,
+    /// What was seen of the segment that is open.
+    seen: Mutex<Seen>,
     /// Slices of that segment that this session began to store, but for those that were replaced since.
     own: Mutex<BTreeSet<SliceName>>,
 }
 
+/// What the archives were seen to hold of a segment.
+pub(super) struct Seen {
+    segment: SegmentName,
+    archives: Vec<WalArchive>,
+    /// The sessions that have slices of it.
+    sessions: BTreeSet<u32>,
+    looked: Instant,
+}
+
+impl Seen {
+    /// Looks at what is there of a segment that was admitted there.
+    pub(super) async fn of(archives: Vec<WalArchive>, segment: SegmentName) -> Result<Self, UploadError> {
+        let mut sessions = BTreeSet::new();
+        for archive in &archives {
+            sessions.extend(archive.slices(segment).await?.iter().map(|slice| slice.session));
+        }
+        Ok(Self { segment, archives, sessions, looked: Instant::now() })
+    }
+
+    /// Whether any archive has the whole segment, or slices of a session that was not seen.
+    async fn is_begun(&self, own: u32) -> Result<bool, UploadError> {
+        for archive in &self.archives {
+            let slices = archive.slices(self.segment).await?;
+            let unseen =
+                slices.iter().any(|slice| slice.session != own && !self.sessions.contains(&slice.session));
+            if unseen || archive.header(self.segment).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Others have stored of a segment: a session that begins with it compares that.
+#[derive(Debug, thiserror::Error)]
+#[error("others have stored of segment {segment}")]
+pub(super) struct BegunBefore {
+    pub(super) segment: SegmentName,
+}
+
 impl SliceStore {
-    /// For a timeline whose history has that hash, and whose segment of that name is admitted.
+    /// For a timeline whose history has that hash; `seen`: of the first segment.
     pub(super) fn new(
         archiver: &Arc<Archiver>,
         reports: &Arc<StreamReports>,
         history: HistoryHash,
-        (admitted, epoch): (SegmentName, u64),
+        (seen, epoch): (Seen, u64),
     ) -> Self {
         let (archiver, reports) = (Arc::clone(archiver), Arc::clone(reports));
         let (session, own) = (rand::random(), Mutex::default());
-        Self { archiver, reports, session, epoch, history, admitted: Mutex::new(admitted), own }
+        Self { archiver, reports, session, epoch, history, seen: Mutex::new(seen), own }
     }
 
     /// Stores a slice; its end. Where a damaged object has its name no attempt of this session stores it: the session ends, and the next
@@ -66,6 +111,7 @@ impl SliceStore {
         loop {
             match self.try_slice(&facts, &slice).await {
                 Ok(PutSlice::Stored) => break,
+                Ok(PutSlice::Begun) => return Err(BegunBefore { segment: slice.segment }.into()),
                 Ok(PutSlice::InTheWay(what)) => anyhow::bail!(
                     "WAL from {} on cannot be stored: {what}\nDETAIL: The stream starts over, and stores segment {} from its start \
                      on under other names.\nHINT: Check the storage for failures.",
@@ -106,8 +152,10 @@ impl SliceStore {
     }
 
     async fn try_merge(&self, slice: &Slice) -> Result<(), UploadError> {
-        if let PutSlice::InTheWay(what) = self.try_slice(&self.facts(slice), slice).await? {
-            return Err(UploadError::permanent(what));
+        match self.try_slice(&self.facts(slice), slice).await? {
+            PutSlice::Stored => {}
+            PutSlice::InTheWay(what) => return Err(UploadError::permanent(what)),
+            PutSlice::Begun => return Err(UploadError::permanent("others have stored of it".to_owned())),
         }
         self.is_current().map_err(UploadError::permanent)?;
         let merged = self.name_of(slice);
@@ -130,13 +178,23 @@ impl SliceStore {
 
     async fn try_slice(&self, facts: &SliceFacts, slice: &Slice) -> Result<PutSlice, UploadError> {
         let uploader = self.archiver.uploader();
-        let mut admitted = self.admitted.lock().await;
-        if *admitted != slice.segment {
-            uploader.admit_slices(slice.segment).await?;
-            *admitted = slice.segment;
+        let mut seen = self.seen.lock().await;
+        if seen.segment != slice.segment {
+            let archives = uploader.admit_slices(slice.segment).await?;
+            let none =
+                Seen { segment: slice.segment, archives, sessions: BTreeSet::new(), looked: Instant::now() };
+            if none.is_begun(self.session).await? {
+                return Ok(PutSlice::Begun);
+            }
+            *seen = none;
             self.own.lock().await.clear();
+        } else if seen.looked.elapsed() > LOOK_AGAIN {
+            if seen.is_begun(self.session).await? {
+                return Ok(PutSlice::Begun);
+            }
+            seen.looked = Instant::now();
         }
-        drop(admitted);
+        drop(seen);
         // Noted first: of an attempt that fails, it is not known what it stored.
         self.own.lock().await.insert(self.name_of(slice));
         uploader.put_slice(*facts, &slice.before, self.session, &slice.content).await
@@ -219,7 +277,7 @@ impl SliceStore {
     }
 }
 
-/// What earlier sessions stored of a segment in each archive, and the slices that hold it.
+/// What is stored of a segment in each archive: the whole one, or what earlier sessions stored, and the slices that hold it.
 pub(super) struct Earlier {
     pub(super) before: StoredBefore,
     pub(super) slices: Vec<Vec<SliceName>>,
@@ -229,9 +287,27 @@ impl Earlier {
     /// `None` if there is nothing that a session can continue. What one of the archives lacks is stored in all, and what is damaged, or
     /// contradicts itself, from its start on. Read piece by piece: a segment may be 1 GiB.
     pub(super) async fn of(archives: &[WalArchive], name: SegmentName) -> Result<Option<Self>, UploadError> {
+        let mut wholes = Vec::new();
+        for archive in archives {
+            wholes.push(archive.header(name).await?.map(|header| header.hash));
+        }
+        let size = archives.first().map(|archive| archive.lineage().segment_size);
+        let end = size.and_then(|size| Some(name.number(size)?.end(size)));
+        if let Some(end) = end.filter(|_| wholes.iter().any(Option::is_some)) {
+            let slices = archives.iter().map(|_| Vec::new()).collect();
+            return Ok(Some(Self { before: StoredBefore { end, hashes: wholes }, slices }));
+        }
         let mut stored = Vec::new();
         for archive in archives {
             let Some(one) = archive.sliced_beginning(name, Lsn(u64::MAX)).await? else { return Ok(None) };
+            if let Some(fault) = one.0.fault.as_ref().filter(|_| one.0.is_contradicted()) {
+                return Err(UploadError::permanent(format!(
+                    "split brain: slices of segment {name} contradict each other, so nothing more of it is stored: {fault}\nHINT: \
+                     If one of the servers is a copy, give it a lineage of its own (archive-agent init --new-lineage). Then move what \
+                     lies below {name}.slices in each repository to another place: restore-agent plans with it again where you put \
+                     back the slices of one session, whose number ends their names."
+                )));
+            }
             if let Some(fault) = &one.0.fault {
                 tracing::error!(file = %name, "slices of this segment cannot be continued, and it is stored from its start on: {fault}");
                 return Ok(None);
@@ -250,7 +326,7 @@ impl Earlier {
             if beginning.end != end {
                 return Ok(None);
             }
-            hashes.push(hash);
+            hashes.push(Some(hash));
             slices.push(beginning.taken.into_iter().filter(|slice| slice.end <= end).collect());
         }
         Ok(Some(Self { before: StoredBefore { end, hashes }, slices }))

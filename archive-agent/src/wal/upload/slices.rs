@@ -25,6 +25,8 @@ pub(in crate::wal) enum PutSlice {
     Stored,
     /// A damaged object has its name, so nothing is ever stored under that; what is damaged.
     InTheWay(String),
+    /// Others have stored of the segment, or all of it: what they have is to be compared first.
+    Begun,
 }
 
 /// What is stored of a segment as a whole, where the stream had all of it.
