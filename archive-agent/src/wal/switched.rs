@@ -75,3 +75,73 @@ impl SwitchedRecords {
         Ok(Some(stored.hash))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use walpoint_pg::wal::{WalIdentity, inspect};
+    use walpoint_repo::wal::{SealedName, SegmentSealer, Stored, WalFlags};
+
+    use super::super::comparison::{self, Comparison};
+    use super::super::fixtures::{Bed, size, switched};
+    use super::super::target::TargetError;
+    use super::*;
+
+    const NAME: &str = "000000010000000000000005";
+
+    fn flipped(mut content: Vec<u8>, at: usize) -> Vec<u8> {
+        content[at] ^= 1;
+        content
+    }
+
+    /// Promise 3: what lies behind the end of the records is valid, whatever it is.
+    #[tokio::test]
+    async fn a_segment_that_differs_behind_its_switch_only_is_the_stored_one() {
+        let bed = Bed::new().await;
+        bed.put_wal(NAME, &switched(NAME, 7)).await;
+        let lineage = bed.archive.lineage();
+        let cluster =
+            WalIdentity { system_id: lineage.system_id(), major: lineage.major, segment_size: size() };
+        let wal = bed.pgdata().join("pg_wal");
+        let compared = async |content: Vec<u8>| {
+            walpoint_base::durable::replace(&wal.join(NAME), &content, 0o600).unwrap();
+            comparison::segment(&bed.archive, &cluster, &wal, NAME.parse().unwrap()).await.unwrap()
+        };
+        assert_eq!(compared(switched(NAME, 7)).await, Comparison::Same);
+        for at in [64, 500_000, size().as_usize() - 1] {
+            assert_eq!(compared(flipped(switched(NAME, 7), at)).await, Comparison::Same, "{at}");
+            let other = compared(flipped(switched(NAME, 8), at)).await;
+            assert!(matches!(other, Comparison::Other(_)), "{at}: {other:?}");
+        }
+        assert!(matches!(compared(switched(NAME, 8)).await, Comparison::Other(_)));
+        bed.damage(NAME);
+        assert_eq!(compared(flipped(switched(NAME, 7), 500_000)).await, Comparison::Unknown);
+    }
+
+    /// Promises 1 and 2: it is acknowledged as the stored one, if that can be read.
+    #[tokio::test]
+    async fn a_segment_that_differs_behind_its_switch_only_is_acknowledged() {
+        let bed = Bed::new().await;
+        bed.put_wal(NAME, &switched(NAME, 7)).await;
+        let (target, name) = (bed.target(true), NAME.parse().unwrap());
+        let stored = bed.archive.header(name).await.unwrap().unwrap().hash;
+        let store = async |content: Vec<u8>| {
+            let facts = Arc::new(inspect(name, &content).unwrap());
+            let archives = std::slice::from_ref(&bed.archive);
+            let mut sealer = SegmentSealer::new(archives, name, size(), SealedName::Whole).unwrap();
+            sealer.add(&content).unwrap();
+            let sealed = sealer.finish(&facts, WalFlags::default()).unwrap().pop().unwrap();
+            target.store_segment(&bed.archive, name, sealed, &content.into()).await
+        };
+        let again = flipped(switched(NAME, 7), 500_000);
+        assert_eq!(store(again.clone()).await.unwrap(), (Stored::Same, stored));
+        for content in [switched(NAME, 8), flipped(switched(NAME, 8), 500_000)] {
+            let refused = store(content).await.unwrap_err();
+            assert!(matches!(refused, TargetError::SplitBrain(_)), "{refused}");
+        }
+        bed.damage(NAME);
+        let refused = store(again).await.unwrap_err().to_string();
+        assert!(refused.contains("Move that object away.") && !refused.contains("split brain"), "{refused}");
+    }
+}
