@@ -86,7 +86,6 @@ mod tests {
     use super::super::comparison::{self, Comparison};
     use super::super::fixtures::{Bed, size, switched};
     use super::super::target::TargetError;
-    use super::*;
 
     const NAME: &str = "000000010000000000000005";
 
