@@ -109,7 +109,6 @@ pub(crate) mod socket;
 pub(crate) mod split_brain;
 pub(crate) mod stored;
 pub(crate) mod stream;
-mod switched;
 pub(crate) mod target;
 mod target_error;
 mod unfinished;
