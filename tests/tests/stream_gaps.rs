@@ -10,9 +10,13 @@ use std::{fs, thread};
 
 use stream_bed::{disaster, major, set_modes, slices, streaming, streaming_with, wait_durable};
 use walpoint_tests::archived::Archived;
+use walpoint_tests::builder::ClusterBuilder;
+use walpoint_tests::session::Session;
 use walpoint_tests::wait;
 
 const SOON: Duration = Duration::from_secs(60);
+
+const WAITING: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
 
 /// A cluster whose last finished segment was streamed up to a restore point ("within", 1,500 rows), and is damaged on its disk since, so
 /// that it cannot be archived. Its name.
@@ -70,7 +74,7 @@ fn what_was_streamed_of_a_segment_that_cannot_be_stored_is_recovered() {
 /// A12: an operator skips the segment, or archives it as it is: the stream goes on behind it, also that of the next daemon, and what was
 /// streamed of the segment stays, because nothing else holds it.
 #[test]
-fn the_stream_continues_behind_a_segment_that_was_given_up() {
+fn the_stream_continues_behind_a_segment_that_was_skipped_or_accepted() {
     for (version, flag) in
         [(13, "--skip"), (17, "--accept-damaged"), (19, "--skip"), (19, "--accept-damaged")]
     {
@@ -100,7 +104,7 @@ fn the_stream_continues_behind_a_segment_that_was_given_up() {
 
 /// A daemon that begins while the segment is damaged, and before an operator decides, continues as soon as one has.
 #[test]
-fn a_daemon_that_found_the_damage_continues_when_the_segment_was_given_up() {
+fn a_daemon_that_found_the_damage_continues_when_an_operator_decided() {
     let (mut bed, segment) = damaged_after_it_was_streamed(17);
     bed.kill_daemon();
     bed.start_daemon();
@@ -116,41 +120,67 @@ fn a_daemon_that_found_the_damage_continues_when_the_segment_was_given_up() {
     restores_what_was_streamed(&bed);
 }
 
-/// Promise 1: a commit that waits for the stream is not confirmed by a slot that begins behind it, if its WAL was dropped. A backup holds it.
-#[test]
-fn a_commit_whose_wal_was_dropped_is_confirmed_when_a_backup_holds_it() {
-    let builder =
-        major(17).conf("synchronous_standby_names", "walpoint").conf("max_slot_wal_keep_size", "1MB");
+/// A cluster whose commits wait for the stream and whose store is away: one waits, and its segment was dropped. `done`: what else has to be
+/// so.
+fn with_a_dropped_commit(builder: ClusterBuilder, done: impl Fn(&Archived) -> bool) -> (Archived, Session) {
+    let builder = builder.conf("synchronous_standby_names", "walpoint");
     let bed = streaming_with(builder, "synchronous = true\n", |agent| {
         agent.cluster_line("queue_max = \"2MiB\"").cluster_line("push_timeout = \"2s\"")
     });
     bed.cluster.psql("create table t (n int)");
     bed.settle();
-    let clusters = bed.store.root().unwrap().join("clusters");
-    set_modes(&clusters, 0o555);
+    set_modes(&clusters(&bed), 0o555);
     let mut session = bed.cluster.session();
     session.send("insert into t values (1) returning n");
-    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-    bed.cluster.wait_for(waiting, "1");
+    bed.cluster.wait_for(WAITING, "1");
     let segment = bed.cluster.current_segment();
     let waits = path(&bed, "archive_status").join(format!("{segment}.ready"));
-    let lost = "select count(*) from pg_replication_slots where wal_status = 'lost'";
-    wait::until_true(SOON * 2, "its WAL is dropped, and the slot lost", || {
-        let fill =
-            "select pg_logical_emit_message(false, 'x', repeat('y', 500000)) from generate_series(1, 4)";
-        bed.cluster.psql(fill);
+    wait::until_true(SOON * 2, "its WAL is dropped", || {
+        bed.cluster.psql(
+            "select pg_logical_emit_message(false, 'x', repeat('y', 500000)) from generate_series(1, 4)",
+        );
         bed.cluster.psql("checkpoint");
-        bed.cluster.psql(lost) == "1" && bed.cluster.current_segment() != segment && !waits.exists()
+        bed.cluster.current_segment() != segment && !waits.exists() && done(&bed)
     });
-    set_modes(&clusters, 0o755);
+    (bed, session)
+}
+
+fn clusters(bed: &Archived) -> PathBuf {
+    bed.store.root().unwrap().join("clusters")
+}
+
+/// Promise 1: a commit that waits for the stream is not confirmed by a slot that begins behind it, if its WAL was dropped. A backup holds it.
+#[test]
+fn a_commit_whose_wal_was_dropped_is_confirmed_when_a_backup_holds_it() {
+    let lost = "select count(*) from pg_replication_slots where wal_status = 'lost'";
+    let builder = major(17).conf("max_slot_wal_keep_size", "1MB");
+    let (bed, mut session) = with_a_dropped_commit(builder, |bed| bed.cluster.psql(lost) == "1");
+    set_modes(&clusters(&bed), 0o755);
     let says = || bed.daemon().log().contains("commits in it may be waiting for the stream");
     wait::until_true(SOON, "the stream holds", says);
     thread::sleep(Duration::from_secs(3));
-    assert_eq!(bed.cluster.psql(waiting), "1", "it is in no repository");
+    assert_eq!(bed.cluster.psql(WAITING), "1", "it is in no repository");
     let health = bed.agent.run(&["health"]);
     assert!(health.stderr.contains("Take a new backup"), "{health:#?}");
     bed.backup();
     assert_eq!(session.answer(), "1");
     bed.cluster.psql("insert into t values (2)");
     wait::until_true(SOON * 2, "all is well behind the backup", || bed.agent.run(&["health"]).success());
+}
+
+/// A12: where the slot kept what was dropped, the stream stores it, and it counts as dropped no more: the next daemon holds no commit.
+#[test]
+fn what_was_dropped_and_is_streamed_after_all_holds_no_commit_up() {
+    let (mut bed, mut session) = with_a_dropped_commit(major(17), |_| true);
+    set_modes(&clusters(&bed), 0o755);
+    assert_eq!(session.answer(), "1");
+    drop(session);
+    bed.settle();
+    bed.cluster.psql("insert into t values (2)");
+    let status = || bed.agent.run(&["status"]).expect_success().stdout;
+    wait::until_true(SOON, "nothing is dropped", || !status().contains("DROPPED"));
+    bed.kill_daemon();
+    bed.start_daemon();
+    bed.cluster.psql("insert into t values (3)");
+    bed.agent.run(&["verify"]).expect_success();
 }

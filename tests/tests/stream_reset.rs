@@ -3,6 +3,7 @@
 
 mod stream_bed;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{fs, thread};
@@ -16,7 +17,7 @@ const SOON: Duration = Duration::from_secs(90);
 
 const WAITING: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
 
-/// A cluster whose commits wait for the stream, with a copy of its data directory (`before`) of the time when it had 10 rows. `whole`: since
+/// A cluster whose commits wait for the stream, with a copy of its data directory ([`before`]) of the time when it had 10 rows. `whole`: since
 /// then it has finished the segment that comes next, or else written of it. 20 rows are stored.
 fn ahead_of_a_copy(whole: bool) -> (Archived, String) {
     let builder = major(17).conf("synchronous_standby_names", "walpoint");
@@ -26,7 +27,7 @@ fn ahead_of_a_copy(whole: bool) -> (Archived, String) {
     bed.settle();
     bed.stop_daemon();
     bed.cluster.stop(Shutdown::Fast);
-    copy(&bed, "data", "before");
+    copy(bed.cluster.pgdata(), &before(&bed));
     bed.cluster.start();
     bed.start_daemon();
     bed.cluster.psql("insert into t select generate_series(11, 20)");
@@ -44,14 +45,13 @@ fn ahead_of_a_copy(whole: bool) -> (Archived, String) {
     (bed, segment)
 }
 
-fn copy(bed: &Archived, from: &str, to: &str) {
-    let place = bed.cluster.pgdata().parent().unwrap();
-    let name = |name: &str| match name {
-        "data" => bed.cluster.pgdata().to_owned(),
-        other => place.join(other),
-    };
-    let copied = Command::new("cp").arg("-a").arg(name(from)).arg(name(to)).status().unwrap();
-    assert!(copied.success());
+/// Where the copy of the data directory lies.
+fn before(bed: &Archived) -> PathBuf {
+    bed.cluster.pgdata().with_file_name("before")
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
 /// It is confirmed nothing, the daemon says why, and what was stored before is what a restore brings back.
@@ -62,7 +62,7 @@ fn a_server_that_was_reset_is_confirmed_nothing_in_a_segment_that_is_stored() {
         bed.cluster.crash();
         bed.kill_daemon();
         fs::remove_dir_all(bed.cluster.pgdata()).unwrap();
-        copy(&bed, "before", "data");
+        copy(&before(&bed), bed.cluster.pgdata());
         bed.cluster.start();
         bed.start_daemon();
         let mut session = bed.cluster.session();
@@ -112,5 +112,28 @@ fn what_a_server_stored_of_a_later_segment_before_a_crash_is_its_own() {
     wait::until_true(SOON, "slices of whole segments are gone", || {
         slices(&bed).iter().all(|key| !key.contains(&segment) && !key.contains(&last))
     });
+    wait::until_true(SOON, "all is well", || bed.agent.run(&["health"]).success());
+}
+
+/// The daemon dies, and PostgreSQL archives the segment without it: the next daemon deletes the slices that the whole segment holds, and no
+/// other.
+#[test]
+fn slices_that_a_killed_daemon_left_beside_a_whole_segment_are_deleted() {
+    let mut bed = streaming(major(17), "");
+    bed.cluster.psql("create table t as select generate_series(1, 1000) as n");
+    bed.backup();
+    bed.settle();
+    bed.cluster.psql("insert into t select generate_series(1001, 2000)");
+    wait_durable(&bed.cluster);
+    let segment = bed.cluster.current_segment();
+    bed.kill_daemon();
+    assert_eq!(bed.cluster.switch_wal(), segment);
+    bed.cluster.wait_archived(&segment);
+    let left = |bed: &Archived| slices(bed).into_iter().filter(|key| key.contains(&segment)).count();
+    assert!(left(&bed) > 0);
+    bed.start_daemon();
+    bed.cluster.psql("insert into t select generate_series(2001, 3000)");
+    wait_durable(&bed.cluster);
+    wait::until_true(SOON, "they are gone", || left(&bed) == 0);
     wait::until_true(SOON, "all is well", || bed.agent.run(&["health"]).success());
 }

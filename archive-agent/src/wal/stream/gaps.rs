@@ -1,6 +1,8 @@
 //! WAL that the stream does without: segments that an operator skipped or accepted although damaged, and what was dropped before the slot
 //! was made anew.
 
+use std::sync::Arc;
+
 use walpoint_base::dropped::{self, DropReason};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
 
@@ -8,13 +10,13 @@ use super::open::Start;
 use crate::wal::archiver::Archiver;
 use crate::wal::{disk, dropped as gap};
 
-/// Whether an operator went on without a segment (`push --skip`), or with a damaged one (`push --accept-damaged`). Not while the record of
-/// that cannot be read.
-pub(super) async fn is_given_up(archiver: &Archiver, name: SegmentName) -> bool {
-    given_up(archiver).await.is_ok_and(|names| names.contains(&name))
+/// Whether an operator decided to archive on without a segment (`push --skip`), or with a damaged one (`push --accept-damaged`). Not while
+/// the record of that cannot be read.
+pub(super) async fn is_decided(archiver: &Archiver, name: SegmentName) -> bool {
+    decided(archiver).await.is_ok_and(|names| names.contains(&name))
 }
 
-async fn given_up(archiver: &Archiver) -> anyhow::Result<Vec<SegmentName>> {
+async fn decided(archiver: &Archiver) -> anyhow::Result<Vec<SegmentName>> {
     let (directory, wal) = (archiver.wal_directory(), archiver.wal_directory());
     let record = disk::look(&directory, move || dropped::read(&wal)).await??;
     let by_hand = record.into_iter().filter(|dropped| dropped.reason != DropReason::QueueMax);
@@ -28,19 +30,19 @@ fn whole(name: WalFileName) -> Option<SegmentName> {
     }
 }
 
-/// Where the stream begins that was to begin at `start`: behind segments that were given up. The server would send what it has of one,
-/// damaged, which never continues the slices.
-pub(super) async fn behind_given_up(
+/// Where the stream begins that was to begin at `start`: behind segments that were skipped or accepted. The server would send what it has of
+/// one, damaged, which never continues the slices.
+pub(super) async fn behind_decided(
     archiver: &Archiver,
     history: &TimelineHistory,
     size: SegmentSize,
     start: Start,
 ) -> anyhow::Result<Start> {
-    Ok(behind(&given_up(archiver).await?, history, size, start))
+    Ok(behind(&decided(archiver).await?, history, size, start))
 }
 
-fn behind(given_up: &[SegmentName], history: &TimelineHistory, size: SegmentSize, mut start: Start) -> Start {
-    while given_up.contains(&start.number.name(start.timeline, size)) {
+fn behind(decided: &[SegmentName], history: &TimelineHistory, size: SegmentSize, mut start: Start) -> Start {
+    while decided.contains(&start.number.name(start.timeline, size)) {
         let left = history.end_of(start.timeline).filter(|left| *left <= start.number.end(size));
         let heir = || history.path().find(|timeline| *timeline > start.timeline);
         start = match left.zip(heir()) {
@@ -52,7 +54,7 @@ fn behind(given_up: &[SegmentName], history: &TimelineHistory, size: SegmentSize
 }
 
 /// Why a stream for synchronous commit must not begin at a position: WAL before it was dropped, commits in that may still wait, and the
-/// first report would confirm them.
+/// first report would confirm them. An object of that name proves nothing: a damaged one may be why it was dropped.
 pub(super) async fn unconfirmed(
     archiver: &Archiver,
     history: &TimelineHistory,
@@ -62,33 +64,42 @@ pub(super) async fn unconfirmed(
     let lately = archiver.queue().dropped_lately();
     let mut record = gap::on_record(archiver.uploader(), &lately).await?;
     record.retain(|dropped| dropped.reason == DropReason::QueueMax);
-    let names: Vec<SegmentName> = record.iter().filter_map(|dropped| whole(dropped.name)).collect();
-    let is_before = |name: &&SegmentName| {
-        let start = name.number(size).map(|number| number.start(size));
-        let on_path = history.contains(name.timeline)
-            && history.end_of(name.timeline).is_none_or(|left| start < Some(left));
-        on_path && start < Some(from)
-    };
-    for name in names.iter().filter(is_before).rev() {
-        if !gap::is_archived_after_all(archiver.uploader(), WalFileName::Segment(*name)).await {
-            return Ok(Some(format!(
-                "{name} was dropped, and commits in it may be waiting for the stream, which would confirm them\nDETAIL: With synchronous \
-                 = true, what is confirmed can be restored.\nHINT: Take a new backup (archive-agent backup): streaming begins behind \
-                 it. To let commits finish at once, take Walpoint out of synchronous_standby_names."
-            )));
-        }
-        note_archived(archiver, *name).await;
-    }
-    Ok(None)
+    let mut names = record.into_iter().filter_map(|dropped| whole(dropped.name));
+    Ok(names.rfind(|name| is_before(*name, history, size, from)).map(|name| {
+        format!(
+            "{name} was dropped, and commits in it may be waiting for the stream, which would confirm them\nDETAIL: With synchronous = \
+             true, what is confirmed can be restored.\nHINT: Take a new backup (archive-agent backup): streaming begins when it is \
+             complete. To let commits finish at once, take Walpoint out of synchronous_standby_names."
+        )
+    }))
 }
 
-/// Adds to the record that a segment is stored after all: where that fails, it is looked for again.
-async fn note_archived(archiver: &Archiver, name: SegmentName) {
-    let (directory, wal) = (archiver.wal_directory(), archiver.wal_directory());
-    let noted =
-        disk::look(&directory, move || dropped::record_archived(&wal, WalFileName::Segment(name))).await;
+/// Whether a segment on the way to a server's timeline begins before a position.
+fn is_before(name: SegmentName, history: &TimelineHistory, size: SegmentSize, from: Lsn) -> bool {
+    let start = name.number(size).map(|number| number.start(size));
+    let on_path = history.contains(name.timeline)
+        && history.end_of(name.timeline).is_none_or(|left| start < Some(left));
+    on_path && start < Some(from)
+}
+
+/// Adds to the record that a segment which stands there as dropped was streamed and is stored, if the archiver finds it sound in each
+/// repository. Otherwise it counts as dropped until a backup makes up for it.
+pub(super) async fn note_stored(archiver: &Arc<Archiver>, name: SegmentName) {
+    let (file, directory) = (WalFileName::Segment(name), archiver.wal_directory());
+    let wal = directory.clone();
+    let dropped = disk::look(&directory, move || dropped::is_dropped(&wal, file)).await;
+    if !matches!(dropped, Ok(Ok(true))) || archiver.finished(file).await.is_err() {
+        return;
+    }
+    let wal = directory.clone();
+    let noted = disk::look(&directory, move || dropped::record_archived(&wal, file)).await;
     if !matches!(noted, Ok(Ok(()))) {
-        tracing::debug!(file = %name, "it is stored, which cannot be recorded: {noted:?}");
+        tracing::warn!(
+            %file,
+            "it was dropped and is stored after all, which cannot be recorded in {}: {noted:?}\nDETAIL: It counts as dropped until the \
+             next backup.",
+            directory.join(dropped::FILE).display()
+        );
     }
 }
 
@@ -99,19 +110,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_stream_begins_behind_segments_that_were_given_up() {
+    fn the_stream_begins_behind_segments_that_were_skipped_or_accepted() {
         let size = SegmentSize::new(1 << 20).unwrap();
         let tli = |id| TimelineId::new(id).unwrap();
         // Timeline 2 left timeline 1 in the middle of segment 6.
         let history = TimelineHistory::parse(tli(2), b"1\t0/680000\tx\n").unwrap();
         let name = |timeline, number| SegmentNo(number).name(tli(timeline), size);
-        let from = |given_up: &[SegmentName], timeline, number| {
-            let start = behind(
-                given_up,
-                &history,
-                size,
-                Start { timeline: tli(timeline), number: SegmentNo(number) },
-            );
+        let from = |decided: &[SegmentName], timeline, number| {
+            let start =
+                behind(decided, &history, size, Start { timeline: tli(timeline), number: SegmentNo(number) });
             (start.timeline.get(), start.number.0)
         };
         assert_eq!(from(&[], 1, 4), (1, 4));
@@ -125,5 +132,18 @@ mod tests {
         let at_end = TimelineHistory::parse(tli(2), b"1\t0/700000\tx\n").unwrap();
         let start = behind(&[name(1, 6)], &at_end, size, Start { timeline: tli(1), number: SegmentNo(6) });
         assert_eq!((start.timeline, start.number), (tli(2), SegmentNo(7)));
+    }
+
+    #[test]
+    fn what_was_dropped_on_the_way_to_a_position_is_before_it() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let tli = |id| TimelineId::new(id).unwrap();
+        let history = TimelineHistory::parse(tli(2), b"1\t0/680000\tx\n").unwrap();
+        let before = |timeline, number, from: u64| {
+            is_before(SegmentNo(number).name(tli(timeline), size), &history, size, Lsn(from << 20))
+        };
+        assert!(before(1, 5, 8) && before(1, 6, 8) && before(2, 6, 8) && before(2, 7, 8));
+        assert!(!before(2, 8, 8) && !before(2, 9, 8), "the stream sends it");
+        assert!(!before(1, 7, 8) && !before(3, 5, 8), "it lies on no way there");
     }
 }

@@ -15,8 +15,9 @@
 //! slices. Slices of a segment are stored only when the segment before it is stored as a whole, so at any time one segment of a timeline
 //! has slices, and recovery needs no others. A crash leaves slices; the next session continues behind them if they are what the server
 //! sends, and stores the bytes once more if they are not there. Slices are replaced only by one that holds all their bytes, and that was read
-//! back from each repository: a crash in between leaves both. A segment that an operator went on without counts as stored, and keeps its
-//! slices.
+//! back from each repository: a crash in between leaves both. A segment that an operator skipped, or accepted although damaged, counts as
+//! stored, and keeps its slices. Before a segment's first slice, and every few seconds, it is looked for what others have stored of it: a
+//! session that finds some ends, and the next one begins with that segment and confirms nothing that differs.
 
 mod gaps;
 mod merge;

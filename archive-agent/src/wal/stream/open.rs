@@ -2,8 +2,8 @@
 //! missing.
 //!
 //! The stream begins with the segment up to which the slot says that all is durable, or with an older one that PostgreSQL still waits to
-//! archive. So what is reported as durable never lies behind WAL that is not, unless an operator went on without that, or it was dropped
-//! and no commit waits for the stream.
+//! archive. So what is reported as durable never lies behind WAL that is not, unless an operator decided to go on without that, or it was
+//! dropped and no commit waits for the stream.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ pub(super) async fn open(
             oldest(archiver, &history, size, reserved).await?
         }
     };
-    let start = gaps::behind_given_up(archiver, &history, size, start).await?;
+    let start = gaps::behind_decided(archiver, &history, size, start).await?;
     let from = start.number.start(size);
     if rules.synchronous
         && let Some(held) = gaps::unconfirmed(archiver, &history, size, from).await?

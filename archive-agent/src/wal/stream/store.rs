@@ -201,7 +201,8 @@ impl SliceStore {
     }
 
     /// Stores a segment that was received to its end, after the slices of it that are under way, and deletes these and those of earlier
-    /// sessions that it is known to hold; its end. Where an operator went on without it, or with a damaged one, they stay. `hashes`: of what was received, for each repository.
+    /// sessions that it is known to hold; its end. Where an operator decided to go on without it, or with a damaged one, they stay. `hashes`:
+    /// of what was received, for each repository.
     pub(super) async fn whole(
         self: Arc<Self>,
         (name, end): (SegmentName, Lsn),
@@ -221,8 +222,8 @@ impl SliceStore {
         Ok(end)
     }
 
-    /// What is stored of it when it was stored, or an operator went on without it: then it is not, or damaged, and nothing else may hold
-    /// what its slices do.
+    /// What is stored of it as a whole, at last; [`StoredWhole::No`] where an operator decided to go on without it. Unless it is sound, nothing
+    /// else may hold what its slices do.
     async fn store_whole(
         &self,
         name: SegmentName,
@@ -237,7 +238,7 @@ impl SliceStore {
             let tried = self.try_whole(name, hashes).await;
             match tried {
                 Ok(stored) if stored != StoredWhole::No => break stored,
-                _ if gaps::is_given_up(&self.archiver, name).await => {
+                _ if gaps::is_decided(&self.archiver, name).await => {
                     tracing::warn!(file = %name, "the WAL stream continues without this segment: its slices are left in place");
                     break StoredWhole::No;
                 }
@@ -251,6 +252,9 @@ impl SliceStore {
             backoff.wait().await;
         };
         self.is_current()?;
+        if stored == StoredWhole::Sound {
+            gaps::note_stored(&self.archiver, name).await;
+        }
         Ok(stored)
     }
 
@@ -284,8 +288,8 @@ pub(super) struct Earlier {
 }
 
 impl Earlier {
-    /// `None` if there is nothing that a session can continue. What one of the archives lacks is stored in all, and what is damaged, or
-    /// contradicts itself, from its start on. Read piece by piece: a segment may be 1 GiB.
+    /// `None` if there is nothing that a session can continue. What one of the archives lacks is stored in all, and what is damaged from its
+    /// start on. An error if slices contradict each other. Read piece by piece: a segment may be 1 GiB.
     pub(super) async fn of(archives: &[WalArchive], name: SegmentName) -> Result<Option<Self>, UploadError> {
         let mut wholes = Vec::new();
         for archive in archives {
@@ -294,7 +298,10 @@ impl Earlier {
         let size = archives.first().map(|archive| archive.lineage().segment_size);
         let end = size.and_then(|size| Some(name.number(size)?.end(size)));
         if let Some(end) = end.filter(|_| wholes.iter().any(Option::is_some)) {
-            let slices = archives.iter().map(|_| Vec::new()).collect();
+            let mut slices = Vec::new();
+            for archive in archives {
+                slices.push(archive.slices_held_by_whole(name).await?);
+            }
             return Ok(Some(Self { before: StoredBefore { end, hashes: wholes }, slices }));
         }
         let mut stored = Vec::new();
@@ -302,10 +309,10 @@ impl Earlier {
             let Some(one) = archive.sliced_beginning(name, Lsn(u64::MAX)).await? else { return Ok(None) };
             if let Some(fault) = one.0.fault.as_ref().filter(|_| one.0.is_contradicted()) {
                 return Err(UploadError::permanent(format!(
-                    "split brain: slices of segment {name} contradict each other, so nothing more of it is stored: {fault}\nHINT: \
-                     If one of the servers is a copy, give it a lineage of its own (archive-agent init --new-lineage). Then move what \
-                     lies below {name}.slices in each repository to another place: restore-agent plans with it again where you put \
-                     back the slices of one session, whose number ends their names."
+                    "split brain: slices of segment {name} contradict each other, so nothing more of it is stored: {fault}\nDETAIL: \
+                     Two servers stored them. The last part of a slice's name is the session that stored it.\nHINT: If one of the \
+                     servers is a copy, give it a lineage of its own (archive-agent init --new-lineage). Then move the slices of its \
+                     sessions below {name}.slices in each repository to another place."
                 )));
             }
             if let Some(fault) = &one.0.fault {

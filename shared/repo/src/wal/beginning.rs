@@ -1,15 +1,16 @@
-//! What a file begins with, as a hash without a key: the same in every repository, whichever key that hashes with.
+//! What a file begins with, as a hash. Without a key, it is the same in every repository, whichever key that hashes with.
 //!
 //! A segment that a restore has built is cut out of another file: an incomplete copy, or a younger timeline's first segment. The
 //! plan counted on the bytes up to the cut, and each repository may have another copy.
 
 use std::io::{self, Write};
 
-use walpoint_base::WalFileName;
+use walpoint_base::{Lsn, SegmentName, WalFileName};
 use walpoint_storage::error::{RepoError, Result};
 use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
+use super::slices::SliceName;
 
 /// Takes a file and hashes what it begins with.
 #[derive(Debug)]
@@ -22,7 +23,11 @@ pub struct BeginningHasher {
 impl BeginningHasher {
     /// The first `length` bytes count.
     pub fn of(length: u64) -> Self {
-        Self { hasher: blake3::Hasher::new(), left: length }
+        Self::with(blake3::Hasher::new(), length)
+    }
+
+    fn with(hasher: blake3::Hasher, length: u64) -> Self {
+        Self { hasher, left: length }
     }
 
     /// The hash; `None` if the file was shorter.
@@ -57,6 +62,20 @@ impl WalArchive {
             return Err(RepoError::NotFound { key: self.paths().file(name), store });
         };
         Ok(reader.write_to(BeginningHasher::of(length)).await?.0.hash())
+    }
+
+    /// The slices of a segment that is stored as a whole which that holds, byte for byte: those that a process left which died before it
+    /// deleted them. None if any of them is damaged, or holds something else.
+    pub async fn slices_held_by_whole(&self, segment: SegmentName) -> Result<Vec<SliceName>> {
+        let Some((sliced, hash)) = self.sliced_beginning(segment, Lsn(u64::MAX)).await? else {
+            return Ok(Vec::new());
+        };
+        let size = self.lineage().segment_size;
+        let length = segment.number(size).map_or(0, |number| sliced.end.since(number.start(size)));
+        let Some(reader) = self.read(WalFileName::Segment(segment)).await? else { return Ok(Vec::new()) };
+        let whole = reader.write_to(BeginningHasher::with(self.content_hasher(), length)).await?.0.hash();
+        let is_held = sliced.fault.is_none() && whole == Some(hash);
+        Ok(if is_held { sliced.taken } else { Vec::new() })
     }
 }
 
