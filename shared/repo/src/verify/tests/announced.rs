@@ -133,7 +133,7 @@ async fn a_damaged_announcement_is_replaced_by_what_is_found() {
     assert!(!run(&bed, Depth::Full).await.findings.iter().any(|finding| finding.object == key.as_str()));
 }
 
-/// K4: whoever reads a lineage stumbles over a damaged announcement, and it is one finding all the same, with the way out.
+/// K4: everything that reads a lineage meets a damaged announcement, and it is one finding all the same, with the way out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_announcement_is_one_finding_whatever_is_read() {
     let (bed, ids) = readable_world().await;
