@@ -157,15 +157,15 @@ async fn make(
     let BackupRequest { selection, stop, full, .. } = *request;
     match why_remote(remote, selection) {
         None => {
-            let proof = preflight::prove(selection, chosen, full);
+            let proof = Box::pin(preflight::prove(selection, chosen, full));
             let examined = unless_stopped(stop, proof).await?;
-            Ok(attempt::make(request, examined, chosen).await?)
+            Ok(Box::pin(attempt::make(request, examined, chosen)).await?)
         }
         Some(why) => {
             tracing::info!("the server sends the cluster (BASE_BACKUP), {why}");
-            let proof = preflight::prove_remote(selection, chosen, full);
+            let proof = Box::pin(preflight::prove_remote(selection, chosen, full));
             let examined = unless_stopped(stop, proof).await?;
-            Ok(attempt::make(request, examined, chosen).await?)
+            Ok(Box::pin(attempt::make(request, examined, chosen)).await?)
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::bail;
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use walpoint_base::{BackupId, PgTimestamp};
 use walpoint_repo::backup::{BackupSummary, Draft, PageFinding};
@@ -149,7 +150,7 @@ impl Publishing<'_> {
             }
             anyhow::Ok(archive.repository().read_descriptor_again().await?)
         };
-        self.request.unless_stopped(arrived).await
+        self.request.unless_stopped(arrived.boxed()).await
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use walpoint_base::{LineageId, TimelineId};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::lineage::{BINDING, bound_elsewhere};
@@ -61,7 +62,8 @@ impl WalTarget {
         cluster: &WalIdentity,
         timeline: TimelineId,
     ) -> Result<WalArchive, TargetError> {
-        self.or_start_over(self.find_archive(cluster, timeline)).await
+        // Opening a repository takes a large future, and almost everything asks for the archive.
+        self.or_start_over(self.find_archive(cluster, timeline).boxed()).await
     }
 
     /// The lineage of an unbound data directory. A server that writes is bound to it where others could be meant.

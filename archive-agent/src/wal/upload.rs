@@ -20,6 +20,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore};
 use walpoint_base::chain::ChainFacts;
@@ -248,7 +249,8 @@ impl Uploader {
         let file = UploadSource { by_hand: accept_damaged, ..self.source(name, path, accept_damaged).await? };
         let (required, others): (Vec<&WalTarget>, Vec<&WalTarget>) =
             self.targets.iter().partition(|t| t.acknowledges);
-        let stored = presence::during(&required, self.store(&file, (&required, &others), None)).await?;
+        let stored =
+            presence::during(&required, self.store(&file, (&required, &others), None).boxed()).await?;
         let cluster = file.cluster;
         match stored.as_it_is {
             true => self.beside(file, stored.identity, others).await,
@@ -270,7 +272,8 @@ impl Uploader {
     ) -> Result<FileIdentity, UploadError> {
         let file = self.source(name, path, accept_damaged).await?;
         let share = self.share_beside(&file).await;
-        let stored = presence::during(&[target], self.store(&file, (&[target], &[]), Some(share))).await?;
+        let stored =
+            presence::during(&[target], self.store(&file, (&[target], &[]), Some(share)).boxed()).await?;
         Ok(stored.identity)
     }
 

@@ -112,7 +112,7 @@ impl Order<'_> {
     /// Makes the drill. An error: it could not be made, as its page says, too.
     async fn make(&self, interrupted: &CancellationToken) -> Result<Drilled, Failure> {
         let started = Timestamp::now();
-        let made = self.prepare_and_run(started, interrupted).await;
+        let made = Box::pin(self.prepare_and_run(started, interrupted)).await;
         if let Err(failure) = &made {
             self.write_not_run(started, failure);
         }

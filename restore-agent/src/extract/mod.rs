@@ -219,7 +219,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &ExtractArgs) -> Result<(), F
         Some(Err(no_plan)) => return Err(plan::refused_to(common, no_plan, beside)),
         None => return Err(stopped()),
     };
-    let ended = extraction.carry_out(&mut scratch, planned, destination, &interrupted).await;
+    let ended = Box::pin(extraction.carry_out(&mut scratch, planned, destination, &interrupted)).await;
     let took = began.elapsed();
     let printed = match &ended {
         Some(Ok(done)) => done.print(common),
@@ -296,16 +296,16 @@ impl<'a> Extraction<'a> {
         destination: Destination,
         interrupted: &CancellationToken,
     ) -> Option<Result<Done, Failure>> {
-        let opened = match unless(interrupted, self.open(scratch, planned, &destination)).await? {
+        let opened = match unless(interrupted, Box::pin(self.open(scratch, planned, &destination))).await? {
             Ok(opened) => opened,
             Err(failure) => return Some(Err(failure)),
         };
         match &opened.work {
-            Work::List => unless(interrupted, self.list(opened)).await,
+            Work::List => unless(interrupted, Box::pin(self.list(opened))).await,
             Work::Dump(_) | Work::Query(_) => {
-                unless(interrupted, self.write(scratch, opened, destination)).await
+                unless(interrupted, Box::pin(self.write(scratch, opened, destination))).await
             }
-            Work::Load(load) => self.load(scratch, load, &opened, interrupted).await,
+            Work::Load(load) => Box::pin(self.load(scratch, load, &opened, interrupted)).await,
         }
     }
 
@@ -377,7 +377,7 @@ impl<'a> Extraction<'a> {
         interrupted: &CancellationToken,
     ) -> Option<Result<Done, Failure>> {
         let (instance, user, moment) = (&opened.instance, scratch.user(), &opened.moment);
-        let notes = match unless(interrupted, load.prepare(instance, user, moment)).await? {
+        let notes = match unless(interrupted, Box::pin(load.prepare(instance, user, moment))).await? {
             Ok(notes) => notes,
             Err(error) => return Some(Err(error.into())),
         };

@@ -84,7 +84,7 @@ impl ConfinedRestore<'_> {
         let args = self.arguments();
         let mut stand_ins = StandIns::default();
         loop {
-            match self.attempt(common, &args, planned.clone()).await {
+            match Box::pin(self.attempt(common, &args, planned.clone())).await {
                 Ok(restored) => return Ok(restored),
                 Err(error) => {
                     planned = stand_ins.instead(common, self.request, &planned, error.into()).await?;

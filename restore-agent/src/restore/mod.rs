@@ -299,9 +299,9 @@ pub(crate) async fn run(common: &CommonArgs, args: &RestoreArgs) -> Result<(), F
         let note = bound.as_ref().and_then(BoundLineage::note);
         planned.remarks.extend(note.filter(|note| !planned.remarks.contains(note)));
         let attempt = if args.dry_run {
-            dry_run(common, args, planned.clone(), pgdata.clone(), decided).await
+            Box::pin(dry_run(common, args, planned.clone(), pgdata.clone(), decided)).await
         } else {
-            restore(common, args, planned.clone(), pgdata.clone(), decided, &mut around).await
+            Box::pin(restore(common, args, planned.clone(), pgdata.clone(), decided, &mut around)).await
         };
         let Err(failure) = attempt else { return Ok(()) };
         planned = if failure::is_superseded(&failure.error) && plans_left.next().is_some() {

@@ -273,7 +273,7 @@ impl<'a> ScratchRestore<'a> {
             prove: &prove,
         };
         let began = Instant::now();
-        let restored = restore.run(self.common, planned).await?;
+        let restored = Box::pin(restore.run(self.common, planned)).await?;
         self.spans.restore = began.elapsed();
         self.user = ServerUser::of(restored.owner);
         self.restored = Some(restored);

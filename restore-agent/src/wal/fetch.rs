@@ -101,7 +101,7 @@ pub(crate) async fn run(common: &CommonArgs, args: &FetchArgs) -> u8 {
     match common.select_to_read::<StoreSettings>() {
         Ok(selection) => {
             let policy = selection.settings.standby_history_outage;
-            let outcome = attempts(selection, name, (place.as_ref(), pass), args).await;
+            let outcome = Box::pin(attempts(selection, name, (place.as_ref(), pass), args)).await;
             if let (Some(place), FetchResult::Landed(landed)) = (&place, &outcome)
                 && let Err(refusal) = permit(place, landed)
             {
@@ -156,7 +156,7 @@ async fn attempts(
     let standby = place.filter(|place| place.is_standby());
     let outcome = if standby.is_some() {
         let within = args.within.map_or(STANDBY_ATTEMPT, config::duration);
-        retry_budget::at_once(within, attempt()).await
+        retry_budget::at_once(within, Box::pin(attempt())).await
     } else {
         let tell = |why: &str| tracing::warn!("waiting for \"{name}\": {why}");
         retry_budget::until_certain(budget, attempt, tell).await

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use walpoint_base::socket::FileIdentity;
@@ -210,7 +211,7 @@ impl Uploader {
             if let Some(before) = before {
                 self.follows(&file.cluster, before, target).await?;
             }
-            presence::during(&targets, self.store(file, (&targets, &[]), Some(share))).await
+            presence::during(&targets, self.store(file, (&targets, &[]), Some(share)).boxed()).await
         };
         tokio::select! {
             stored = store => stored.map(drop),

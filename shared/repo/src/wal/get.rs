@@ -331,7 +331,16 @@ impl WalReader {
     /// Writes all that was not handed out yet, a frame at a time: no more is in memory than one object as it is stored,
     /// which is what to do with a file. What was written is right only if this returns without an error; a failed write
     /// is [`RepoError::Io`].
-    pub async fn write_to<W: Write + Send + 'static>(
+    ///
+    /// The future is boxed: a hasher as the writer would make those around it large, and threads have small stacks.
+    pub fn write_to<W: Write + Send + 'static>(
+        self,
+        writer: W,
+    ) -> BoxFuture<'static, Result<(W, Option<WalHeader>)>> {
+        self.write_all_to(writer).boxed()
+    }
+
+    async fn write_all_to<W: Write + Send + 'static>(
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<WalHeader>)> {
@@ -377,7 +386,14 @@ impl WalReader {
 
     /// Writes what can be read from the beginning on, a frame at a time, each checked by itself; and what is wrong with the file, if
     /// that is not all of it.
-    pub(super) async fn write_readable<W: Write + Send + 'static>(
+    pub(super) fn write_readable<W: Write + Send + 'static>(
+        self,
+        writer: W,
+    ) -> BoxFuture<'static, Result<(W, Option<RepoError>)>> {
+        self.write_readable_to(writer).boxed()
+    }
+
+    async fn write_readable_to<W: Write + Send + 'static>(
         mut self,
         mut writer: W,
     ) -> Result<(W, Option<RepoError>)> {

@@ -72,11 +72,11 @@ pub struct AssembledSegment {
     /// Bytes that are settled and were not handed out yet.
     ready: Bytes,
     /// Of the bytes that were handed out, and how many that are.
-    handed: blake3::Hasher,
+    handed: Box<blake3::Hasher>,
     length: u64,
     /// How many of them the present listing has to give once more, and what it gave of them.
     again: u64,
-    repeated: blake3::Hasher,
+    repeated: Box<blake3::Hasher>,
     /// Whether all slices were read.
     is_read: bool,
     /// Zeros behind the content that were not handed out yet.
@@ -117,7 +117,7 @@ impl AssembledSegment {
         start: Lsn,
         listed: Vec<SliceName>,
     ) -> Self {
-        let (hasher, size) = (archive.content_hasher(), archive.lineage().segment_size.bytes());
+        let (hasher, size) = (Box::new(archive.content_hasher()), archive.lineage().segment_size.bytes());
         Self {
             archive: archive.clone(),
             names: listed.iter().copied().collect(),
@@ -303,7 +303,7 @@ impl AssembledSegment {
     async fn start_over(&mut self) -> Result<()> {
         self.list_again().await?;
         self.names = self.listed.iter().copied().collect();
-        let hasher = self.archive.content_hasher();
+        let hasher = Box::new(self.archive.content_hasher());
         self.assembly = SliceAssembly::new(self.start, hasher.clone());
         self.taken = Vec::new();
         (self.again, self.repeated) = (self.length, hasher);

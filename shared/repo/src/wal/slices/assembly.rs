@@ -38,17 +38,17 @@ const MARKS: usize = 256;
 pub struct SliceAssembly {
     start: Lsn,
     /// Of the bytes that are settled, and how many that are.
-    hasher: blake3::Hasher,
+    hasher: Box<blake3::Hasher>,
     settled: u64,
     /// What follows them.
     window: BytesMut,
     /// How many bytes were settled where the last slices start, and the hasher of these.
-    marks: VecDeque<(u64, blake3::Hasher)>,
+    marks: VecDeque<(u64, Box<blake3::Hasher>)>,
 }
 
 impl SliceAssembly {
     /// Of the segment that starts there, with the repository's hasher for contents.
-    pub fn new(start: Lsn, hasher: blake3::Hasher) -> Self {
+    pub fn new(start: Lsn, hasher: Box<blake3::Hasher>) -> Self {
         Self { start, hasher, settled: 0, window: BytesMut::new(), marks: VecDeque::new() }
     }
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn assembly() -> SliceAssembly {
-        SliceAssembly::new(START, blake3::Hasher::new())
+        SliceAssembly::new(START, Box::new(blake3::Hasher::new()))
     }
 
     #[test]

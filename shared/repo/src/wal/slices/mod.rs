@@ -209,7 +209,7 @@ impl WalArchive {
         writer: impl FnOnce() -> W + Send,
     ) -> Result<Option<(W, SlicedBeginning)>> {
         let Some(assembled) = self.assemble(segment).await? else { return Ok(None) };
-        match assembled.write_until(limit, writer()).await {
+        match assembled.write_until(limit, writer()).boxed().await {
             Err(RepoError::Unavailable { .. }) if self.needs_no_slices(segment).await? => Ok(None),
             written => written.map(Some),
         }
