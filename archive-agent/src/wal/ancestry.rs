@@ -65,7 +65,7 @@ impl Ancestry<'_> {
             StoredNeighbor::Sound(header) => header,
         };
         if self.has(before).await? {
-            match comparison::content(self.archive, self.cluster, self.wal, before, header.hash).await {
+            match comparison::content(self.archive, self.cluster, self.wal, before, header.hash).await? {
                 Comparison::Same => return Ok(Tie::Shown),
                 Comparison::Other(what) => return Ok(Tie::Other(what)),
                 Comparison::Unknown => {}

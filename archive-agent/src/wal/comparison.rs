@@ -1,6 +1,6 @@
 //! How a segment of a directory compares with the one that is stored under its name, and what a file says about itself.
 //!
-//! What is not finished, not sound or not there proves nothing.
+//! What is not finished, not sound or not there proves nothing, and neither does what lies behind the switch that ends a segment.
 
 use std::io::{self, ErrorKind, Read};
 use std::ops::ControlFlow;
@@ -9,13 +9,14 @@ use std::path::Path;
 use walpoint_base::chain::{ChainEnd, ChainFacts};
 use walpoint_base::{SegmentFacts, SegmentName, SegmentNo, SegmentSize, WalFileName};
 use walpoint_pg::wal::WalIdentity;
-use walpoint_repo::wal::{BeginningHasher, WalArchive};
+use walpoint_repo::wal::{BeginningHasher, WalArchive, WalContent};
 use walpoint_storage::RepoError;
 use walpoint_storage::object::{ContentHash, Sealer};
 
 use super::check::{SegmentVerdict, history_in};
 use super::disk;
 use super::read::{OpenFile, ReadError};
+use super::switched::SwitchedRecords;
 use super::unreadable;
 
 /// How often a segment that its server writes to is read.
@@ -26,7 +27,7 @@ const READINGS: usize = 4;
 pub(crate) enum Comparison {
     /// It is missing on a side, or one of them proves nothing.
     Unknown,
-    /// The same content.
+    /// The same content, but for what is no WAL.
     Same,
     /// Another content; what shows it.
     Other(String),
@@ -40,7 +41,7 @@ pub(crate) async fn segment(
     name: SegmentName,
 ) -> Result<Comparison, RepoError> {
     match unreadable::header(archive, name).await {
-        Ok(Some(header)) if !header.damaged => Ok(content(archive, cluster, wal, name, header.hash).await),
+        Ok(Some(header)) if !header.damaged => content(archive, cluster, wal, name, header.hash).await,
         // What is damaged proves nothing, and verify tells of it.
         Ok(_) | Err(RepoError::Corrupt { .. }) => Ok(Comparison::Unknown),
         Err(error) => Err(error),
@@ -90,30 +91,44 @@ pub(super) async fn beginning(
     })
 }
 
-/// Compares the content of a segment with a stored one's hash.
+/// Compares the content of a segment with a stored one's hash. Where these differ and a switch ends the segment, the stored one is read.
 pub(super) async fn content(
     archive: &WalArchive,
     cluster: &WalIdentity,
     wal: &Path,
     name: SegmentName,
     theirs: ContentHash,
-) -> Comparison {
+) -> Result<Comparison, RepoError> {
     let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
     let hashed = disk::run(wal, move || hash(&sealer, &path)).await;
-    let Ok(Ok(ours)) = hashed else { return Comparison::Unknown };
+    let Ok(Ok(ours)) = hashed else { return Ok(Comparison::Unknown) };
     if ours == theirs {
-        return Comparison::Same;
+        return Ok(Comparison::Same);
     }
     let (sealer, path) = (archive.repository().sealer().clone(), wal.join(name.to_string()));
     let cluster = *cluster;
     // Between the two readings a segment may have been finished.
-    let as_it_is =
-        move || is_sound(&path, name, &cluster) && hash(&sealer, &path).is_ok_and(|again| again == ours);
-    match disk::run(wal, as_it_is).await {
-        Ok(true) => Comparison::Other(format!(
-            "segment {name} has content {ours} here, and other content, {theirs}, is stored"
-        )),
-        _ => Comparison::Unknown,
+    let as_it_is = move || {
+        let facts = sound(&path, name, &cluster)?;
+        let records = match SwitchedRecords::of(&facts) {
+            Some(records) => {
+                let content = WalContent::file(std::fs::File::open(&path).ok()?).ok()?;
+                Some((records, records.hash(&content).ok()??))
+            }
+            None => None,
+        };
+        hash(&sealer, &path).is_ok_and(|again| again == ours).then_some(records)
+    };
+    let Ok(Some(records)) = disk::run(wal, as_it_is).await else { return Ok(Comparison::Unknown) };
+    let other = Comparison::Other(format!(
+        "segment {name} has content {ours} here, and other content, {theirs}, is stored"
+    ));
+    let Some((records, ours)) = records else { return Ok(other) };
+    match records.stored(archive, ours).await {
+        Ok(Some(_)) => Ok(Comparison::Same),
+        Ok(None) => Ok(other),
+        Err(RepoError::Corrupt { .. } | RepoError::NotFound { .. }) => Ok(Comparison::Unknown),
+        Err(error) => Err(error),
     }
 }
 
@@ -194,9 +209,12 @@ fn hash(sealer: &Sealer, path: &Path) -> io::Result<ContentHash> {
     }
 }
 
-/// Whether a file is a whole segment of that cluster and name.
-fn is_sound(path: &Path, name: SegmentName, cluster: &WalIdentity) -> bool {
-    matches!(inspect(path, name, cluster), Ok((Some(facts), false)) if facts.whole)
+/// What a file says about itself if it is a whole segment of that cluster and name.
+fn sound(path: &Path, name: SegmentName, cluster: &WalIdentity) -> Option<SegmentFacts> {
+    match inspect(path, name, cluster) {
+        Ok((facts, false)) => facts.filter(|facts| facts.whole),
+        _ => None,
+    }
 }
 
 /// The edges of a finished segment in a directory; `None` if it cannot be read or is damaged.

@@ -152,6 +152,13 @@ impl Bed {
         self.archive.put_segment(&facts, content, flags).await.unwrap();
     }
 
+    /// Stores a segment that is WAL.
+    pub(super) async fn put_wal(&self, name: &str, content: &[u8]) {
+        let facts = walpoint_pg::wal::inspect(name.parse().unwrap(), content).unwrap();
+        let content = Bytes::copy_from_slice(content);
+        self.archive.put_segment(&facts, content, WalFlags::default()).await.unwrap();
+    }
+
     /// Writes the segment of that name into `pg_wal`, as [`Self::put`] stores it.
     pub(crate) fn write(&self, name: &str, seed: u8) {
         let content = content(&facts(name.parse().unwrap(), seed), seed);
@@ -242,6 +249,33 @@ fn content(facts: &SegmentFacts, seed: u8) -> Vec<u8> {
     // Where a page says which segment it is of.
     content[8..16].copy_from_slice(&(facts.end.0 - size().bytes()).to_le_bytes());
     content
+}
+
+/// WAL: a segment that holds nothing but a switch, which a transaction of that number wrote.
+pub(super) fn switched(name: &str, xid: u32) -> Vec<u8> {
+    let name: SegmentName = name.parse().unwrap();
+    let start = name.number(size()).unwrap().start(size());
+    // XLogLongPageHeaderData, then XLogRecord (src/include/access).
+    let mut bytes = walpoint_pg::wal::magic_of_major(PgMajor::new(17).unwrap()).to_le_bytes().to_vec();
+    bytes.extend(2_u16.to_le_bytes());
+    bytes.extend(name.timeline.get().to_le_bytes());
+    bytes.extend(start.0.to_le_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(SYSTEM.0.to_le_bytes());
+    bytes.extend(u32::try_from(size().bytes()).unwrap().to_le_bytes());
+    bytes.extend(8192_u32.to_le_bytes());
+    let record = bytes.len();
+    bytes.extend(24_u32.to_le_bytes());
+    bytes.extend(xid.to_le_bytes());
+    bytes.extend((start.0 - 64).to_le_bytes());
+    bytes.extend([0x40, 0, 0, 0]);
+    // CRC-32C.
+    let crc = bytes[record..].iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg()))
+    });
+    bytes.extend((!crc).to_le_bytes());
+    bytes.resize(size().as_usize(), 0);
+    bytes
 }
 
 /// A stored file whose readers wait.

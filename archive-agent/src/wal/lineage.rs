@@ -359,7 +359,7 @@ async fn segments(
             let found = match compared.iter().find(|(hash, _)| *hash == stored) {
                 Some((_, found)) => found.clone(),
                 None => {
-                    let found = comparison::content(&candidate.archive, cluster, wal, name, stored).await;
+                    let found = comparison::content(&candidate.archive, cluster, wal, name, stored).await?;
                     compared.push((stored, found.clone()));
                     found
                 }

@@ -109,6 +109,7 @@ pub(crate) mod socket;
 pub(crate) mod split_brain;
 pub(crate) mod stored;
 pub(crate) mod stream;
+mod switched;
 pub(crate) mod target;
 mod target_error;
 mod unfinished;

@@ -184,7 +184,7 @@ impl Newcomer<'_> {
             StoredNeighbor::Sound(header) => header,
         };
         let compared = match self.is_here(name).await? {
-            true => comparison::content(self.archive, self.cluster, self.wal, name, header.hash).await,
+            true => comparison::content(self.archive, self.cluster, self.wal, name, header.hash).await?,
             false => Comparison::Unknown,
         };
         Ok(Some((compared, Some(header.chain))))

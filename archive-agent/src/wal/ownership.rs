@@ -53,7 +53,7 @@ async fn owner(
         Ok(Some(claim)) if claim.segment == name => Ok(Owner::Other),
         // What it stored behind this one continues what is stored.
         Ok(Some(claim)) if claim.segment > name => Ok(Owner::This),
-        claim => match comparison::content(archive, cluster, wal, name, header.hash).await {
+        claim => match comparison::content(archive, cluster, wal, name, header.hash).await? {
             Comparison::Same => Ok(Owner::This),
             Comparison::Other(_) => Ok(Owner::Other),
             Comparison::Unknown if target.known(lineage, |known| known.has_claimed(name.timeline)) => {

@@ -16,17 +16,19 @@ use walpoint_repo::index::SegmentEntry;
 use walpoint_repo::wal::{SealedSegment, Stored, WalArchive, WalContent};
 use walpoint_storage::RepoError;
 use walpoint_storage::error::error_chain;
-use walpoint_storage::object::{Level, RepositoryId};
+use walpoint_storage::object::{ContentHash, Level, RepositoryId};
 use walpoint_storage::store::StoreSettings;
 
 use super::beside::Beside;
 use super::blocked::Blocked;
+use super::disk;
 use super::known::{Incarnation, Known};
 use super::lineage::Remembered;
 use super::opening::OpenedTarget;
 use super::points;
 use super::presence::Presence;
 use super::split_brain::SplitBrain;
+use super::switched::SwitchedRecords;
 pub(crate) use super::target_error::TargetError;
 pub(super) use super::target_error::in_the_way;
 use super::unfinished::Unfinished;
@@ -284,8 +286,9 @@ impl WalTarget {
         &self.name
     }
 
-    /// Stores a segment that was sealed for the archive that [`Self::archive`] gave, durably. `content`: what was sealed. That it
-    /// is stored does not yet show whose the timeline is.
+    /// Stores a segment that was sealed for the archive that [`Self::archive`] gave, durably; with the hash of what is stored under its name,
+    /// which is another one where only what lies behind a switch differs. `content`: what was sealed. That it is stored does not yet
+    /// show whose the timeline is.
     // Boxed: the compiler cannot prove a nest of that many futures to be `Send`.
     pub(crate) fn store_segment<'a>(
         &'a self,
@@ -293,9 +296,11 @@ impl WalTarget {
         name: SegmentName,
         sealed: SealedSegment,
         content: &'a WalContent,
-    ) -> BoxFuture<'a, Result<Stored, TargetError>> {
+    ) -> BoxFuture<'a, Result<(Stored, ContentHash), TargetError>> {
         let store = async move {
             let (entry, lineage) = (sealed.entry(), archive.lineage().id);
+            let (hash, damaged) = (sealed.hash(), sealed.is_damaged());
+            let records = SwitchedRecords::of(sealed.facts()).filter(|_| !damaged);
             let sealed = points::store(archive, sealed, content).await.map_err(in_the_way)?;
             let stored = match archive.put_sealed(sealed, content).await {
                 Ok(stored) => stored,
@@ -309,7 +314,10 @@ impl WalTarget {
                     });
                 }
                 Err(error @ RepoError::Conflict { .. }) => {
-                    return Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into());
+                    return match self.stored_records(archive, records, content).await? {
+                        Some(stored) => Ok((Stored::Same, stored)),
+                        None => Err(SplitBrain::new(archive, name.timeline, error_chain(&error)).into()),
+                    };
                 }
                 Err(error) => return Err(in_the_way(error).into()),
             };
@@ -317,11 +325,29 @@ impl WalTarget {
                 Stored::New => self.note(Noted { lineage, name, entry }),
                 // Somebody else's bytes may be more or fewer.
                 Stored::Same => self.note(Noted { lineage, name, entry: None }),
-                Stored::Ended(_) => return Ok(stored),
+                Stored::Ended(_) => {}
             }
-            Ok(stored)
+            Ok((stored, hash))
         };
         Box::pin(self.or_start_over(store))
+    }
+
+    /// The hash of the segment that is stored, if it has these records of `content`. One that is damaged is in the way.
+    async fn stored_records(
+        &self,
+        archive: &WalArchive,
+        records: Option<SwitchedRecords>,
+        content: &WalContent,
+    ) -> Result<Option<ContentHash>, RepoError> {
+        let Some(records) = records else { return Ok(None) };
+        let content = content.clone();
+        let hashed = disk::run(&self.pgdata, move || records.hash(&content)).await?;
+        let hashed = hashed.map_err(|source| RepoError::Io {
+            what: "the segment to be stored cannot be read".to_owned(),
+            source,
+        })?;
+        let Some(ours) = hashed else { return Ok(None) };
+        records.stored(archive, ours).await.map_err(in_the_way)
     }
 
     /// Stores a file that is no segment in the archive that [`Self::archive`] gave, durably.

@@ -455,9 +455,9 @@ async fn store_segment(
     (sealed, content): (SealedSegment, &WalContent),
     around: Neighborhood<'_>,
 ) -> Result<Stored, TargetError> {
-    let (archive, hash, damaged) = (&admitted.archive, sealed.hash(), sealed.is_damaged());
+    let (archive, damaged) = (&admitted.archive, sealed.is_damaged());
     let stored_here = target.known(archive.lineage().id, |known| known.has_stored(name));
-    let stored = target.store_segment(archive, name, sealed, content).await?;
+    let (stored, hash) = target.store_segment(archive, name, sealed, content).await?;
     if stored == Stored::New && damaged {
         tracing::warn!(file = %name, repository = target.name(), "stored although damaged");
     }
