@@ -171,12 +171,21 @@ fn new_repository(
             settings.clone()
         }
     };
-    // Whatever the file says of other repositories of the cluster: this call is about one.
+    // Whatever the file says of other repositories of the cluster: this call makes or joins one.
     let mut settings = settings;
     let table = |other: &String| Some((other.clone(), known?.get(other)?.clone()));
-    let others = settings.repositories.iter().filter(|other| **other != name).filter_map(table).collect();
+    let others =
+        settings.repositories.iter().filter(|other| **other != name).filter_map(table).collect::<Vec<_>>();
+    if args.new_lineage && !others.is_empty() {
+        return Err(Failure::usage(anyhow!(
+            "a new lineage of cluster {cluster} begins in each of its repositories, and --repo names one\nHINT: Run this without --repo."
+        )));
+    }
+    if settings.ack.is_none() && !settings.repositories.contains(&name) {
+        settings.repositories.push(name.clone());
+    }
+    settings.ack = Some(settings.ack_set().to_vec());
     settings.repositories = vec![name.clone()];
-    settings.ack = None;
     let by_hand = Some(by_hand).filter(|text| !text.is_empty());
     let repositories = vec![(name, store)];
     let plan = ConfigurationPlan { path, cluster, settings, repositories, others, addition, by_hand };

@@ -4,6 +4,7 @@ mod behind_fork;
 mod elsewhere;
 mod numbered;
 mod on_record;
+mod others;
 mod split_off;
 mod superseding;
 
@@ -23,6 +24,7 @@ use walpoint_storage::store::StoreSettings;
 
 use self::elsewhere::Elsewhere;
 use self::numbered::last_lineage;
+use self::others::Others;
 use self::split_off::{CommonBeginning, began, begins, no_second, parent, writes};
 use self::superseding::{Superseding, archives, never_acknowledged, others_acknowledge};
 use super::InitArgs;
@@ -88,8 +90,9 @@ pub(crate) async fn register(
     if args.new_lineage && !args.even_if_bound {
         no_second(&there, plan, control).await?;
     }
-    let opened = open(report, plan, args.encrypt, &away).await?;
-    let mut registration = Registration::new(plan, control, &opened, args).await?;
+    let others = Others::open(plan).await;
+    let opened = open(report, plan, args.encrypt, (&away, &others)).await?;
+    let mut registration = Registration::new((plan, control), &opened, &others, args).await?;
     let joined = registration.join_all(report, &opened).await?;
     let registered = registration.registered(report, &joined).await?;
     registration.bind(report, &joined)?;
@@ -141,7 +144,7 @@ async fn open(
     report: &mut CheckReport,
     plan: &ConfigurationPlan,
     encrypt: bool,
-    away: &[&String],
+    (away, others): (&[&String], &Others),
 ) -> anyhow::Result<Vec<Opened>> {
     let (mut opened, mut places) = (Vec::new(), DistinctPlaces::default());
     for (name, settings) in plan.repositories.iter().filter(|(name, _)| !away.contains(&name)) {
@@ -155,11 +158,9 @@ async fn open(
         }
         opened.push(Opened { repository, url: settings.url.clone(), created: !existed });
     }
-    for (name, settings) in &plan.others {
-        // One that does not answer shows nothing.
-        if let Ok(other) = Repository::open(name, &settings.impatient()).await {
-            places.add(name, other.id())?;
-        }
+    // One that does not answer shows nothing.
+    for other in &others.there {
+        places.add(other.name(), other.id())?;
     }
     Ok(opened)
 }
@@ -168,6 +169,8 @@ async fn open(
 struct Registration<'a> {
     plan: &'a ConfigurationPlan,
     control: &'a ControlFile,
+    /// The other repositories of the cluster.
+    others: &'a Others,
     /// The repositories of the configuration that acknowledge.
     ack: Vec<AckMember>,
     /// Those that are on record where the server has its lineage already. A lineage that is made for it in another repository begins
@@ -185,12 +188,13 @@ struct Registration<'a> {
 
 impl<'a> Registration<'a> {
     async fn new(
-        plan: &'a ConfigurationPlan,
-        control: &'a ControlFile,
+        (plan, control): (&'a ConfigurationPlan, &'a ControlFile),
         opened: &[Opened],
+        others: &'a Others,
         args: &'a InitArgs,
     ) -> anyhow::Result<Self> {
-        let here: Vec<&Repository> = opened.iter().map(|opened| &opened.repository).collect();
+        let here: Vec<&Repository> =
+            opened.iter().map(|opened| &opened.repository).chain(&others.there).collect();
         let required = plan.settings.ack_set();
         let ack = here.iter().filter(|here| required.iter().any(|name| name == here.name()));
         let ack = ack.map(|here| AckMember { name: here.name().to_owned(), repository: here.id() }).collect();
@@ -212,7 +216,7 @@ impl<'a> Registration<'a> {
             Some(elsewhere) => elsewhere.members.clone(),
             None => on_record::members_of_all(&found).await?,
         };
-        Ok(Self { plan, control, ack, recorded, begun, elsewhere, after, lost: &args.lost_repo })
+        Ok(Self { plan, control, others, ack, recorded, begun, elsewhere, after, lost: &args.lost_repo })
     }
 
     /// Joins the cluster's lineage in a repository, or begins it there.
@@ -272,6 +276,9 @@ impl<'a> Registration<'a> {
                 control.system_id
             );
         }
+        if begun.is_none() {
+            self.others.are_known(repository, plan)?;
+        }
         let facts = NewLineage {
             system_id: control.system_id,
             major: control.major,
@@ -313,7 +320,8 @@ impl<'a> Registration<'a> {
         joined: &[Joined<'_>],
     ) -> anyhow::Result<(Vec<RegisteredCluster>, Option<String>)> {
         let pgdata = self.plan.pgdata().map_err(|failure| failure.error)?;
-        let there: Vec<RepositoryId> = joined.iter().map(|joined| joined.opened.repository.id()).collect();
+        let here = joined.iter().map(|joined| &joined.opened.repository);
+        let there: Vec<RepositoryId> = here.chain(&self.others.there).map(Repository::id).collect();
         let lineages = joined.iter().map(|joined| (&joined.opened.repository, &joined.lineage));
         let archives = writes(pgdata, self.control)
             && archives(&pgdata.join("pg_wal"), lineages, self.control.newest_timeline()).await?;

@@ -22,7 +22,6 @@ mod ranges;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::anyhow;
 use walpoint_base::{Diagnostic, SegmentName};
@@ -243,17 +242,7 @@ async fn compare(
         false => open(target, &cluster).await?,
     };
     if !target.acknowledges {
-        let recorded = uploader.record_in(&cluster, &to).await;
-        let reported = target.unrecorded.swap(recorded.is_err(), Ordering::Relaxed);
-        if let Err(error) = recorded
-            && !reported
-        {
-            tracing::warn!(
-                repository = target.name(),
-                "this repository may not record all of those that acknowledge, and a recovery from it alone waits only for those that it \
-                 records: {error}"
-            );
-        }
+        uploader.record_in(&cluster, (target, &to)).await;
     }
     let ranges = Ranges::of(uploader, (target, &to), &cluster, missed, known).await?;
     let (mut files, mut together) = (0, Together::default());

@@ -229,3 +229,51 @@ fn a_promoted_copy_takes_no_repositorys_place_among_those_that_acknowledge() {
     assert!(!keys.iter().any(|key| key.contains("/ack/")), "{keys:?} {made:#?}");
     assert!(made.stdout.contains("Recovery waits for the answer"), "{made:#?}");
 }
+
+/// Promise 4: a repository that is registered by its URL records those that acknowledge elsewhere, and one that was registered by itself
+/// does once WAL is stored there. Where it is not known who they are, nothing is registered. A recovery that has no other repository does
+/// not take what is only in another one for the end of WAL.
+#[test]
+fn a_repository_that_is_registered_by_its_url_records_who_acknowledges() {
+    let mut bed = Bed::local(Cluster::builder().segment_size_mb(1));
+    let [by_url, by_itself] = [Store::local(), Store::local()];
+    bed.agent.archive_from(&bed.cluster);
+    bed.cluster.start();
+    bed.cluster.psql("create table t (who text)");
+    bed.agent.init(&[]).expect_success();
+    Agent::with(&bed.cluster, &by_itself).init(&[]).expect_success();
+    let all = Agent::with(&bed.cluster, &bed.store)
+        .repository("url", &by_url)
+        .repository("itself", &by_itself)
+        .cluster_line("ack = [\"main\"]");
+    all.write();
+    let url = format!("file://{}", by_url.root().unwrap().display());
+    let register = || all.run(&["init", "--cluster", "main", "--repo", &url]);
+    let (mounted, away) =
+        (bed.store.root().unwrap().to_owned(), bed.store.root().unwrap().with_extension("away"));
+    std::fs::rename(&mounted, &away).unwrap();
+    let refused = register().expect_status(1);
+    assert!(refused.stderr.contains("repository main of cluster main cannot be opened"), "{refused:#?}");
+    assert!(by_url.back_door().list("clusters").is_empty());
+    std::fs::rename(&away, &mounted).unwrap();
+    register().expect_success();
+
+    let push = |agent: &Agent| {
+        let name = segment(&bed.cluster, "production");
+        agent.run(&["push", bed.cluster.wal_dir().join(&name).to_str().unwrap()]).expect_success();
+        name
+    };
+    let everywhere = push(&all);
+    bed.agent.write();
+    let lagged = push(&bed.agent);
+    for store in [&by_url, &by_itself] {
+        let alone = Agent::with(&bed.cluster, store).cluster_line("fetch_timeout = \"2s\"");
+        let fetch = |name: &str| {
+            std::fs::remove_file(bed.cluster.wal_dir().join("walpoint-origin")).ok();
+            alone.fetch(name, "pg_wal/RECOVERYXLOG")
+        };
+        fetch(&everywhere).expect_success();
+        let waits = fetch(&lagged);
+        assert!(waits.status > 1, "it may be in the repository that acknowledges: {waits:#?}");
+    }
+}

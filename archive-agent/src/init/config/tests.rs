@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use walpoint_storage::store::settings::Provider;
 
 use super::*;
@@ -133,4 +135,22 @@ fn options_of_the_store_are_checked_and_kept() {
         assert_eq!(error.status, 2);
         assert!(error.to_string().contains(told), "{error}");
     }
+}
+
+/// A repository by its URL acknowledges with those of the file, unless that says which do.
+#[test]
+fn a_repository_by_its_url_acknowledges_as_the_file_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("walpoint.toml");
+    plan(&common(&path, Some("file:///r"), "a"), &args("/data")).unwrap().write().unwrap();
+    let mut offsite = args("/data");
+    offsite.repo_name = "offsite".to_owned();
+    let planned = |args: &InitArgs| plan(&common(&path, Some("file:///other"), "a"), args);
+    let acknowledging = || planned(&offsite).unwrap().settings.ack.unwrap();
+    assert_eq!(acknowledging(), ["main", "offsite"]);
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(b"ack = [\"main\"]\n").unwrap();
+    assert_eq!(acknowledging(), ["main"]);
+    let told = planned(&InitArgs { new_lineage: true, ..offsite.clone() }).unwrap_err();
+    assert!(format!("{:#}", told.error).contains("without --repo"), "{told:?}");
 }

@@ -17,7 +17,7 @@ use walpoint_repo::wal::SegmentSealer;
 use walpoint_runtime::human;
 
 use super::super::disk;
-use super::{Purpose, Share, UploadError, UploadSource, Uploader, WalMemory};
+use super::{Purpose, Share, UploadError, UploadSource, Uploader, WalMemory, upload_error};
 use crate::wal::follows;
 use crate::wal::known::Incarnation;
 use crate::wal::memory::BUDGET;
@@ -208,6 +208,12 @@ impl Uploader {
         let share = self.share_beside(file).await;
         let targets = [target];
         let store = async {
+            // A daemon did when it compared this repository with the others.
+            if !self.later.load(Ordering::Relaxed) {
+                let archive =
+                    target.archive(&file.cluster).await.map_err(|error| upload_error(target, &error))?;
+                self.record_in(&file.cluster, (target, &archive)).await;
+            }
             if let Some(before) = before {
                 self.follows(&file.cluster, before, target).await?;
             }

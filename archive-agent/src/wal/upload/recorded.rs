@@ -181,12 +181,26 @@ impl Uploader {
         join_all(opening).await.into_iter().filter_map(|opened| opened.ok()?.ok()).collect()
     }
 
-    /// Lets those that acknowledge join the record of a repository that does not have to.
+    /// Lets those that acknowledge join the record of a repository that does not have to. Where they do not, that is reported once.
     pub(in crate::wal) async fn record_in(
         &self,
         cluster: &WalIdentity,
-        to: &WalArchive,
-    ) -> Result<(), UploadError> {
+        (target, to): (&WalTarget, &WalArchive),
+    ) {
+        let recorded = self.recorded_in(cluster, to).await;
+        let reported = target.unrecorded.swap(recorded.is_err(), Ordering::Relaxed);
+        if let Err(error) = recorded
+            && !reported
+        {
+            tracing::warn!(
+                repository = target.name(),
+                "this repository may not record all of those that acknowledge, and a recovery from it alone waits only for those that it \
+                 records: {error}"
+            );
+        }
+    }
+
+    async fn recorded_in(&self, cluster: &WalIdentity, to: &WalArchive) -> Result<(), UploadError> {
         let mut now = Vec::new();
         for target in self.targets.iter().filter(|target| target.acknowledges) {
             let archive = target.archive(cluster).await.map_err(|error| upload_error(target, &error))?;
