@@ -295,11 +295,7 @@ impl Daemon {
     pub fn memory(&self) -> (u64, u64) {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap_or_default();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0)
-                * 1024
-        };
+        let field = |name: &str| process::memory(&status, name).unwrap_or(0);
         (field("VmRSS:"), field("VmHWM:"))
     }
 }

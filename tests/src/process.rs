@@ -10,6 +10,9 @@ use rustix::process::{Pid, Signal};
 
 use crate::schema::{self, JsonCommand};
 
+/// Resident pages of an optimised program, in bytes: unoptimised it has several times as many.
+pub const PROGRAM: u64 = 16 << 20;
+
 /// What a finished process left.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -150,16 +153,17 @@ impl Background {
         json.check(&Output { status, stdout, stderr, took: self.started.elapsed() });
     }
 
-    /// Waits for its end and watches its memory: its exit status, and the most that was resident, in bytes.
+    /// Waits for its end and watches its memory: its exit status, and the most that was resident, in bytes. The pages of the program are
+    /// counted as those of the one that is released ([`PROGRAM`]).
     #[track_caller]
     pub fn wait_watched(&mut self, limit: Duration) -> (i32, u64) {
         let (start, mut highest) = (Instant::now(), 0);
         loop {
             // The kernel keeps the peak itself; the last look before the end is what is known of it.
             let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let peak = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            highest = highest.max(peak.unwrap_or(0) << 10);
+            if let (Some(peak), Some(program)) = (memory(&status, "VmHWM:"), memory(&status, "RssFile:")) {
+                highest = highest.max(peak.saturating_sub(program) + PROGRAM);
+            }
             if let Some(status) = self.try_status() {
                 self.check(status);
                 return (status, highest);
@@ -176,6 +180,12 @@ impl Background {
             drop(self.child.wait());
         }
     }
+}
+
+/// A figure of `/proc/<pid>/status`, in bytes; `None` once the process has ended.
+pub fn memory(status: &str, figure: &str) -> Option<u64> {
+    let text = status.lines().find_map(|line| line.strip_prefix(figure))?;
+    text.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
 impl Drop for Background {
