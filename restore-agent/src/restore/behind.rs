@@ -51,6 +51,8 @@ pub(super) struct Behind {
 #[derive(Debug)]
 enum First {
     Nothing,
+    /// The data directory goes back to its place, from where a run that was interrupted moved it to. No program archives from there.
+    PutBack(PathBuf),
     /// What waits in the `pg_wal` of the data directory.
     Waiting,
     /// The history of its timeline, from what an earlier restore kept.
@@ -77,6 +79,7 @@ pub(super) async fn find(
         if let Some(mut behind) = in_one(found, remains, planned, &recovery, &unarchived.replayed).await? {
             let history = WalFileName::History(behind.file.timeline());
             behind.first = match std::ptr::eq(remains, &found.here) {
+                true if found.aside.is_some() => First::PutBack(found.aside.clone().unwrap_or_default()),
                 true if !remains.waiting.is_empty() => First::Waiting,
                 false if remains.waiting.contains(&history) => {
                     First::History(remains.directory.join(history.to_string()))
@@ -203,18 +206,26 @@ impl Behind {
         } else {
             format!("continues after {}, where recovery would end, on timeline {timeline}", self.end)
         };
-        let first = match &self.first {
+        let push = format!("what there is of it with \"archive-agent push {}\"", self.path.display());
+        let archive = match &self.first {
+            First::PutBack(aside) => format!(
+                "Put the data directory, which an interrupted run moved to {}, back with \"restore-agent rollback --pgdata {}\". Then archive \
+                 the WAL that is waiting there with \"archive-agent run --once\", and what there is of the file with \"archive-agent push\"",
+                aside.display(),
+                pgdata.display()
+            ),
             First::Waiting => {
-                "Archive the WAL that is waiting there with \"archive-agent run --once\", and then "
-                    .to_owned()
+                format!(
+                    "Archive the WAL that is waiting there with \"archive-agent run --once\", and then {push}"
+                )
             }
             First::History(path) => {
                 format!(
-                    "Archive its timeline's history with \"archive-agent push {}\", and then ",
+                    "Archive its timeline's history with \"archive-agent push {}\", and then {push}",
                     path.display()
                 )
             }
-            First::Nothing => "Archive ".to_owned(),
+            First::Nothing => format!("Archive {push}"),
         };
         let directory = self.path.parent().unwrap_or(pgdata);
         let place = match directory.starts_with(pgdata) {
@@ -223,12 +234,11 @@ impl Behind {
         };
         let why = self.why.iter().map(|why| format!("\nDETAIL: {why}.")).collect::<String>();
         anyhow::anyhow!(
-            "{}: \"{}\" {place} {what}, and no repository that was read ({read}) has it: nothing was changed{why}\nHINT: {first}what \
-             there is of it with \"archive-agent push {}\", and run the same command again. With --discard-unarchived-wal \
+            "{}: \"{}\" {place} {what}, and no repository that was read ({read}) has it: nothing was changed{why}\nHINT: {archive}, and \
+             run the same command again. With --discard-unarchived-wal \
              (--delta or --replace) recovery ends without it, and the file is kept.",
             pgdata.display(),
-            self.file,
-            self.path.display()
+            self.file
         )
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct OldWal {
     pub(super) wal: PathBuf,
     /// Whose files count.
     pub(super) whose: Whose,
+    /// Whether it was moved aside, by a run that was interrupted.
+    pub(super) is_aside: bool,
 }
 
 /// What was found, and what is decided.
@@ -180,7 +182,8 @@ impl Decided {
             Step::FindWal(which, whose) => Some((*which, *whose)),
             _ => None,
         });
-        let present = |whose| OldWal { data: pgdata.to_owned(), wal: pgdata.join("pg_wal"), whose };
+        let present =
+            |whose| OldWal { data: pgdata.to_owned(), wal: pgdata.join("pg_wal"), whose, is_aside: false };
         match source? {
             (Which::Present, Whose::All) => Some(present(Whose::All)),
             (Which::Present, Whose::Own) => {
@@ -190,7 +193,7 @@ impl Decided {
                 let previous = self.previous.as_ref()?;
                 previous.existing.as_ref().ok()?.as_ref().filter(may_be_own)?;
                 let record = &previous.record;
-                Some(OldWal { data: record.aside.clone(), wal: record.wal(), whose })
+                Some(OldWal { data: record.aside.clone(), wal: record.wal(), whose, is_aside: true })
             }
         }
     }

@@ -48,6 +48,8 @@ pub(super) struct NotStored {
     others: Vec<WalArchive>,
     /// In its `pg_wal`.
     pub(super) here: Remains,
+    /// Where that data directory lies if a run that was interrupted moved it aside.
+    pub(super) aside: Option<PathBuf>,
     /// What earlier restores of the same data directory kept of it or moved aside, which is gone from there.
     pub(super) earlier: Vec<Remains>,
 }
@@ -101,13 +103,14 @@ impl NotStored {
     /// Nothing yet.
     pub(super) async fn begin(common: &CommonArgs, planned: &Planned) -> anyhow::Result<Self> {
         let (copies, others) = elsewhere::all_lineages(common, planned).await?;
-        Ok(Self { copies, others, here: Remains::default(), earlier: Vec::new() })
+        Ok(Self { copies, others, here: Remains::default(), aside: None, earlier: Vec::new() })
     }
 
     /// Looks into the `pg_wal` of a data directory. Of each timeline the newest segment that an archive has is read, and those
     /// that it does not have; what lies before one that is the same is the same server's. `leave`: a `pg_wal` that is not there is
     /// taken for lost.
     pub(super) async fn look(&mut self, old: &OldWal, leave: bool, planned: &Planned) -> anyhow::Result<()> {
+        self.aside = old.is_aside.then(|| old.data.clone());
         let is_repaired = old.whose == Whose::All;
         let must_be_there = had_a_server(&old.data) && !(leave && is_repaired);
         let found = self.remains(&old.wal, old.whose, must_be_there, planned).await;

@@ -185,6 +185,16 @@ fn a_timeline_that_the_archive_is_yet_to_hear_of_is_not_left_out() {
     let refused = restore(&["--replace", "--target-timeline", "1"]).expect_status(1);
     assert!(refused.stderr.contains(".partial"), "its own last rows are in no archive either: {refused:#?}");
 
+    // Where a run that was killed has moved it aside, no program archives: it goes back first.
+    let place = standby.pgdata().to_str().unwrap().to_owned();
+    let options = ["--pgdata", &place, "--server-is-down", "--replace", "--target-xid", &archived];
+    let command = bed.agent.command("restore-agent", [&["restore"], &options[..]].concat());
+    process::run(&mut faults::inject(&command, &["pwrite64:signal=SIGKILL:when=1"], &[]), wait::SOON);
+    assert!(standby.pgdata().join("walpoint-restore.json").exists());
+    let back = format!("restore-agent rollback --pgdata {place}");
+    let refused = restore(&["--replace"]).expect_status(1);
+    assert!(refused.stderr.contains(&back), "{refused:#?}");
+    bed.agent.restore(&["rollback", "--pgdata", &place]).expect_success();
     let agent = Agent::with(&standby, &bed.store);
     agent.write();
     agent.run(&["run", "--once"]).expect_success();
