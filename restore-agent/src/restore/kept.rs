@@ -22,6 +22,7 @@ use super::beneath::Anchor;
 use super::owners::Owner;
 use super::previous;
 use super::reach;
+use super::respelled::Respelled;
 
 /// The file in a directory of what was kept.
 const RECORD: &str = "walpoint-kept.json";
@@ -182,6 +183,14 @@ impl Kept {
         Ok(())
     }
 
+    /// The same with the paths that lead there now; `None` if it is of another data directory. `directory`: where it was found.
+    fn respelled(self, pgdata: &Path, directory: PathBuf) -> Option<Self> {
+        let paths = Respelled::of(&self.pgdata, pgdata)?;
+        let renamed =
+            self.renamed.iter().map(|(from, to)| (paths.outside(from), paths.outside(to))).collect();
+        Some(Self { pgdata: pgdata.to_owned(), directory, renamed, ..self })
+    }
+
     /// Where it is: the directory with the WAL and the record, and the new names of the others.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(self.directory.as_path()).chain(self.renamed.iter().map(|(_, to)| to.as_path()))
@@ -259,7 +268,8 @@ pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Kept>> {
     let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let mut found = Vec::new();
     for entry in named {
-        found.extend(read(&entry.path().join(RECORD))?.filter(|kept| kept.pgdata == pgdata));
+        let kept = read(&entry.path().join(RECORD))?;
+        found.extend(kept.and_then(|kept| kept.respelled(pgdata, entry.path())));
     }
     found.sort_by(|a, b| a.directory.cmp(&b.directory));
     Ok(found)

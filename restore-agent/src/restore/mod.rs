@@ -12,6 +12,7 @@
 //! | [`outside_state`], [`outside`] | the same of the directories outside: what is there, and what is decided |
 //! | [`decided`] | all of it together, and what is done by that before the place is taken |
 //! | [`previous`], [`rollback`] | a data directory that was moved aside, and its way back |
+//! | [`respelled`] | paths of a record, where the data directory had another path then |
 //! | [`free_space`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
 //! | [`layout`], [`places`] | where every path of the backup leads; that the places lie apart |
@@ -89,6 +90,7 @@ mod refusal;
 mod report;
 mod requested;
 mod required;
+mod respelled;
 pub(crate) mod rollback;
 mod running;
 mod stand_in;

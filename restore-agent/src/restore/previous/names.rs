@@ -65,12 +65,14 @@ pub(super) fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
 /// The record of the data directory that was moved aside to there.
 pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
     // One that was copied or renamed says something else of itself.
-    Ok(Record::read(aside)?.filter(|record| record.aside == aside && record.pgdata == pgdata))
+    let record = Record::read(aside)?.and_then(|record| record.respelled(pgdata));
+    Ok(record.filter(|record| record.aside == aside))
 }
 
 /// The record of a directory that is in place although a record says that it was to be moved.
 pub(crate) fn left_in(pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    Ok(Record::read(pgdata)?.filter(|record| record.pgdata == pgdata && record.is_in_place()))
+    let record = Record::read(pgdata)?.and_then(|record| record.respelled(pgdata));
+    Ok(record.filter(Record::is_in_place))
 }
 
 pub(super) fn beside(directory: &Path, time: &str) -> PathBuf {
