@@ -10,7 +10,7 @@ use walpoint_tests::cluster::{Cluster, Shutdown};
 use walpoint_tests::process::{self, Output};
 use walpoint_tests::rows::Ledger;
 use walpoint_tests::store::Store;
-use walpoint_tests::{faults, wait};
+use walpoint_tests::{faults, user, wait};
 
 use crate::forks;
 
@@ -302,6 +302,28 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     let refused = restore(&there, &[]).expect_status(1);
     assert!(refused.stderr.contains("kept or renamed"), "{refused:#?}");
     restore(&there, &["--discard-unarchived-wal"]).expect_success();
+}
+
+/// The same where the directory above it has another name by now, as in another container.
+#[test]
+fn what_an_earlier_restore_put_away_is_found_by_another_path() {
+    for first in ["--delta", "--replace"] {
+        let (mut bed, mut ledger) = bed(17);
+        let kept = ledger.append_as(&bed.cluster, "a1").xid.to_string();
+        ledger.append_as(&bed.cluster, "a2");
+        forks::lose_and_restore(&mut bed, "lost", &["--target-xid", &kept], None);
+        crash_in_the_first_segment(&mut bed, &mut ledger);
+        let [before, now] = ["before", "now"].map(|name| bed.place(name));
+        fs::create_dir(&before).unwrap();
+        user::give(&before);
+        fs::rename(bed.place("data"), before.join("data")).unwrap();
+        let earlier = ["--server-is-down", first, "--target-xid", &kept];
+        bed.try_restore("before/data", &earlier).expect_success();
+        fs::rename(&before, &now).unwrap();
+        let refused = bed.try_restore("now/data", &["--replace", "--resume-archiving"]).expect_status(1);
+        let push = format!("archive-agent push {}/data.walpoint-", now.display());
+        assert!(refused.stderr.contains(&push), "{first}: {refused:#?}");
+    }
 }
 
 /// The same where a replacement was interrupted and the restore is begun again without `--replace`.
