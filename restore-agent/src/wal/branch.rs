@@ -117,11 +117,9 @@ fn portion(history: &TimelineHistory, name: SegmentName, size: SegmentSize) -> P
 /// What a standby follows, by the histories that it was given or received and by its settings: `None` if that is not known, or if it
 /// has replayed behind the position at which that path leaves `timeline`, and cannot follow it.
 fn followed_by_standby(place: &WalDirectory, timeline: TimelineId) -> Option<TimelineHistory> {
-    let read = |name: &str| settings::text(&place.pgdata.join(name)).unwrap_or_default();
-    // The later one counts.
-    let text = [read("postgresql.conf"), read("postgresql.auto.conf")].join("\n");
-    let settings = settings::targets(&text);
-    let wanted = settings.get("recovery_target_timeline").map(|value| value.trim_matches('\''));
+    let configuration = settings::configuration(&place.pgdata);
+    let wanted =
+        settings::value(&configuration, "recovery_target_timeline").filter(|wanted| !wanted.is_empty());
     let control = std::fs::read(place.pgdata.join(CONTROL_FILE)).ok()?;
     let control = ControlFile::parse(&control).ok()?;
     let history = followed(place, wanted, control.newest_timeline()?)?;
