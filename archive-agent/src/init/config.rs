@@ -3,6 +3,7 @@
 //! A file is never rewritten: tables are added at its end if they are new, and only if the result is read back as meant. What
 //! stands there otherwise is left alone and told.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -171,21 +172,7 @@ fn new_repository(
             settings.clone()
         }
     };
-    // Whatever the file says of other repositories of the cluster: this call makes or joins one.
-    let mut settings = settings;
-    let table = |other: &String| Some((other.clone(), known?.get(other)?.clone()));
-    let others =
-        settings.repositories.iter().filter(|other| **other != name).filter_map(table).collect::<Vec<_>>();
-    if args.new_lineage && !others.is_empty() {
-        return Err(Failure::usage(anyhow!(
-            "a new lineage of cluster {cluster} begins in each of its repositories, and --repo names one\nHINT: Run this without --repo."
-        )));
-    }
-    if settings.ack.is_none() && !settings.repositories.contains(&name) {
-        settings.repositories.push(name.clone());
-    }
-    settings.ack = Some(settings.ack_set().to_vec());
-    settings.repositories = vec![name.clone()];
+    let (settings, others) = of_one(settings, &name, known, args)?;
     let by_hand = Some(by_hand).filter(|text| !text.is_empty());
     let repositories = vec![(name, store)];
     let plan = ConfigurationPlan { path, cluster, settings, repositories, others, addition, by_hand };
@@ -195,6 +182,41 @@ fn new_repository(
         plan.text(old).map_err(Failure::usage)?;
     }
     Ok(plan)
+}
+
+/// The settings of a cluster for one repository, which is made or joined, and the other repositories that the file has of the cluster.
+fn of_one(
+    mut settings: ClusterSettings,
+    name: &String,
+    known: Option<&BTreeMap<String, StoreSettings>>,
+    args: &InitArgs,
+) -> Result<(ClusterSettings, Vec<(String, StoreSettings)>), Failure> {
+    let table = |other: &String| Some((other.clone(), known?.get(other)?.clone()));
+    let others: Vec<_> =
+        settings.repositories.iter().filter(|other| *other != name).filter_map(table).collect();
+    if !others.is_empty() {
+        only_one(args)?;
+    }
+    if settings.ack.is_none() && !settings.repositories.contains(name) {
+        settings.repositories.push(name.clone());
+    }
+    settings.ack = Some(settings.ack_set().to_vec());
+    settings.repositories = vec![name.clone()];
+    Ok((settings, others))
+}
+
+/// Refuses what is done in each of a cluster's repositories or in none.
+fn only_one(args: &InitArgs) -> Result<(), Failure> {
+    let what = match args {
+        InitArgs { new_lineage: true, .. } => "a new lineage begins in",
+        InitArgs { lost_repo, .. } if !lost_repo.is_empty() => {
+            "a repository that is lost is replaced in what is recorded in"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(anyhow!(
+        "{what} each of the cluster's repositories, and --repo names one\nHINT: Run this without --repo."
+    )))
 }
 
 /// Keys of the cluster's table that the arguments want otherwise.

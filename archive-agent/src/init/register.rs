@@ -205,6 +205,9 @@ impl<'a> Registration<'a> {
             begun = Some(CommonBeginning { life: LineageUid::random(), began: began(pgdata, control) });
         } else {
             elsewhere = Elsewhere::of(&here, plan, control).await?;
+            if elsewhere.is_none() {
+                elsewhere = Elsewhere::by_wal(&others.there, plan, control).await?;
+            }
             // What is made now has the number that the server has in the other repositories.
             for repository in here.into_iter().filter(|_| elsewhere.is_none()) {
                 let first = repository.lineage_for(&plan.cluster, control.system_id).await?;
@@ -264,19 +267,8 @@ impl<'a> Registration<'a> {
             same_facts(&lineage, control.into())?;
             return Ok((lineage, false));
         }
-        let others = repository.lineages(cluster).await?;
-        let related = elsewhere.is_some() && others.ids().any(|other| other.system_id == control.system_id);
-        if others.ids().next().is_some() && begun.is_none() && !related {
-            let others: Vec<String> = others.ids().map(|id| id.to_string()).collect();
-            bail!(
-                "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier \
-                 {}\nHINT: Choose another name with --cluster, or, if this is the same cluster after pg_upgrade or a rebuild, \
-                 add --new-lineage.",
-                others.join(", "),
-                control.system_id
-            );
-        }
         if begun.is_none() {
+            self.is_free(repository).await?;
             self.others.are_known(repository, plan)?;
         }
         let facts = NewLineage {
@@ -312,6 +304,23 @@ impl<'a> Registration<'a> {
         }
     }
 
+    /// Refuses a repository in which another cluster has the name.
+    async fn is_free(&self, repository: &Repository) -> anyhow::Result<()> {
+        let (cluster, own) = (&self.plan.cluster, self.control.system_id);
+        let others = repository.lineages(cluster).await?;
+        let related = self.elsewhere.is_some() && others.ids().any(|other| other.system_id == own);
+        if others.ids().next().is_some() && !related {
+            let others: Vec<String> = others.ids().map(|id| id.to_string()).collect();
+            bail!(
+                "there is another cluster named {cluster} with the lineages {}, and this one has the system identifier \
+                 {own}\nHINT: Choose another name with --cluster, or, if this is the same cluster after pg_upgrade or a rebuild, \
+                 add --new-lineage.",
+                others.join(", ")
+            );
+        }
+        Ok(())
+    }
+
     /// Sees to it that those acknowledge in each repository that have to, and reports what it has; and why a repository that was named
     /// as lost still has to acknowledge.
     async fn registered(
@@ -342,8 +351,9 @@ impl<'a> Registration<'a> {
             }
             let now = self.acknowledging_with(lineage, joined);
             let (others, here) = on_record::beside(lineage, joined).await?;
-            let (lost, others, here) = (self.lost, &others[..], &here[..]);
-            let superseding = Superseding { there: &there, lost, archives, now: &now, others, here };
+            let alone = on_record::alone(&others, &here);
+            let (lost, others, here, alone) = (self.lost, &others[..], &here[..], &alone[..]);
+            let superseding = Superseding { there: &there, lost, archives, now: &now, alone, others, here };
             let superseded = superseding.done(report, repository, lineage).await?;
             others_acknowledge(report, repository, lineage, (&superseded, &self.ack));
             let members = superseded.members.iter().map(|member| member.repository);

@@ -118,7 +118,9 @@ pub(super) async fn on_record(uploader: &Uploader, lately: &[Dropped]) -> anyhow
     let cluster = uploader.identity().await?;
     let mut newest = Vec::new();
     for target in uploader.targets().iter().filter(|target| target.acknowledges) {
-        newest.push(newest_backup(uploader, target, &cluster).await.ok().flatten());
+        // One that hangs cannot be read either.
+        let looked = tokio::time::timeout(TIME_LIMIT, newest_backup(uploader, target, &cluster)).await;
+        newest.push(looked.ok().and_then(Result::ok).flatten());
     }
     Ok(without_backup(dropped, &newest, cluster.segment_size))
 }

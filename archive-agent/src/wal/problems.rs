@@ -28,6 +28,9 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the repositories are asked whether all that is archived can be recovered, as long as it can.
 const REACH_INTERVAL: Duration = Duration::from_secs(600);
 
+/// How long what is known here waits for what a repository says.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
 /// So many looks in a row may each find another segment missing, which is on its way: then the next ones follow later.
 const CONFIRMING_LOOKS: u32 = 5;
 
@@ -102,12 +105,30 @@ async fn look(archiver: &Archiver) -> Vec<anyhow::Error> {
         }
         [reached.err(), problem(damaged.map(|found| found.map(anyhow::Error::msg)))]
     };
+    let mut reach = std::pin::pin!(reach);
+    // A store that hangs holds the look at it up, and nothing that is known without it.
+    loop {
+        let mut found = known_here(archiver).await;
+        let limit = if found.is_empty() { RECORD_INTERVAL } else { TIME_LIMIT };
+        tokio::select! {
+            reached = &mut reach => {
+                found.extend(reached.into_iter().flatten());
+                return found;
+            }
+            () = archiver.queue().dropped.notified() => tokio::time::sleep(INTERVAL).await,
+            () = tokio::time::sleep(limit) => if !found.is_empty() { return found },
+        }
+    }
+}
+
+/// What is wrong by what this server knows itself: first what lasts, and costs another gap with each segment.
+async fn known_here(archiver: &Archiver) -> Vec<anyhow::Error> {
+    let (uploader, looks) = (archiver.uploader(), &archiver.queue().looks);
+    let bypass = tokio::time::timeout(TIME_LIMIT, looks.bypass.look(uploader));
     let lately = archiver.queue().dropped_lately();
     let gap = async { Ok(Gap::of(&dropped::on_record(uploader, &lately).await?)) };
-    let (bypass, requested, gap, [unreached, damaged]) =
-        tokio::join!(looks.bypass.look(uploader), see_requested(archiver), gap, reach);
-    // First what lasts, and costs another gap with each segment.
-    [problem(bypass), requested.err(), problem(gap), unreached, damaged].into_iter().flatten().collect()
+    let (bypass, requested, gap) = tokio::join!(bypass, see_requested(archiver), gap);
+    [problem(bypass.unwrap_or(Ok(None))), requested.err(), problem(gap)].into_iter().flatten().collect()
 }
 
 /// What a look found, or why it could not be made.

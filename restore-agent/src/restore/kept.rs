@@ -268,8 +268,12 @@ pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Kept>> {
     let named = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     let mut found = Vec::new();
     for entry in named {
-        let kept = read(&entry.path().join(RECORD))?;
-        found.extend(kept.and_then(|kept| kept.respelled(pgdata, entry.path())));
+        let Some(kept) = read(&entry.path().join(RECORD))? else { continue };
+        let of = kept.pgdata.clone();
+        match kept.respelled(pgdata, entry.path()) {
+            Some(kept) => found.push(kept),
+            None => previous::tell_not_used(&entry.path(), &of),
+        }
     }
     found.sort_by(|a, b| a.directory.cmp(&b.directory));
     Ok(found)

@@ -11,8 +11,7 @@
 //! | [`steps`], [`refusal`] | what is done with it, decided without IO, or why nothing is |
 //! | [`outside_state`], [`outside`] | the same of the directories outside: what is there, and what is decided |
 //! | [`decided`] | all of it together, and what is done by that before the place is taken |
-//! | [`previous`], [`rollback`] | a data directory that was moved aside, and its way back |
-//! | [`respelled`] | paths of a record, where the data directory had another path then |
+//! | [`previous`], [`rollback`], [`respelled`] | a data directory that was moved aside, its way back, and paths of its record |
 //! | [`free_space`] | free space |
 //! | [`tablespaces`] | where tablespaces go |
 //! | [`layout`], [`places`] | where every path of the backup leads; that the places lie apart |
@@ -20,8 +19,7 @@
 //! | [`reach`], [`named`] | what root may write to for another user, and what the command line names |
 //! | [`opened`] | that what was opened is what was looked at |
 //! | [`beneath`] | reaching everything below the places without following a link |
-//! | [`copy`], [`sync`] | the files, and that they are durable |
-//! | [`prune`], [`compare`] | `--delta`: what does not belong, what is right already |
+//! | [`copy`], [`sync`], [`prune`], [`compare`] | the files, and that they are durable; `--delta`: what does not belong, what is right |
 //! | [`forks`] | what recovery reads at a fork without asking for it |
 //! | [`crate::settings`], [`command`] | the recovery settings |
 //! | [`mod@bound`] | the lineage that the data directory is bound to |

@@ -27,7 +27,7 @@ use walpoint_base::durable;
 
 pub(super) use self::immovable::Immovable;
 pub(super) use self::names::SUFFIX;
-pub(crate) use self::names::{all, at, latest, left_in};
+pub(crate) use self::names::{all, at, latest, left_in, tell_not_used};
 use self::names::{beside, candidates, moment, second};
 pub(crate) use self::succession::{Succession, succeed};
 use super::beneath::OpenRoots;
@@ -36,7 +36,6 @@ use super::existing::Existing;
 use super::identity;
 use super::owners::Owner;
 use super::reach;
-use super::respelled::Respelled;
 
 /// The file in a data directory that was moved aside.
 pub(crate) const RECORD: &str = "walpoint-aside.json";
@@ -113,20 +112,6 @@ impl Record {
             moved: Some(moved),
             trusted: true,
         })
-    }
-
-    /// The same with the paths that lead there now; `None` if it is of another data directory.
-    fn respelled(self, pgdata: &Path) -> Option<Self> {
-        let paths = Respelled::of(&self.pgdata, pgdata)?;
-        let aside = paths.path(&self.aside);
-        let successor = self.successor.as_deref().map(|successor| paths.path(successor));
-        let respell = |moved: &Move| Move {
-            from: paths.outside(&moved.from),
-            to: paths.outside(&moved.to),
-            ..moved.clone()
-        };
-        let moves = self.moves.iter().map(respell).collect();
-        Some(Self { pgdata: pgdata.to_owned(), aside, successor, moves, ..self })
     }
 
     /// Moves everything that is not moved yet.

@@ -35,6 +35,11 @@ impl<'a> Respelled<'a> {
         }
     }
 
+    /// Whether all of these lie beside the data directory, or where they did: elsewhere, what has the recorded names may be another server's.
+    pub(super) fn covers<'p>(&self, mut outside: impl Iterator<Item = &'p Path>) -> bool {
+        self.recorded.exists() || outside.all(|path| path.starts_with(self.recorded))
+    }
+
     /// The same of a directory outside, to which a link in the data directory may lead: as it was while that leads there, as the link does.
     pub(super) fn outside(&self, path: &Path) -> PathBuf {
         if self.recorded.exists() { path.to_owned() } else { self.path(path) }

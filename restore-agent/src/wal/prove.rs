@@ -12,10 +12,10 @@ use futures_util::TryStreamExt;
 use walpoint_base::diagnostic::shown;
 use walpoint_base::{Diagnostic, Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use walpoint_plan::restore::{ForkSegment, SegmentDecoder};
-use walpoint_repo::Acknowledging;
 use walpoint_repo::index::TimelineIndex;
 use walpoint_repo::lineage::AckMember;
 use walpoint_repo::wal::WalArchive;
+use walpoint_repo::{Acknowledging, is_among};
 use walpoint_storage::RepoError;
 use walpoint_storage::layout::WalEntry;
 use walpoint_storage::object::RepositoryId;
@@ -175,14 +175,14 @@ async fn surroundings<'a>(
     let mut around = Surroundings::default();
     let mut proven: Vec<(&str, RepositoryId)> = Vec::new();
     let (mut members, mut replaced) = (Vec::new(), Vec::new());
-    let (mut unread, mut is_known) = (Vec::new(), false);
+    let (mut unread, mut known) = (Vec::new(), Vec::new());
     for source in sources {
         match look_around(archive, &source.wal, look, &mut around).await {
             Ok(Word::Known(acknowledging)) => {
                 proven.push((source.name, source.wal.repository().id()));
                 members.extend(acknowledging.members);
                 replaced.extend(acknowledging.replaced);
-                is_known = true;
+                known.push(source.wal.repository().id());
             }
             Ok(Word::Damaged(damage)) => unread.push((source, damage)),
             Err(error) => {
@@ -194,7 +194,8 @@ async fn surroundings<'a>(
             }
         }
     }
-    // Another repository knows of the same lineage who acknowledges; without one, what was replaced is not known to be.
+    // Another one of those that acknowledge knows which ones do. A repository beside them may not have heard of all.
+    let is_known = known.iter().any(|id| is_among(&members, *id));
     for (source, damage) in unread {
         if is_known {
             proven.push((source.name, source.wal.repository().id()));

@@ -151,6 +151,10 @@ fn a_repository_by_its_url_acknowledges_as_the_file_says() {
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(b"ack = [\"main\"]\n").unwrap();
     assert_eq!(acknowledging(), ["main"]);
-    let told = planned(&InitArgs { new_lineage: true, ..offsite.clone() }).unwrap_err();
-    assert!(format!("{:#}", told.error).contains("without --repo"), "{told:?}");
+    let new_lineage = InitArgs { new_lineage: true, ..offsite.clone() };
+    let lost = "00000000000000000000000000000000".parse().unwrap();
+    for everywhere in [new_lineage, InitArgs { lost_repo: vec![lost], ..offsite.clone() }] {
+        let told = planned(&everywhere).unwrap_err();
+        assert!(format!("{:#}", told.error).contains("without --repo"), "{told:?}");
+    }
 }

@@ -116,6 +116,37 @@ impl Elsewhere {
         }
     }
 
+    /// The lineage that the WAL of a data directory shows, which is bound to none, in repositories that are not joined: they have several.
+    /// `None` where it is the first, or they have only that.
+    pub(super) async fn by_wal(
+        others: &[Repository],
+        plan: &ConfigurationPlan,
+        control: &ControlFile,
+    ) -> anyhow::Result<Option<Self>> {
+        let pgdata = plan.pgdata().map_err(|failure| failure.error)?;
+        for repository in others {
+            let lineages = repository.lineages(&plan.cluster).await?.of(control.system_id);
+            let is_split = lineages.read.iter().any(|lineage| lineage.parent.is_some());
+            if lineages.damaged.is_empty() && !is_split {
+                continue;
+            }
+            let found =
+                lineage::of_directory(repository, &plan.cluster, pgdata).await.with_context(|| {
+                    format!(
+                        "repository {}: which lineage is this server's has to be settled there first",
+                        repository.name()
+                    )
+                })?;
+            if let Some(lineage) = found.filter(|lineage| lineage.parent.is_some()) {
+                let members = on_record::members(repository, &lineage).await?;
+                let (id, life) = (lineage.id, LineageUid::random());
+                let (lineage, repository) = (Some(lineage), Some(repository.clone()));
+                return Ok(Some(Self { id, lineage, repository, life, members }));
+            }
+        }
+        Ok(None)
+    }
+
     /// What the lineage is split off from, in a repository that gets it now. The fork is taken over where that holds the parent's WAL
     /// up to it.
     pub(super) async fn parent(&self, repository: &Repository) -> anyhow::Result<Option<ParentLineage>> {

@@ -47,6 +47,14 @@ pub(super) async fn beside(
     Ok((others, here))
 }
 
+/// Those of these repositories (`here`) that may acknowledge alone: what they have on record names them themselves.
+pub(super) fn alone(others: &[(RepositoryId, Acknowledging)], here: &[AckMember]) -> Vec<AckMember> {
+    let names_itself = |id: RepositoryId| {
+        others.iter().any(|(of, known)| *of == id && walpoint_repo::is_among(&known.members, id))
+    };
+    here.iter().filter(|member| names_itself(member.repository)).cloned().collect()
+}
+
 /// In the order in which they record others: those on record come first.
 pub(super) async fn in_order<'a, 'o>(joined: &'a [Joined<'o>]) -> Result<Vec<&'a Joined<'o>>, RepoError> {
     let mut named = Vec::new();

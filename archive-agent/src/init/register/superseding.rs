@@ -24,6 +24,8 @@ pub(super) struct Superseding<'a> {
     pub(super) archives: bool,
     /// Those of the configuration that acknowledge.
     pub(super) now: &'a [AckMember],
+    /// Those of the configuration that have acknowledged alone, or may: their own records name them.
+    pub(super) alone: &'a [AckMember],
     /// What other repositories with the same lineage have on record, but for what is damaged.
     pub(super) others: &'a [(RepositoryId, Acknowledging)],
     /// All repositories of the configuration with the same lineage.
@@ -69,11 +71,13 @@ impl Superseding<'_> {
                 "this data directory has no record of archiving there, so nothing shows that its WAL \
                  is what was acknowledged\nHINT: Run this on the server in production, once it has \
                  archived a segment on its timeline \
-                 (select pg_switch_wal() after a transaction)."
+                 (select pg_switch_wal() after a transaction). If archive_command fails until then, run \"archive-agent run --once\", \
+                 which stores the segment although it cannot acknowledge it."
                     .to_owned(),
             );
         }
-        let extended = superseded.as_ref().unwrap_or(&known).extended_by(self.now, self.there);
+        let joining = [self.now, self.alone].concat();
+        let extended = superseded.as_ref().unwrap_or(&known).extended_by(&joining, self.there);
         let next = extended.clone().or_else(|| superseded.clone()).or(again).filter(|_| self.archives);
         let wrote = next.is_some();
         if let Some(new) = next {
@@ -249,8 +253,15 @@ mod tests {
         bed.damage_record(0);
         let there = [repository.id()];
         let done = async |archives, lost: &[RepositoryId]| {
-            let superseding =
-                Superseding { there: &there, lost, archives, now: &here, others: &[], here: &here };
+            let superseding = Superseding {
+                there: &there,
+                lost,
+                archives,
+                now: &here,
+                alone: &[],
+                others: &[],
+                here: &here,
+            };
             superseding.done(&mut CheckReport::default(), repository, lineage).await.unwrap()
         };
         let elsewhere = done(false, &[lost]).await;

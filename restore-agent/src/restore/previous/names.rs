@@ -29,7 +29,25 @@ pub(crate) fn latest(pgdata: &Path) -> anyhow::Result<Option<Record>> {
 /// All data directories that were moved aside from there, the latest first.
 pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Record>> {
     let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
-    candidates.iter().filter_map(|aside| at(aside, pgdata).transpose()).collect()
+    let mut found = Vec::new();
+    for aside in candidates {
+        match (at(&aside, pgdata)?, Record::read(&aside)?) {
+            (Some(record), _) => found.push(record),
+            (None, Some(other)) => tell_not_used(&aside, &other.pgdata),
+            (None, None) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Says that what an earlier restore put away is not used, because its record is of a data directory at another path.
+pub(crate) fn tell_not_used(directory: &Path, pgdata: &Path) {
+    tracing::warn!(
+        "{} is not used: an earlier restore made it of {}, and nothing shows that it is of this data directory\nHINT: If it is, WAL in it \
+         may be nowhere else. Make the data directory reachable under that path again, and run this command with it.",
+        directory.display(),
+        pgdata.display()
+    );
 }
 
 /// What could be data directories that were moved aside from there, the latest first.

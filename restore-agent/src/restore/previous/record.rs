@@ -9,9 +9,10 @@ use std::path::Path;
 use anyhow::Context;
 use walpoint_base::durable;
 
-use super::{RECORD, Record, remove_abandoned};
+use super::{Move, RECORD, Record, remove_abandoned};
 use crate::restore::owners::Owner;
 use crate::restore::reach;
+use crate::restore::respelled::Respelled;
 
 impl Record {
     /// Writes it into the data directory, where that lies now. Root's stays root's: so its word counts when root puts things
@@ -29,6 +30,21 @@ impl Record {
             _ => Ok(()),
         });
         written.with_context(|| format!("{} cannot be written", directory.join(RECORD).display()))
+    }
+
+    /// The same with the paths that lead there now; `None` if it is of another data directory.
+    pub(super) fn respelled(self, pgdata: &Path) -> Option<Self> {
+        let paths = Respelled::of(&self.pgdata, pgdata)
+            .filter(|paths| paths.covers(self.moves.iter().map(|moved| moved.from.as_path())))?;
+        let aside = paths.path(&self.aside);
+        let successor = self.successor.as_deref().map(|successor| paths.path(successor));
+        let respell = |moved: &Move| Move {
+            from: paths.outside(&moved.from),
+            to: paths.outside(&moved.to),
+            ..moved.clone()
+        };
+        let moves = self.moves.iter().map(respell).collect();
+        Some(Self { pgdata: pgdata.to_owned(), aside, successor, moves, ..self })
     }
 
     /// The record in a directory, if there is one. One that does not say what it should is not skipped: an older one

@@ -9,7 +9,8 @@ use walpoint_storage::object::ContentHash;
 
 use super::WalArchive;
 use super::beginning::BeginningHasher;
-use super::get::{FetchedWal, WalReader};
+use super::fetched::FetchedWal;
+use super::get::WalReader;
 use super::header::WalHeader;
 
 /// The archives of one lineage, in the order in which they are asked.

@@ -1,6 +1,5 @@
 //! Reading back what PostgreSQL archived. Nothing is handed out before every check has passed.
 
-use std::fmt;
 use std::io::Write;
 
 use bytes::Bytes;
@@ -14,26 +13,12 @@ use walpoint_storage::object::{
 };
 
 use super::WalArchive;
+use super::fetched::FetchedWal;
 use super::header::{WAL_HEADER_RANGE, WalHeader};
 use super::parts::{MAX_TABLE, PartTable};
 use super::put::kind_of;
 use super::slices::assembled::{AssembledSegment, write_piece};
 use crate::cpu;
-
-/// A file that was read back and checked as a whole.
-#[derive(Clone, PartialEq, Eq)]
-pub struct FetchedWal {
-    /// What is stored about a segment; `None` for PostgreSQL's other files.
-    pub header: Option<WalHeader>,
-    /// Its bytes.
-    pub content: Vec<u8>,
-}
-
-impl fmt::Debug for FetchedWal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WalFile({:?}, {} bytes)", self.header, self.content.len())
-    }
-}
 
 /// A file that is read a part at a time, so that a segment of 1 GiB takes no more memory than one of 16 MiB.
 #[derive(Debug)]

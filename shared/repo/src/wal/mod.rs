@@ -31,6 +31,7 @@ mod beginning;
 pub mod content;
 pub mod copies;
 mod edges;
+mod fetched;
 mod from_younger;
 pub mod gaps;
 mod get;
@@ -68,8 +69,9 @@ pub(crate) use self::edges::{
     CROSSING, EDGE_FLAGS, EDGES, MARK_FLAGS, decode_crossing, decode_edges, edge_flags, encode_crossing,
     encode_edges, mark_flags, marks,
 };
+pub use self::fetched::FetchedWal;
 pub use self::gaps::RecordedGap;
-pub use self::get::{FetchedWal, WalReader};
+pub use self::get::WalReader;
 pub use self::header::{WalFlags, WalHeader, history_hash};
 pub use self::inherited::Inherited;
 pub use self::points::FoundPoints;
