@@ -277,3 +277,19 @@ fn a_repository_that_is_registered_by_its_url_records_who_acknowledges() {
         assert!(waits.status > 1, "it may be in the repository that acknowledges: {waits:#?}");
     }
 }
+
+/// Promise 12: what is registered by its URL has a server under its own number, too, where the data directory's binding is lost.
+#[test]
+fn a_repository_that_is_registered_by_its_url_has_a_server_under_its_own_number() {
+    let two = Two::start();
+    let added = Store::local();
+    let name = segment(&two.copy, "copy");
+    archived(&two.copy, &name);
+    let agent = Agent::with(&two.copy, &two.bed.store).repository("second", &added);
+    agent.write();
+    std::fs::remove_file(two.copy.pgdata().join("walpoint.lineage")).unwrap();
+    let url = format!("file://{}", added.root().unwrap().display());
+    agent.run(&["init", "--cluster", "main", "--repo", &url]).expect_success();
+    let lineages = added.back_door().list("clusters/main/lineages");
+    assert!(lineages.len() == 1 && lineages[0].ends_with(&two.lineage(2)), "{lineages:?}");
+}

@@ -31,10 +31,11 @@ pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Record>> {
     let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
     let mut found = Vec::new();
     for aside in candidates {
-        match (at(&aside, pgdata)?, Record::read(&aside)?) {
-            (Some(record), _) => found.push(record),
-            (None, Some(other)) => tell_not_used(&aside, &other.pgdata),
-            (None, None) => {}
+        let Some(record) = Record::read(&aside)? else { continue };
+        let of = record.pgdata.clone();
+        match record.respelled(pgdata).filter(|record| record.aside == aside) {
+            Some(record) => found.push(record),
+            None => tell_not_used(&aside, &of),
         }
     }
     Ok(found)
