@@ -113,7 +113,6 @@ impl From<&PageFinding> for DamagedPage {
             PageFault::Checksum { stored, computed } => {
                 format!("checksum {stored:04X} in the page, {computed:04X} of its content")
             }
-            PageFault::Unreadable => "the operating system cannot read it, zeros were stored".to_owned(),
             PageFault::Reported => "the server reported it".to_owned(),
         };
         Self { file: finding.path.to_string(), block: finding.block, reason }

@@ -143,7 +143,25 @@ fn pages_that_change_while_they_are_read_are_not_reported() {
     assert!(writer.join().unwrap() > 0);
 }
 
-/// A disk that cannot read a page gives a finding and a backup; the file is otherwise whole.
+/// B5: what the disk cannot read is no page with a wrong checksum: zeros in its place would be an empty page to PostgreSQL, and
+/// unfinished transactions to whoever asks `pg_xact`.
+#[test]
+fn a_block_that_the_disk_cannot_read_ends_the_backup() {
+    for checksums in [true, false] {
+        let (bed, table) = bed(checksums);
+        for file in [table.as_path(), Path::new("pg_xact/0000"), Path::new("global/pg_filenode.map")] {
+            let command = bed.agent.command("archive-agent", ["backup"]);
+            let place = bed.cluster.pgdata().join(file);
+            let mut command = faults::inject(&command, &["pread64:error=EIO"], &[&place]);
+            let output = process::run(&mut command, Duration::from_secs(120)).expect_status(1);
+            let what = format!("{} cannot be read: block 0, at byte 0: ", place.display());
+            assert!(output.stderr.contains(&what) && output.stderr.contains("HINT: "), "{}", output.stderr);
+            assert_eq!(bed.repository().finished(), []);
+        }
+        assert_eq!(bed.backup(&[])["damaged_page_count"], 0);
+    }
+}
+
 #[test]
 fn an_unreadable_file_ends_the_backup_with_its_name() {
     let (mut bed, path) = bed(true);

@@ -27,8 +27,6 @@ pub enum PageFault {
         /// Of its content.
         computed: u16,
     },
-    /// The operating system could not read it; zeros were stored in its place.
-    Unreadable,
     /// The server said so during `BASE_BACKUP`, without the values.
     Reported,
 }
@@ -38,8 +36,7 @@ impl PageFinding {
     fn encode(&self, out: &mut Vec<u8>) {
         let (what, stored, computed) = match self.fault {
             PageFault::Checksum { stored, computed } => (1, stored, computed),
-            PageFault::Unreadable => (2, 0, 0),
-            PageFault::Reported => (3, 0, 0),
+            PageFault::Reported => (2, 0, 0),
         };
         self.path.encode(out);
         out.put_u64(self.block);
@@ -53,8 +50,7 @@ impl PageFinding {
         let (stored, computed) = (input.u16()?, input.u16()?);
         let fault = match what {
             1 => PageFault::Checksum { stored, computed },
-            2 => PageFault::Unreadable,
-            3 => PageFault::Reported,
+            2 => PageFault::Reported,
             other => return Err(Malformed(format!("{other} is no kind of finding"))),
         };
         Ok(Self { path, block, fault })

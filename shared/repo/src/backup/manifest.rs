@@ -207,7 +207,7 @@ mod tests {
                     block: 77,
                     fault: PageFault::Checksum { stored: 1, computed: 2 },
                 },
-                PageFinding { path: path(4), block: 0, fault: PageFault::Unreadable },
+                PageFinding { path: path(4), block: 0, fault: PageFault::Reported },
             ],
         }
     }

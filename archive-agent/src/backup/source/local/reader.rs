@@ -32,14 +32,6 @@ pub(crate) struct Reader {
     buffer: Vec<u8>,
 }
 
-/// A piece of a file as it was read.
-struct Piece {
-    /// Bytes in the buffer; fewer than asked for where the file ends.
-    length: usize,
-    /// The blocks, counted within the piece, that the operating system could not read.
-    unreadable: Vec<usize>,
-}
-
 /// A file that is open.
 struct Opened<'a> {
     file: File,
@@ -203,7 +195,7 @@ impl Shared {
             let piece = buffer.get_mut(..want).unwrap_or_default();
             let there = match kept {
                 0 => self.piece(file, at, piece, *relation, files),
-                _ => self.verified(file, at, piece, *relation, files),
+                _ => self.verified(file, at, piece, *relation, files).map_err(anyhow::Error::from),
             };
             let there = there.with_context(cannot_read)?;
             files.write(piece.get(..there).unwrap_or_default())?;
@@ -229,14 +221,13 @@ impl Shared {
         piece: &mut [u8],
         relation: Option<RelationFile>,
         files: &mut ReplicaFiles<'_>,
-    ) -> io::Result<usize> {
-        let Piece { length, unreadable } = read(file, at, piece, self.block_size)?;
+    ) -> anyhow::Result<usize> {
+        let length = match fill(file, at, piece) {
+            Ok(length) => length,
+            Err(error) => return Err(unreadable(file, at, piece, self.block_size, error)),
+        };
         let bytes = piece.get_mut(..length).unwrap_or_default();
-        let first = at / u64::try_from(self.block_size).unwrap_or(u64::MAX);
-        for block in unreadable {
-            files.bad_page(first + u64::try_from(block).unwrap_or(0), PageFault::Unreadable);
-        }
-        self.verified(file, at, bytes, relation, files)
+        Ok(self.verified(file, at, bytes, relation, files)?)
     }
 
     /// Whether every page of what was read is right; one that was being written is read again.
@@ -289,31 +280,25 @@ fn open(place: &Path, root: Root) -> io::Result<Option<File>> {
     }
 }
 
-/// Fills `piece` from a file. What the disk cannot read is zero, block by block.
-fn read(file: &File, at: u64, piece: &mut [u8], block_size: usize) -> io::Result<Piece> {
-    match fill(file, at, piece) {
-        Ok(length) => return Ok(Piece { length, unreadable: Vec::new() }),
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {}
-        Err(error) => return Err(error),
+/// Why a piece cannot be read, and which block of the file is the first that cannot. It ends the backup: nothing may stand in its
+/// place, since to PostgreSQL zeros are an empty page, and to it the rows of that page were never there.
+fn unreadable(file: &File, at: u64, piece: &mut [u8], block_size: usize, error: io::Error) -> anyhow::Error {
+    if Errno::from_io_error(&error) != Some(Errno::IO) {
+        return error.into();
     }
-    let (mut length, mut unreadable) = (0, Vec::new());
-    for (n, block) in piece.chunks_mut(block_size).enumerate() {
-        let offset = at + u64::try_from(n * block_size).unwrap_or(u64::MAX);
-        let got = match fill(file, offset, block) {
-            Ok(got) => got,
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
-                block.fill(0);
-                unreadable.push(n);
-                block.len()
-            }
-            Err(error) => return Err(error),
-        };
-        length += got;
-        if got < block.len() {
-            break;
-        }
-    }
-    Ok(Piece { length, unreadable })
+    let size = u64::try_from(block_size).unwrap_or(u64::MAX);
+    let offsets = (0..).map(|n| at.saturating_add(size.saturating_mul(n)));
+    let mut blocks = offsets.zip(piece.chunks_mut(block_size));
+    let first = blocks.find_map(|(offset, block)| fill(file, offset, block).is_err().then_some(offset));
+    // A second look may succeed: disks try again by themselves.
+    let offset = first.unwrap_or(at);
+    anyhow::anyhow!(
+        "block {}, at byte {offset}: {error}\nDETAIL: The storage under the data directory does not return this block. A backup \
+         without it would restore without its rows, so none was taken. Earlier backups and the archived WAL are not affected.\nHINT: \
+         The kernel's log says more of the storage. Fail over to a standby or restore to other storage (\"restore-agent \
+         restore\"), then back that up.",
+        offset / size.max(1)
+    )
 }
 
 /// Reads until `bytes` is full or the file ends.
@@ -341,10 +326,9 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[1; 10_000], 0).unwrap();
         let mut piece = vec![0; 8192];
-        let first = read(&file, 0, &mut piece, 8192).unwrap();
-        assert_eq!((first.length, first.unreadable.len()), (8192, 0));
-        assert_eq!(read(&file, 8192, &mut piece, 8192).unwrap().length, 10_000 - 8192);
-        assert_eq!(read(&file, 16_384, &mut piece, 8192).unwrap().length, 0);
+        assert_eq!(fill(&file, 0, &mut piece).unwrap(), 8192);
+        assert_eq!(fill(&file, 8192, &mut piece).unwrap(), 10_000 - 8192);
+        assert_eq!(fill(&file, 16_384, &mut piece).unwrap(), 0);
     }
 
     #[test]
