@@ -168,6 +168,55 @@ fn a_commit_whose_wal_was_dropped_is_confirmed_when_a_backup_holds_it() {
     wait::until_true(SOON * 2, "all is well behind the backup", || bed.agent.run(&["health"]).success());
 }
 
+/// Promise 1: what was marked as archived and is nowhere, by another `archive_command` for example, is on no record. A slot that is made anew
+/// confirms no commit in it.
+#[test]
+fn a_commit_whose_wal_was_never_archived_is_confirmed_when_a_backup_holds_it() {
+    for version in [13, 18] {
+        let builder = major(version).conf("max_slot_wal_keep_size", "1MB");
+        let builder = builder.conf("synchronous_standby_names", "walpoint");
+        let mut bed = streaming_with(builder, "synchronous = true\n", |agent| agent);
+        bed.cluster.psql("create table t (n int)");
+        bed.backup();
+        bed.kill_daemon();
+        bed.cluster.psql("alter system set archive_command = '/bin/true'");
+        bed.cluster.psql("select pg_reload_conf()");
+        let mut session = bed.cluster.session();
+        session.send("insert into t values (1) returning n");
+        bed.cluster.wait_for(WAITING, "1");
+        let lost = "select count(*) from pg_replication_slots where wal_status = 'lost'";
+        wait::until_true(SOON * 2, "the slot loses its WAL", || {
+            bed.cluster.psql(
+                "select pg_logical_emit_message(false, 'x', repeat('y', 500000)) from generate_series(1, 4)",
+            );
+            bed.cluster.psql("checkpoint");
+            bed.cluster.psql(lost) == "1"
+        });
+        bed.cluster.psql("alter system reset archive_command");
+        bed.cluster.psql("select pg_reload_conf()");
+        bed.start_daemon();
+        let says =
+            || bed.daemon().log().contains("is not in repository") && !bed.agent.run(&["health"]).success();
+        wait::until_true(SOON, "the stream holds", says);
+        // Segments that are archived again are behind the gap.
+        bed.cluster.psql("set synchronous_commit = local; insert into t values (2); select pg_switch_wal()");
+        thread::sleep(Duration::from_secs(3));
+        assert_eq!(bed.cluster.psql(WAITING), "1", "PostgreSQL {version}: it is in no repository");
+        bed.kill_daemon();
+        bed.start_daemon();
+        thread::sleep(Duration::from_secs(3));
+        assert_eq!(bed.cluster.psql(WAITING), "1", "PostgreSQL {version}: nor is it for the next daemon");
+        bed.backup();
+        assert_eq!(session.answer(), "1");
+        drop(session);
+        bed.cluster.psql("insert into t values (3)");
+        disaster(&mut bed);
+        let restored = bed.restore_and_start("latest", &["--target-action", "promote"]);
+        restored.wait_promoted();
+        assert_eq!(restored.psql("select count(*) from t"), "3", "PostgreSQL {version}");
+    }
+}
+
 /// A12: where the slot kept what was dropped, the stream stores it, and it counts as dropped no more: the next daemon holds no commit.
 #[test]
 fn what_was_dropped_and_is_streamed_after_all_holds_no_commit_up() {

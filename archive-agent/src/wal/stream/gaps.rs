@@ -1,14 +1,19 @@
 //! WAL that the stream does without: segments that an operator skipped or accepted although damaged, and what was dropped before the slot
 //! was made anew.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use walpoint_base::dropped::{self, DropReason};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
+use walpoint_repo::wal::WalArchive;
+use walpoint_storage::RepoError;
+use walpoint_storage::layout::WalEntry;
 
 use super::open::Start;
 use crate::wal::archiver::Archiver;
-use crate::wal::{disk, dropped as gap};
+use crate::wal::{base, disk, dropped as gap};
 
 /// Whether an operator decided to archive on without a segment (`push --skip`), or with a damaged one (`push --accept-damaged`). Not while
 /// the record of that cannot be read.
@@ -65,13 +70,68 @@ pub(super) async fn unconfirmed(
     let mut record = gap::on_record(archiver.uploader(), &lately).await?;
     record.retain(|dropped| dropped.reason == DropReason::QueueMax);
     let mut names = record.into_iter().filter_map(|dropped| whole(dropped.name));
-    Ok(names.rfind(|name| is_before(*name, history, size, from)).map(|name| {
-        format!(
-            "{name} was dropped, and commits in it may be waiting for the stream, which would confirm them\nDETAIL: With synchronous = \
-             true, what is confirmed can be restored.\nHINT: Take a new backup (archive-agent backup): streaming begins when it is \
-             complete. To let commits finish at once, take Walpoint out of synchronous_standby_names."
-        )
-    }))
+    let before = names.rfind(|name| is_before(*name, history, size, from));
+    Ok(before.map(|name| held(&format!("{name} was dropped"))))
+}
+
+fn held(why: &str) -> String {
+    format!(
+        "{why}, and commits in it may be waiting for the stream, which would confirm them\nDETAIL: With synchronous = true, what is \
+         confirmed can be restored.\nHINT: Take a new backup (archive-agent backup): streaming begins when it is complete. To let \
+         commits finish at once, take Walpoint out of synchronous_standby_names."
+    )
+}
+
+/// Why a stream for synchronous commit must not begin at a segment with a slot to which none has reported: a segment before it is not
+/// stored, because `archive_command` was another one for example, and commits in that may still wait. A repository without a backup
+/// restores none of them in any case, so it is not asked.
+pub(super) async fn unstored(
+    archiver: &Archiver,
+    history: &TimelineHistory,
+    size: SegmentSize,
+    until: SegmentNo,
+) -> anyhow::Result<Option<String>> {
+    let (uploader, decided) = (archiver.uploader(), decided(archiver).await?);
+    let cluster = uploader.identity().await?;
+    for target in uploader.targets().iter().filter(|target| target.acknowledges) {
+        let archive = target.archive(&cluster).await?;
+        let Some(backup) = base::newest_backup(&archive, history).await? else { continue };
+        let first = SegmentNo::of(backup.start(), size);
+        if let Some(name) = first_missing(&archive, history, size, (first, until), &decided).await? {
+            return Ok(Some(held(&format!("{name} is not in repository {}", target.name()))));
+        }
+    }
+    Ok(None)
+}
+
+/// The first segment of a path, from one to before another, that an archive lacks and nobody decided to do without.
+async fn first_missing(
+    archive: &WalArchive,
+    history: &TimelineHistory,
+    size: SegmentSize,
+    (first, until): (SegmentNo, SegmentNo),
+    decided: &[SegmentName],
+) -> Result<Option<SegmentName>, RepoError> {
+    let names = (first.0..until.0).map(SegmentNo);
+    let names = names.map(|number| number.name(history.timeline_at(number.end(size) - 1), size));
+    let names: Vec<SegmentName> = names.filter(|name| !decided.contains(name)).collect();
+    for of_timeline in names.chunk_by(|a, b| a.timeline == b.timeline) {
+        let Some(first) = of_timeline.first() else { continue };
+        let mut here = BTreeSet::new();
+        let mut listed = archive.list(first.timeline, Some(*first));
+        while let Some((entry, _)) = listed.try_next().await? {
+            if let WalEntry::File(WalFileName::Segment(name)) = entry {
+                here.insert(name);
+            }
+        }
+        for name in of_timeline.iter().filter(|name| !here.contains(name)) {
+            // What the archive inherits is in no listing of it.
+            if archive.header(*name).await?.is_none() {
+                return Ok(Some(*name));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a segment on the way to a server's timeline begins before a position.

@@ -77,6 +77,15 @@ pub(super) async fn open(
     let system = asking.identify_system().await?;
     let history = asking.timeline_history(system.timeline).await?;
     let history = history.map_or_else(|| TimelineHistory::root(system.timeline), |(_, history)| history);
+    let kept = slot::is_kept(&mut server, &rules.slot).await?;
+    if rules.synchronous && !kept {
+        // Before there is a slot: one that a killed daemon left would be taken for one that a stream reported to.
+        let redo = server.last_checkpoint().await?.redo;
+        let start = start(archiver, &history, size, (redo, next)).await?;
+        if let Some(held) = gaps::unstored(archiver, &history, size, start.number).await? {
+            return Ok(Opening::Held(held));
+        }
+    }
     let (slot, restart) = match slot::ensure(&mut server, &mut asking, &rules.slot).await? {
         Slot::Reserved(restart) => (Some(&rules.slot), restart),
         Slot::Used(process) => return Ok(Opening::Blocked(in_use(&rules.slot, Some(process)))),
@@ -89,22 +98,21 @@ pub(super) async fn open(
             (None, system.position)
         }
     };
-    asking.close().await;
-    let start = match next {
-        Some(next) => Start { timeline: next.timeline, number: SegmentNo::of(next.switch, size) },
-        None => {
-            let reserved =
-                Start { timeline: history.timeline_at(restart), number: SegmentNo::of(restart, size) };
-            oldest(archiver, &history, size, reserved).await?
-        }
-    };
-    let start = gaps::behind_decided(archiver, &history, size, start).await?;
+    let start = start(archiver, &history, size, (restart, next)).await?;
     let from = start.number.start(size);
-    if rules.synchronous
-        && let Some(held) = gaps::unconfirmed(archiver, &history, size, from).await?
-    {
-        return Ok(Opening::Held(held));
+    if rules.synchronous {
+        if let Some(held) = gaps::unconfirmed(archiver, &history, size, from).await? {
+            return Ok(Opening::Held(held));
+        }
+        // A checkpoint may have come between the look and the slot.
+        if !kept && let Some(held) = gaps::unstored(archiver, &history, size, start.number).await? {
+            if let Some(slot) = slot {
+                asking.drop_slot(slot).await?;
+            }
+            return Ok(Opening::Held(held));
+        }
     }
+    asking.close().await;
     if let Some(held) =
         over_limit(settings, &mut server, (slot, restart), (from, system.position), size).await?
     {
@@ -116,6 +124,24 @@ pub(super) async fn open(
     let walsender = streaming(settings, &mut server, &system).await?;
     server.close().await;
     begin(archiver, (settings, &rules), reports, (walsender, slot), (start, size)).await
+}
+
+/// Where a stream begins whose slot keeps WAL from `restart` on, or that follows the timeline of the last one.
+async fn start(
+    archiver: &Archiver,
+    history: &TimelineHistory,
+    size: SegmentSize,
+    (restart, next): (Lsn, Option<NextStart>),
+) -> anyhow::Result<Start> {
+    let start = match next {
+        Some(next) => Start { timeline: next.timeline, number: SegmentNo::of(next.switch, size) },
+        None => {
+            let reserved =
+                Start { timeline: history.timeline_at(restart), number: SegmentNo::of(restart, size) };
+            oldest(archiver, history, size, reserved).await?
+        }
+    };
+    gaps::behind_decided(archiver, history, size, start).await
 }
 
 fn in_use(slot: &SlotName, process: Option<i32>) -> String {
