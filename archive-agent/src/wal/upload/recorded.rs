@@ -75,6 +75,11 @@ impl<'a> Record<'a> {
     fn id(&self) -> RepositoryId {
         self.archive.repository().id()
     }
+
+    /// Whether its repository may acknowledge without being recorded by another one.
+    fn names_itself(&self) -> bool {
+        is_among(&self.known.members, self.id())
+    }
 }
 
 impl Uploader {
@@ -137,14 +142,15 @@ impl Uploader {
         own: &[WalArchive],
         now: &[AckMember],
     ) -> Result<bool, UploadError> {
-        let mut records = Vec::new();
-        for archive in own {
-            records.push(Record::of(archive).await?);
-        }
-        if records.iter().all(|record| names_all(&record.known.members, now)) {
+        if all_name(&records_of(own).await?, now) {
             return Ok(true);
         }
         let open = self.outside(cluster).await;
+        record_each_other(&own.iter().chain(&open).collect::<Vec<_>>()).await?;
+        let mut records = records_of(own).await?;
+        if all_name(&records, now) {
+            return Ok(true);
+        }
         let away = add_named(&mut records, &open).await;
         let alone = !records.iter().all(|record| names_any(&record.known.members, now));
         if let Some(away) = away {
@@ -201,19 +207,70 @@ impl Uploader {
     }
 
     async fn recorded_in(&self, cluster: &WalIdentity, to: &WalArchive) -> Result<(), UploadError> {
-        let mut now = Vec::new();
+        let mut own = Vec::new();
         for target in self.targets.iter().filter(|target| target.acknowledges) {
             let archive = target.archive(cluster).await.map_err(|error| upload_error(target, &error))?;
             if archive.lineage().is_same_life(to.lineage()) {
-                now.push(member(&archive));
+                own.push(archive);
             }
         }
-        let Some(known) = on_record(to).await? else { return Ok(()) };
-        if names_all(&known.members, &now) || self.follows_another().await? {
+        let now: Vec<AckMember> = own.iter().map(member).collect();
+        let Some(mut known) = on_record(to).await? else { return Ok(()) };
+        let may_alone = is_among(&known.members, to.repository().id());
+        if names_all(&known.members, &now) && !may_alone || self.follows_another().await? {
+            return Ok(());
+        }
+        if may_alone {
+            record_each_other(&own.iter().chain([to]).collect::<Vec<_>>()).await?;
+            let Some(again) = on_record(to).await? else { return Ok(()) };
+            known = again;
+        }
+        if names_all(&known.members, &now) {
             return Ok(());
         }
         joined_or_reported(to, known, &now).await
     }
+}
+
+async fn records_of(archives: &[WalArchive]) -> Result<Vec<Record<'_>>, RepoError> {
+    let mut records = Vec::new();
+    for archive in archives {
+        records.push(Record::of(archive).await?);
+    }
+    Ok(records)
+}
+
+fn all_name(records: &[Record<'_>], now: &[AckMember]) -> bool {
+    records.iter().all(|record| names_all(&record.known.members, now))
+}
+
+/// Lets each of these repositories that may acknowledge without the others, because its own record names it, join the records of the
+/// others, whoever else is away. They were registered apart: each may hold what the others lack, so the readers of either wait for both.
+async fn record_each_other(archives: &[&WalArchive]) -> Result<(), RepoError> {
+    let mut records = Vec::new();
+    for archive in archives {
+        // One that does not answer is joined when it does.
+        if let Ok(record) = tokio::time::timeout(TIME_LIMIT, Record::of(archive)).await {
+            records.push(record?);
+        }
+    }
+    let alone = records.iter().filter(|record| record.names_itself());
+    let alone: Vec<&WalArchive> = alone.map(|record| record.archive).collect();
+    for Record { archive, known, damage } in records {
+        let others = alone.iter().filter(|one| {
+            one.repository().id() != archive.repository().id()
+                && one.lineage().is_same_life(archive.lineage())
+        });
+        let others: Vec<AckMember> = others.map(|one| member(one)).collect();
+        if damage.is_none() && !names_all(&known.members, &others) {
+            let there: Vec<RepositoryId> = known.members.iter().map(|member| member.repository).collect();
+            tokio::time::timeout(TIME_LIMIT, joined(archive, known, &others, &there))
+                .await
+                .ok()
+                .transpose()?;
+        }
+    }
+    Ok(())
 }
 
 /// Lets those that acknowledge `now` join the record of a repository that need not acknowledge. An error if it does not count one of them.
@@ -271,27 +328,30 @@ async fn on_record(archive: &WalArchive) -> Result<Option<Acknowledging>, RepoEr
 /// Writes the record of a repository with those that acknowledge `now`, if it lacks one; who is on it then.
 async fn joined(
     archive: &WalArchive,
-    known: Acknowledging,
+    mut known: Acknowledging,
     now: &[AckMember],
     there: &[RepositoryId],
 ) -> Result<Vec<AckMember>, RepoError> {
-    let Some(next) = known.extended_by(now, there) else { return Ok(known.members) };
-    match archive.repository().supersede_acknowledging(archive.lineage(), &next).await {
-        Ok(()) => {
-            tracing::warn!(
-                repository = archive.repository().name(),
-                lineage = %archive.lineage().id,
-                "from now on, this repository records that WAL must be acknowledged by {}, too\nDETAIL: At the end of the archive, \
-                 recovery waits for its answer.",
-                names(now)
-            );
-            Ok(next.members)
+    loop {
+        let Some(next) = known.extended_by(now, there) else { return Ok(known.members) };
+        match archive.repository().supersede_acknowledging(archive.lineage(), &next).await {
+            Ok(()) => {
+                tracing::warn!(
+                    repository = archive.repository().name(),
+                    lineage = %archive.lineage().id,
+                    "from now on, this repository records that WAL must be acknowledged by {}, too\nDETAIL: At the end of the \
+                     archive, recovery waits for its answer.",
+                    names(now)
+                );
+                return Ok(next.members);
+            }
+            // Another process wrote it meanwhile, maybe with others.
+            Err(RepoError::Conflict { .. }) => match on_record(archive).await? {
+                Some(again) if again != known => known = again,
+                _ => return Ok(known.members),
+            },
+            Err(error) => return Err(error),
         }
-        // Another process does the same.
-        Err(RepoError::Conflict { .. }) => {
-            Ok(on_record(archive).await?.map_or(known.members, |known| known.members))
-        }
-        Err(error) => Err(error),
     }
 }
 

@@ -59,6 +59,41 @@ async fn a_repository_that_joins_others_is_not_recorded_where_one_of_them_is_awa
     assert_eq!(recorded(&far).await.len(), 2, "recovery asks one that has everything");
 }
 
+/// Each may hold what the other one lacks: whichever acknowledges now, readers of either wait for both, also while a third one is away.
+#[tokio::test]
+async fn repositories_that_were_registered_apart_record_each_other() {
+    for (ack, away) in [(&["main"][..], false), (&["main", "far"], false), (&["main", "far"], true)] {
+        let (main, far, _, cluster) = two().await;
+        let gone = AckMember { name: "gone".to_owned(), repository: RepositoryId([7; 16]) };
+        for bed in [&main, &far] {
+            let known = on_record(&bed.archive).await.unwrap().unwrap();
+            let own = [member(&bed.archive)].into_iter().chain(away.then(|| gone.clone()));
+            joined(&bed.archive, known, &own.collect::<Vec<_>>(), &[]).await.unwrap();
+        }
+        let uploader = uploader(&[&main, &far], ack);
+        let [of_main, of_far] = [&main, &far].map(|bed| bed.archive.repository().id());
+        match ack {
+            [_] => {
+                let target = uploader.targets().iter().find(|target| !target.acknowledges).unwrap();
+                let to = target.archive(&cluster).await.unwrap();
+                uploader.record_in(&cluster, (target, &to)).await;
+            }
+            _ => {
+                let own = [main.archive.clone(), far.archive.clone()];
+                let now = own.each_ref().map(member);
+                assert!(uploader.record(&cluster, &own, &now).await.unwrap());
+            }
+        }
+        let with_gone = |ids: [RepositoryId; 2]| {
+            let mut ids = ids.to_vec();
+            ids.splice(1..1, away.then_some(gone.repository));
+            ids
+        };
+        assert_eq!(recorded(&main).await, with_gone([of_main, of_far]), "{ack:?}");
+        assert_eq!(recorded(&far).await, with_gone([of_far, of_main]), "{ack:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_could_not_be_recorded_is_tried_again() {
     tokio::time::pause();
