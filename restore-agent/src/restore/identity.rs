@@ -26,6 +26,12 @@ impl From<&Metadata> for Identity {
     }
 }
 
+/// The inode of a directory, by which a record in it knows it again: whatever it is called and wherever it is mounted. `None` if it cannot
+/// be looked at.
+pub(crate) fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|meta| meta.ino())
+}
+
 /// Whether two paths lead to the same directory; if it does not exist, whether they would.
 pub(crate) fn same(a: &Path, b: &Path) -> bool {
     match (Identity::of(a), Identity::of(b)) {

@@ -19,6 +19,7 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::beneath::Anchor;
+use super::identity;
 use super::owners::Owner;
 use super::previous;
 use super::reach;
@@ -43,6 +44,9 @@ pub(crate) struct Kept {
     pub(crate) pgdata: PathBuf,
     /// Where it lies.
     pub(crate) directory: PathBuf,
+    /// Its inode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inode: Option<u64>,
     /// Names of the files of WAL in it.
     pub(crate) wal: Vec<String>,
     /// Those of them that waited to be archived.
@@ -134,6 +138,7 @@ impl Kept {
         let kept = Self {
             pgdata: pgdata.to_owned(),
             directory: beside(pgdata, SUFFIX, &name),
+            inode: None,
             wal: wal.to_vec(),
             waiting: wal.iter().filter(|name| waits(name)).cloned().collect(),
             renamed: directories.iter().map(|d| (d.clone(), beside(d, previous::SUFFIX, &name))).collect(),
@@ -144,9 +149,10 @@ impl Kept {
             reach::parent(from, true, user)
                 .with_context(|| format!("{} cannot be renamed: nothing was changed", from.display()))?;
         }
-        kept.write(user).with_context(|| {
-            format!("{} cannot be written: nothing was changed", kept.directory.display())
-        })?;
+        let place = kept.directory.clone();
+        let kept = kept
+            .write(user)
+            .with_context(|| format!("{} cannot be written: nothing was changed", place.display()))?;
         Ok(Some(kept))
     }
 
@@ -159,20 +165,22 @@ impl Kept {
         Ok(())
     }
 
-    fn write(&self, user: Option<Owner>) -> io::Result<()> {
+    fn write(mut self, user: Option<Owner>) -> io::Result<Self> {
         let (parent, name) = reach::parent(&self.directory, true, user)?;
         rustix::fs::mkdirat(&parent, name, Mode::RWXU)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = File::from(rustix::fs::openat(&parent, name, flags, Mode::empty())?);
         // Who owns the parent may have put another directory in its place.
-        if directory.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        let meta = directory.metadata()?;
+        if meta.uid() != rustix::process::geteuid().as_raw() {
             return Err(io::Error::other("another user replaced it"));
         }
+        self.inode = Some(meta.ino());
         let wal = Anchor::open(&self.pgdata.join("pg_wal"))?;
         for name in &self.wal {
             keep_file(wal.directory(), &directory, name, user)?;
         }
-        let json = serde_json::to_vec_pretty(self).map_err(io::Error::from)?;
+        let json = serde_json::to_vec_pretty(&self).map_err(io::Error::from)?;
         // Under its name it is whole, whenever this is interrupted.
         let mut record = new_file(&directory, UNNAMED)?;
         record.write_all(&json)?;
@@ -180,14 +188,19 @@ impl Kept {
         rustix::fs::renameat(&directory, UNNAMED, &directory, RECORD)?;
         give(&directory, user)?;
         rustix::fs::fsync(&parent)?;
-        Ok(())
+        Ok(self)
     }
 
     /// The same with the paths that lead there now; `None` if it is of another data directory. `directory`: where it was found.
     fn respelled(self, pgdata: &Path, directory: PathBuf) -> Option<Self> {
-        let paths = Respelled::of(&self.pgdata, pgdata)?;
-        let renamed =
+        let known = self.inode.is_some() && self.inode == identity::inode(&directory);
+        let paths = Respelled::of(&self.pgdata, pgdata, known)?;
+        let mut renamed: Vec<_> =
             self.renamed.iter().map(|(from, to)| (paths.outside(from), paths.outside(to))).collect();
+        // The WAL is here in any case.
+        if known && !paths.covers(self.renamed.iter().map(|(from, _)| from.as_path())) {
+            renamed.clear();
+        }
         Some(Self { pgdata: pgdata.to_owned(), directory, renamed, ..self })
     }
 

@@ -47,6 +47,9 @@ pub(crate) struct Record {
     pub(crate) pgdata: PathBuf,
     /// Where it lies.
     pub(crate) aside: PathBuf,
+    /// Its inode; `None` in the record of an older program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inode: Option<u64>,
     /// Directories outside it that went along.
     pub(crate) moves: Vec<Move>,
     /// The directory that comes in its place, if one that was moved aside earlier does.
@@ -106,6 +109,7 @@ impl Record {
         Ok(Self {
             pgdata: pgdata.to_owned(),
             aside: beside(pgdata, &name),
+            inode: identity::inode(pgdata),
             moves: moves.collect(),
             successor,
             succeeded: Some(false),

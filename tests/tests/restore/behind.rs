@@ -304,10 +304,10 @@ fn what_cannot_be_read_is_not_left_out_without_a_word() {
     restore(&there, &["--discard-unarchived-wal"]).expect_success();
 }
 
-/// The same where the directory above it has another name by now, as in another container.
+/// The same where the directory above it has another name by now, as in another container, also if something else is in its old place.
 #[test]
 fn what_an_earlier_restore_put_away_is_found_by_another_path() {
-    for first in ["--delta", "--replace"] {
+    for (first, is_left) in [("--delta", false), ("--delta", true), ("--replace", true)] {
         let (mut bed, mut ledger) = bed(17);
         let kept = ledger.append_as(&bed.cluster, "a1").xid.to_string();
         ledger.append_as(&bed.cluster, "a2");
@@ -320,9 +320,19 @@ fn what_an_earlier_restore_put_away_is_found_by_another_path() {
         let earlier = ["--server-is-down", first, "--target-xid", &kept];
         bed.try_restore("before/data", &earlier).expect_success();
         fs::rename(&before, &now).unwrap();
-        let refused = bed.try_restore("now/data", &["--replace", "--resume-archiving"]).expect_status(1);
-        let push = format!("archive-agent push {}/data.walpoint-", now.display());
-        assert!(refused.stderr.contains(&push), "{first}: {refused:#?}");
+        let mut name = "data";
+        if is_left {
+            fs::create_dir(&before).unwrap();
+            name = "main";
+            for entry in fs::read_dir(&now).unwrap().flatten() {
+                let called = entry.file_name().into_string().unwrap().replace("data", name);
+                fs::rename(entry.path(), now.join(called)).unwrap();
+            }
+        }
+        let again = ["--replace", "--resume-archiving"];
+        let refused = bed.try_restore(&format!("now/{name}"), &again).expect_status(1);
+        let push = format!("archive-agent push {}/{name}.walpoint-", now.display());
+        assert!(refused.stderr.contains(&push), "{first} {is_left}: {refused:#?}");
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Record>> {
     for aside in candidates {
         let Some(record) = Record::read(&aside)? else { continue };
         let of = record.pgdata.clone();
-        match record.respelled(pgdata).filter(|record| record.aside == aside) {
+        match record.respelled(pgdata, &aside).filter(|record| record.aside == aside) {
             Some(record) => found.push(record),
             None => tell_not_used(&aside, &of),
         }
@@ -84,13 +84,13 @@ pub(super) fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
 /// The record of the data directory that was moved aside to there.
 pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
     // One that was copied or renamed says something else of itself.
-    let record = Record::read(aside)?.and_then(|record| record.respelled(pgdata));
+    let record = Record::read(aside)?.and_then(|record| record.respelled(pgdata, aside));
     Ok(record.filter(|record| record.aside == aside))
 }
 
 /// The record of a directory that is in place although a record says that it was to be moved.
 pub(crate) fn left_in(pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    let record = Record::read(pgdata)?.and_then(|record| record.respelled(pgdata));
+    let record = Record::read(pgdata)?.and_then(|record| record.respelled(pgdata, pgdata));
     Ok(record.filter(Record::is_in_place))
 }
 

@@ -10,6 +10,7 @@ use anyhow::Context;
 use walpoint_base::durable;
 
 use super::{Move, RECORD, Record, remove_abandoned};
+use crate::restore::identity;
 use crate::restore::owners::Owner;
 use crate::restore::reach;
 use crate::restore::respelled::Respelled;
@@ -32,9 +33,10 @@ impl Record {
         written.with_context(|| format!("{} cannot be written", directory.join(RECORD).display()))
     }
 
-    /// The same with the paths that lead there now; `None` if it is of another data directory.
-    pub(super) fn respelled(self, pgdata: &Path) -> Option<Self> {
-        let paths = Respelled::of(&self.pgdata, pgdata)
+    /// The same with the paths that lead there now; `None` if it is of another data directory. `at`: the directory where it was found.
+    pub(super) fn respelled(self, pgdata: &Path, at: &Path) -> Option<Self> {
+        let known = self.inode.is_some() && self.inode == identity::inode(at);
+        let paths = Respelled::of(&self.pgdata, pgdata, known)
             .filter(|paths| paths.covers(self.moves.iter().map(|moved| moved.from.as_path())))?;
         let aside = paths.path(&self.aside);
         let successor = self.successor.as_deref().map(|successor| paths.path(successor));
