@@ -5,9 +5,11 @@
 //! skipped: then none waits, and the rest of the segment is hashed only.
 
 use std::collections::VecDeque;
+use std::io::Write;
 
 use bytes::{Bytes, BytesMut};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId};
+use walpoint_repo::wal::BeginningHasher;
 use walpoint_repo::wal::slices::MAX_SLICE;
 use walpoint_storage::object::ContentHash;
 
@@ -33,6 +35,17 @@ impl Slice {
 pub(super) struct StoredBefore {
     pub(super) end: Lsn,
     pub(super) hashes: Vec<Option<ContentHash>>,
+    /// Of a whole segment that ends with a switch: what lies behind that is no WAL, and may differ.
+    pub(super) switched: Option<SwitchedBefore>,
+}
+
+/// What is stored of a segment up to the end of the switch that ends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SwitchedBefore {
+    /// Bytes of the segment up to there.
+    pub(super) length: u64,
+    /// The hash of them without a key ([`BeginningHasher`]) for each repository; `None`: that one has no such segment.
+    pub(super) records: Vec<Option<ContentHash>>,
 }
 
 /// It holds other bytes than the server sends.
@@ -64,6 +77,10 @@ pub(super) struct OpenSegment {
     pub(super) position: Lsn,
     hashers: Vec<blake3::Hasher>,
     before: Option<StoredBefore>,
+    /// Takes what `before` is compared with up to its switch.
+    records: Option<Box<BeginningHasher>>,
+    /// The stored hash, for each repository whose segment has the same records as the server's, and differs behind them.
+    stored: Vec<Option<ContentHash>>,
     pieces: VecDeque<Piece>,
     skips: bool,
 }
@@ -78,12 +95,16 @@ impl OpenSegment {
         before: Option<StoredBefore>,
     ) -> Self {
         let number = SegmentNo::of(start, size);
+        let before = before.filter(|before| before.end > start);
+        let switched = before.as_ref().and_then(|before| before.switched.as_ref());
         Self {
             name: number.name(timeline, size),
             end: number.end(size),
             position: number.start(size),
+            records: switched.map(|switched| Box::new(BeginningHasher::of(switched.length))),
+            stored: vec![None; empty.len()],
             hashers: empty,
-            before: before.filter(|before| before.end > start),
+            before,
             pieces: VecDeque::new(),
             skips: false,
         }
@@ -101,15 +122,15 @@ impl OpenSegment {
             for hasher in &mut self.hashers {
                 hasher.update(stored);
             }
+            if let Some(records) = &mut self.records {
+                // It takes everything.
+                records.write_all(stored).ok();
+            }
             self.position = self.position + stored.len() as u64;
             ours = new;
             if self.position == before.end {
-                let differs = |(stored, own): (&Option<ContentHash>, ContentHash)| {
-                    stored.is_some_and(|stored| stored != own)
-                };
-                if before.hashes.iter().zip(self.hashes()).any(differs) {
-                    return Err(OtherServers { segment: self.name, end: before.end });
-                }
+                self.stored =
+                    self.compared(before).ok_or(OtherServers { segment: self.name, end: before.end })?;
                 durable = self.before.take().map(|before| before.end).filter(|end| *end < self.end);
             }
         }
@@ -130,6 +151,17 @@ impl OpenSegment {
             (self.position, ours) = (self.position + now.len() as u64, later);
         }
         Ok((rest, durable))
+    }
+
+    /// For each repository whose content differs from the server's, but for the records: its hash. `None` if one holds other records.
+    fn compared(&self, before: &StoredBefore) -> Option<Vec<Option<ContentHash>>> {
+        let own = self.records.as_ref().and_then(|records| records.hash());
+        let records = |n: usize| *before.switched.as_ref()?.records.get(n)?;
+        let one = |(n, (stored, hash)): (usize, (&Option<ContentHash>, ContentHash))| match stored {
+            Some(stored) if *stored != hash => (own.is_some() && records(n) == own).then_some(Some(*stored)),
+            _ => Some(None),
+        };
+        before.hashes.iter().zip(self.hashes()).enumerate().map(one).collect()
     }
 
     /// Up to where others have stored it, as long as the server has not sent so much.
@@ -159,9 +191,10 @@ impl OpenSegment {
         self.pieces.clear();
     }
 
-    /// The hash of all that was received, for each repository.
+    /// The hash of all that was received, for each repository; of the stored segment where that has the same records.
     pub(super) fn hashes(&self) -> Vec<ContentHash> {
-        self.hashers.iter().map(|hasher| ContentHash(*hasher.finalize().as_bytes())).collect()
+        let own = self.hashers.iter().map(|hasher| ContentHash(*hasher.finalize().as_bytes()));
+        own.zip(&self.stored).map(|(own, stored)| stored.unwrap_or(own)).collect()
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -222,7 +255,8 @@ mod tests {
     #[test]
     fn what_an_earlier_session_stored_is_not_stored_again_if_it_is_the_same() {
         let content = content();
-        let before = |hash| Some(StoredBefore { end: START + 1000, hashes: vec![Some(hash)] });
+        let before =
+            |hash| Some(StoredBefore { end: START + 1000, hashes: vec![Some(hash)], switched: None });
         let mut ours = segment(before(hash(&content[..1000])));
         assert_eq!(ours.add(&content[..999]).unwrap(), (&[][..], None));
         assert_eq!((ours.waiting(), ours.position), (0, START + 999));
@@ -239,14 +273,17 @@ mod tests {
     #[test]
     fn nothing_is_stored_of_a_segment_that_others_have_whole() {
         let content = content();
-        let whole = |bytes: &[u8]| Some(StoredBefore { end: START + SIZE, hashes: vec![Some(hash(bytes))] });
+        let whole = |bytes: &[u8]| {
+            Some(StoredBefore { end: START + SIZE, hashes: vec![Some(hash(bytes))], switched: None })
+        };
         let mut ours = segment(whole(&content[..1 << 20]));
         assert_eq!(ours.add(&content[..1500]).unwrap(), (&[][..], None));
         assert_eq!((ours.waiting(), ours.awaits()), (0, Some(START + SIZE)));
         let (rest, durable) = ours.add(&content[1500..]).unwrap();
         assert_eq!((rest.len(), durable, ours.is_complete(), ours.awaits()), (100, None, true, None));
         assert!(segment(whole(b"other")).add(&content).is_err());
-        let mut unknown = segment(Some(StoredBefore { end: START + SIZE, hashes: vec![None] }));
+        let mut unknown =
+            segment(Some(StoredBefore { end: START + SIZE, hashes: vec![None], switched: None }));
         assert!(unknown.add(&content).is_ok() && unknown.is_complete());
     }
 
@@ -258,5 +295,24 @@ mod tests {
         let (rest, _) = segment.add(&content[500..]).unwrap();
         assert_eq!((segment.waiting(), segment.take().is_none(), rest.len()), (0, true, 100));
         assert_eq!((segment.hashes(), segment.is_complete()), (vec![hash(&content[..1 << 20])], true));
+    }
+
+    #[test]
+    fn what_differs_behind_the_switch_of_a_whole_segment_only_is_the_stored_one() {
+        let sent = content();
+        let mut stored = sent[..sent.len() - 100].to_vec();
+        stored[900_000] ^= 1;
+        let before = |length: u32| {
+            let records = vec![Some(hash(&stored[..usize::try_from(length).unwrap()]))];
+            let switched = Some(SwitchedBefore { length: length.into(), records });
+            Some(StoredBefore { end: START + SIZE, hashes: vec![Some(hash(&stored))], switched })
+        };
+        let mut open = segment(before(800_000));
+        for piece in sent[..stored.len()].chunks(70_001) {
+            open.add(piece).unwrap();
+        }
+        assert!(open.is_complete());
+        assert_eq!(open.hashes(), [hash(&stored)], "what is stored");
+        assert!(segment(before(900_001)).add(&sent).is_err(), "the records differ");
     }
 }

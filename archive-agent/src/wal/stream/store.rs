@@ -12,12 +12,13 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use walpoint_base::facts::HistoryHash;
 use walpoint_base::{Lsn, SegmentName, WalFileName};
-use walpoint_repo::wal::WalArchive;
 use walpoint_repo::wal::slices::{SliceFacts, SliceName};
+use walpoint_repo::wal::{WalArchive, WalHeader};
 use walpoint_runtime::backoff::Backoff;
+use walpoint_storage::RepoError;
 use walpoint_storage::object::ContentHash;
 
-use super::segment::{Slice, StoredBefore};
+use super::segment::{Slice, StoredBefore, SwitchedBefore};
 use super::{EVER, StreamReports, gaps};
 use crate::wal::archiver::Archiver;
 use crate::wal::upload::{PutSlice, StoredWhole, UploadError};
@@ -291,18 +292,20 @@ impl Earlier {
     /// `None` if there is nothing that a session can continue. What one of the archives lacks is stored in all, and what is damaged from its
     /// start on. An error if slices contradict each other. Read piece by piece: a segment may be 1 GiB.
     pub(super) async fn of(archives: &[WalArchive], name: SegmentName) -> Result<Option<Self>, UploadError> {
-        let mut wholes = Vec::new();
+        let mut headers = Vec::new();
         for archive in archives {
-            wholes.push(archive.header(name).await?.map(|header| header.hash));
+            headers.push(archive.header(name).await?);
         }
         let size = archives.first().map(|archive| archive.lineage().segment_size);
         let end = size.and_then(|size| Some(name.number(size)?.end(size)));
-        if let Some(end) = end.filter(|_| wholes.iter().any(Option::is_some)) {
+        if let Some(end) = end.filter(|_| headers.iter().any(Option::is_some)) {
             let mut slices = Vec::new();
             for archive in archives {
                 slices.push(archive.slices_held_by_whole(name).await?);
             }
-            return Ok(Some(Self { before: StoredBefore { end, hashes: wholes }, slices }));
+            let switched = switched_before(archives, name, &headers).await?;
+            let hashes = headers.iter().map(|header| header.as_ref().map(|header| header.hash)).collect();
+            return Ok(Some(Self { before: StoredBefore { end, hashes, switched }, slices }));
         }
         let mut stored = Vec::new();
         for archive in archives {
@@ -336,6 +339,33 @@ impl Earlier {
             hashes.push(Some(hash));
             slices.push(beginning.taken.into_iter().filter(|slice| slice.end <= end).collect());
         }
-        Ok(Some(Self { before: StoredBefore { end, hashes }, slices }))
+        Ok(Some(Self { before: StoredBefore { end, hashes, switched: None }, slices }))
     }
+}
+
+/// What whole segments hold up to the switch that ends them, if one does.
+async fn switched_before(
+    archives: &[WalArchive],
+    name: SegmentName,
+    headers: &[Option<WalHeader>],
+) -> Result<Option<SwitchedBefore>, RepoError> {
+    let is_switched = |header: &&WalHeader| header.whole && header.switched && !header.damaged;
+    let end = headers.iter().flatten().find(is_switched).map(|header| header.end);
+    let size = archives.first().map(|archive| archive.lineage().segment_size);
+    let start = size.and_then(|size| Some(name.number(size)?.start(size)));
+    let Some((start, end)) = start.zip(end) else { return Ok(None) };
+    let (length, mut records) = (end.since(start), Vec::new());
+    for (archive, header) in archives.iter().zip(headers) {
+        let ends_there = header.as_ref().filter(is_switched).is_some_and(|header| header.end == end);
+        let hash = match ends_there {
+            true => archive.beginning(WalFileName::Segment(name), length).await,
+            false => Ok(None),
+        };
+        records.push(match hash {
+            // Then only what is the same to the last byte is the same.
+            Err(RepoError::Corrupt { .. }) => None,
+            hash => hash?,
+        });
+    }
+    Ok(Some(SwitchedBefore { length, records }))
 }

@@ -233,7 +233,7 @@ impl Run<'_> {
                         && (one.backups.contains(id) || one.packs.iter().any(|packs| packs.backup == *id))
                 })
             };
-            lost.retain(|id| !goes(id));
+            lost.retain(|id| !goes(id) && self.options.backup.is_none_or(|only| only == *id));
             let going = backups_to_delete(&announced);
             old.retain(|(id, _)| !lost.contains(id) && !going.contains(id));
         }

@@ -288,7 +288,11 @@ impl Root {
             Ok(()) => Ok(durable::sync_directory(directory)?),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 // Its maker may not have synced it yet, and the caller may acknowledge it as stored.
-                self.sync(path)?;
+                match self.sync(path) {
+                    // It was there, and is deleted by now, as a lease is: the caller looks what became of it.
+                    Err(failure) if failure.kind == FailureKind::NotFound => {}
+                    synced => synced?,
+                }
                 Err(error.into())
             }
             Err(error) => Err(error.into()),
