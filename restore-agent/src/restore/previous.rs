@@ -9,6 +9,7 @@
 //! directory in place, or none at all and a record of what is still to be done, which [`Record::go`] does.
 
 mod immovable;
+mod moved;
 mod names;
 mod proof;
 mod record;
@@ -16,7 +17,6 @@ mod succession;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use walpoint_base::durable;
 
 pub(super) use self::immovable::Immovable;
+pub(crate) use self::moved::Move;
 pub(super) use self::names::SUFFIX;
 pub(crate) use self::names::{all, at, latest, left_in, tell_not_used};
 use self::names::{beside, candidates, moment, second};
@@ -64,21 +65,6 @@ pub(crate) struct Record {
     /// Whether it is this run's own word, or root's: of another user's, root does only what that user could do.
     #[serde(skip)]
     trusted: bool,
-}
-
-/// A directory outside the data directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Move {
-    /// Where it belongs.
-    pub(crate) from: PathBuf,
-    /// Where it lies.
-    pub(crate) to: PathBuf,
-    /// The link in the data directory that leads to it, relative; none for what the server does not know of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) link: Option<PathBuf>,
-    /// What the link says where that is not `from`: the directory has another name, by a link further on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) spelled: Option<PathBuf>,
 }
 
 impl Record {
@@ -210,7 +196,7 @@ impl Record {
     pub(crate) fn is_complete(&self) -> bool {
         let led = |moved: &Move| {
             let link = moved.link.as_ref().map(|link| self.aside.join(link));
-            link.is_none_or(|link| leads_to(&link, &moved.to) || !link.is_symlink())
+            link.is_none_or(|link| moved::leads_to(&link, &moved.to) || !link.is_symlink())
         };
         self.pending().next().is_none() && self.moves.iter().all(led)
     }
@@ -232,41 +218,6 @@ impl Record {
     fn is_in_place(&self) -> bool {
         fs::symlink_metadata(&self.aside).is_err()
     }
-}
-
-impl Move {
-    /// What the data directory calls it where it belongs.
-    fn named(&self) -> &Path {
-        self.spelled.as_deref().unwrap_or(&self.from)
-    }
-
-    /// Makes the link in a data directory, which is open, lead there, if it has one.
-    fn lead(&self, data: &OpenRoots, pgdata: &Path, target: &Path) -> anyhow::Result<()> {
-        let Some(link) = &self.link else { return Ok(()) };
-        let link = pgdata.join(link);
-        let name = link.file_name().unwrap_or_default();
-        let lead = || {
-            let anchor = match data.anchor(link.parent().unwrap_or(pgdata)) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-                anchor => anchor?,
-            };
-            // Always the same name, so that an interrupted run leaves nothing that the next one does not use.
-            let temporary = format!("{}{}", durable::TEMPORARY_PREFIX, name.to_string_lossy());
-            let (temporary, link) = (anchor.path().join(temporary), anchor.path().join(name));
-            durable::remove(&temporary)?;
-            if leads_to(&link, target) || !link.is_symlink() {
-                return Ok(());
-            }
-            symlink(target, &temporary).and_then(|()| durable::rename(&temporary, &link))
-        };
-        lead().map_err(|error: io::Error| anyhow!(error)).with_context(|| {
-            format!("the link {} cannot be made to lead to {}", link.display(), target.display())
-        })
-    }
-}
-
-fn leads_to(link: &Path, target: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|found| found == target)
 }
 
 /// Removes what a killed run was about to write.
@@ -309,6 +260,8 @@ pub(crate) fn in_the_way(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     struct Bed {

@@ -287,13 +287,11 @@ impl Root {
             // it and acknowledged it by now. None counts it as stored before that.
             Ok(()) => Ok(durable::sync_directory(directory)?),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // Its maker may not have synced it yet, and the caller may acknowledge it as stored.
+                // Its maker may not have synced it yet, and the caller may acknowledge it as stored. A lease may be deleted by now.
                 match self.sync(path) {
-                    // It was there, and is deleted by now, as a lease is: the caller looks what became of it.
-                    Err(failure) if failure.kind == FailureKind::NotFound => {}
-                    synced => synced?,
+                    Err(failure) if failure.kind != FailureKind::NotFound => Err(failure),
+                    _ => Err(error.into()),
                 }
-                Err(error.into())
             }
             Err(error) => Err(error.into()),
         }
