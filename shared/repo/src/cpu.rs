@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::task::AbortOnDropHandle;
 
 use walpoint_storage::error::{RepoError, Result};
 
@@ -41,13 +42,18 @@ impl Drop for Unit {
 
 /// Runs `work` on a blocking thread when a core is free. Work that has begun is not cancelled with the caller.
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let core = CORES.acquire().await.map_err(|_| ended())?;
-    // The core goes with the work, so that a caller that gives up does not let another unit in beside it.
-    let work = move || {
-        let _unit = Unit::begin(core);
-        work()
+    let unit = async move {
+        let core = CORES.acquire().await.map_err(|_| ended())?;
+        // The core goes with the work, so that a caller that gives up does not let another unit in beside it.
+        let work = move || {
+            let _unit = Unit::begin(core);
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| ended())
     };
-    tokio::task::spawn_blocking(work).await.map_err(|_| ended())
+    // It waits for the core in a task of its own. The caller's future may not be polled for a while, where it is one of several that are
+    // read ahead: it would be given a core that it does not use, and whoever reads them may wait for that core.
+    AbortOnDropHandle::new(tokio::spawn(unit)).await.map_err(|_| ended())?
 }
 
 /// Runs `work` on this thread, which is one for blocking work, when a core is free. Blocks.
@@ -90,6 +96,26 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_is_not_polled_keeps_no_core_from_others() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (release, held): (Vec<_>, Vec<_>) = (0..cores).map(|_| mpsc::channel::<()>()).unzip();
+        let busy: Vec<_> = held.into_iter().map(|held| tokio::spawn(run(move || held.recv()))).collect();
+        // As many as there are cores, read ahead.
+        let mut ahead: Vec<_> = (0..cores).map(|_| Box::pin(run(|| ()))).collect();
+        for one in &mut ahead {
+            assert!(futures_util::poll!(one).is_pending());
+        }
+        drop(release);
+        for unit in busy {
+            unit.await.unwrap().unwrap().unwrap_err();
+        }
+        let next = tokio::time::timeout(Duration::from_secs(60), run(|| 1)).await;
+        assert_eq!(next.expect("a core is free").unwrap(), 1);
+        drop(ahead);
+        assert_eq!(run(|| 2).await.unwrap(), 2, "nor does one that was dropped");
+    }
 
     #[tokio::test]
     async fn units_that_wait_for_files_leave_the_cores_to_others() {

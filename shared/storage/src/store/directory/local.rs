@@ -17,9 +17,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -45,9 +43,6 @@ pub const DIRECTORY_MODE: u32 = 0o750;
 /// Directories remembered as synced; then the memory is emptied and filled anew.
 const REMEMBERED: usize = 1024;
 
-/// A call that has waited so long for a thread looks whether its filesystem is still the one that is mounted.
-const WAITS: Duration = Duration::from_secs(1);
-
 /// A directory that holds a repository. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Local(Arc<Root>);
@@ -71,7 +66,7 @@ impl Local {
     pub(in crate::store) async fn open(path: &Path) -> Result<Self, Failure> {
         let path = path.to_owned();
         let share = Share::of(Spot::Path(path.clone(), mounts::of(&path)));
-        share.take(0).await?.run(move || Self::look(&path)).await
+        share.run(0, || Ok(()), move || Self::look(&path)).await
     }
 
     fn look(path: &Path) -> Result<Self, Failure> {
@@ -227,14 +222,9 @@ impl Local {
                 done => done,
             }
         };
-        let mut taken = pin!(self.0.share.take(bytes));
-        loop {
-            match tokio::time::timeout(WAITS, taken.as_mut()).await {
-                Ok(turn) => return turn?.run(work).await,
-                // The calls that have all threads may never return, even if another filesystem answers at this path now.
-                Err(_) => self.0.check_mount()?,
-            }
-        }
+        let (share, root) = (Arc::clone(&self.0.share), Arc::clone(&self.0));
+        // The calls that have all threads may never return, even if another filesystem answers at this path now.
+        share.run(bytes, move || root.check_mount(), work).await
     }
 }
 

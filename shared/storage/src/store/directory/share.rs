@@ -6,9 +6,13 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::failure::{Failure, FailureKind};
 
@@ -20,6 +24,9 @@ const OWN: usize = 2;
 
 /// Threads for all places together, beside what each has of its own: the runtime has some more.
 static SHARED: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(512)));
+
+/// A call that has waited so long for a thread looks whether its filesystem is still the one that is mounted.
+const WAITS: Duration = Duration::from_secs(1);
 
 /// KiB of what is being written to one place: one object of the largest size.
 const WRITING: u32 = 32 << 10;
@@ -48,7 +55,7 @@ pub(super) struct Share {
 
 /// A thread, and memory for what is written, until dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+struct Turn {
     _memory: OwnedSemaphorePermit,
     _thread: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
@@ -75,8 +82,29 @@ impl Share {
         self.threads.available_permits() == THREADS
     }
 
+    /// Runs `work` on a thread for blocking calls when this place has one to spare, and memory for so many bytes to write. An error of
+    /// `goes_on`, which is asked now and then, ends the wait.
+    pub(super) async fn run<T: Send + 'static>(
+        self: Arc<Self>,
+        bytes: usize,
+        goes_on: impl Fn() -> Result<(), Failure> + Send + 'static,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let call = async move {
+            let mut taken = pin!(self.take(bytes));
+            loop {
+                match tokio::time::timeout(WAITS, taken.as_mut()).await {
+                    Ok(turn) => return turn?.run(work).await,
+                    Err(_) => goes_on()?,
+                }
+            }
+        };
+        // A task of its own: a caller that is not polled for a while, as one of many that are read ahead, would keep a thread from others.
+        AbortOnDropHandle::new(tokio::spawn(call)).await.unwrap_or_else(|error| Err(ended(&error)))
+    }
+
     /// Waits until this place has a thread to spare, and memory for so many bytes to write.
-    pub(super) async fn take(&self, bytes: usize) -> Result<Turn, Failure> {
+    async fn take(&self, bytes: usize) -> Result<Turn, Failure> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(WRITING).min(WRITING);
         let closed = |_: AcquireError| Failure::new(FailureKind::Transient, "the process is ending");
         let memory = Arc::clone(&self.writing).acquire_many_owned(kib).await.map_err(closed)?;
@@ -92,7 +120,7 @@ impl Share {
 
 impl Turn {
     /// Runs `work` on a thread for blocking calls. The turn ends when it returns, whether or not the caller still waits.
-    pub(super) async fn run<T: Send + 'static>(
+    async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -101,17 +129,18 @@ impl Turn {
             drop(self);
             done
         };
-        let ended =
-            |_| Failure::new(FailureKind::Transient, "a worker thread ended before its work was done");
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(error)))
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(&error)))
     }
+}
+
+fn ended(_: &JoinError) -> Failure {
+    Failure::new(FailureKind::Transient, "a worker thread ended before its work was done")
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::sync::mpsc::{self, Sender};
-    use std::time::Duration;
 
     use super::super::local::Local;
     use super::super::mounts;
@@ -171,5 +200,20 @@ mod tests {
         let anew = tokio::time::timeout(limit, Local::open(dir.path())).await.unwrap().unwrap();
         let failure = tokio::time::timeout(limit, anew.head("a/one")).await.unwrap().unwrap_err();
         assert_eq!(failure.kind, FailureKind::NotFound, "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn who_is_not_polled_keeps_no_thread_from_others() {
+        let spot = || Spot::Path(PathBuf::from("/share/read-ahead"), None);
+        let held = hang(spot()).await;
+        let share = Share::of(spot());
+        let run = || Arc::clone(&share).run(0, || Ok(()), || Ok(1));
+        let mut ahead: Vec<_> = (0..THREADS).map(|_| Box::pin(run())).collect();
+        for one in &mut ahead {
+            assert!(futures_util::poll!(one).is_pending());
+        }
+        drop(held);
+        let next = tokio::time::timeout(Duration::from_secs(60), run()).await;
+        assert_eq!(next.expect("a thread is free").unwrap(), 1);
     }
 }
