@@ -197,8 +197,9 @@ impl Kept {
         let paths = Respelled::of(&self.pgdata, pgdata, known)?;
         let mut renamed: Vec<_> =
             self.renamed.iter().map(|(from, to)| (paths.outside(from), paths.outside(to))).collect();
-        // The WAL is here in any case.
-        if known && !paths.covers(self.renamed.iter().map(|(from, _)| from.as_path())) {
+        // The WAL is here in any case. Where something else is at the old path, what has the names of the others may be another server's.
+        let by_path = Respelled::of(&self.pgdata, pgdata, false).is_some();
+        if !by_path && !paths.covers(self.renamed.iter().map(|(from, _)| from.as_path())) {
             renamed.clear();
         }
         Some(Self { pgdata: pgdata.to_owned(), directory, renamed, ..self })
