@@ -82,8 +82,8 @@ fn held(why: &str) -> String {
     )
 }
 
-/// Why a stream for synchronous commit must not begin at a segment with a slot to which none has reported: a segment before it is not
-/// stored, because `archive_command` was another one for example, and commits in that may still wait. A repository without a backup
+/// Why a stream for synchronous commit must not begin at a segment: one before it is not stored, because `archive_command` was another one
+/// for example, and commits in that may still wait where the slot was made anew. A repository without a backup
 /// restores none of them in any case, so it is not asked.
 pub(super) async fn unstored(
     archiver: &Archiver,

@@ -76,9 +76,10 @@ pub(crate) async fn keep(
     reports: Arc<StreamReports>,
 ) -> anyhow::Result<()> {
     let (mut next, mut backoff, mut away) = (None, Backoff::new(WAITS.0, WAITS.1, EVER), None);
+    let mut proven = None;
     loop {
         let begun = Instant::now();
-        let ended = match open::open(&archiver, &settings, &reports, next).await {
+        let ended = match open::open(&archiver, &settings, &reports, (next, &mut proven)).await {
             Ok(Opening::Session(session)) => {
                 (next, away) = (None, None);
                 session.run().await

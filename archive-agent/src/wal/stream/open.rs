@@ -55,12 +55,13 @@ pub(super) struct Start {
     pub(super) number: SegmentNo,
 }
 
-/// Begins a session; `next`: on the timeline that follows the last one.
+/// Begins a session; `next`: on the timeline that follows the last one. `proven`: at which epoch it was seen that what lies before the
+/// stream of this process is stored, with the slot that there is. A slot alone shows nothing: another process may have made it and died.
 pub(super) async fn open(
     archiver: &Arc<Archiver>,
     settings: &ClusterSettings,
     reports: &Arc<StreamReports>,
-    next: Option<NextStart>,
+    (next, proven): (Option<NextStart>, &mut Option<u64>),
 ) -> anyhow::Result<Opening> {
     let rules = settings.stream.clone().unwrap_or_default();
     let uploader = archiver.uploader();
@@ -77,14 +78,8 @@ pub(super) async fn open(
     let system = asking.identify_system().await?;
     let history = asking.timeline_history(system.timeline).await?;
     let history = history.map_or_else(|| TimelineHistory::root(system.timeline), |(_, history)| history);
-    let kept = slot::is_kept(&mut server, &rules.slot).await?;
-    if rules.synchronous && !kept {
-        // Before there is a slot: one that a killed daemon left would be taken for one that a stream reported to.
-        let redo = server.last_checkpoint().await?.redo;
-        let start = start(archiver, &history, size, (redo, next)).await?;
-        if let Some(held) = gaps::unstored(archiver, &history, size, start.number).await? {
-            return Ok(Opening::Held(held));
-        }
+    if !slot::is_kept(&mut server, &rules.slot).await? {
+        *proven = None;
     }
     let (slot, restart) = match slot::ensure(&mut server, &mut asking, &rules.slot).await? {
         Slot::Reserved(restart) => (Some(&rules.slot), restart),
@@ -104,12 +99,12 @@ pub(super) async fn open(
         if let Some(held) = gaps::unconfirmed(archiver, &history, size, from).await? {
             return Ok(Opening::Held(held));
         }
-        // A checkpoint may have come between the look and the slot.
-        if !kept && let Some(held) = gaps::unstored(archiver, &history, size, start.number).await? {
-            if let Some(slot) = slot {
-                asking.drop_slot(slot).await?;
+        let epoch = archiver.uploader().epoch();
+        if *proven != Some(epoch) {
+            if let Some(held) = gaps::unstored(archiver, &history, size, start.number).await? {
+                return Ok(Opening::Held(held));
             }
-            return Ok(Opening::Held(held));
+            *proven = Some(epoch);
         }
     }
     asking.close().await;

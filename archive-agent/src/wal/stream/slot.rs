@@ -20,7 +20,7 @@ pub(super) enum Slot {
     None(String),
 }
 
-/// Whether the server keeps WAL from where a stream reported last. Otherwise nothing says what was confirmed.
+/// Whether there is a slot that keeps WAL. Otherwise nothing says what was confirmed.
 pub(super) async fn is_kept(server: &mut Server, name: &SlotName) -> Result<bool, ServerError> {
     let slot = server.slot(name).await?;
     Ok(slot.is_some_and(|slot| slot.physical && !slot.is_lost() && slot.restart.is_some()))

@@ -146,7 +146,7 @@ impl Uploader {
             return Ok(true);
         }
         let open = self.outside(cluster).await;
-        record_each_other(&own.iter().chain(&open).collect::<Vec<_>>()).await?;
+        record_each_other(&own.iter().chain(&open).collect::<Vec<_>>()).await;
         let mut records = records_of(own).await?;
         if all_name(&records, now) {
             return Ok(true);
@@ -221,7 +221,7 @@ impl Uploader {
             return Ok(());
         }
         if may_alone {
-            record_each_other(&own.iter().chain([to]).collect::<Vec<_>>()).await?;
+            record_each_other(&own.iter().chain([to]).collect::<Vec<_>>()).await;
             let Some(again) = on_record(to).await? else { return Ok(()) };
             known = again;
         }
@@ -245,32 +245,37 @@ fn all_name(records: &[Record<'_>], now: &[AckMember]) -> bool {
 }
 
 /// Lets each of these repositories that may acknowledge without the others, because its own record names it, join the records of the
-/// others, whoever else is away. They were registered apart: each may hold what the others lack, so the readers of either wait for both.
-async fn record_each_other(archives: &[&WalArchive]) -> Result<(), RepoError> {
+/// others. They were registered apart: each may hold what the others lack, so the readers of either wait for both. A record that names one
+/// which is not there stays as it is: that one would have to record them, too. So does what cannot be read or written now.
+async fn record_each_other(archives: &[&WalArchive]) {
     let mut records = Vec::new();
     for archive in archives {
-        // One that does not answer is joined when it does.
-        if let Ok(record) = tokio::time::timeout(TIME_LIMIT, Record::of(archive)).await {
-            records.push(record?);
+        if let Ok(Ok(record)) = tokio::time::timeout(TIME_LIMIT, Record::of(archive)).await {
+            records.push(record);
         }
     }
     let alone = records.iter().filter(|record| record.names_itself());
     let alone: Vec<&WalArchive> = alone.map(|record| record.archive).collect();
+    let there: Vec<RepositoryId> =
+        records.iter().filter(|record| record.damage.is_none()).map(Record::id).collect();
+    let named: Vec<AckMember> = records.iter().flat_map(|record| record.known.members.clone()).collect();
+    oldest_first(&mut records, &named, Record::id);
     for Record { archive, known, damage } in records {
         let others = alone.iter().filter(|one| {
             one.repository().id() != archive.repository().id()
                 && one.lineage().is_same_life(archive.lineage())
         });
         let others: Vec<AckMember> = others.map(|one| member(one)).collect();
-        if damage.is_none() && !names_all(&known.members, &others) {
-            let there: Vec<RepositoryId> = known.members.iter().map(|member| member.repository).collect();
-            tokio::time::timeout(TIME_LIMIT, joined(archive, known, &others, &there))
-                .await
-                .ok()
-                .transpose()?;
+        if damage.is_some() || names_all(&known.members, &others) {
+            continue;
+        }
+        let joining = tokio::time::timeout(TIME_LIMIT, joined(archive, known, &others, &there)).await;
+        if !matches!(joining, Ok(Ok(_))) {
+            let repository = archive.repository().name();
+            tracing::debug!(repository, "it does not record those that acknowledge: {joining:?}");
+            return;
         }
     }
-    Ok(())
 }
 
 /// Lets those that acknowledge `now` join the record of a repository that need not acknowledge. An error if it does not count one of them.
@@ -355,7 +360,7 @@ async fn joined(
     }
 }
 
-/// The same; `None` if a repository that need not acknowledge does not answer in time.
+/// The same; `None` if a repository that need not acknowledge does not answer in time, or cannot write it.
 async fn joined_in_time(
     record: Record<'_>,
     now: &[AckMember],
@@ -363,9 +368,15 @@ async fn joined_in_time(
     is_own: bool,
 ) -> Result<Option<Vec<AckMember>>, RepoError> {
     let joining = joined(record.archive, record.known, now, there);
-    match is_own {
-        true => joining.await.map(Some),
-        false => tokio::time::timeout(TIME_LIMIT, joining).await.map_or(Ok(None), |joined| joined.map(Some)),
+    if is_own {
+        return joining.await.map(Some);
+    }
+    match tokio::time::timeout(TIME_LIMIT, joining).await {
+        Ok(Ok(members)) => Ok(Some(members)),
+        failed => {
+            tracing::debug!("a repository outside ack does not record those that acknowledge: {failed:?}");
+            Ok(None)
+        }
     }
 }
 

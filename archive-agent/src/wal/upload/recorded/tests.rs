@@ -59,13 +59,14 @@ async fn a_repository_that_joins_others_is_not_recorded_where_one_of_them_is_awa
     assert_eq!(recorded(&far).await.len(), 2, "recovery asks one that has everything");
 }
 
-/// Each may hold what the other one lacks: whichever acknowledges now, readers of either wait for both, also while a third one is away.
+/// Each may hold what the other one lacks: whichever acknowledges now, readers of either wait for both. Where one names a third one that is
+/// away, that one does not record the others: it stays as it is, and its readers wait for that one.
 #[tokio::test]
 async fn repositories_that_were_registered_apart_record_each_other() {
     for (ack, away) in [(&["main"][..], false), (&["main", "far"], false), (&["main", "far"], true)] {
         let (main, far, _, cluster) = two().await;
         let gone = AckMember { name: "gone".to_owned(), repository: RepositoryId([7; 16]) };
-        for bed in [&main, &far] {
+        for (bed, away) in [(&main, false), (&far, away)] {
             let known = on_record(&bed.archive).await.unwrap().unwrap();
             let own = [member(&bed.archive)].into_iter().chain(away.then(|| gone.clone()));
             joined(&bed.archive, known, &own.collect::<Vec<_>>(), &[]).await.unwrap();
@@ -81,17 +82,47 @@ async fn repositories_that_were_registered_apart_record_each_other() {
             _ => {
                 let own = [main.archive.clone(), far.archive.clone()];
                 let now = own.each_ref().map(member);
-                assert!(uploader.record(&cluster, &own, &now).await.unwrap());
+                assert_eq!(uploader.record(&cluster, &own, &now).await.unwrap(), !away);
             }
         }
-        let with_gone = |ids: [RepositoryId; 2]| {
-            let mut ids = ids.to_vec();
-            ids.splice(1..1, away.then_some(gone.repository));
-            ids
-        };
-        assert_eq!(recorded(&main).await, with_gone([of_main, of_far]), "{ack:?}");
-        assert_eq!(recorded(&far).await, with_gone([of_far, of_main]), "{ack:?}");
+        assert_eq!(recorded(&main).await, [of_main, of_far], "{ack:?}");
+        let behind = if away { gone.repository } else { of_main };
+        assert_eq!(recorded(&far).await, [of_far, behind], "{ack:?}");
     }
+}
+
+/// What was registered apart takes the place of none that is away: its readers would end before what is acknowledged now.
+#[tokio::test]
+async fn one_that_was_registered_apart_does_not_acknowledge_for_one_that_is_away() {
+    let (main, far, _, cluster) = two().await;
+    let gone = AckMember { name: "gone".to_owned(), repository: RepositoryId([7; 16]) };
+    for (bed, by) in [(&main, gone.clone()), (&far, member(&far.archive))] {
+        let known = on_record(&bed.archive).await.unwrap().unwrap();
+        joined(&bed.archive, known, &[by], &[]).await.unwrap();
+    }
+    let own = [main.archive.clone(), far.archive.clone()];
+    let now = own.each_ref().map(member);
+    let uploader = uploader(&[&main, &far], &["main", "far"]);
+    let refused = uploader.record(&cluster, &own, &now).await.unwrap_err();
+    assert!(refused.text.contains("gone"), "{}", refused.text);
+    assert_eq!(recorded(&main).await, [gone.repository]);
+}
+
+/// A repository outside `ack` that cannot be written holds nothing up, where one on record acknowledges.
+#[tokio::test]
+async fn one_outside_that_takes_no_records_holds_nothing_up() {
+    let (main, far, _, cluster) = two().await;
+    let third = third(&main).await;
+    for bed in [&main, &far] {
+        let known = on_record(&bed.archive).await.unwrap().unwrap();
+        let members = [member(&main.archive), member(&far.archive)];
+        joined(&bed.archive, known, &members, &[]).await.unwrap();
+    }
+    far.take_no_records();
+    let own = [main.archive.clone(), third.archive.clone()];
+    let now = own.each_ref().map(member);
+    let uploader = uploader(&[&main, &far, &third], &["main", "third"]);
+    assert!(!uploader.record(&cluster, &own, &now).await.unwrap(), "it is recorded there later");
 }
 
 #[tokio::test]
