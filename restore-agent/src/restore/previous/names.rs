@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use jiff::Timestamp;
 
 use super::Record;
@@ -31,9 +31,8 @@ pub(crate) fn all(pgdata: &Path) -> anyhow::Result<Vec<Record>> {
     let candidates = candidates(pgdata).with_context(|| pgdata.display().to_string())?;
     let mut found = Vec::new();
     for aside in candidates {
-        let Some(record) = Record::read(&aside)? else { continue };
-        let of = record.pgdata.clone();
-        match record.respelled(pgdata, &aside).filter(|record| record.aside == aside) {
+        let Some(of) = Record::read(&aside)?.map(|record| record.pgdata) else { continue };
+        match at(&aside, pgdata)? {
             Some(record) => found.push(record),
             None => tell_not_used(&aside, &of),
         }
@@ -81,11 +80,22 @@ pub(super) fn moment(aside: &Path, pgdata: &Path) -> Option<(String, u32)> {
     Some((time.to_owned(), n.parse().ok()?)).filter(|_| is_time)
 }
 
-/// The record of the data directory that was moved aside to there.
+/// The record of the data directory that was moved aside to there. An error if it is that one, and it is not known by now which directories
+/// outside it belong to it: an older one would be taken for the latest, and WAL be left out.
 pub(crate) fn at(aside: &Path, pgdata: &Path) -> anyhow::Result<Option<Record>> {
-    // One that was copied or renamed says something else of itself.
-    let record = Record::read(aside)?.and_then(|record| record.respelled(pgdata, aside));
-    Ok(record.filter(|record| record.aside == aside))
+    let Some(record) = Record::read(aside)? else { return Ok(None) };
+    let (is_it, of) = (record.is_at(aside), record.pgdata.clone());
+    match record.respelled(pgdata, aside) {
+        None if is_it => bail!(
+            "{} was moved aside with directories outside it when the data directory was {}, and it is not known which directories these \
+             are by now: nothing was changed\nHINT: Make the data directory reachable under that path again, and run this command with \
+             it. If that directory is not needed any more, with WAL that may be nowhere else, move it to another place.",
+            aside.display(),
+            of.display()
+        ),
+        // One that was copied or renamed says something else of itself.
+        record => Ok(record.filter(|record| record.aside == aside)),
+    }
 }
 
 /// The record of a directory that is in place although a record says that it was to be moved.

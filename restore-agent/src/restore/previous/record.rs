@@ -33,9 +33,14 @@ impl Record {
         written.with_context(|| format!("{} cannot be written", directory.join(RECORD).display()))
     }
 
+    /// Whether a directory is the one that was moved, whatever it is called.
+    pub(super) fn is_at(&self, directory: &Path) -> bool {
+        self.inode.is_some() && self.inode == identity::inode(directory)
+    }
+
     /// The same with the paths that lead there now; `None` if it is of another data directory. `at`: the directory where it was found.
     pub(super) fn respelled(self, pgdata: &Path, at: &Path) -> Option<Self> {
-        let known = self.inode.is_some() && self.inode == identity::inode(at);
+        let known = self.is_at(at);
         let paths = Respelled::of(&self.pgdata, pgdata, known)
             .filter(|paths| paths.covers(self.moves.iter().map(|moved| moved.from.as_path())))?;
         let aside = paths.path(&self.aside);
