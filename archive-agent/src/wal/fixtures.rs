@@ -216,6 +216,11 @@ impl Bed {
         walpoint_base::durable::replace(&records, b"no directory", 0o600).unwrap();
     }
 
+    /// Lets the record of that number of those that acknowledge fail.
+    pub(crate) fn refuse_record(&self, number: u64) {
+        std::fs::create_dir(self.records().join(format!("{number:012}"))).unwrap();
+    }
+
     /// Lets what stores the record of that number of those that acknowledge hang, until what is returned is dropped: it looks at what has
     /// the name already.
     pub(crate) fn hang_record(&self, number: u64) -> Hanging {

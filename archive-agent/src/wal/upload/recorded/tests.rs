@@ -63,7 +63,7 @@ async fn a_repository_that_joins_others_is_not_recorded_where_one_of_them_is_awa
 /// away, that one does not record the others: it stays as it is, and its readers wait for that one.
 #[tokio::test]
 async fn repositories_that_were_registered_apart_record_each_other() {
-    for (ack, away) in [(&["main"][..], false), (&["main", "far"], false), (&["main", "far"], true)] {
+    for (outside, away) in [(true, false), (false, false), (false, true)] {
         let (main, far, _, cluster) = two().await;
         let gone = AckMember { name: "gone".to_owned(), repository: RepositoryId([7; 16]) };
         for (bed, away) in [(&main, false), (&far, away)] {
@@ -71,23 +71,18 @@ async fn repositories_that_were_registered_apart_record_each_other() {
             let own = [member(&bed.archive)].into_iter().chain(away.then(|| gone.clone()));
             joined(&bed.archive, known, &own.collect::<Vec<_>>(), &[]).await.unwrap();
         }
-        let uploader = uploader(&[&main, &far], ack);
         let [of_main, of_far] = [&main, &far].map(|bed| bed.archive.repository().id());
-        match ack {
-            [_] => {
-                let target = uploader.targets().iter().find(|target| !target.acknowledges).unwrap();
-                let to = target.archive(&cluster).await.unwrap();
-                uploader.record_in(&cluster, (target, &to)).await;
-            }
-            _ => {
-                let own = [main.archive.clone(), far.archive.clone()];
-                let now = own.each_ref().map(member);
-                assert_eq!(uploader.record(&cluster, &own, &now).await.unwrap(), !away);
-            }
+        let own = [main.archive.clone(), far.archive.clone()];
+        if outside {
+            record_each_other(&own.iter().collect::<Vec<_>>()).await;
+        } else {
+            let now = own.each_ref().map(member);
+            let all = uploader(&[&main, &far], &["main", "far"]).record(&cluster, &own, &now).await;
+            assert_eq!(all.unwrap(), !away);
         }
-        assert_eq!(recorded(&main).await, [of_main, of_far], "{ack:?}");
+        assert_eq!(recorded(&main).await, [of_main, of_far], "{outside} {away}");
         let behind = if away { gone.repository } else { of_main };
-        assert_eq!(recorded(&far).await, [of_far, behind], "{ack:?}");
+        assert_eq!(recorded(&far).await, [of_far, behind], "{outside} {away}");
     }
 }
 
@@ -118,7 +113,7 @@ async fn one_outside_that_takes_no_records_holds_nothing_up() {
         let members = [member(&main.archive), member(&far.archive)];
         joined(&bed.archive, known, &members, &[]).await.unwrap();
     }
-    far.take_no_records();
+    far.refuse_record(1);
     let own = [main.archive.clone(), third.archive.clone()];
     let now = own.each_ref().map(member);
     let uploader = uploader(&[&main, &far, &third], &["main", "third"]);
