@@ -13,13 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::TryStreamExt;
 use walpoint_base::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use walpoint_pg::wal::WalIdentity;
 use walpoint_repo::wal::WalArchive;
 use walpoint_runtime::human;
 use walpoint_storage::RepoError;
-use walpoint_storage::layout::WalEntry;
 
 use super::ancestry::{Ancestry, Tie};
 use super::archiver::Archiver;
@@ -29,6 +27,7 @@ use super::comparison::{self, Comparison};
 use super::contradiction;
 use super::disk;
 use super::identity;
+use super::listed::not_listed;
 use super::neighbors;
 use super::split_brain::SplitBrain;
 use super::target::WalTarget;
@@ -105,19 +104,7 @@ async fn missing_in(
     let backup = oldest_backup(archive, history).await?.map(|backup| SegmentNo::of(backup.start(), size));
     let needed = |name: &&SegmentName| name.number(size) >= backup;
     let found: Vec<SegmentName> = found.iter().filter(needed).copied().collect();
-    let mut missing = BTreeSet::new();
-    for of_timeline in found.chunk_by(|a, b| a.timeline == b.timeline) {
-        let Some(first) = of_timeline.first() else { continue };
-        let mut here = BTreeSet::new();
-        let mut listed = archive.list(first.timeline, Some(*first));
-        while let Some((entry, _)) = listed.try_next().await? {
-            if let WalEntry::File(WalFileName::Segment(name)) = entry {
-                here.insert(name);
-            }
-        }
-        missing.extend(of_timeline.iter().filter(|name| !here.contains(name)));
-    }
-    Ok(missing)
+    Ok(not_listed(archive, &found).await?.into_iter().collect())
 }
 
 /// A repository that lacks WAL of earlier timelines.

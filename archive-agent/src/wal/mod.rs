@@ -44,6 +44,7 @@
 //! | [`reach`] | whether all that is archived can be recovered |
 //! | [`bypass`] | whether finished WAL reaches the archive at all |
 //! | [`backfill`] | what the primary before a promotion did not archive |
+//! | [`listed`] | which of many segments an archive lists |
 //! | [`archiver`] | one cluster: one upload for each file, however many ask; its `tests`: all of that without a server |
 //! | [`asking`] | whether PostgreSQL asks for its WAL to be archived |
 //! | [`postmaster`] | which start of PostgreSQL this is, whether it is stopping, and how long a push may take |
@@ -83,6 +84,7 @@ pub(crate) mod identity;
 pub(crate) mod index;
 mod known;
 pub(crate) mod lineage;
+mod listed;
 mod look_back;
 pub(crate) mod memory;
 mod neighbors;

@@ -1,18 +1,16 @@
-//! WAL that the stream does without: segments that an operator skipped or accepted although damaged, and what was dropped before the slot
-//! was made anew.
+//! WAL that the stream does without: segments that an operator skipped or accepted although damaged. And WAL that keeps it from beginning,
+//! because commits in it may still wait and would be confirmed: what was dropped, and what is not stored without a record of why.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
 use walpoint_base::dropped::{self, DropReason};
 use walpoint_base::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, WalFileName};
 use walpoint_repo::wal::WalArchive;
 use walpoint_storage::RepoError;
-use walpoint_storage::layout::WalEntry;
 
 use super::open::Start;
 use crate::wal::archiver::Archiver;
+use crate::wal::listed::not_listed;
 use crate::wal::{base, disk, dropped as gap};
 
 /// Whether an operator decided to archive on without a segment (`push --skip`), or with a damaged one (`push --accept-damaged`). Not while
@@ -82,8 +80,8 @@ fn held(why: &str) -> String {
     )
 }
 
-/// Why a stream for synchronous commit must not begin at a segment: one before it is not stored, because `archive_command` was another one
-/// for example, and commits in that may still wait where the slot was made anew. A repository without a backup
+/// Why a stream for synchronous commit must not begin at a segment: one before it, behind the newest backup, is not stored. Another
+/// `archive_command` may have let it go, and commits in it may still wait where the slot was made anew. A repository without a backup
 /// restores none of them in any case, so it is not asked.
 pub(super) async fn unstored(
     archiver: &Archiver,
@@ -104,7 +102,7 @@ pub(super) async fn unstored(
     Ok(None)
 }
 
-/// The first segment of a path, from one to before another, that an archive lacks and nobody decided to do without.
+/// The first segment of a path, from one to before another, that an archive lacks, but for those that an operator decided to do without.
 async fn first_missing(
     archive: &WalArchive,
     history: &TimelineHistory,
@@ -115,20 +113,10 @@ async fn first_missing(
     let names = (first.0..until.0).map(SegmentNo);
     let names = names.map(|number| number.name(history.timeline_at(number.end(size) - 1), size));
     let names: Vec<SegmentName> = names.filter(|name| !decided.contains(name)).collect();
-    for of_timeline in names.chunk_by(|a, b| a.timeline == b.timeline) {
-        let Some(first) = of_timeline.first() else { continue };
-        let mut here = BTreeSet::new();
-        let mut listed = archive.list(first.timeline, Some(*first));
-        while let Some((entry, _)) = listed.try_next().await? {
-            if let WalEntry::File(WalFileName::Segment(name)) = entry {
-                here.insert(name);
-            }
-        }
-        for name in of_timeline.iter().filter(|name| !here.contains(name)) {
-            // What the archive inherits is in no listing of it.
-            if archive.header(*name).await?.is_none() {
-                return Ok(Some(*name));
-            }
+    for name in not_listed(archive, &names).await? {
+        // It may be inherited.
+        if archive.header(name).await?.is_none() {
+            return Ok(Some(name));
         }
     }
     Ok(None)

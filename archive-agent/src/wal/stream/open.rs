@@ -2,8 +2,9 @@
 //! missing.
 //!
 //! The stream begins with the segment up to which the slot says that all is durable, or with an older one that PostgreSQL still waits to
-//! archive. So what is reported as durable never lies behind WAL that is not, unless an operator decided to go on without that, or it was
-//! dropped and no commit waits for the stream.
+//! archive. So what is reported as durable never lies behind WAL that is not, unless an operator decided to go on without that, or no commit
+//! waits for the stream (`synchronous` is off). A slot does not show whether that was ever so: each process looks at what is stored, once,
+//! and whenever the slot is a new one. A crash leaves the slot, and nothing else.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -78,11 +79,12 @@ pub(super) async fn open(
     let system = asking.identify_system().await?;
     let history = asking.timeline_history(system.timeline).await?;
     let history = history.map_or_else(|| TimelineHistory::root(system.timeline), |(_, history)| history);
-    if !slot::is_kept(&mut server, &rules.slot).await? {
+    let slot = slot::ensure(&mut server, &mut asking, &rules.slot).await?;
+    if !matches!(slot, Slot::Reserved(_)) {
         *proven = None;
     }
-    let (slot, restart) = match slot::ensure(&mut server, &mut asking, &rules.slot).await? {
-        Slot::Reserved(restart) => (Some(&rules.slot), restart),
+    let (slot, restart) = match slot {
+        Slot::Reserved(restart) | Slot::Created(restart) => (Some(&rules.slot), restart),
         Slot::Used(process) => return Ok(Opening::Blocked(in_use(&rules.slot, Some(process)))),
         Slot::Unreserved => (Some(&rules.slot), system.position),
         Slot::None(why) => {

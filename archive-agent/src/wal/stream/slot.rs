@@ -12,18 +12,14 @@ const NO_SLOT: [&str; 2] = ["53400", "55000"];
 pub(super) enum Slot {
     /// It keeps WAL from here on, and no process uses it.
     Reserved(Lsn),
+    /// The same of one that was made just now: nothing was confirmed with it.
+    Created(Lsn),
     /// It keeps no WAL before the first report: it was created without RESERVE_WAL.
     Unreserved,
     /// This process of the server uses it.
     Used(i32),
     /// The server has none to give; why.
     None(String),
-}
-
-/// Whether there is a slot that keeps WAL. Otherwise nothing says what was confirmed.
-pub(super) async fn is_kept(server: &mut Server, name: &SlotName) -> Result<bool, ServerError> {
-    let slot = server.slot(name).await?;
-    Ok(slot.is_some_and(|slot| slot.physical && !slot.is_lost() && slot.restart.is_some()))
 }
 
 /// The slot, which is created if it is not there, or has lost its WAL.
@@ -45,7 +41,8 @@ pub(super) async fn ensure(
         walsender.drop_slot(name).await?;
         found = None;
     }
-    if found.is_none() {
+    let created = found.is_none();
+    if created {
         match walsender.create_slot(name).await {
             Ok(_) => tracing::info!(slot = %name, "created a replication slot"),
             Err(error) if error.sqlstate().is_some_and(|state| NO_SLOT.contains(&state)) => {
@@ -62,6 +59,7 @@ pub(super) async fn ensure(
             )
         }
         Some(SlotState { active_pid: Some(process), .. }) => Ok(Slot::Used(process)),
+        Some(SlotState { restart: Some(restart), .. }) if created => Ok(Slot::Created(restart)),
         Some(SlotState { restart: Some(restart), .. }) => Ok(Slot::Reserved(restart)),
         Some(SlotState { restart: None, .. }) => Ok(Slot::Unreserved),
         None => anyhow::bail!("replication slot \"{name}\" was removed a moment ago"),

@@ -5,7 +5,8 @@
 //! `ack` names others than before, these join the record, first in the repositories that have acknowledged so far and then in their own:
 //! where one names a repository, that one's record names it, too. Where they would acknowledge alone, nothing is acknowledged while a
 //! repository on record cannot be reached, or while all records of those are damaged: the damaged documents may name more. Otherwise what
-//! a record named before its damage counts. A crash leaves a record that is longer in some repositories. A server that follows another one
+//! a record named before its damage counts. Repositories that were registered apart, so that each names itself only, join each other's records
+//! before that is judged. A crash leaves a record that is longer in some repositories. A server that follows another one
 //! acknowledges nothing that recovery of that one waits for, and is not asked.
 
 use std::sync::atomic::{AtomicU64, Ordering};
