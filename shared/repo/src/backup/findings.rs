@@ -36,7 +36,7 @@ impl PageFinding {
     fn encode(&self, out: &mut Vec<u8>) {
         let (what, stored, computed) = match self.fault {
             PageFault::Checksum { stored, computed } => (1, stored, computed),
-            PageFault::Reported => (2, 0, 0),
+            PageFault::Reported => (3, 0, 0),
         };
         self.path.encode(out);
         out.put_u64(self.block);
@@ -50,7 +50,7 @@ impl PageFinding {
         let (stored, computed) = (input.u16()?, input.u16()?);
         let fault = match what {
             1 => PageFault::Checksum { stored, computed },
-            2 => PageFault::Reported,
+            3 => PageFault::Reported,
             other => return Err(Malformed(format!("{other} is no kind of finding"))),
         };
         Ok(Self { path, block, fault })

@@ -222,10 +222,7 @@ impl Shared {
         relation: Option<RelationFile>,
         files: &mut ReplicaFiles<'_>,
     ) -> anyhow::Result<usize> {
-        let length = match fill(file, at, piece) {
-            Ok(length) => length,
-            Err(error) => return Err(unreadable(file, at, piece, self.block_size, error)),
-        };
+        let length = read(file, at, piece, self.block_size)?;
         let bytes = piece.get_mut(..length).unwrap_or_default();
         Ok(self.verified(file, at, bytes, relation, files)?)
     }
@@ -280,24 +277,32 @@ fn open(place: &Path, root: Root) -> io::Result<Option<File>> {
     }
 }
 
-/// Why a piece cannot be read, and which block of the file is the first that cannot. It ends the backup: nothing may stand in its
-/// place, since to PostgreSQL zeros are an empty page, and to it the rows of that page were never there.
-fn unreadable(file: &File, at: u64, piece: &mut [u8], block_size: usize, error: io::Error) -> anyhow::Error {
-    if Errno::from_io_error(&error) != Some(Errno::IO) {
-        return error.into();
+/// Fills `piece` from a file. What the disk could not read is read once more, block by block: one that it cannot read then ends the backup.
+/// Nothing may stand in its place. To PostgreSQL zeros are an empty page, as if the rows of that block had never been there.
+fn read(file: &File, at: u64, piece: &mut [u8], block_size: usize) -> anyhow::Result<usize> {
+    match fill(file, at, piece) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {}
+        read => return Ok(read?),
     }
-    let size = u64::try_from(block_size).unwrap_or(u64::MAX);
-    let offsets = (0..).map(|n| at.saturating_add(size.saturating_mul(n)));
-    let mut blocks = offsets.zip(piece.chunks_mut(block_size));
-    let first = blocks.find_map(|(offset, block)| fill(file, offset, block).is_err().then_some(offset));
-    // A second look may succeed: disks try again by themselves.
-    let offset = first.unwrap_or(at);
+    let mut length = 0;
+    for block in piece.chunks_mut(block_size) {
+        let offset = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        let got = fill(file, offset, block).map_err(|error| unreadable(offset, block_size, &error))?;
+        length += got;
+        if got < block.len() {
+            break;
+        }
+    }
+    Ok(length)
+}
+
+fn unreadable(offset: u64, block_size: usize, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!(
         "block {}, at byte {offset}: {error}\nDETAIL: The storage under the data directory does not return this block. A backup \
          without it would restore without its rows, so none was taken. Earlier backups and the archived WAL are not affected.\nHINT: \
          The kernel's log says more of the storage. Fail over to a standby or restore to other storage (\"restore-agent \
          restore\"), then back that up.",
-        offset / size.max(1)
+        offset / u64::try_from(block_size).unwrap_or(u64::MAX).max(1)
     )
 }
 
