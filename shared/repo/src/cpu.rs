@@ -52,7 +52,7 @@ pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
         tokio::task::spawn_blocking(work).await.map_err(|_| ended())
     };
     // It waits for the core in a task of its own. The caller's future may not be polled for a while, where it is one of several that are
-    // read ahead: it would be given a core that it does not use, and whoever reads them may wait for that core.
+    // read ahead: it would be given a core that it does not use, and their reader may wait for that core.
     AbortOnDropHandle::new(tokio::spawn(unit)).await.map_err(|_| ended())?
 }
 

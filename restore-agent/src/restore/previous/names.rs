@@ -109,3 +109,46 @@ pub(super) fn beside(directory: &Path, time: &str) -> PathBuf {
     name.push(format!("{SUFFIX}{time}"));
     PathBuf::from(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use walpoint_base::durable;
+
+    use super::*;
+
+    /// An older one would be taken for the latest, and WAL in this one be left out.
+    #[test]
+    fn the_latest_is_refused_where_its_directories_outside_are_not_known() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let [before, now] = ["before", "now"].map(|name| dir.path().join(name));
+        let (pgdata, space) = (before.join("data"), outside.path().join("space"));
+        for directories in [Vec::new(), vec![(space.clone(), Some("pg_tblspc/1".into()))]] {
+            fs::create_dir_all(pgdata.join("pg_tblspc")).unwrap();
+            fs::create_dir_all(&space).unwrap();
+            symlink(&space, pgdata.join("pg_tblspc/1")).unwrap();
+            Record::plan(&pgdata, directories, None, Timestamp::now()).unwrap().go().unwrap();
+        }
+        assert_eq!(all(&pgdata).unwrap().len(), 2);
+        let newest = latest(&pgdata).unwrap().unwrap().aside;
+        for is_left in [false, true] {
+            durable::rename(&before, &now).unwrap();
+            if is_left {
+                fs::create_dir(&before).unwrap();
+            }
+            let moved = now.join("data");
+            let refused = [latest(&moved).map(drop), all(&moved).map(drop)];
+            for refused in refused.map(|refused| format!("{:#}", refused.unwrap_err())) {
+                let named = now.join(newest.file_name().unwrap());
+                assert!(refused.starts_with(&named.display().to_string()), "{refused}");
+                assert!(refused.contains("Make the data directory reachable"), "{refused}");
+            }
+            if is_left {
+                fs::remove_dir(&before).unwrap();
+            }
+            durable::rename(&now, &before).unwrap();
+            assert_eq!(latest(&pgdata).unwrap().unwrap().aside, newest);
+        }
+    }
+}
